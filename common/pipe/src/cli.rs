@@ -1,0 +1,229 @@
+//! The command-line frame: shared flags, one place for errors and exit codes.
+
+use std::{ffi::OsString, num::NonZeroUsize, ops::Range, path::PathBuf, process::ExitCode, str::FromStr};
+
+use anyhow::{Error, Result, bail, ensure};
+use clap::Parser;
+
+use crate::stop::Stopped;
+
+/// What a tool answers: exit code 0 or 1. Trouble is an `Err`, exit code 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Yes,
+    No,
+}
+
+/// The flags that every tool understands.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Common options")]
+pub struct Common {
+    /// Where to write: a path, or `-` for standard output
+    #[arg(short, long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    /// Where networks run: `cpu`, `cuda` or `cuda:N`
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
+    /// Arithmetic of the networks; the CPU computes in f32
+    #[arg(long, default_value = "f32")]
+    pub dtype: Dtype,
+    /// Worker threads [default: one a core]; no result depends on it
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Seed of every random draw
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Do only the I-th of N contiguous row ranges over all inputs (I from 0); the output is then a folder of parts
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<Shard>,
+    /// No progress, no summary on standard error
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print summaries as JSON, numbers unrounded
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Common {
+    /// The output path, or an error that says which flag is missing.
+    pub fn output(&self) -> Result<&PathBuf> {
+        match &self.output {
+            Some(path) => Ok(path),
+            None => bail!("no output was named; add `-o PATH`, or `-o -` to write to a pipe"),
+        }
+    }
+
+    /// For tools whose work does not split by rows.
+    pub fn refuse_shard(&self, why: &str) -> Result<()> {
+        ensure!(self.shard.is_none(), "--shard cannot be used here: {why}");
+        Ok(())
+    }
+
+    /// A message for a person, on standard error, unless `-q`.
+    pub fn say(&self, message: impl std::fmt::Display) {
+        if !self.quiet {
+            // A closed standard error is no reason to fail.
+            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{message}\n"));
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Cpu,
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.split_once(':') {
+            None if s == "cpu" => Ok(Device::Cpu),
+            None if s == "cuda" => Ok(Device::Cuda(0)),
+            Some(("cuda", n)) => {
+                n.parse().map(Device::Cuda).map_err(|_| format!("'{n}' is not the number of a CUDA device"))
+            }
+            _ => Err("expected `cpu`, `cuda` or `cuda:N`".into()),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Dtype {
+    F32,
+    Bf16,
+    F16,
+}
+
+/// The `index`-th of `count` contiguous row ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    pub index: usize,
+    pub count: usize,
+}
+
+impl Shard {
+    /// The rows of this shard out of `rows`: sizes differ by at most one, nothing is lost.
+    pub fn range(&self, rows: usize) -> Range<usize> {
+        let cut = |i: usize| (rows as u128 * i as u128 / self.count as u128) as usize;
+        cut(self.index)..cut(self.index + 1)
+    }
+
+    /// `part-00002-of-00008.parquet`: the total is in the name, so that a missing part is seen.
+    pub fn file_name(&self) -> String {
+        format!("part-{:05}-of-{:05}.parquet", self.index, self.count)
+    }
+}
+
+impl FromStr for Shard {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let parse = |x: &str| x.parse::<usize>().ok();
+        match s.split_once('/').map(|(i, n)| (parse(i), parse(n))) {
+            Some((Some(index), Some(count))) if index < count => Ok(Shard { index, count }),
+            _ => Err(format!("'{s}' is not I/N with I from 0 to N-1")),
+        }
+    }
+}
+
+/// Parses the command line, runs the tool, and turns its result into an exit code:
+/// 0 done, 1 the answer is no, 2 trouble. A reader that closed the pipe early got what it wanted: 0, silently.
+pub fn run<A: Parser>(tool: &str, body: impl FnOnce(A) -> Result<Answer>) -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().map(dashes).collect();
+    if let Some(threads) = threads_of(&args) {
+        // Rayon and candle both read this variable, once, when first used.
+        // SAFETY: nothing else has started a thread yet.
+        unsafe { std::env::set_var("RAYON_NUM_THREADS", threads) };
+    }
+    match body(A::parse_from(args)) {
+        Ok(Answer::Yes) => ExitCode::from(0),
+        Ok(Answer::No) => ExitCode::from(1),
+        Err(error) if is_broken_pipe(&error) => ExitCode::from(0),
+        Err(error) if error.is::<Stopped>() => {
+            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{tool}: {error}\n"));
+            ExitCode::from(128 + error.downcast_ref::<Stopped>().map_or(0, |s| s.0))
+        }
+        Err(error) => {
+            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{tool}: {}\n", sentence(&error)));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// `--max_train_steps` and `--max-train-steps` are the same flag, so that a Diffusion-DPO launch line can be pasted.
+fn dashes(arg: OsString) -> OsString {
+    let Some(text) = arg.to_str().filter(|t| t.starts_with("--") && t.len() > 2) else { return arg };
+    match text.split_once('=') {
+        Some((flag, value)) => format!("{}={value}", flag.replace('_', "-")).into(),
+        None => text.replace('_', "-").into(),
+    }
+}
+
+fn threads_of(args: &[OsString]) -> Option<String> {
+    let mut args = args.iter().filter_map(|a| a.to_str());
+    while let Some(arg) = args.next() {
+        let value = match arg.split_once('=') {
+            Some(("--threads", value)) => Some(value),
+            _ if arg == "--threads" => args.next(),
+            _ => None,
+        };
+        if let Some(value) = value.filter(|v| v.parse::<NonZeroUsize>().is_ok()) {
+            return Some(value.to_owned());
+        }
+    }
+    None
+}
+
+/// The whole chain of causes on one line, without the repetitions that wrapped errors bring.
+fn sentence(error: &Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string().replace('\n', " ");
+        if !text.contains(&cause) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+/// Arrow and Parquet wrap I/O errors, some of them as text only.
+pub fn is_broken_pipe(error: &Error) -> bool {
+    error.chain().any(|cause| {
+        let kind = match cause.downcast_ref::<std::io::Error>() {
+            Some(io) => Some(io.kind()),
+            None => match cause.downcast_ref::<arrow::error::ArrowError>() {
+                Some(arrow::error::ArrowError::IoError(_, io)) => Some(io.kind()),
+                _ => None,
+            },
+        };
+        kind == Some(std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_tile_the_rows() {
+        for (rows, count) in [(0, 3), (1, 3), (7, 3), (100, 7), (5, 8)] {
+            let mut next = 0;
+            for index in 0..count {
+                let range = Shard { index, count }.range(rows);
+                assert_eq!(range.start, next);
+                next = range.end;
+            }
+            assert_eq!(next, rows);
+        }
+    }
+
+    #[test]
+    fn underscores_in_flags_only() {
+        assert_eq!(dashes("--max_train_steps=a_b".into()), OsString::from("--max-train-steps=a_b"));
+        assert_eq!(dashes("out_dir".into()), OsString::from("out_dir"));
+        assert_eq!(dashes("--".into()), OsString::from("--"));
+    }
+}

@@ -1,0 +1,126 @@
+//! Columns out of batches that came from pyarrow, polars or us: one type each, and errors that name file, column and row.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use arrow::{
+    array::{Array, ArrayRef, AsArray, BinaryArray, Float32Array, RecordBatch, StringArray, StructArray},
+    compute::cast,
+    datatypes::DataType,
+};
+
+/// Some consecutive rows of a table.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    /// The file the rows came from, for messages.
+    pub table: Arc<str>,
+    /// Number of the first row in that file, from 0.
+    pub first: usize,
+    pub batch: RecordBatch,
+}
+
+impl Rows {
+    pub fn len(&self) -> usize {
+        self.batch.num_rows()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// "pairs.parquet, row 17 (from 0)".
+    pub fn at(&self, i: usize) -> String {
+        format!("{}, row {} (from 0)", self.table, self.first + i)
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.batch.column_by_name(name).is_some()
+    }
+
+    fn column(&self, name: &str) -> Result<&ArrayRef> {
+        self.batch.column_by_name(name).with_context(|| {
+            let found: Vec<_> = self.batch.schema_ref().fields().iter().map(|f| f.name().as_str()).collect();
+            format!("{}: column '{name}' is missing (found: {})", self.table, found.join(", "))
+        })
+    }
+
+    fn cast(&self, name: &str, to: &DataType) -> Result<ArrayRef> {
+        let column = self.column(name)?;
+        cast(column, to).with_context(|| {
+            format!("{}: column '{name}' is {}, which does not read as {to}", self.table, column.data_type())
+        })
+    }
+
+    /// A text column; nulls stay null.
+    pub fn text_or_null(&self, name: &str) -> Result<StringArray> {
+        let kind = self.column(name)?.data_type();
+        let textual = matches!(
+            kind,
+            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Dictionary(..) | DataType::Null
+        ) || kind.is_integer();
+        ensure!(textual, "{}: column '{name}' is {kind}, expected text", self.table);
+        Ok(self.cast(name, &DataType::Utf8)?.as_string::<i32>().clone())
+    }
+
+    /// A text column without nulls.
+    pub fn text(&self, name: &str) -> Result<StringArray> {
+        let column = self.text_or_null(name)?;
+        self.refuse_null(name, &column)?;
+        Ok(column)
+    }
+
+    /// A text column, or all nulls where the table has none.
+    pub fn text_if_there(&self, name: &str) -> Result<StringArray> {
+        if self.has(name) { self.text_or_null(name) } else { Ok(StringArray::new_null(self.len())) }
+    }
+
+    /// A numeric column as f32; nulls stay null.
+    pub fn f32_or_null(&self, name: &str) -> Result<Float32Array> {
+        let kind = self.column(name)?.data_type();
+        ensure!(
+            kind.is_numeric() || *kind == DataType::Null,
+            "{}: column '{name}' is {kind}, expected numbers",
+            self.table
+        );
+        Ok(self.cast(name, &DataType::Float32)?.as_primitive().clone())
+    }
+
+    /// A numeric column as f32 without nulls.
+    pub fn f32(&self, name: &str) -> Result<Float32Array> {
+        let column = self.f32_or_null(name)?;
+        self.refuse_null(name, &column)?;
+        Ok(column)
+    }
+
+    /// Image bytes: a binary column, or Hugging Face's struct {bytes, path}. Nulls stay null.
+    pub fn bytes(&self, name: &str) -> Result<BinaryArray> {
+        let column = self.column(name)?;
+        let inner = match column.as_any().downcast_ref::<StructArray>() {
+            Some(image) => match image.column_by_name("bytes") {
+                Some(bytes) => bytes.clone(),
+                None => bail!("{}: column '{name}' is a struct without a field 'bytes'", self.table),
+            },
+            None => column.clone(),
+        };
+        let kind = inner.data_type().clone();
+        let binary = matches!(
+            kind,
+            DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_)
+        );
+        ensure!(binary, "{}: column '{name}' is {kind}, expected image bytes", self.table);
+        let cast = cast(&inner, &DataType::Binary).with_context(|| format!("{}: column '{name}'", self.table))?;
+        Ok(cast.as_binary::<i32>().clone())
+    }
+
+    fn refuse_null(&self, name: &str, column: &dyn Array) -> Result<()> {
+        match (0..column.len()).find(|&i| column.is_null(i)) {
+            Some(i) => bail!("{}: column '{name}' is null; every row needs one", self.at(i)),
+            None => Ok(()),
+        }
+    }
+
+    /// Rows `offset..offset + len` of these.
+    pub fn slice(&self, offset: usize, len: usize) -> Self {
+        Self { table: self.table.clone(), first: self.first + offset, batch: self.batch.slice(offset, len) }
+    }
+}

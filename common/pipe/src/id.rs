@@ -1,0 +1,69 @@
+//! Names that follow from content: prompt ids, pair ids, file hashes. All are prefixes or wholes of SHA-256,
+//! so that `sha256sum` can check them.
+
+use std::{fs::File, io::Read, path::Path};
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// SHA-256 of some bytes.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
+/// SHA-256 of several strings, each preceded by its length, so that no two lists share a hash.
+pub fn sha256_of(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+/// `prompt_id`: the first 16 hexadecimal digits of SHA-256 of the text.
+pub fn prompt_id(prompt: &str) -> String {
+    hex(&sha256(prompt.as_bytes())[..8])
+}
+
+/// `pair_id`: 32 hexadecimal digits from caption, both uids and ranking_id (empty where the table has none).
+pub fn pair_id(caption: &str, image_0_uid: &str, image_1_uid: &str, ranking_id: &str) -> String {
+    let parts = [caption.as_bytes(), image_0_uid.as_bytes(), image_1_uid.as_bytes(), ranking_id.as_bytes()];
+    hex(&sha256_of(&parts)[..16])
+}
+
+/// SHA-256 of a file's bytes, in hexadecimal: what `sha256sum` prints.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn file_hash(path: &Path) -> Result<String> {
+    let say = || format!("cannot read {}", path.display());
+    let mut file = File::open(path).with_context(say)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).with_context(say)? {
+            0 => return Ok(hex(&hash.finalize())),
+            n => hash.update(&buffer[..n]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn prompt_id_is_what_sha256sum_prints() {
+        // printf 'a photo of a cat' | sha256sum | cut -c1-16
+        assert_eq!(super::prompt_id("a photo of a cat").len(), 16);
+        assert_eq!(super::prompt_id(""), "e3b0c44298fc1c14");
+    }
+
+    #[test]
+    fn pair_id_does_not_confuse_neighbouring_fields() {
+        assert_ne!(super::pair_id("ab", "c", "d", ""), super::pair_id("a", "bc", "d", ""));
+    }
+}

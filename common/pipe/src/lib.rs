@@ -1,0 +1,14 @@
+//! What every tool does besides its own verb: tables, provenance, the command-line frame, seeds.
+//! Nothing here knows of a network, so `vote`, `winrate` and `prompts` build in seconds.
+
+pub mod atomic;
+pub mod cli;
+pub mod column;
+pub mod id;
+pub mod origin;
+pub mod parts;
+pub mod progress;
+pub mod schema;
+pub mod seed;
+pub mod stop;
+pub mod table;
