@@ -1,0 +1,383 @@
+//! 2-D convolution: patches are laid out as columns of a matrix (im2col), and matrix products do the rest.
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::{Mat, Shared, gemm, has_kernel, values, with_values};
+
+/// `x` (B, C, H, W), `weight` (O, C, k, k), `bias` (O) -> (B, O, H', W').
+///
+/// # Errors
+/// Channels that do not fit the weight; an input smaller than the kernel.
+pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
+    let ((_, c, h, w), (_, cw, k, kw)) = (x.dims4()?, weight.dims4()?);
+    if c != cw || k != kw || h + 2 * padding < k || w + 2 * padding < k {
+        bail!("conv2d: input {:?} does not fit the weight {:?}", x.shape(), weight.shape())
+    }
+    if has_kernel(x) {
+        return x.contiguous()?.apply_op3(&weight.contiguous()?, bias, Conv { stride, padding });
+    }
+    x.conv2d(weight, padding, stride, 1, 1)?.broadcast_add(&bias.reshape((1, (), 1, 1))?)
+}
+
+struct Conv {
+    stride: usize,
+    padding: usize,
+}
+
+/// Columns a matrix product takes at a time: enough to pay for packing the weight, few enough for the cache.
+const TILE: usize = 512;
+/// Small images are grouped until a product has about this many columns.
+const GROUP: usize = 256;
+/// Floats of scratch space a task may fill with columns.
+const SCRATCH: usize = 1 << 20;
+
+/// Sizes of one call.
+#[derive(Clone, Copy)]
+struct Geometry {
+    batch: usize,
+    c: usize,
+    h: usize,
+    w: usize,
+    o: usize,
+    k: usize,
+    oh: usize,
+    ow: usize,
+    stride: usize,
+    padding: usize,
+}
+
+impl Geometry {
+    fn new(x: &[usize], weight: &[usize], conv: &Conv) -> Self {
+        let (k, stride, padding) = (weight[2], conv.stride, conv.padding);
+        let out = |n: usize| (n + 2 * padding - k) / stride + 1;
+        let (batch, c, h, w) = (x[0], x[1], x[2], x[3]);
+        Self { batch, c, h, w, o: weight[0], k, oh: out(h), ow: out(w), stride, padding }
+    }
+
+    /// Output pixels an image.
+    fn pixels(&self) -> usize {
+        self.oh * self.ow
+    }
+
+    /// Rows of the column matrix a channel.
+    fn taps(&self) -> usize {
+        self.k * self.k
+    }
+
+    /// Images a product takes together.
+    fn group(&self) -> usize {
+        GROUP.div_ceil(self.pixels()).min(self.batch).max(1)
+    }
+
+    /// Output rows a tile of one large image takes.
+    fn tile_rows(&self) -> usize {
+        (TILE / self.ow).clamp(1, self.oh)
+    }
+
+    /// Whether columns are the pixels themselves.
+    fn is_pointwise(&self) -> bool {
+        self.k == 1 && self.stride == 1 && self.padding == 0
+    }
+
+    /// The input positions that output positions `0..out` see through tap `tap`: the first and one past the last output
+    /// position inside the image, and the input position of output 0 (which may lie outside).
+    fn span(&self, tap: usize, out: usize, len: usize) -> (usize, usize, isize) {
+        let start = tap as isize - self.padding as isize;
+        let first = if start < 0 { (-start as usize).div_ceil(self.stride) } else { 0 };
+        let room = len as isize - start;
+        let end = if room <= 0 { 0 } else { (room as usize).div_ceil(self.stride) };
+        (first.min(out), end.clamp(first.min(out), out), start)
+    }
+
+    /// Columns of channels `channels` and output rows `rows` of one image `x` (C, H, W), written at column `at` of `col`,
+    /// whose rows are `width` long.
+    fn im2col(
+        &self,
+        col: &mut [f32],
+        width: usize,
+        at: usize,
+        x: &[f32],
+        channels: std::ops::Range<usize>,
+        rows: std::ops::Range<usize>,
+    ) {
+        let mut line = 0;
+        for c in channels {
+            let plane = &x[c * self.h * self.w..(c + 1) * self.h * self.w];
+            for ky in 0..self.k {
+                for kx in 0..self.k {
+                    let (first, end, start) = self.span(kx, self.ow, self.w);
+                    let target = &mut col[line * width + at..line * width + at + rows.len() * self.ow];
+                    line += 1;
+                    for (oy, target) in rows.clone().zip(target.chunks_exact_mut(self.ow)) {
+                        let iy = (oy * self.stride + ky) as isize - self.padding as isize;
+                        if iy < 0 || iy >= self.h as isize {
+                            target.fill(0.0);
+                            continue;
+                        }
+                        let source = &plane[iy as usize * self.w..(iy as usize + 1) * self.w];
+                        target[..first].fill(0.0);
+                        target[end..].fill(0.0);
+                        if first < end {
+                            let from = (start + (first * self.stride) as isize) as usize;
+                            if self.stride == 1 {
+                                target[first..end].copy_from_slice(&source[from..from + end - first]);
+                            } else {
+                                let seen = source[from..].iter().step_by(self.stride);
+                                target[first..end].iter_mut().zip(seen).for_each(|(t, s)| *t = *s);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The reverse: columns at `at` added to the pixels of `channels` planes `gx`.
+    fn col2im(&self, gx: &mut [f32], col: &[f32], width: usize, at: usize, channels: usize) {
+        let mut line = 0;
+        for c in 0..channels {
+            let plane = &mut gx[c * self.h * self.w..(c + 1) * self.h * self.w];
+            for ky in 0..self.k {
+                for kx in 0..self.k {
+                    let (first, end, start) = self.span(kx, self.ow, self.w);
+                    let source = &col[line * width + at..line * width + at + self.pixels()];
+                    line += 1;
+                    for (oy, source) in source.chunks_exact(self.ow).enumerate() {
+                        let iy = (oy * self.stride + ky) as isize - self.padding as isize;
+                        if iy < 0 || iy >= self.h as isize || first >= end {
+                            continue;
+                        }
+                        let from = (start + (first * self.stride) as isize) as usize;
+                        let target = &mut plane[iy as usize * self.w..(iy as usize + 1) * self.w][from..];
+                        if self.stride == 1 {
+                            target.iter_mut().zip(&source[first..end]).for_each(|(t, s)| *t += s);
+                        } else {
+                            let seen = target.iter_mut().step_by(self.stride);
+                            seen.zip(&source[first..end]).for_each(|(t, s)| *t += s);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Images of at least `GROUP` pixels, tile by tile: the product writes straight into the output.
+    fn forward_large(&self, y: &mut [f32], x: &[f32], w: &[f32], b: &[f32]) {
+        let (pixels, rows) = (self.pixels(), self.tile_rows());
+        let tiles = self.oh.div_ceil(rows);
+        let shared = Shared::new(y);
+        (0..self.batch * tiles).into_par_iter().for_each_init(Vec::new, |col, task| {
+            let (image, tile) = (task / tiles, task % tiles);
+            let span = tile * rows..((tile + 1) * rows).min(self.oh);
+            let (at, width) = (span.start * self.ow, span.len() * self.ow);
+            let x = &x[image * self.c * self.h * self.w..(image + 1) * self.c * self.h * self.w];
+            // SAFETY: a task writes columns at..at + width of each output plane of its image.
+            let y = unsafe { shared.slice(image * self.o * pixels + at, (self.o - 1) * pixels + width) };
+            y.chunks_mut(pixels).zip(b).for_each(|(y, b)| y[..width].fill(*b));
+            let depth = self.c * self.taps();
+            let weight = Mat::new(w, depth);
+            if self.is_pointwise() {
+                gemm(self.o, width, depth, y, pixels, true, 1.0, weight, Mat::new(&x[at..], pixels));
+            } else {
+                col.resize(depth * width, 0.0);
+                self.im2col(col, width, 0, x, 0..self.c, span);
+                gemm(self.o, width, depth, y, pixels, true, 1.0, weight, Mat::new(col, width));
+            }
+        });
+    }
+
+    /// Small images, several a product; results are copied to their places.
+    fn forward_small(&self, y: &mut [f32], x: &[f32], w: &[f32], b: &[f32]) {
+        let (pixels, group) = (self.pixels(), self.group());
+        let depth = self.c * self.taps();
+        let (image_in, image_out) = (self.c * self.h * self.w, self.o * pixels);
+        let tasks = y.par_chunks_mut(group * image_out).zip(x.par_chunks(group * image_in));
+        tasks.for_each_init(
+            || (vec![0f32; depth * group * pixels], vec![0f32; self.o * group * pixels]),
+            |(col, out), (y, x)| {
+                let width = x.len() / image_in * pixels;
+                for (i, x) in x.chunks_exact(image_in).enumerate() {
+                    self.im2col(col, width, i * pixels, x, 0..self.c, 0..self.oh);
+                }
+                gemm(self.o, width, depth, out, width, false, 1.0, Mat::new(w, depth), Mat::new(col, width));
+                for (i, y) in y.chunks_exact_mut(image_out).enumerate() {
+                    for (o, y) in y.chunks_exact_mut(pixels).enumerate() {
+                        let out = &out[o * width + i * pixels..o * width + (i + 1) * pixels];
+                        y.iter_mut().zip(out).for_each(|(y, out)| *y = out + b[o]);
+                    }
+                }
+            },
+        );
+    }
+
+    /// gy (B, O, P) -> for each group of images (O, images * P).
+    fn grouped(&self, gy: &[f32]) -> Vec<f32> {
+        let (pixels, group) = (self.pixels(), self.group());
+        let size = group * self.o * pixels;
+        let mut out = vec![0f32; gy.len()];
+        out.par_chunks_mut(size).zip(gy.par_chunks(size)).for_each(|(out, gy)| {
+            let width = gy.len() / self.o;
+            for (i, image) in gy.chunks_exact(self.o * pixels).enumerate() {
+                for (o, gy) in image.chunks_exact(pixels).enumerate() {
+                    out[o * width + i * pixels..o * width + (i + 1) * pixels].copy_from_slice(gy);
+                }
+            }
+        });
+        out
+    }
+
+    /// dx = col2im(W^T dy), a task a group of images and a block of channels.
+    fn grad_input(&self, w: &[f32], grouped: &[f32]) -> Vec<f32> {
+        let (pixels, group, taps) = (self.pixels(), self.group(), self.taps());
+        let (full, depth) = (group * pixels, self.c * taps);
+        let block = (SCRATCH / (taps * full)).clamp(1, self.c);
+        let blocks = self.c.div_ceil(block);
+        let image = self.c * self.h * self.w;
+        let mut gx = vec![0f32; self.batch * image];
+        let shared = Shared::new(&mut gx);
+        (0..self.batch.div_ceil(group) * blocks).into_par_iter().for_each_init(
+            || vec![0f32; block * taps * full],
+            |col, task| {
+                let (g, first) = (task / blocks, task % blocks * block);
+                let channels = block.min(self.c - first);
+                let images = group.min(self.batch - g * group);
+                let width = images * pixels;
+                let gy = Mat::new(&grouped[g * self.o * full..], width);
+                let w = Mat::new(&w[first * taps..], depth).t(); // (channels * taps, O)
+                gemm(channels * taps, width, self.o, col, width, false, 1.0, w, gy);
+                for i in 0..images {
+                    let at = (g * group + i) * image + first * self.h * self.w;
+                    // SAFETY: a task writes its own channels of its own images.
+                    let gx = unsafe { shared.slice(at, channels * self.h * self.w) };
+                    self.col2im(gx, col, width, i * pixels, channels);
+                }
+            },
+        );
+        gx
+    }
+
+    /// dW = sum over images of dy col^T, a task a block of input channels over all images in order.
+    fn grad_weight(&self, x: &[f32], grouped: &[f32]) -> Vec<f32> {
+        let (pixels, group, taps) = (self.pixels(), self.group(), self.taps());
+        let (full, depth) = (group * pixels, self.c * taps);
+        // Large images go through in row tiles, so that the columns stay small.
+        let rows = if group > 1 { self.oh } else { self.tile_rows() };
+        let block = self.c.div_ceil(8).max(4).min(self.c);
+        let image = self.c * self.h * self.w;
+        let mut gw = vec![0f32; self.o * depth];
+        let shared = Shared::new(&mut gw);
+        (0..self.c.div_ceil(block)).into_par_iter().for_each_init(
+            || vec![0f32; block * taps * group * rows * self.ow],
+            |col, task| {
+                let channels = task * block..((task + 1) * block).min(self.c);
+                let lines = channels.len() * taps;
+                // SAFETY: a task writes its own columns of dW.
+                let gw = unsafe { shared.slice(channels.start * taps, (self.o - 1) * depth + lines) };
+                for (gy, images) in grouped.chunks(self.o * full).zip(x.chunks(group * image)) {
+                    let width = gy.len() / self.o;
+                    for from in (0..self.oh).step_by(rows) {
+                        let span = from..(from + rows).min(self.oh);
+                        let columns = images.len() / image * span.len() * self.ow;
+                        for (i, x) in images.chunks_exact(image).enumerate() {
+                            self.im2col(col, columns, i * pixels, x, channels.clone(), span.clone());
+                        }
+                        let gy = Mat::new(&gy[from * self.ow..], width); // (O, columns)
+                        gemm(self.o, lines, columns, gw, depth, true, 1.0, gy, Mat::new(col, columns).t());
+                    }
+                }
+            },
+        );
+        gw
+    }
+}
+
+impl CustomOp3 for Conv {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, w, b) = (values(x, lx)?, values(w, lw)?, values(b, lb)?);
+        let g = Geometry::new(lx.dims(), lw.dims(), self);
+        let mut y = vec![0f32; g.batch * g.o * g.pixels()];
+        if g.pixels() >= GROUP {
+            g.forward_large(&mut y, x, w, b);
+        } else {
+            g.forward_small(&mut y, x, w, b);
+        }
+        Ok((CpuStorage::F32(y), (g.batch, g.o, g.oh, g.ow).into()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _y: &Tensor,
+        gy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let g = Geometry::new(x.dims(), w.dims(), self);
+        let (gx, gw, gb) = with_values([x, w, gy], |[vx, vw, gy]| {
+            let grouped = if g.group() > 1 { g.grouped(gy) } else { vec![] };
+            let grouped = if g.group() > 1 { &grouped[..] } else { gy };
+            let gb = b.track_op().then(|| {
+                let mut gb = vec![0f32; g.o];
+                for image in gy.chunks_exact(g.o * g.pixels()) {
+                    gb.iter_mut().zip(image.chunks_exact(g.pixels())).for_each(|(gb, gy)| *gb += super::math::sum(gy));
+                }
+                gb
+            });
+            (x.track_op().then(|| g.grad_input(vw, grouped)), w.track_op().then(|| g.grad_weight(vx, grouped)), gb)
+        })?;
+        let give = |g: Option<Vec<f32>>, like: &Tensor| {
+            g.map(|g| Tensor::from_vec(g, like.shape(), like.device())).transpose()
+        };
+        Ok((give(gx, x)?, give(gw, w)?, give(gb, b)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::{same, var};
+    use super::*;
+
+    #[test]
+    fn convolution_equals_candles() {
+        // (batch, in, height, width, out, kernel, stride, padding): small and large images, odd sizes, all the UNet's forms
+        let cases = [
+            (2, 3, 5, 7, 4, 3, 1, 1),
+            (3, 5, 20, 18, 6, 3, 1, 1),
+            (5, 4, 8, 8, 7, 3, 2, 1),
+            (2, 9, 6, 6, 3, 1, 1, 0),
+            (2, 6, 33, 33, 2, 3, 2, 0),
+            (1, 20, 40, 24, 5, 1, 1, 0),
+        ];
+        for (b, c, h, w, o, k, stride, padding) in cases {
+            let (x, weight, bias) = (var(&[b, c, h, w], 1), var(&[o, c, k, k], 2), var(&[o], 3));
+            let ours = conv2d(&x, &weight, &bias, stride, padding).unwrap();
+            let theirs = x.conv2d(&weight, padding, stride, 1, 1).unwrap();
+            let theirs = theirs.broadcast_add(&bias.reshape((1, o, 1, 1)).unwrap()).unwrap();
+            same(&[&x, &weight, &bias], &ours, &theirs);
+        }
+    }
+
+    #[test]
+    fn an_image_meets_the_same_arithmetic_in_every_batch() {
+        let (x, weight, bias) = (var(&[7, 5, 6, 6], 1), var(&[4, 5, 3, 3], 2), var(&[4], 3));
+        let all = conv2d(&x, &weight, &bias, 1, 1).unwrap().detach();
+        for (from, n) in [(0, 1), (2, 3), (6, 1)] {
+            let some = conv2d(&x.narrow(0, from, n).unwrap(), &weight, &bias, 1, 1).unwrap();
+            let gap = (some - all.narrow(0, from, n).unwrap()).unwrap().abs().unwrap().max_all().unwrap();
+            assert_eq!(gap.to_scalar::<f32>().unwrap(), 0.0);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! y = x W^T + b over the last dimension.
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::{Mat, gemm, has_kernel, values, with_values};
+
+/// Rows that one task multiplies at a time. Rows of different sequences never share a block.
+const ROWS: usize = 128;
+
+/// `x` (..., rows, in), `weight` (out, in) or (out, in, 1, 1) as a 1x1 convolution stores it, `bias` (out) -> (..., rows, out).
+///
+/// # Errors
+/// The last dimension of `x` is not `in`.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (out, inner) = (weight.dim(0)?, weight.elem_count() / weight.dim(0)?);
+    let weight = if weight.rank() == 2 { weight.clone() } else { weight.reshape((out, inner))? };
+    if x.dim(x.rank() - 1)? != inner {
+        bail!("linear: input {:?} does not fit the weight {:?}", x.shape(), weight.shape())
+    }
+    if !has_kernel(x) {
+        let y = x.broadcast_matmul(&weight.t()?)?;
+        return bias.map_or(Ok(y.clone()), |b| y.broadcast_add(b));
+    }
+    // Without a bias the third operand is empty.
+    let none = Tensor::zeros(0, x.dtype(), x.device())?;
+    x.contiguous()?.apply_op3(&weight.contiguous()?, bias.unwrap_or(&none), Linear)
+}
+
+struct Linear;
+
+/// (sequences, rows a sequence, in)
+fn rows_of(dims: &[usize]) -> (usize, usize) {
+    match dims {
+        [.., rows, inner] => (*rows, *inner),
+        [inner] => (1, *inner),
+        [] => (1, 1),
+    }
+}
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, w, b) = (values(x, lx)?, values(w, lw)?, values(b, lb)?);
+        let (rows, inner) = rows_of(lx.dims());
+        let out = lw.dims()[0];
+        let mut dims = lx.dims().to_vec();
+        dims.pop();
+        dims.push(out);
+        let mut y = vec![0f32; x.len() / inner * out];
+        // A task is a block of rows of one sequence.
+        let y_seq = y.par_chunks_mut((rows * out).max(1));
+        y_seq.zip(x.par_chunks((rows * inner).max(1))).for_each(|(y, x)| {
+            y.par_chunks_mut(ROWS * out).zip(x.par_chunks(ROWS * inner)).for_each(|(y, x)| {
+                let n = x.len() / inner;
+                if !b.is_empty() {
+                    y.chunks_exact_mut(out).for_each(|row| row.copy_from_slice(b));
+                }
+                gemm(n, out, inner, y, out, !b.is_empty(), 1.0, Mat::new(x, inner), Mat::new(w, inner).t());
+            });
+        });
+        Ok((CpuStorage::F32(y), dims.into()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _y: &Tensor,
+        gy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (out, inner) = w.dims2()?;
+        let device = x.device();
+        let gx = if x.track_op() {
+            let gx = with_values([w, gy], |[w, gy]| {
+                let mut gx = vec![0f32; gy.len() / out * inner];
+                gx.par_chunks_mut(ROWS * inner).zip(gy.par_chunks(ROWS * out)).for_each(|(gx, gy)| {
+                    let n = gy.len() / out;
+                    gemm(n, inner, out, gx, inner, false, 1.0, Mat::new(gy, out), Mat::new(w, inner));
+                });
+                gx
+            })?;
+            Some(Tensor::from_vec(gx, x.shape(), device)?)
+        } else {
+            None
+        };
+        let gw = if w.track_op() {
+            let gw = with_values([x, gy], |[x, gy]| {
+                let rows = gy.len() / out;
+                let mut gw = vec![0f32; out * inner];
+                // A task is a block of output features, over all rows in order.
+                let block = out.div_ceil(8).next_multiple_of(16);
+                gw.par_chunks_mut(block * inner).enumerate().for_each(|(i, gw)| {
+                    let n = gw.len() / inner;
+                    let gy = Mat::new(&gy[i * block..], out).t(); // (n, rows)
+                    gemm(n, inner, rows, gw, inner, false, 1.0, gy, Mat::new(x, inner));
+                });
+                gw
+            })?;
+            Some(Tensor::from_vec(gw, w.shape(), device)?)
+        } else {
+            None
+        };
+        let gb = if b.track_op() {
+            let gb = with_values([gy], |[gy]| {
+                let mut gb = vec![0f32; out];
+                // Partial sums over blocks of rows keep the rounding small.
+                for block in gy.chunks(ROWS * out) {
+                    let mut part = vec![0f32; out];
+                    block.chunks_exact(out).for_each(|row| part.iter_mut().zip(row).for_each(|(p, g)| *p += g));
+                    gb.iter_mut().zip(&part).for_each(|(g, p)| *g += p);
+                }
+                gb
+            })?;
+            Some(Tensor::from_vec(gb, out, device)?)
+        } else {
+            None
+        };
+        Ok((gx, gw, gb))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::{same, var};
+    use super::*;
+
+    #[test]
+    fn linear_equals_matmul() {
+        for (shape, out) in [(vec![3, 5, 7], 4), (vec![2, 300, 33], 70), (vec![9, 6], 5)] {
+            let (x, w, b) = (var(&shape, 1), var(&[out, *shape.last().unwrap()], 2), var(&[out], 3));
+            let ours = linear(&x, &w, Some(&b)).unwrap();
+            let theirs = x.broadcast_matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
+            same(&[&x, &w, &b], &ours, &theirs);
+        }
+    }
+}
