@@ -1,4 +1,14 @@
 //! Networks on candle that can be trained: Stable Diffusion's UNet, VAE and text encoder, CLIP's two towers, noise
 //! schedules and samplers, optimisers, checkpoints, scorers.
 
+pub mod checkpoint;
+pub mod layers;
+pub mod noise;
 pub mod ops;
+pub mod optim;
+pub mod pickle;
+pub mod text;
+pub mod transformer;
+pub mod unet;
+pub mod vae;
+pub mod vit;

@@ -1,0 +1,129 @@
+//! Cleans a caption as open_clip's tokenizer does: ftfy's `fix_text`, `html.unescape` twice, white space, lower case.
+//!
+//! ftfy's rules and tables are those of version 6.3.1 (Robyn Speer, Apache-2.0).
+
+mod charmaps;
+mod entities;
+mod mojibake;
+
+use std::sync::LazyLock;
+
+use regex::{NoExpand, Regex};
+use tokenizers::NormalizedString;
+
+/// open_clip's `_clean_lower`: what `hps` and `clip` tokenise.
+pub fn open_clip(text: &str) -> String {
+    let text = fix_text(text);
+    let text = entities::unescape(&text);
+    let text = entities::unescape(&text);
+    words(&text).join(" ").to_lowercase()
+}
+
+/// Python's `str.split()`, whose white space includes U+001C to U+001F.
+fn words(text: &str) -> Vec<&str> {
+    let space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
+    text.split(space).filter(|word| !word.is_empty()).collect()
+}
+
+/// ftfy's `fix_text` with its defaults, line by line.
+pub fn fix_text(text: &str) -> String {
+    // Once a `<` was seen the text is taken for HTML and its entities are left alone, to the end.
+    let mut html = false;
+    let mut fixed = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        html |= line.contains('<');
+        fixed += &fix_line(line, html);
+    }
+    fixed
+}
+
+/// ftfy's `fix_and_explain`: all repairs, again until none changes anything.
+fn fix_line(line: &str, html: bool) -> String {
+    let mut text = line.to_owned();
+    loop {
+        let before = text.clone();
+        if !html {
+            text = entities::unescape_strict(&text).into_owned();
+        }
+        // Plain text is by far the most common, and only these two could change it.
+        if text.is_ascii() {
+            text = plain_controls(&text);
+        } else {
+            text = mojibake::fix_encoding(text);
+            text = mojibake::fix_c1_controls(&text);
+            text = typography(&text);
+            text = plain_controls(&text);
+            let mut normalized = NormalizedString::from(text);
+            normalized.nfc();
+            text = normalized.get().to_owned();
+        }
+        // Surrogates, which ftfy also repairs, cannot occur in a Rust string.
+        if text == before {
+            return text;
+        }
+    }
+}
+
+/// Latin ligatures apart, full and half width to normal, curly quotes to straight.
+fn typography(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            'Ĳ' => out += "IJ",
+            'ĳ' => out += "ij",
+            'ŉ' => out += "ʼn",
+            'Ǳ' => out += "DZ",
+            'ǲ' => out += "Dz",
+            'ǳ' => out += "dz",
+            'Ǆ' => out += "DŽ",
+            'ǅ' => out += "Dž",
+            'ǆ' => out += "dž",
+            'Ǉ' => out += "LJ",
+            'ǈ' => out += "Lj",
+            'ǉ' => out += "lj",
+            'Ǌ' => out += "NJ",
+            'ǋ' => out += "Nj",
+            'ǌ' => out += "nj",
+            'ﬀ' => out += "ff",
+            'ﬁ' => out += "fi",
+            'ﬂ' => out += "fl",
+            'ﬃ' => out += "ffi",
+            'ﬄ' => out += "ffl",
+            'ﬅ' => out += "ſt",
+            'ﬆ' => out += "st",
+            '\u{3000}' => out.push(' '),
+            '\u{ff01}'..='\u{ffef}' => {
+                let mut wide = NormalizedString::from(c.to_string());
+                wide.nfkc();
+                out += wide.get();
+            }
+            _ => out.push(c),
+        }
+    }
+    // After the others, whose results may hold quotes.
+    let quotes = |c| match c {
+        '\u{2bc}' | '\u{2018}'..='\u{201b}' => '\'',
+        '\u{201c}'..='\u{201f}' => '"',
+        _ => c,
+    };
+    out.chars().map(quotes).collect()
+}
+
+static TERMINAL: LazyLock<Regex> = LazyLock::new(|| regex(r"\x1b\[[\d;]*[a-zA-Z]"));
+
+/// Line breaks to `\n`, terminal colours and control characters away.
+fn plain_controls(text: &str) -> String {
+    let text = text.replace("\r\n", "\n").replace(['\r', '\u{2028}', '\u{2029}', '\u{85}'], "\n");
+    let control = |c: &char| {
+        matches!(c, '\0'..='\x08' | '\x0b' | '\x0e'..='\x1f' | '\x7f')
+            || matches!(c, '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}')
+    };
+    TERMINAL.replace_all(&text, NoExpand("")).chars().filter(|c| !control(c)).collect()
+}
+
+fn regex(pattern: &str) -> Regex {
+    Regex::new(pattern).unwrap_or_else(|error| unreachable!("a constant pattern: {error}"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,39 @@
+//! Images as the Python peers see them: the same bytes decoded (Pillow), resized (Pillow, torch) and normalised
+//! (transformers, open_clip, torchvision), each step named and exact.
+
+mod decode;
+mod float;
+mod preprocess;
+mod resize;
+
+pub use decode::{MAX_PIXELS, decode};
+pub use float::Antialias;
+pub use preprocess::{
+    CLIP, Normalise, Preprocess, TrainCrop, dpo_train, dpo_train_u8, hf_clip, hf_clip_u8, letterbox, png,
+};
+pub use resize::{Filter, resize};
+
+/// An 8-bit RGB image, rows from the top, pixels interleaved (H, W, 3).
+#[derive(Clone, PartialEq, Eq)]
+pub struct Rgb {
+    pub width: usize,
+    pub height: usize,
+    /// `height * width * 3` bytes.
+    pub data: Vec<u8>,
+}
+
+impl Rgb {
+    /// True where every byte is 0: what a safety checker returns instead of a picture.
+    pub fn is_black(&self) -> bool {
+        self.data.iter().all(|&v| v == 0)
+    }
+}
+
+impl std::fmt::Debug for Rgb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Rgb({}x{})", self.width, self.height)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,188 @@
+//! What each peer feeds its network: the HF CLIP processor, the HPS and CLIP letterbox, Diffusion-DPO's training crop.
+
+use std::io::Cursor;
+
+use anyhow::{Context, Result};
+use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+
+use super::{
+    Rgb,
+    float::{self, Antialias},
+    resize::{Filter, Window, resize_window},
+};
+
+/// (value - mean) / std for each of red, green, blue; values are in [0, 1].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Normalise {
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+}
+
+/// OpenAI's constants, which every published CLIP keeps.
+pub const CLIP: Normalise =
+    Normalise { mean: [0.48145466, 0.4578275, 0.40821073], std: [0.26862954, 0.261_302_6, 0.275_777_1] };
+
+/// A preprocessing, with all that decides its numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Preprocess {
+    /// [`hf_clip`]
+    HfClip { size: usize, crop: usize, normalise: Normalise },
+    /// [`letterbox`]
+    Letterbox { size: usize, normalise: Normalise, antialias: Antialias },
+    /// [`dpo_train`]
+    DpoTrain { resolution: usize },
+}
+
+impl Preprocess {
+    /// A stable name of the arithmetic, for provenance: two equal names give equal numbers.
+    pub fn id(&self) -> String {
+        let constants = |n: &Normalise| match *n == CLIP {
+            true => String::new(),
+            false => format!("/mean={:?}/std={:?}", n.mean, n.std).replace(' ', ""),
+        };
+        match self {
+            Self::HfClip { size, crop, normalise } if size == crop => {
+                format!("hf-clip-430/{size}{}", constants(normalise))
+            }
+            Self::HfClip { size, crop, normalise } => format!("hf-clip-430/{size}/crop={crop}{}", constants(normalise)),
+            Self::Letterbox { size, normalise, antialias } => {
+                let kind = match antialias {
+                    Antialias::On => "antialias",
+                    Antialias::Legacy => "legacy",
+                };
+                format!("letterbox-{kind}/{size}{}", constants(normalise))
+            }
+            Self::DpoTrain { resolution } => format!("dpo-train/{resolution}"),
+        }
+    }
+
+    /// The side of the square that [`Preprocess::apply`] gives.
+    pub fn side(&self) -> usize {
+        match *self {
+            Self::HfClip { crop, .. } => crop,
+            Self::Letterbox { size, .. } => size,
+            Self::DpoTrain { resolution } => resolution,
+        }
+    }
+
+    /// The network's input: (3, side, side) values.
+    pub fn apply(&self, image: &Rgb) -> Vec<f32> {
+        match self {
+            Self::HfClip { size, crop, normalise } => hf_clip(image, *size, *crop, normalise),
+            Self::Letterbox { size, normalise, antialias } => letterbox(image, *size, normalise, *antialias),
+            Self::DpoTrain { resolution } => dpo_train(image, *resolution).0,
+        }
+    }
+}
+
+/// The shorter side becomes `size`, the longer `int(size * long / short)`: transformers and torchvision agree.
+fn shortest_side(image: &Rgb, size: usize) -> (usize, usize) {
+    let (short, long) = (image.width.min(image.height), image.width.max(image.height));
+    let long = ((size * long) as f64 / short as f64) as usize;
+    if image.width <= image.height { (size, long) } else { (long, size) }
+}
+
+/// transformers' CLIPImageProcessor 4.30 before rescaling: bicubic bytes, floor centre crop. (crop, crop, 3) bytes.
+pub fn hf_clip_u8(image: &Rgb, size: usize, crop: usize) -> Rgb {
+    let (width, height) = shortest_side(image, size);
+    // Where the image is smaller than the crop, zeros stand around it (transformers' center_crop).
+    let side = |length: usize| match length.checked_sub(crop) {
+        Some(spare) => (spare / 2, crop, 0),
+        None => (0, length, (crop - length).div_ceil(2)),
+    };
+    let (left, w, pad_left) = side(width);
+    let (top, h, pad_top) = side(height);
+    let inner = resize_window(image, width, height, Filter::Bicubic, Window { left, top, width: w, height: h });
+    if (w, h) == (crop, crop) {
+        return inner;
+    }
+    let mut data = vec![0; crop * crop * 3];
+    for (row, y) in inner.data.chunks_exact(w * 3).zip(pad_top..) {
+        data[(y * crop + pad_left) * 3..][..w * 3].copy_from_slice(row);
+    }
+    Rgb { width: crop, height: crop, data }
+}
+
+/// transformers' CLIPImageProcessor 4.30 (PickScore, CLIP-L): (3, crop, crop) normalised values.
+pub fn hf_clip(image: &Rgb, size: usize, crop: usize, normalise: &Normalise) -> Vec<f32> {
+    // numpy: uint8 * float64, then f32; subtraction and division in f32.
+    let value = |v: u8, c: usize| ((f64::from(v) * (1.0 / 255.0)) as f32 - normalise.mean[c]) / normalise.std[c];
+    planes_of_bytes(&hf_clip_u8(image, size, crop), value)
+}
+
+/// (3, H, W) from (H, W, 3) bytes, through a table of 256 values a channel.
+fn planes_of_bytes(image: &Rgb, value: impl Fn(u8, usize) -> f32) -> Vec<f32> {
+    let mut out = Vec::with_capacity(image.data.len());
+    for c in 0..3 {
+        let table: [f32; 256] = std::array::from_fn(|v| value(v as u8, c));
+        out.extend(image.data.iter().skip(c).step_by(3).map(|&v| table[usize::from(v)]));
+    }
+    out
+}
+
+/// The eval transform of HPSv2's and Diffusion-DPO's vendored open_clip (ResizeMaxSize): the float image's longer side
+/// becomes `size`, black fills the square, then the constants apply. (3, size, size) values.
+///
+/// An oblong image whose longer side is `size` already is padded too; the peers forget to, and then fail on its shape.
+pub fn letterbox(image: &Rgb, size: usize, normalise: &Normalise, antialias: Antialias) -> Vec<f32> {
+    let scale = size as f64 / image.width.max(image.height) as f64;
+    // Python's round(); an image 500 times as long as wide would otherwise vanish.
+    let side = |length: usize| ((length as f64 * scale).round_ties_even() as usize).clamp(1, size);
+    let (width, height) = (side(image.width), side(image.height));
+    let inner = float::resize(image, width, height, antialias);
+    let (left, top) = ((size - width) / 2, (size - height) / 2);
+    let mut out = Vec::with_capacity(3 * size * size);
+    for c in 0..3 {
+        let (mean, std) = (normalise.mean[c], normalise.std[c]);
+        let start = out.len();
+        out.resize(start + size * size, (0.0 - mean) / std);
+        for (row, y) in inner.chunks_exact(width * 3).zip(top..) {
+            let line = &mut out[start + y * size + left..][..width];
+            for (v, &p) in line.iter_mut().zip(row.iter().skip(c).step_by(3)) {
+                *v = (p - mean) / std;
+            }
+        }
+    }
+    out
+}
+
+/// What was cut where, for SDXL's time ids. Pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrainCrop {
+    pub original_width: usize,
+    pub original_height: usize,
+    /// Offsets of the crop in the resized image.
+    pub left: usize,
+    pub top: usize,
+}
+
+/// Diffusion-DPO's `train_transforms` before ToTensor: Resize(resolution, BILINEAR), CenterCrop. Bytes (resolution,
+/// resolution, 3).
+pub fn dpo_train_u8(image: &Rgb, resolution: usize) -> (Rgb, TrainCrop) {
+    let (width, height) = shortest_side(image, resolution);
+    // torchvision: int(round((side - crop) / 2.0)), halves to even.
+    let offset = |side: usize| ((side - resolution) as f64 / 2.0).round_ties_even() as usize;
+    let (left, top) = (offset(width), offset(height));
+    let window = Window { left, top, width: resolution, height: resolution };
+    let crop = TrainCrop { original_width: image.width, original_height: image.height, left, top };
+    (resize_window(image, width, height, Filter::Bilinear, window), crop)
+}
+
+/// Diffusion-DPO's `train_transforms` without the flip: (3, resolution, resolution) values in [-1, 1].
+pub fn dpo_train(image: &Rgb, resolution: usize) -> (Vec<f32>, TrainCrop) {
+    let (bytes, crop) = dpo_train_u8(image, resolution);
+    (planes_of_bytes(&bytes, |v, _| (f32::from(v) / 255.0 - 0.5) / 0.5), crop)
+}
+
+/// A PNG of the image. The same pixels give the same bytes.
+///
+/// # Errors
+/// The image has no pixels.
+pub fn png(image: &Rgb) -> Result<Vec<u8>> {
+    let mut out = Cursor::new(vec![]);
+    let size = (u32::try_from(image.width)?, u32::try_from(image.height)?);
+    PngEncoder::new(&mut out)
+        .write_image(&image.data, size.0, size.1, ExtendedColorType::Rgb8)
+        .with_context(|| format!("cannot write a PNG of {} x {}", size.0, size.1))?;
+    Ok(out.into_inner())
+}

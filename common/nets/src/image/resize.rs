@@ -1,0 +1,220 @@
+//! Pillow's 8-bit `Image.resize` (libImaging/Resample.c), to the bit: antialiased filters, 22-bit fixed-point
+//! coefficients, each pass rounded to bytes, and only the passes that change a side.
+//!
+//! The order of the passes is Pillow 13's, the first version that sometimes takes the vertical one first.
+
+use std::ops::Range;
+
+use multiversion::multiversion;
+
+use super::Rgb;
+
+/// Pillow's resampling filters that the peers use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filter {
+    Bilinear,
+    /// a = -0.5
+    Bicubic,
+}
+
+impl Filter {
+    fn support(self) -> f64 {
+        match self {
+            Filter::Bilinear => 1.0,
+            Filter::Bicubic => 2.0,
+        }
+    }
+
+    fn at(self, x: f64) -> f64 {
+        const A: f64 = -0.5;
+        let x = x.abs();
+        match self {
+            Filter::Bilinear if x < 1.0 => 1.0 - x,
+            Filter::Bicubic if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
+            Filter::Bicubic if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
+            _ => 0.0,
+        }
+    }
+}
+
+/// A rectangle of an image, in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Window {
+    pub left: usize,
+    pub top: usize,
+    pub width: usize,
+    pub height: usize,
+}
+
+/// `Image.resize((width, height), filter)`.
+///
+/// `width` and `height` must be above zero.
+pub fn resize(image: &Rgb, width: usize, height: usize, filter: Filter) -> Rgb {
+    resize_window(image, width, height, filter, Window { left: 0, top: 0, width, height })
+}
+
+/// The `window` of the image resized to `width` x `height`; the rest is not computed.
+pub(super) fn resize_window(image: &Rgb, width: usize, height: usize, filter: Filter, window: Window) -> Rgb {
+    let columns = window.left..window.left + window.width;
+    let rows = window.top..window.top + window.height;
+    let across = (width != image.width).then(|| Taps::new(image.width, width, columns.clone(), filter));
+    let down = (height != image.height).then(|| Taps::new(image.height, height, rows.clone(), filter));
+    // What the first pass leaves out is what the second one will not read.
+    let columns = across.as_ref().map_or(columns, Taps::reach);
+    let rows = down.as_ref().map_or(rows, Taps::reach);
+    match (across, down) {
+        (None, None) => crop(image, columns, rows),
+        (Some(across), None) => horizontal(image, &across, rows),
+        (None, Some(down)) => vertical(image, &down, columns),
+        (Some(across), Some(down)) if vertical_first(image, width, height) => {
+            let flat = vertical(image, &down, columns.clone());
+            horizontal(&flat, &across.from(columns.start), 0..flat.height)
+        }
+        (Some(across), Some(down)) => {
+            let narrow = horizontal(image, &across, rows.clone());
+            vertical(&narrow, &down.from(rows.start), 0..narrow.width)
+        }
+    }
+}
+
+/// Pillow 13's rule: where the height loses more than twice what the width loses.
+fn vertical_first(image: &Rgb, width: usize, height: usize) -> bool {
+    let lost = |from: usize, to: usize| from as i64 - to as i64;
+    let (down, across) = (lost(image.height, height), lost(image.width, width));
+    down > 0 && down > 2 * across
+}
+
+fn crop(image: &Rgb, columns: Range<usize>, rows: Range<usize>) -> Rgb {
+    let (width, height) = (columns.len(), rows.len());
+    let mut data = Vec::with_capacity(width * height * 3);
+    for y in rows {
+        data.extend_from_slice(&image.data[(y * image.width + columns.start) * 3..][..width * 3]);
+    }
+    Rgb { width, height, data }
+}
+
+/// For each output position the first source position and the weights from there on, all rows equally long.
+struct Taps {
+    first: Vec<usize>,
+    count: Vec<usize>,
+    weights: Vec<i32>,
+    stride: usize,
+}
+
+/// Fractional bits of a weight: 32 less 8 of the pixel and 2 for overshoot (Resample.c, PRECISION_BITS).
+const BITS: u32 = 32 - 8 - 2;
+
+impl Taps {
+    /// `precompute_coeffs` and `normalize_coeffs_8bpc` for the output positions `wanted` out of `size_out`.
+    fn new(size_in: usize, size_out: usize, wanted: Range<usize>, filter: Filter) -> Self {
+        let scale = size_in as f64 / size_out as f64;
+        let filter_scale = scale.max(1.0);
+        let support = filter.support() * filter_scale;
+        let stride = support.ceil() as usize * 2 + 1;
+        let mut taps = Self {
+            first: Vec::with_capacity(wanted.len()),
+            count: Vec::with_capacity(wanted.len()),
+            weights: vec![0; wanted.len() * stride],
+            stride,
+        };
+        let mut exact = vec![0.0; stride];
+        for (i, out) in wanted.enumerate() {
+            let center = (out as f64 + 0.5) * scale;
+            let first = ((center - support + 0.5) as isize).max(0) as usize;
+            let count = ((center + support + 0.5) as usize).min(size_in) - first;
+            let inverse = 1.0 / filter_scale;
+            let mut sum = 0.0;
+            for (x, w) in exact[..count].iter_mut().enumerate() {
+                *w = filter.at(((x + first) as f64 - center + 0.5) * inverse);
+                sum += *w;
+            }
+            for (w, fixed) in exact[..count].iter().zip(&mut taps.weights[i * stride..]) {
+                let w = if sum != 0.0 { w / sum } else { *w } * f64::from(1 << BITS);
+                *fixed = (w + if w < 0.0 { -0.5 } else { 0.5 }) as i32; // truncates towards zero
+            }
+            taps.first.push(first);
+            taps.count.push(count);
+        }
+        taps
+    }
+
+    /// All source positions that are read.
+    fn reach(&self) -> Range<usize> {
+        let start = self.first.first().copied().unwrap_or(0);
+        let end = self.first.last().zip(self.count.last()).map_or(start, |(first, count)| first + count);
+        start..end
+    }
+
+    /// For a source whose first `start` positions were left out.
+    fn from(mut self, start: usize) -> Self {
+        self.first.iter_mut().for_each(|first| *first -= start);
+        self
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
+        let weights = self.weights.chunks_exact(self.stride);
+        self.first.iter().zip(&self.count).zip(weights).map(|((&first, &count), w)| (first, &w[..count]))
+    }
+}
+
+const HALF: i32 = 1 << (BITS - 1);
+
+fn to_byte(sum: i32) -> u8 {
+    (sum >> BITS).clamp(0, 255) as u8
+}
+
+/// The source `rows`, each made as wide as there are taps.
+fn horizontal(image: &Rgb, taps: &Taps, rows: Range<usize>) -> Rgb {
+    let (width, height) = (taps.first.len(), rows.len());
+    let mut data = vec![0; width * height * 3];
+    // Four lanes a pixel, so that a tap is one multiply-add of a vector.
+    let mut wide = vec![[0i32; 4]; image.width];
+    for (y, out) in rows.zip(data.chunks_exact_mut(width * 3)) {
+        let row = &image.data[y * image.width * 3..][..image.width * 3];
+        horizontal_row(row, &mut wide, taps, out);
+    }
+    Rgb { width, height, data }
+}
+
+#[multiversion(targets("x86_64+avx2", "x86_64+sse4.1"))]
+fn horizontal_row(row: &[u8], wide: &mut [[i32; 4]], taps: &Taps, out: &mut [u8]) {
+    for (lanes, p) in wide.iter_mut().zip(row.chunks_exact(3)) {
+        *lanes = [i32::from(p[0]), i32::from(p[1]), i32::from(p[2]), 0];
+    }
+    for ((first, weights), out) in taps.iter().zip(out.chunks_exact_mut(3)) {
+        let mut sum = [HALF; 4];
+        for (p, &w) in wide[first..].iter().zip(weights) {
+            for c in 0..4 {
+                sum[c] += p[c] * w;
+            }
+        }
+        for c in 0..3 {
+            out[c] = to_byte(sum[c]);
+        }
+    }
+}
+
+/// The source `columns`, as many rows as there are taps.
+fn vertical(image: &Rgb, taps: &Taps, columns: Range<usize>) -> Rgb {
+    let (width, height) = (columns.len(), taps.first.len());
+    let stride = image.width * 3;
+    let mut data = vec![0; width * height * 3];
+    let mut sums = vec![0i32; width * 3];
+    for ((first, weights), out) in taps.iter().zip(data.chunks_exact_mut(width * 3)) {
+        vertical_row(&image.data[first * stride + columns.start * 3..], stride, weights, &mut sums, out);
+    }
+    Rgb { width, height, data }
+}
+
+#[multiversion(targets("x86_64+avx2", "x86_64+sse4.1"))]
+fn vertical_row(source: &[u8], stride: usize, weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
+    sums.fill(HALF);
+    for (row, &w) in source.chunks(stride).zip(weights) {
+        for (sum, &p) in sums.iter_mut().zip(row) {
+            *sum += i32::from(p) * w;
+        }
+    }
+    for (byte, &sum) in out.iter_mut().zip(sums.iter()) {
+        *byte = to_byte(sum);
+    }
+}

@@ -1,0 +1,132 @@
+//! Layers as diffusers and transformers name them: each loads itself by path and has one `forward`.
+
+use anyhow::Result;
+use candle_core::{Result as Candle, Tensor};
+
+use crate::{checkpoint::Loader, ops};
+
+pub struct Linear {
+    weight: Tensor, // (out, in), or (out, in, 1, 1) where it was stored as a 1x1 convolution
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    pub fn load(p: Loader, inner: usize, out: usize) -> Result<Self> {
+        Ok(Self { weight: p.get("weight", &[out, inner])?, bias: Some(p.get("bias", &[out])?) })
+    }
+
+    pub fn load_no_bias(p: Loader, inner: usize, out: usize) -> Result<Self> {
+        Ok(Self { weight: p.get("weight", &[out, inner])?, bias: None })
+    }
+
+    /// A 1x1 convolution used on tokens: the tensor keeps its four dimensions, so that it is written back as it came.
+    pub fn load_1x1(p: Loader, inner: usize, out: usize) -> Result<Self> {
+        Ok(Self { weight: p.get("weight", &[out, inner, 1, 1])?, bias: Some(p.get("bias", &[out])?) })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Candle<Tensor> {
+        ops::linear(x, &self.weight, self.bias.as_ref())
+    }
+}
+
+pub struct Conv2d {
+    weight: Tensor, // (out, in, k, k)
+    bias: Tensor,
+    stride: usize,
+    padding: usize,
+}
+
+impl Conv2d {
+    pub fn load(p: Loader, inner: usize, out: usize, k: usize, stride: usize, padding: usize) -> Result<Self> {
+        Ok(Self { weight: p.get("weight", &[out, inner, k, k])?, bias: p.get("bias", &[out])?, stride, padding })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Candle<Tensor> {
+        ops::conv2d(x, &self.weight, &self.bias, self.stride, self.padding)
+    }
+}
+
+pub struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: usize,
+    eps: f64,
+}
+
+impl GroupNorm {
+    pub fn load(p: Loader, channels: usize, groups: usize, eps: f64) -> Result<Self> {
+        anyhow::ensure!(
+            groups > 0 && channels % groups == 0,
+            "{channels} channels do not divide into norm_num_groups = {groups}; the config does not fit itself"
+        );
+        Ok(Self { weight: p.get("weight", &[channels])?, bias: p.get("bias", &[channels])?, groups, eps })
+    }
+
+    pub fn forward(&self, x: &Tensor, then: ops::Activation) -> Candle<Tensor> {
+        ops::group_norm(x, &self.weight, &self.bias, self.groups, self.eps, then)
+    }
+}
+
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    pub fn load(p: Loader, width: usize, eps: f64) -> Result<Self> {
+        Ok(Self { weight: p.get("weight", &[width])?, bias: p.get("bias", &[width])?, eps })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Candle<Tensor> {
+        ops::layer_norm(x, &self.weight, &self.bias, self.eps)
+    }
+}
+
+/// norm, SiLU, convolution, twice, around a shortcut; in the UNet the timestep enters between.
+pub struct ResnetBlock {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    time_emb_proj: Option<Linear>,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    conv_shortcut: Option<Conv2d>,
+}
+
+impl ResnetBlock {
+    /// `time_width`: width of the timestep embedding, `None` in the VAE.
+    pub fn load(
+        p: Loader,
+        inner: usize,
+        out: usize,
+        groups: usize,
+        eps: f64,
+        time_width: Option<usize>,
+    ) -> Result<Self> {
+        Ok(Self {
+            norm1: GroupNorm::load(p.pp("norm1"), inner, groups, eps)?,
+            conv1: Conv2d::load(p.pp("conv1"), inner, out, 3, 1, 1)?,
+            time_emb_proj: time_width.map(|w| Linear::load(p.pp("time_emb_proj"), w, out)).transpose()?,
+            norm2: GroupNorm::load(p.pp("norm2"), out, groups, eps)?,
+            conv2: Conv2d::load(p.pp("conv2"), out, out, 3, 1, 1)?,
+            conv_shortcut: match inner == out {
+                true => None,
+                false => Some(Conv2d::load(p.pp("conv_shortcut"), inner, out, 1, 1, 0)?),
+            },
+        })
+    }
+
+    /// `x` (B, in, H, W), `temb` the timestep embedding after SiLU (B, time_width) -> (B, out, H, W)
+    pub fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Candle<Tensor> {
+        let mut h = self.conv1.forward(&self.norm1.forward(x, ops::Activation::Silu)?)?;
+        if let (Some(proj), Some(temb)) = (&self.time_emb_proj, temb) {
+            let t = proj.forward(temb)?; // (B, out)
+            h = h.broadcast_add(&t.unsqueeze(2)?.unsqueeze(3)?)?;
+        }
+        let h = self.conv2.forward(&self.norm2.forward(&h, ops::Activation::Silu)?)?;
+        match &self.conv_shortcut {
+            Some(conv) => conv.forward(x)? + h,
+            None => x + h,
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! CLIP's text tower: Stable Diffusion's text encoder and the text half of the scorers.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use candle_core::{D, DType, Device, Result as Candle, Tensor};
+use serde::Deserialize;
+
+use crate::{
+    checkpoint::{Loader, Weights, read_json},
+    layers::{LayerNorm, Linear},
+    ops::Mask,
+    transformer::{Encoder, HiddenAct, Shape},
+};
+
+/// `config.json` of a CLIPTextModel; missing keys take transformers' defaults.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct TextConfig {
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub max_position_embeddings: usize,
+    pub hidden_act: String,
+    pub layer_norm_eps: f64,
+    pub projection_dim: usize,
+    pub eos_token_id: u32,
+}
+
+impl Default for TextConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 49408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: "quick_gelu".into(),
+            layer_norm_eps: 1e-5,
+            projection_dim: 512,
+            eos_token_id: 49407,
+        }
+    }
+}
+
+pub struct TextModel {
+    pub config: TextConfig,
+    token_embedding: Tensor,    // (vocab, width)
+    position_embedding: Tensor, // (positions, width)
+    encoder: Encoder,
+    final_layer_norm: LayerNorm,
+    text_projection: Option<Linear>,
+}
+
+/// What the tower says of (B, T) token ids.
+pub struct TextStates {
+    /// After the last layer and the final norm, (B, T, width): what Stable Diffusion 1 and 2 attend to.
+    pub last: Tensor,
+    /// Before the last layer, not normed, (B, T, width): SDXL.
+    pub penultimate: Tensor,
+    /// `last` at the end-of-text token, (B, width).
+    pub pooled: Tensor,
+}
+
+impl TextModel {
+    /// Loads a CLIPTextModel or CLIPTextModelWithProjection folder.
+    pub fn open(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
+        let config = read_json(&folder.join("config.json"))?;
+        Self::load(Loader::frozen(&Weights::open(folder)?, dtype, device), config)
+    }
+
+    /// `p` at the root of the file; the `text_model.` prefix may be there or not (transformers 5 leaves it out).
+    pub fn load(p: Loader, config: TextConfig) -> Result<Self> {
+        let root = if p.has("embeddings.token_embedding.weight") { p.clone() } else { p.pp("text_model") };
+        let shape = Shape {
+            width: config.hidden_size,
+            mlp: config.intermediate_size,
+            layers: config.num_hidden_layers,
+            heads: config.num_attention_heads,
+            act: HiddenAct::parse(&config.hidden_act)?,
+            eps: config.layer_norm_eps,
+        };
+        let embeddings = root.pp("embeddings");
+        let (w, positions) = (config.hidden_size, config.max_position_embeddings);
+        let text_projection = match p.has("text_projection.weight") {
+            true => Some(Linear::load_no_bias(p.pp("text_projection"), w, config.projection_dim)?),
+            false => None,
+        };
+        Ok(Self {
+            token_embedding: embeddings.get("token_embedding.weight", &[config.vocab_size, w])?,
+            position_embedding: embeddings.get("position_embedding.weight", &[positions, w])?,
+            encoder: Encoder::load(root.pp("encoder"), shape)?,
+            final_layer_norm: LayerNorm::load(root.pp("final_layer_norm"), w, config.layer_norm_eps)?,
+            text_projection,
+            config,
+        })
+    }
+
+    /// `ids`: B rows of at most `max_position_embeddings` token ids, all of one length.
+    ///
+    /// # Errors
+    /// Rows of different or too great length; an id outside the vocabulary.
+    pub fn forward(&self, ids: &[Vec<u32>]) -> Result<TextStates> {
+        let length = ids.first().map_or(0, Vec::len);
+        ensure!(ids.iter().all(|row| row.len() == length), "token rows differ in length");
+        let most = self.config.max_position_embeddings;
+        ensure!(length <= most, "{length} tokens do not fit the text encoder's {most} positions");
+        let vocab = self.config.vocab_size;
+        ensure!(
+            ids.iter().flatten().all(|&id| (id as usize) < vocab),
+            "a token id lies outside the text encoder's vocabulary of {vocab}: its tokenizer is another model's"
+        );
+        Ok(self.states(ids, length)?)
+    }
+
+    fn states(&self, ids: &[Vec<u32>], length: usize) -> Candle<TextStates> {
+        let device = self.token_embedding.device();
+        let flat = Tensor::from_vec(ids.concat(), ids.len() * length, device)?;
+        let tokens = self.token_embedding.index_select(&flat, 0)?.reshape((ids.len(), length, ()))?;
+        let x = tokens.broadcast_add(&self.position_embedding.narrow(0, 0, length)?)?;
+        let states = self.encoder.hidden_states(&x, Mask::Causal)?;
+        let last = self.final_layer_norm.forward(&states[states.len() - 1])?;
+        let penultimate = states[states.len().saturating_sub(2)].clone();
+        let rows: Vec<u32> = ids.iter().enumerate().map(|(i, row)| (i * length + self.end(row)) as u32).collect();
+        let rows = Tensor::from_vec(rows, ids.len(), device)?;
+        let pooled = last.reshape((ids.len() * length, last.dim(D::Minus1)?))?.index_select(&rows, 0)?;
+        Ok(TextStates { last, penultimate, pooled })
+    }
+
+    /// Position of the end-of-text token. Configs of 2022 say eos 2, which stands for "the largest id, first occurrence".
+    fn end(&self, row: &[u32]) -> usize {
+        let eos = match self.config.eos_token_id {
+            2 => row.iter().copied().max().unwrap_or(0),
+            eos => eos,
+        };
+        row.iter().position(|&id| id == eos).unwrap_or(0)
+    }
+
+    /// The pooled state through `text_projection`, (B, projection_dim).
+    ///
+    /// # Errors
+    /// The checkpoint has no projection.
+    pub fn project(&self, pooled: &Tensor) -> Result<Tensor> {
+        match &self.text_projection {
+            Some(projection) => Ok(projection.forward(pooled)?),
+            None => anyhow::bail!("this text encoder has no text_projection"),
+        }
+    }
+}

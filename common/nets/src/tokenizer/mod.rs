@@ -1,0 +1,242 @@
+//! CLIP's byte-pair tokenizer, in the two readings that the peers have of one vocabulary.
+//!
+//! Hugging Face's fast tokenizer (NFC, lower case) serves Stable Diffusion and PickScore; open_clip's (ftfy, HTML
+//! entities, lower case) serves HPS and CLIP. Special tokens, padding and the end of a long text differ as theirs do.
+
+use std::{fs, path::Path, sync::LazyLock};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use regex::Regex;
+use serde_json::{Value, json};
+use tokenizers::{AddedToken, Model, ModelWrapper, Tokenizer as Hf, models::bpe::BPE};
+
+use crate::clean;
+
+/// The merges of OpenAI's CLIP (bpe_simple_vocab_16e6, MIT licence), from which its vocabulary follows.
+const MERGES: &str = include_str!("clip_merges.txt");
+
+/// CLIP's split into words; both readings share it, open_clip with its two special tokens in front.
+const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// Whose reading of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// transformers' CLIPTokenizerFast: what `pickscore`, `sample`, `train` and `encode` use.
+    Hf,
+    /// open_clip's SimpleTokenizer: what `hps` and `clip` use.
+    OpenClip,
+}
+
+/// Texts to token ids.
+pub struct Tokenizer {
+    style: Style,
+    /// With the added tokens, for [`Style::Hf`].
+    hf: Hf,
+    /// The merges alone, for [`Style::OpenClip`].
+    bpe: BPE,
+    /// Begin of text.
+    pub bos: u32,
+    /// End of text; a text that is cut ends with it too.
+    pub eos: u32,
+    /// What fills the context: 0 for open_clip, else what `special_tokens_map.json` says.
+    pub pad: u32,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, with `special_tokens_map.json` and
+    /// `tokenizer_config.json` where they stand; a folder without a vocabulary means CLIP's own.
+    ///
+    /// # Errors
+    /// A file is damaged, is not a byte-pair tokenizer, or lacks a special token.
+    pub fn from_folder(folder: &Path, style: Style) -> Result<Self> {
+        let has = |name: &str| folder.join(name).is_file();
+        let whole = || format!("{} holds no CLIP tokenizer", folder.display());
+        let hf = if has("tokenizer.json") {
+            Hf::from_file(folder.join("tokenizer.json")).map_err(|e| anyhow!("tokenizer.json: {e}"))
+        } else if has("vocab.json") && has("merges.txt") {
+            read(&folder.join("vocab.json")).and_then(|vocab| {
+                let vocab = serde_json::from_str(&vocab).context("vocab.json")?;
+                clip(vocab, &read(&folder.join("merges.txt"))?)
+            })
+        } else {
+            clip(builtin_vocab(), MERGES)
+        };
+        Self::new(hf.with_context(whole)?, style, &Specials::read(folder)?).with_context(whole)
+    }
+
+    /// CLIP's own vocabulary of 49,408 tokens; pads with `<|endoftext|>` in [`Style::Hf`].
+    pub fn builtin(style: Style) -> Result<Self> {
+        Self::new(clip(builtin_vocab(), MERGES)?, style, &Specials::default())
+    }
+
+    fn new(mut hf: Hf, style: Style, specials: &Specials) -> Result<Self> {
+        let ModelWrapper::BPE(bpe) = hf.get_model().clone() else { bail!("its model is not byte-pair encoding") };
+        // The context length is the caller's.
+        hf.with_padding(None).with_truncation(None).map_err(|e| anyhow!("{e}"))?;
+        let id = |token: &str| hf.token_to_id(token).with_context(|| format!("its vocabulary lacks '{token}'"));
+        let (bos, eos, pad) = (id(&specials.bos)?, id(&specials.eos)?, id(&specials.pad)?);
+        // As transformers does: each special token is found in the text before anything else is, so that Stable
+        // Diffusion 2, which pads with `!`, reads every `!` of a prompt as padding.
+        let added = [&specials.bos, &specials.eos, &specials.pad].map(|t| AddedToken::from(t.clone(), true));
+        hf.add_special_tokens(&added);
+        let pad = if style == Style::OpenClip { 0 } else { pad };
+        Ok(Self { style, hf, bpe, bos, eos, pad })
+    }
+
+    /// A stable name of the reading, for provenance; the vocabulary is the folder's.
+    pub fn id(&self) -> &'static str {
+        match self.style {
+            Style::Hf => "hf-clip-fast",
+            Style::OpenClip => "open_clip",
+        }
+    }
+
+    /// How many ids there are: the rows that the text tower's embedding needs.
+    pub fn vocab_size(&self) -> usize {
+        self.hf.get_vocab_size(true)
+    }
+
+    /// BOS, the text cut to `context - 2` tokens, EOS: at most `context` ids.
+    ///
+    /// # Errors
+    /// The context has no room for BOS and EOS.
+    pub fn ids(&self, text: &str, context: usize) -> Result<Vec<u32>> {
+        ensure!(context >= 2, "a context of {context} tokens has no room for a text");
+        let body = match self.style {
+            Style::Hf => self.hf.encode_fast(text, false).map_err(|e| anyhow!("{e}"))?.get_ids().to_vec(),
+            Style::OpenClip => self.open_clip(text)?,
+        };
+        let body = &body[..body.len().min(context - 2)];
+        Ok([&[self.bos], body, &[self.eos]].concat())
+    }
+
+    /// [`Tokenizer::ids`], padded: exactly `context` ids.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::ids`].
+    pub fn encode(&self, text: &str, context: usize) -> Result<Vec<u32>> {
+        let mut ids = self.ids(text, context)?;
+        ids.resize(context, self.pad);
+        Ok(ids)
+    }
+
+    fn open_clip(&self, text: &str) -> Result<Vec<u32>> {
+        static SPLIT: LazyLock<Option<Regex>> =
+            LazyLock::new(|| Regex::new(&format!("(?i)<start_of_text>|<end_of_text>|{WORDS}")).ok());
+        let split = SPLIT.as_ref().context("the pattern of words does not compile")?;
+        let mut ids = vec![];
+        for word in split.find_iter(&clean::open_clip(text)) {
+            match word.as_str() {
+                "<start_of_text>" => ids.push(self.bos),
+                "<end_of_text>" => ids.push(self.eos),
+                word => {
+                    let word: String = word.bytes().map(byte_char).collect();
+                    ids.extend(self.bpe.tokenize(&word).map_err(|e| anyhow!("{e}"))?.iter().map(|t| t.id));
+                }
+            }
+        }
+        Ok(ids)
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// The texts of the special tokens.
+struct Specials {
+    bos: String,
+    eos: String,
+    pad: String,
+}
+
+impl Default for Specials {
+    fn default() -> Self {
+        Self { bos: BOS.into(), eos: EOS.into(), pad: EOS.into() }
+    }
+}
+
+const BOS: &str = "<|startoftext|>";
+const EOS: &str = "<|endoftext|>";
+
+impl Specials {
+    /// `special_tokens_map.json` before `tokenizer_config.json` before CLIP's own.
+    fn read(folder: &Path) -> Result<Self> {
+        let mut files = vec![];
+        for name in ["special_tokens_map.json", "tokenizer_config.json"] {
+            let path = folder.join(name);
+            if path.is_file() {
+                let parsed: Value =
+                    serde_json::from_str(&read(&path)?).with_context(|| format!("cannot read {}", path.display()))?;
+                files.push(parsed);
+            }
+        }
+        // A token is its text, or an object that holds it.
+        let text = |value: &Value| Some(value.as_str().or(value["content"].as_str())?.to_owned());
+        let find = |key: &str| files.iter().find_map(|file| text(&file[key]));
+        let clip = Self::default();
+        let eos = find("eos_token").unwrap_or(clip.eos);
+        Ok(Self { bos: find("bos_token").unwrap_or(clip.bos), pad: find("pad_token").unwrap_or(eos.clone()), eos })
+    }
+}
+
+/// What transformers makes of `vocab.json` and `merges.txt` (CLIPConverter of convert_slow_tokenizer.py).
+fn clip(vocab: Value, merges: &str) -> Result<Hf> {
+    let id = |token: &str| vocab[token].as_u64().with_context(|| format!("the vocabulary lacks '{token}'"));
+    let (bos, eos) = (id(BOS)?, id(EOS)?);
+    let merges: Vec<&str> =
+        merges.lines().filter(|line| !line.starts_with("#version") && !line.trim().is_empty()).collect();
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": { "type": "Sequence", "normalizers": [
+            { "type": "NFC" },
+            { "type": "Replace", "pattern": { "Regex": r"\s+" }, "content": " " },
+            { "type": "Lowercase" },
+        ] },
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
+            { "type": "Split", "pattern": { "Regex": WORDS }, "behavior": "Removed", "invert": true },
+            { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
+        ] },
+        "post_processor": {
+            "type": "RobertaProcessing", "sep": [EOS, eos], "cls": [BOS, bos],
+            "trim_offsets": false, "add_prefix_space": false,
+        },
+        "decoder": null,
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": EOS, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocab, "merges": merges,
+        },
+    });
+    tokenizer.to_string().parse().map_err(|e| anyhow!("{e}"))
+}
+
+/// 256 byte characters, the same at the end of a word, every merge joined, BOS, EOS: OpenAI's order of ids.
+fn builtin_vocab() -> Value {
+    let printable = |b: &u8| char::from(*b) == byte_char(*b);
+    let bytes = (0..=255).filter(printable).chain((0..=255).filter(|b| !printable(b))).map(byte_char);
+    let singles: Vec<String> = bytes.map(String::from).collect();
+    let ends = singles.iter().map(|c| format!("{c}</w>"));
+    let merged = MERGES.lines().skip(1).map(|line| line.replace(' ', ""));
+    let specials = [BOS, EOS].map(String::from);
+    let tokens = singles.iter().cloned().chain(ends).chain(merged).chain(specials);
+    tokens.enumerate().map(|(id, token)| (token, json!(id))).collect::<serde_json::Map<_, _>>().into()
+}
+
+/// GPT-2's `bytes_to_unicode`: printable bytes stand for themselves, the others for the characters from U+0100 on.
+fn byte_char(byte: u8) -> char {
+    static TABLE: LazyLock<[char; 256]> = LazyLock::new(|| {
+        let mut next = 0x100u32;
+        std::array::from_fn(|b| match b {
+            0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => char::from(b as u8),
+            _ => {
+                next += 1;
+                char::from_u32(next - 1).unwrap_or_default()
+            }
+        })
+    });
+    TABLE[usize::from(byte)]
+}
+
+#[cfg(test)]
+mod tests;

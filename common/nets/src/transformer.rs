@@ -1,0 +1,108 @@
+//! The pre-norm transformer that CLIP's text and image towers share.
+
+use anyhow::{Result, bail};
+use candle_core::{Result as Candle, Tensor};
+
+use crate::{
+    checkpoint::Loader,
+    layers::{LayerNorm, Linear},
+    ops::{self, Mask},
+};
+
+/// `hidden_act` of the config.
+#[derive(Clone, Copy, Debug)]
+pub enum HiddenAct {
+    QuickGelu,
+    Gelu,
+}
+
+impl HiddenAct {
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "quick_gelu" => Ok(HiddenAct::QuickGelu),
+            "gelu" => Ok(HiddenAct::Gelu),
+            other => bail!("hidden_act '{other}' is not known; expected quick_gelu or gelu"),
+        }
+    }
+
+    fn apply(self, x: &Tensor) -> Candle<Tensor> {
+        match self {
+            HiddenAct::QuickGelu => ops::quick_gelu(x),
+            HiddenAct::Gelu => ops::gelu(x),
+        }
+    }
+}
+
+/// Sizes of a tower.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub width: usize,
+    pub mlp: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub act: HiddenAct,
+    pub eps: f64,
+}
+
+struct Layer {
+    layer_norm1: LayerNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+pub struct Encoder {
+    layers: Vec<Layer>,
+    shape: Shape,
+}
+
+impl Encoder {
+    /// `p` at `...encoder`.
+    pub fn load(p: Loader, shape: Shape) -> Result<Self> {
+        let w = shape.width;
+        anyhow::ensure!(
+            shape.heads > 0 && w % shape.heads == 0,
+            "width {w} does not divide into {} heads",
+            shape.heads
+        );
+        let layers = (0..shape.layers).map(|i| {
+            let p = p.pp("layers").pp(i);
+            let a = p.pp("self_attn");
+            Ok(Layer {
+                layer_norm1: LayerNorm::load(p.pp("layer_norm1"), w, shape.eps)?,
+                q_proj: Linear::load(a.pp("q_proj"), w, w)?,
+                k_proj: Linear::load(a.pp("k_proj"), w, w)?,
+                v_proj: Linear::load(a.pp("v_proj"), w, w)?,
+                out_proj: Linear::load(a.pp("out_proj"), w, w)?,
+                layer_norm2: LayerNorm::load(p.pp("layer_norm2"), w, shape.eps)?,
+                fc1: Linear::load(p.pp("mlp.fc1"), w, shape.mlp)?,
+                fc2: Linear::load(p.pp("mlp.fc2"), shape.mlp, w)?,
+            })
+        });
+        Ok(Self { layers: layers.collect::<Result<_>>()?, shape })
+    }
+
+    /// `x` (B, N, width) -> hidden states after each layer, the input first.
+    pub fn hidden_states(&self, x: &Tensor, mask: Mask) -> Candle<Vec<Tensor>> {
+        let mut states = vec![x.clone()];
+        for layer in &self.layers {
+            let x = &states[states.len() - 1];
+            let h = layer.layer_norm1.forward(x)?;
+            let (q, k, v) = (layer.q_proj.forward(&h)?, layer.k_proj.forward(&h)?, layer.v_proj.forward(&h)?);
+            let x = (x + layer.out_proj.forward(&ops::attention(&q, &k, &v, self.shape.heads, mask)?)?)?;
+            let h = layer.fc1.forward(&layer.layer_norm2.forward(&x)?)?;
+            states.push((&x + layer.fc2.forward(&self.shape.act.apply(&h)?)?)?);
+        }
+        Ok(states)
+    }
+
+    /// `x` (B, N, width) -> the last hidden state.
+    pub fn forward(&self, x: &Tensor, mask: Mask) -> Candle<Tensor> {
+        let states = self.hidden_states(x, mask)?;
+        Ok(states[states.len() - 1].clone())
+    }
+}

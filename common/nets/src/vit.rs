@@ -1,0 +1,97 @@
+//! CLIP's image tower.
+
+use anyhow::Result;
+use candle_core::{Result as Candle, Tensor};
+use serde::Deserialize;
+
+use crate::{
+    checkpoint::Loader,
+    layers::{LayerNorm, Linear},
+    ops::{self, Mask},
+    transformer::{Encoder, HiddenAct, Shape},
+};
+
+/// `vision_config` of a CLIPModel; missing keys take transformers' defaults.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct VisionConfig {
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub image_size: usize,
+    pub patch_size: usize,
+    pub hidden_act: String,
+    pub layer_norm_eps: f64,
+    pub projection_dim: usize,
+}
+
+impl Default for VisionConfig {
+    fn default() -> Self {
+        Self {
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            image_size: 224,
+            patch_size: 32,
+            hidden_act: "quick_gelu".into(),
+            layer_norm_eps: 1e-5,
+            projection_dim: 512,
+        }
+    }
+}
+
+pub struct VisionModel {
+    pub config: VisionConfig,
+    class_embedding: Tensor,    // (width)
+    patch_embedding: Tensor,    // (width, 3, patch, patch)
+    no_bias: Tensor,            // (width) zeros
+    position_embedding: Tensor, // (1 + patches, width)
+    pre_layrnorm: LayerNorm,
+    encoder: Encoder,
+    post_layernorm: LayerNorm,
+    visual_projection: Linear,
+}
+
+impl VisionModel {
+    /// `p` at the root of a CLIPModel; the config's `projection_dim` is that of the root's `visual_projection`.
+    pub fn load(p: Loader, config: VisionConfig) -> Result<Self> {
+        let root = p.pp("vision_model");
+        let (w, patch) = (config.hidden_size, config.patch_size);
+        let patches = (config.image_size / patch).pow(2);
+        let shape = Shape {
+            width: w,
+            mlp: config.intermediate_size,
+            layers: config.num_hidden_layers,
+            heads: config.num_attention_heads,
+            act: HiddenAct::parse(&config.hidden_act)?,
+            eps: config.layer_norm_eps,
+        };
+        let embeddings = root.pp("embeddings");
+        let class_embedding = embeddings.get("class_embedding", &[w])?;
+        Ok(Self {
+            no_bias: class_embedding.zeros_like()?,
+            class_embedding,
+            patch_embedding: embeddings.get("patch_embedding.weight", &[w, 3, patch, patch])?,
+            position_embedding: embeddings.get("position_embedding.weight", &[1 + patches, w])?,
+            pre_layrnorm: LayerNorm::load(root.pp("pre_layrnorm"), w, config.layer_norm_eps)?, // sic
+            encoder: Encoder::load(root.pp("encoder"), shape)?,
+            post_layernorm: LayerNorm::load(root.pp("post_layernorm"), w, config.layer_norm_eps)?,
+            visual_projection: Linear::load_no_bias(p.pp("visual_projection"), w, config.projection_dim)?,
+            config,
+        })
+    }
+
+    /// `pixels` (B, 3, image_size, image_size), normalised -> projected image features (B, projection_dim), not of unit length.
+    pub fn forward(&self, pixels: &Tensor) -> Candle<Tensor> {
+        let (b, w) = (pixels.dim(0)?, self.config.hidden_size);
+        let patches = ops::conv2d(pixels, &self.patch_embedding, &self.no_bias, self.config.patch_size, 0)?;
+        let patches = ops::to_tokens(&patches)?; // (B, patches, width)
+        let class = self.class_embedding.reshape((1, 1, w))?.broadcast_as((b, 1, w))?;
+        let x = Tensor::cat(&[&class.contiguous()?, &patches], 1)?.broadcast_add(&self.position_embedding)?;
+        let x = self.encoder.forward(&self.pre_layrnorm.forward(&x)?, Mask::None)?;
+        let class = x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?; // (B, width)
+        self.visual_projection.forward(&self.post_layernorm.forward(&class)?)
+    }
+}

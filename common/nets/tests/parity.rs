@@ -1,0 +1,103 @@
+//! The networks against the Python peers' answers (diffusers, transformers) on tiny models in the published layouts.
+//!
+//! The answers lie in a parity kit beside the repository; where it is absent these tests say so and pass, and
+//! `oracle.rs` holds the same claims on the small fixtures of the repository.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{DType, Device, Tensor};
+use nets::{
+    noise::Schedule,
+    text::TextModel,
+    unet::{Added, UNet},
+    vae::Vae,
+};
+
+fn kit() -> Option<PathBuf> {
+    let kit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/parity/given");
+    if !kit.is_dir() {
+        println!("no parity kit beside the repository: nothing to compare with");
+        return None;
+    }
+    Some(kit)
+}
+
+type Named = BTreeMap<String, Tensor>;
+
+fn read(path: &Path) -> Named {
+    candle_core::safetensors::load(path, &Device::Cpu).unwrap().into_iter().collect()
+}
+
+#[track_caller]
+fn close(got: &Tensor, want: &Tensor, tolerance: f32, what: &str) {
+    assert_eq!(got.dims(), want.dims(), "{what}");
+    let gap = (got - want).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+    println!("{what}: {gap:e}");
+    assert!(gap <= tolerance, "{what}: off by {gap}");
+}
+
+fn rows(ids: &Tensor) -> Vec<Vec<u32>> {
+    ids.to_dtype(DType::U32).unwrap().to_vec2().unwrap()
+}
+
+#[test]
+fn text_encoders() {
+    let Some(kit) = kit() else { return };
+    for (model, folder) in [("sd15", "text_encoder"), ("sd21_base", "text_encoder")] {
+        let want = read(&kit.join(format!("expected/text_{model}.safetensors")));
+        let text = TextModel::open(&kit.join("models").join(model).join(folder), DType::F32, &Device::Cpu).unwrap();
+        let got = text.forward(&rows(&want["ids"])).unwrap();
+        close(&got.last, &want["last_hidden_state"], 5e-5, &format!("{model} last"));
+        close(&got.penultimate, &want["penultimate"], 5e-5, &format!("{model} penultimate"));
+        close(&got.pooled, &want["pooled"], 5e-5, &format!("{model} pooled"));
+    }
+}
+
+#[test]
+fn unets() {
+    let Some(kit) = kit() else { return };
+    for model in ["sd15", "sd21_base", "sd21", "sdxl"] {
+        let want = read(&kit.join(format!("expected/unet_{model}.safetensors")));
+        let unet = UNet::open(&kit.join("models").join(model).join("unet"), DType::F32, &Device::Cpu).unwrap();
+        for case in 0..5 {
+            let at = |name: &str| want[&format!("{case}.{name}")].clone();
+            let t: Vec<f32> = at("timestep").to_dtype(DType::F32).unwrap().to_vec1().unwrap();
+            let added = want.get("text_embeds").or(want.get("pooled")).map(|text| Added {
+                text_embeds: text.clone(),
+                time_ids: want.get(&format!("{case}.time_ids")).or(want.get("time_ids")).unwrap().clone(),
+            });
+            let got = unet.forward(&at("sample"), &t, &want["context"], added.as_ref()).unwrap();
+            close(&got, &at("out"), 5e-5, &format!("{model} case {case}"));
+        }
+    }
+}
+
+#[test]
+fn vaes() {
+    let Some(kit) = kit() else { return };
+    for model in ["sd15", "sdxl"] {
+        let want = read(&kit.join(format!("expected/vae_{model}.safetensors")));
+        let vae = Vae::open(&kit.join("models").join(model).join("vae"), DType::F32, &Device::Cpu).unwrap();
+        let posterior = vae.encode(&want["pixels"]).unwrap();
+        close(&posterior.mean, &want["mean"], 5e-5, "mean");
+        close(&posterior.logvar, &want["logvar"], 5e-5, "logvar");
+        let latents = (posterior.sample(&want["eps"]).unwrap() * vae.config.scaling_factor).unwrap();
+        close(&latents, &want["latents"], 5e-5, "latents");
+        close(&vae.decode(&want["latents"]).unwrap(), &want["decoded"], 5e-5, "decoded");
+        let z = (&want["z"] * vae.config.scaling_factor).unwrap();
+        close(&vae.decode(&z).unwrap(), &want["decoded_z"], 1e-4, "decoded_z");
+    }
+}
+
+#[test]
+fn schedules() {
+    let Some(kit) = kit() else { return };
+    let schedule = Schedule::open(&kit.join("models/sd15")).unwrap();
+    let want = read(&kit.join("expected/dpo_sd15.safetensors"));
+    let t: Vec<u32> = want["timesteps"].to_dtype(DType::U32).unwrap().to_vec1().unwrap();
+    let noisy = schedule.add_noise(&want["latents"], &want["noise"], &t).unwrap();
+    close(&noisy, &want["noisy"], 1e-6, "noisy latents");
+}
