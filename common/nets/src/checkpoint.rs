@@ -278,6 +278,24 @@ pub fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: HashMap<
     pipe::atomic::write(path, &blob)
 }
 
+/// The weight file of a diffusers model folder.
+pub const DIFFUSERS_WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+
+/// Writes `folder/config.json` (copied from `config_of`, so that diffusers finds what it wrote) and then the weights,
+/// whose appearance says that the folder is whole.
+pub fn write_model(
+    folder: &Path,
+    config_of: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    origin: &pipe::origin::Origin,
+) -> Result<()> {
+    let config = config_of.join("config.json");
+    let text = std::fs::read(&config).with_context(|| format!("cannot read {}", config.display()))?;
+    pipe::atomic::write(&folder.join("config.json"), &text)?;
+    let metadata = HashMap::from([(pipe::origin::KEY.to_owned(), origin.to_json())]);
+    write(&folder.join(DIFFUSERS_WEIGHTS), tensors, metadata)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,13 +1,17 @@
 //! Networks on candle that can be trained: Stable Diffusion's UNet, VAE and text encoder, CLIP's two towers, noise
 //! schedules and samplers, optimisers, checkpoints, scorers.
 
+pub mod base;
 pub mod checkpoint;
+pub mod clean;
+pub mod image;
 pub mod layers;
 pub mod noise;
 pub mod ops;
 pub mod optim;
 pub mod pickle;
 pub mod text;
+pub mod tokenizer;
 pub mod transformer;
 pub mod unet;
 pub mod vae;

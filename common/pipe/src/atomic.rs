@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// `dir/name` -> `dir/name.partial`, in the same folder so that the rename is atomic.
 pub fn partial_path(path: &Path) -> PathBuf {
@@ -34,6 +34,7 @@ pub struct AtomicFile {
 
 impl AtomicFile {
     pub fn create(target: &Path) -> Result<Self> {
+        ensure!(!target.is_dir(), "cannot write {}: it is a folder", target.display());
         create_parent(target)?;
         let partial = partial_path(target);
         let file = File::create(&partial).with_context(|| format!("cannot write {}", target.display()))?;
@@ -46,7 +47,7 @@ impl AtomicFile {
         if let Some(writer) = self.file.take() {
             let file = writer.into_inner().map_err(|e| e.into_error()).with_context(say)?;
             file.sync_all().with_context(say)?;
-            rename(&self.partial, &self.target)?;
+            rename(&self.partial, &self.target).inspect_err(|_| drop(fs::remove_file(&self.partial)))?;
         }
         Ok(())
     }

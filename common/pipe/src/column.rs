@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BinaryArray, Float32Array, RecordBatch, StringArray, StructArray},
+    array::{Array, ArrayRef, AsArray, BinaryArray, Float32Array, RecordBatch, StringArray, StructArray, UInt64Array},
     compute::cast,
     datatypes::DataType,
 };
@@ -90,6 +90,29 @@ impl Rows {
         let column = self.f32_or_null(name)?;
         self.refuse_null(name, &column)?;
         Ok(column)
+    }
+
+    /// A column of whole numbers from 0 up, without nulls.
+    pub fn u64(&self, name: &str) -> Result<UInt64Array> {
+        let kind = self.column(name)?.data_type();
+        ensure!(kind.is_integer(), "{}: column '{name}' is {kind}, expected whole numbers", self.table);
+        // A negative number does not fit: it becomes null, and is refused as one.
+        let column = self.cast(name, &DataType::UInt64)?.as_primitive().clone();
+        self.refuse_null(name, &column)?;
+        Ok(column)
+    }
+
+    /// The values of a list column as f32, all rows one after the other.
+    pub fn f32_list(&self, name: &str) -> Result<Float32Array> {
+        let column = self.column(name)?;
+        let Some(list) = column.as_list_opt::<i32>() else {
+            bail!("{}: column '{name}' is {}, expected a list of numbers", self.table, column.data_type())
+        };
+        self.refuse_null(name, list)?;
+        // A sliced list still carries all its values: take those of these rows.
+        let (from, to) = (list.value_offsets()[0] as usize, list.value_offsets()[list.len()] as usize);
+        let values = cast(&list.values().slice(from, to - from), &DataType::Float32)?;
+        Ok(values.as_primitive().clone())
     }
 
     /// Image bytes: a binary column, or Hugging Face's struct {bytes, path}. Nulls stay null.

@@ -20,7 +20,15 @@ pub enum Work {
     /// To a pipe: parts go out as they come, nothing is kept.
     Stream(Box<Output>),
     /// To a file, by way of `OUT.partial/`.
-    Kept { target: PathBuf, folder: PathBuf, schema: Schema, origin: Origin },
+    Kept(Box<Kept>),
+}
+
+/// Where kept parts lie and what they will become.
+pub struct Kept {
+    target: PathBuf,
+    folder: PathBuf,
+    schema: Schema,
+    origin: Origin,
 }
 
 impl Work {
@@ -45,20 +53,20 @@ impl Work {
             ),
             Err(_) => atomic::write(&plan, ours.as_bytes())?,
         }
-        Ok(Work::Kept { target: target.to_owned(), folder, schema, origin })
+        Ok(Work::Kept(Box::new(Kept { target: target.to_owned(), folder, schema, origin })))
     }
 
     /// Whether the next part, the `i`-th, is finished already; a pipe keeps none.
     pub fn has(&self, i: usize) -> bool {
-        matches!(self, Work::Kept { folder, .. } if part(folder, i).exists())
+        matches!(self, Work::Kept(kept) if part(&kept.folder, i).exists())
     }
 
     /// Adds the `i`-th part; parts come in order.
     pub fn put(&mut self, i: usize, batch: &RecordBatch) -> Result<()> {
         match self {
             Work::Stream(output) => output.write(batch),
-            Work::Kept { folder, schema, origin, .. } => {
-                let mut output = Output::create(&part(folder, i), schema.clone(), origin)?;
+            Work::Kept(kept) => {
+                let mut output = Output::create(&part(&kept.folder, i), kept.schema.clone(), &kept.origin)?;
                 output.write(batch)?;
                 output.finish().map(|_| ())
             }
@@ -68,7 +76,7 @@ impl Work {
     /// Reads back a finished part; `None` on a pipe.
     pub fn get(&self, i: usize) -> Result<Option<Inputs>> {
         match self {
-            Work::Kept { folder, .. } if self.has(i) => Ok(Some(Inputs::open(&[part(folder, i)])?)),
+            Work::Kept(kept) if self.has(i) => Ok(Some(Inputs::open(&[part(&kept.folder, i)])?)),
             _ => Ok(None),
         }
     }
@@ -77,7 +85,8 @@ impl Work {
     pub fn finish(self, count: usize) -> Result<usize> {
         match self {
             Work::Stream(output) => output.finish(),
-            Work::Kept { target, folder, schema, origin, .. } => {
+            Work::Kept(kept) => {
+                let Kept { target, folder, schema, origin } = *kept;
                 let whole = folder.join("whole.parquet");
                 let mut output = Output::create(&whole, schema, &origin)?;
                 for i in 0..count {

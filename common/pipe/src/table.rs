@@ -62,25 +62,34 @@ impl Inputs {
     /// # Errors
     /// A file that cannot be read, is no table, is cut off, or a folder with a part missing; a table without rows.
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
+        let tables = Self::open_each(paths)?.into_iter().flat_map(|inputs| inputs.tables).collect();
+        let inputs = Self { tables };
+        ensure!(inputs.rows() != Some(0), "{} has no rows", inputs.name());
+        Ok(inputs)
+    }
+
+    /// As `open`, but each path stays by itself, for tables that are not read one after the other.
+    pub fn open_each(paths: &[PathBuf]) -> Result<Vec<Self>> {
         ensure!(
             paths.iter().filter(|p| p.as_os_str() == "-").count() <= 1,
             "standard input (`-`) can be named only once"
         );
-        let mut tables = vec![];
-        for path in paths {
-            if path.as_os_str() == "-" {
-                tables.push(open_stdin()?);
+        let open = |path: &PathBuf| -> Result<Self> {
+            let tables = if path.as_os_str() == "-" {
+                vec![open_stdin()?]
             } else if path.is_dir() {
-                for part in parts_of(path)? {
-                    tables.push(open_file(&part)?);
-                }
+                parts_of(path)?.iter().map(|part| open_file(part)).collect::<Result<_>>()?
             } else {
-                tables.push(open_file(path)?);
-            }
-        }
-        let inputs = Self { tables };
-        ensure!(inputs.rows() != Some(0), "{} has no rows", inputs.name());
-        Ok(inputs)
+                vec![open_file(path)?]
+            };
+            Ok(Self { tables })
+        };
+        paths.iter().map(open).collect()
+    }
+
+    /// These tables, then those of `other`.
+    pub fn append(&mut self, other: Self) {
+        self.tables.extend(other.tables);
     }
 
     /// The name to use in messages.
@@ -118,6 +127,18 @@ impl Inputs {
     /// Rows in all tables together; `None` where a pipe is among them.
     pub fn rows(&self) -> Option<usize> {
         self.tables.iter().map(Input::rows).sum()
+    }
+
+    /// Name and path of every table, all of which must be Parquet files.
+    pub fn parquet_files(&self) -> Result<Vec<(Arc<str>, PathBuf)>> {
+        let path_of = |t: &Input| match &t.body {
+            Body::Parquet { path, .. } => Ok((t.name.clone(), path.clone())),
+            _ => bail!(
+                "{} is an Arrow stream; rows are visited in a random order here: write a Parquet file first",
+                t.name
+            ),
+        };
+        self.tables.iter().map(path_of).collect()
     }
 
     /// The rows that `--shard` asks for, or all.
@@ -227,7 +248,8 @@ impl Part {
             move || format!("{name} is not a whole table")
         };
         let iter: BatchIter = if let Some(stream) = self.stream {
-            Box::new(Projected { inner: Box::new(stream), columns: self.columns })
+            let whole = Box::new(stream.map(move |b| b.with_context(&say)));
+            Box::new(Projected { inner: whole, columns: self.columns })
         } else if self.parquet {
             let file = File::open(&self.path).with_context(|| format!("cannot read {name}"))?;
             let builder = ParquetRecordBatchReaderBuilder::try_new(file).with_context(&say)?;
@@ -379,10 +401,13 @@ impl Read for Tail {
 /// The IPC format's end mark: a continuation and a length of zero.
 const END_MARK: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 
+const CUT_OFF: &str = "the stream is cut off or damaged: whatever wrote it stopped in the middle";
+
 impl Stream {
     fn open(inner: Box<dyn Read + Send>) -> Result<Self> {
         let tail = Arc::new(Mutex::new(vec![]));
-        let reader = StreamReader::try_new(BufReader::new(Tail { inner, last: tail.clone() }), None)?;
+        let reader = StreamReader::try_new(BufReader::new(Tail { inner, last: tail.clone() }), None);
+        let reader = reader.context(CUT_OFF)?;
         Ok(Self { reader, tail, done: false })
     }
 
@@ -404,7 +429,7 @@ impl Iterator for Stream {
             Some(Ok(batch)) => Some(Ok(batch)),
             Some(Err(error)) => {
                 self.done = true;
-                Some(Err(error).context("the stream is cut off or damaged: whatever wrote it stopped in the middle"))
+                Some(Err(error).context(CUT_OFF))
             }
             None => {
                 self.done = true;
@@ -417,6 +442,11 @@ impl Iterator for Stream {
 const PARQUET: &[u8] = b"PAR1";
 const IPC_FILE: &[u8] = b"ARROW1";
 const IPC_STREAM: &[u8] = &[0xff, 0xff, 0xff, 0xff];
+
+/// Whether bytes that begin like this are a table.
+pub fn is_table(begin: &[u8]) -> bool {
+    [PARQUET, IPC_FILE, IPC_STREAM].iter().any(|magic| begin.starts_with(magic))
+}
 
 fn open_file(path: &Path) -> Result<Input> {
     let name: Arc<str> = path.display().to_string().into();
@@ -444,7 +474,7 @@ fn open_file(path: &Path) -> Result<Input> {
     } else if magic.is_empty() {
         bail!("{name} is empty: not a table")
     } else {
-        bail!("{name} is neither Parquet nor an Arrow stream (it begins with {:02x?})", magic)
+        bail!("{name} is not a table: neither Parquet nor an Arrow stream (it begins with {:02x?})", magic)
     }
 }
 

@@ -12,7 +12,7 @@ fn fix_text_is_ftfys() {
         ("P&EACUTE;REZ &nTILDE; BUNDESSTRA&SZLIG;E", "PÉREZ &nTILDE; BUNDESSTRASSE"),
         ("<b>&amp;</b>\n&amp;", "<b>&amp;</b>\n&amp;"),
         ("â€œ like this â€\u{fffd}", "\" like this \u{fffd}"),
-        ("\u{1b}[36;44mI'm blue\u{1b}[0m\r\nnext\u{85}", "I'm blue\nnext\n"),
+        ("\u{1b}[36;44mI'm blue\u{1b}[0m\r\nnext\u{85}", "I'm blue\nnext…"),
         ("Ｕﾀｰﾝ cafe\u{301}", "Uターン café"),
     ] {
         assert_eq!(fix_text(text), fixed, "{text:?}");

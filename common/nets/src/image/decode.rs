@@ -63,8 +63,7 @@ fn pixels(decoder: impl ImageDecoder, grey16: fn(u16) -> u8) -> Result<Rgb> {
     check_size(width, height)?;
     let color = decoder.color_type();
     let mut raw = vec![0; usize::try_from(decoder.total_bytes())?];
-    catch_unwind(AssertUnwindSafe(|| decoder.read_image(&mut raw)))
-        .map_err(|_| anyhow!("its decoder gave up"))??;
+    catch_unwind(AssertUnwindSafe(|| decoder.read_image(&mut raw))).map_err(|_| anyhow!("its decoder gave up"))??;
     let high = |pair: &[u8]| (u16::from_ne_bytes([pair[0], pair[1]]) >> 8) as u8;
     let data = match color {
         ColorType::Rgb8 => raw,

@@ -80,7 +80,8 @@ fn equals_the_peers_on_every_kind_of_file() {
 #[test]
 fn bad_bytes_are_an_error_and_never_a_panic() {
     let folder = from_here("../../tests/fixtures/preprocess");
-    for name in ["420.jpg", "444_progressive.jpg", "cmyk.jpg", "rgba.png", "palette.png", "lossy.webp", "lossless.webp"] {
+    for name in ["420.jpg", "444_progressive.jpg", "cmyk.jpg", "rgba.png", "palette.png", "lossy.webp", "lossless.webp"]
+    {
         let bytes = std::fs::read(folder.join(name)).unwrap();
         for cut in [0, 1, 3, 11, 20, 40, 64, bytes.len() / 2, bytes.len() - 40] {
             assert!(decode(&bytes[..cut]).is_err(), "{name} cut to {cut} bytes");
@@ -119,8 +120,14 @@ fn crc32(bytes: &[u8]) -> u32 {
 fn crops_and_names() {
     // torchvision's CenterCrop rounds halves to even: 27 rows left over give 14, 25 give 12.
     let image = |width, height| Rgb { width, height, data: vec![200; width * height * 3] };
-    assert_eq!(dpo_train_u8(&image(40, 67), 40).1, TrainCrop { original_width: 40, original_height: 67, left: 0, top: 14 });
-    assert_eq!(dpo_train_u8(&image(65, 40), 40).1, TrainCrop { original_width: 65, original_height: 40, left: 12, top: 0 });
+    assert_eq!(
+        dpo_train_u8(&image(40, 67), 40).1,
+        TrainCrop { original_width: 40, original_height: 67, left: 0, top: 14 }
+    );
+    assert_eq!(
+        dpo_train_u8(&image(65, 40), 40).1,
+        TrainCrop { original_width: 65, original_height: 40, left: 12, top: 0 }
+    );
     // A crop larger than the resized image stands in zeros.
     let padded = hf_clip_u8(&image(10, 10), 5, 8);
     assert_eq!((padded.width, padded.data.iter().filter(|&&v| v == 200).count()), (8, 75));
@@ -157,7 +164,10 @@ fn check(images: &Path, expected: &Path) {
             assert!(hf_clip_u8(&image, 224, 224).data == view.data(), "{name}: resize224");
         }
         if let Some(view) = get("resize96_bilinear_u8") {
-            assert!(resize(&image, view.shape()[1], view.shape()[0], Filter::Bilinear).data == view.data(), "{name}: 96");
+            assert!(
+                resize(&image, view.shape()[1], view.shape()[0], Filter::Bilinear).data == view.data(),
+                "{name}: 96"
+            );
         }
         if let Some(view) = get("hf_pil") {
             assert!(worst(&hf_clip(&image, side(&view), side(&view), &CLIP), &floats(&view)) < 1e-6, "{name}: hf_pil");

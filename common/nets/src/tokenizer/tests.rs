@@ -25,6 +25,12 @@ struct Rows {
     rows: Vec<Row>,
 }
 
+/// The kit cuts open_clip's rows at their first EOS, beyond which no tower reads.
+fn read<'a>(name: &str, ids: &'a [u32]) -> &'a [u32] {
+    let end = ids.iter().position(|&id| id == 49407).filter(|_| name == "open_clip");
+    &ids[..end.unwrap_or(ids.len())]
+}
+
 fn check(path: &Path, hf: &Tokenizer, bang: &Tokenizer) {
     let open_clip = Tokenizer::builtin(Style::OpenClip).unwrap();
     let rows: Rows = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
@@ -35,7 +41,7 @@ fn check(path: &Path, hf: &Tokenizer, bang: &Tokenizer) {
             ("hf_fast", hf.ids(&row.prompt, 77), &row.hf_fast),
             ("pad_bang_77", bang.encode(&row.prompt, 77), &row.pad_bang_77),
         ] {
-            if ours.as_ref().unwrap() != theirs {
+            if read(name, ours.as_ref().unwrap()) != read(name, theirs) {
                 wrong += 1;
                 println!("{name} {:?}\n  {ours:?}\n  {theirs:?}", row.prompt);
                 println!("  cleaned: {:?}", clean::open_clip(&row.prompt));
@@ -83,7 +89,9 @@ fn long_and_empty_texts() {
         let tokenizer = Tokenizer::builtin(style).unwrap();
         assert_eq!(tokenizer.ids("", 77).unwrap(), [49406, 49407]);
         let start = std::time::Instant::now();
-        for long in ["x".repeat(10_000), "é".repeat(10_000), "&amp;".repeat(2_000), "Ã© ".repeat(3_333), "!".repeat(10_000)] {
+        for long in
+            ["x".repeat(10_000), "é".repeat(10_000), "&amp;".repeat(2_000), "Ã© ".repeat(3_333), "!".repeat(10_000)]
+        {
             let ids = tokenizer.encode(&long, 77).unwrap();
             assert_eq!((ids.len(), ids[0], ids.contains(&49407)), (77, 49406, true));
         }

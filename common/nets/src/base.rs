@@ -1,0 +1,76 @@
+//! A Stable Diffusion folder (diffusers' layout): where its parts lie, and its text encoder with tokenizer.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Device, Tensor};
+use pipe::cli;
+
+use crate::{
+    text::TextModel,
+    tokenizer::{Style, Tokenizer},
+};
+
+/// The device that `--device` names.
+///
+/// # Errors
+/// CUDA was asked of a build without it, or the device is not there.
+pub fn device(device: cli::Device) -> Result<Device> {
+    match device {
+        cli::Device::Cpu => Ok(Device::Cpu),
+        cli::Device::Cuda(n) => {
+            ensure!(candle_core::utils::cuda_is_available(), "this build has no CUDA; build it with --features cuda");
+            Device::new_cuda(n).with_context(|| format!("cannot use CUDA device {n}"))
+        }
+    }
+}
+
+/// The arithmetic that `--dtype` names.
+///
+/// # Errors
+/// Half precision on the CPU, which computes in f32 only.
+pub fn dtype(dtype: cli::Dtype, device: &Device) -> Result<DType> {
+    match dtype {
+        cli::Dtype::F32 => Ok(DType::F32),
+        _ if device.is_cpu() => bail!("the CPU computes in f32; leave --dtype out, or name a CUDA device"),
+        cli::Dtype::Bf16 => Ok(DType::BF16),
+        cli::Dtype::F16 => Ok(DType::F16),
+    }
+}
+
+/// A UNet's own folder, out of a checkpoint folder, its `unet/`, or a base.
+///
+/// # Errors
+/// There is no `config.json` of a UNet.
+pub fn unet_folder(path: &Path) -> Result<PathBuf> {
+    for folder in [path.join("unet"), path.to_owned()] {
+        if folder.join("config.json").is_file() {
+            return Ok(folder);
+        }
+    }
+    ensure!(path.exists(), "{} does not exist; expected a checkpoint folder with unet/config.json", path.display());
+    bail!("{} holds no unet/config.json: not a checkpoint folder", path.display())
+}
+
+/// Prompts to the states that the UNet attends to.
+pub struct PromptEncoder {
+    tokenizer: Tokenizer,
+    text: TextModel,
+}
+
+impl PromptEncoder {
+    /// From `base/tokenizer` and `base/text_encoder`.
+    pub fn open(base: &Path, dtype: DType, device: &Device) -> Result<Self> {
+        let folder = base.join("text_encoder");
+        let text = TextModel::open(&folder, dtype, device)?;
+        let tokenizer = Tokenizer::from_folder(&base.join("tokenizer"), Style::Hf)?;
+        Ok(Self { tokenizer, text })
+    }
+
+    /// Last hidden state after the final norm, (B, T, D), one row a prompt; "" is the unconditional prompt.
+    pub fn states<S: AsRef<str>>(&self, prompts: &[S]) -> Result<Tensor> {
+        let context = self.text.config.max_position_embeddings;
+        let ids = prompts.iter().map(|p| self.tokenizer.encode(p.as_ref(), context)).collect::<Result<Vec<_>>>()?;
+        Ok(self.text.forward(&ids)?.last)
+    }
+}

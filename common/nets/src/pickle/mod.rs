@@ -1,0 +1,229 @@
+//! torch's zip-pickles (`.bin`, `.pt`, `.pth`): data only, no code of theirs is ever run.
+
+mod machine;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::{BufReader, Read},
+    path::Path,
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use candle_core::{Device, Tensor, WithDType};
+use half::{bf16, f16};
+use zip::{CompressionMethod, ZipArchive};
+
+use machine::{Heap, Id, Storage, Value, View};
+
+type Archive = ZipArchive<BufReader<File>>;
+
+/// Reads all named tensors, on the CPU and in their stored type: of the dict `state_dict` where the file has one among
+/// other keys, else of the file's own dict. Values that are no tensors are left out.
+///
+/// A tensor that fills its storage is read straight into place; only views into larger storages are copied.
+///
+/// # Errors
+/// No torch archive, a pickle that asks for a class that weights do not need, a tensor outside its storage, no tensor.
+pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    read_archive(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn read_archive(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let mut file = File::open(path)?;
+    let mut magic = [0; 2];
+    ensure!(
+        file.read_exact(&mut magic).is_ok() && &magic == b"PK",
+        "it is no torch archive; a file of torch before 1.6 has to be loaded and saved with a later torch once"
+    );
+    let mut archive = ZipArchive::new(BufReader::with_capacity(1 << 20, File::open(path)?))?;
+    let pickle = pickle_name(&archive)?;
+    let folder = pickle.strip_suffix("data.pkl").unwrap_or_default().to_owned();
+    if let Ok(order) = entry(&mut archive, &format!("{folder}byteorder")) {
+        ensure!(order == b"little", "its numbers are big-endian, which is not supported");
+    }
+    let (heap, whole) = machine::load(&entry(&mut archive, &pickle)?)?;
+    let views = tensors_of(&heap, whole)?;
+    let mut by_storage: BTreeMap<&str, Vec<(&str, &View)>> = BTreeMap::new();
+    for (name, view) in &views {
+        by_storage.entry(&view.storage.key).or_default().push((name, view));
+    }
+    let mut tensors = BTreeMap::new();
+    for (key, views) in by_storage {
+        let file = format!("{folder}data/{key}");
+        let all = views_of(&mut archive, &file, &views).with_context(|| format!("tensor '{}'", views[0].0))?;
+        tensors.extend(views.iter().map(|(name, _)| (*name).to_owned()).zip(all));
+    }
+    Ok(tensors)
+}
+
+/// `<name>/data.pkl`, whatever the folder is called.
+fn pickle_name(archive: &Archive) -> Result<String> {
+    let names = archive.file_names().collect::<zip::result::ZipResult<Vec<_>>>()?;
+    let mut found: Vec<_> = names.iter().filter(|name| *name == "data.pkl" || name.ends_with("/data.pkl")).collect();
+    found.sort_by_key(|name| name.len());
+    Ok(found.first().context("it is a zip file without data.pkl, so torch did not write it")?.to_string())
+}
+
+/// A small entry, whole. torch never compresses, so that no entry can be larger than the file.
+fn entry(archive: &mut Archive, name: &str) -> Result<Vec<u8>> {
+    let mut entry = archive.by_name(name)?;
+    ensure!(entry.compression() == CompressionMethod::Stored, "{name} is compressed, so torch did not write it");
+    let mut bytes = vec![];
+    entry.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The last tensor of each name.
+fn tensors_of(heap: &Heap, whole: Id) -> Result<BTreeMap<String, View>> {
+    let Value::Dict(mut dict) = heap[whole].clone() else { bail!("it holds no dict of tensors") };
+    let named = |name: &str| dict.iter().rfind(|(key, _)| matches!(&heap[*key], Value::Text(k) if k == name));
+    if let Some(Value::Dict(inner)) = named("state_dict").map(|&(_, value)| &heap[value]) {
+        dict = inner.clone();
+    }
+    let tensors: BTreeMap<_, _> = dict
+        .iter()
+        .filter_map(|&(key, value)| match (&heap[key], &heap[value]) {
+            (Value::Text(name), Value::Tensor(view)) => Some((name.clone(), view.clone())),
+            _ => None,
+        })
+        .collect();
+    ensure!(!tensors.is_empty(), "it holds no tensors by name, neither at its top nor under 'state_dict'");
+    Ok(tensors)
+}
+
+/// The tensors that look into one storage, in the order of `views`.
+fn views_of(archive: &mut Archive, file: &str, views: &[(&str, &View)]) -> Result<Vec<Tensor>> {
+    let storage = &views[0].1.storage;
+    ensure!(views.iter().all(|(_, view)| view.storage == *storage), "its storage is described in two ways");
+    match storage.class {
+        "torch.FloatStorage" => typed(archive, file, storage, views, f32::from_le_bytes),
+        "torch.HalfStorage" => typed(archive, file, storage, views, f16::from_le_bytes),
+        "torch.BFloat16Storage" => typed(archive, file, storage, views, bf16::from_le_bytes),
+        "torch.DoubleStorage" => typed(archive, file, storage, views, f64::from_le_bytes),
+        "torch.LongStorage" => typed(archive, file, storage, views, i64::from_le_bytes),
+        "torch.IntStorage" => typed(archive, file, storage, views, i32::from_le_bytes),
+        "torch.ShortStorage" => typed(archive, file, storage, views, i16::from_le_bytes),
+        "torch.ByteStorage" | "torch.BoolStorage" => typed(archive, file, storage, views, u8::from_le_bytes),
+        other => bail!("it is stored as {other}, which is not supported"),
+    }
+}
+
+fn typed<T: WithDType, const N: usize>(
+    archive: &mut Archive,
+    file: &str,
+    storage: &Storage,
+    views: &[(&str, &View)],
+    from: impl Fn([u8; N]) -> T,
+) -> Result<Vec<Tensor>> {
+    let mut data = elements(archive, file, storage.len, from)?;
+    let mut done: HashMap<&View, Tensor> = HashMap::new();
+    for (index, (name, view)) in views.iter().enumerate() {
+        if done.contains_key(view) {
+            continue;
+        }
+        let count = check(view).with_context(|| format!("tensor '{name}'"))?;
+        let last = views[index + 1..].iter().all(|(_, other)| *other == *view);
+        let values = if count == data.len() && contiguous(view) {
+            if last { std::mem::take(&mut data) } else { data.clone() }
+        } else {
+            gather(&data, view)
+        };
+        done.insert(view, Tensor::from_vec(values, &view.shape[..], &Device::Cpu)?);
+    }
+    let found = |(_, view): &(&str, &View)| done.get(view).cloned().context("a tensor is missing");
+    views.iter().map(found).collect()
+}
+
+/// `len` elements of a storage, through a small buffer.
+fn elements<T, const N: usize>(
+    archive: &mut Archive,
+    file: &str,
+    len: usize,
+    from: impl Fn([u8; N]) -> T,
+) -> Result<Vec<T>> {
+    let mut entry = archive.by_name(file).map_err(|e| anyhow!("its elements are missing ({file}: {e})"))?;
+    ensure!(entry.compression() == CompressionMethod::Stored, "{file} is compressed, so torch did not write it");
+    let mut data: Vec<T> = vec![];
+    let mut buffer = vec![0; (1 << 16) * N];
+    // Room is made as bytes arrive: what a damaged header claims costs nothing.
+    let room = len.min(usize::try_from(entry.size())? / N);
+    data.try_reserve_exact(room)?;
+    while data.len() < len {
+        let want = buffer.len().min((len - data.len()).saturating_mul(N));
+        let filled = fill(&mut entry, &mut buffer[..want])?;
+        let (chunks, rest) = buffer[..filled].as_chunks::<N>();
+        data.extend(chunks.iter().map(|&bytes| from(bytes)));
+        if filled < want {
+            let _ = rest; // a part of an element
+            bail!("its storage has {} elements instead of {len}: the file is damaged", data.len());
+        }
+    }
+    // To the end of the entry, so that its checksum is compared.
+    std::io::copy(&mut entry, &mut std::io::sink())?;
+    Ok(data)
+}
+
+/// Reads until the buffer is full or the entry ends.
+fn fill(entry: &mut impl Read, buffer: &mut [u8]) -> Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match entry.read(&mut buffer[filled..])? {
+            0 => break,
+            n => filled += n,
+        }
+    }
+    Ok(filled)
+}
+
+/// How many elements the view has, if all lie in its storage.
+fn check(view: &View) -> Result<usize> {
+    ensure!(view.shape.len() == view.strides.len(), "it has {:?} strides for {:?}", view.strides, view.shape);
+    let product = view.shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size)).context("its shape overflows")?;
+    let reach = view.shape.iter().zip(&view.strides).try_fold(view.offset, |end, (&size, &stride)| {
+        end.checked_add(size.saturating_sub(1).checked_mul(stride)?)
+    });
+    let inside = product == 0 || reach.is_some_and(|end| end < view.storage.len);
+    // The second condition keeps a broadcast view from being multiplied out.
+    ensure!(
+        inside && product <= view.storage.len,
+        "its shape {:?} does not fit its storage of {} elements",
+        view.shape,
+        view.storage.len
+    );
+    Ok(product)
+}
+
+fn contiguous(view: &View) -> bool {
+    let mut step = 1;
+    view.offset == 0
+        && view.shape.iter().zip(&view.strides).rev().all(|(&size, &stride)| {
+            let follows = size == 1 || stride == step;
+            step *= size;
+            follows
+        })
+}
+
+/// The view's elements in row-major order. The view has been checked.
+fn gather<T: Copy>(data: &[T], view: &View) -> Vec<T> {
+    let count = view.shape.iter().product();
+    let mut out = Vec::with_capacity(count);
+    let mut index = vec![0; view.shape.len()];
+    let mut at = view.offset;
+    for _ in 0..count {
+        out.push(data[at]);
+        for axis in (0..index.len()).rev() {
+            index[axis] += 1;
+            at += view.strides[axis];
+            if index[axis] < view.shape[axis] {
+                break;
+            }
+            at -= view.strides[axis] * index[axis];
+            index[axis] = 0;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

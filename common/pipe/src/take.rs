@@ -1,0 +1,88 @@
+//! Single rows out of large Parquet tables, by number: how `train` visits pairs in a random order without holding them.
+
+use std::{collections::BTreeMap, fs::File, path::PathBuf, sync::Arc};
+
+use anyhow::{Context, Result, ensure};
+use arrow::compute::concat_batches;
+use parquet::{
+    arrow::{
+        ProjectionMask,
+        arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection},
+    },
+    file::metadata::PageIndexPolicy,
+};
+
+use crate::{column::Rows, table::Inputs};
+
+/// Parquet tables opened for access by row number, counted through all of them.
+pub struct Taker {
+    tables: Vec<Table>,
+}
+
+struct Table {
+    name: Arc<str>,
+    first: usize,
+    rows: usize,
+    path: PathBuf,
+    metadata: ArrowReaderMetadata,
+}
+
+impl Taker {
+    /// # Errors
+    /// A pipe or an Arrow file is among the inputs: only Parquet can be entered at any row.
+    pub fn open(inputs: &Inputs) -> Result<Self> {
+        let mut tables: Vec<Table> = vec![];
+        for (name, path) in inputs.parquet_files()? {
+            let file = File::open(&path).with_context(|| format!("cannot read {name}"))?;
+            let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
+            let metadata =
+                ArrowReaderMetadata::load(&file, options).with_context(|| format!("{name} is not a whole table"))?;
+            let rows = metadata.metadata().file_metadata().num_rows().max(0) as usize;
+            let first = tables.last().map_or(0, |t| t.first + t.rows);
+            tables.push(Table { name, first, rows, path, metadata });
+        }
+        Ok(Self { tables })
+    }
+
+    /// Column `columns` of each row in `rows`, one `Rows` of length 1 each, in the order asked.
+    pub fn take(&self, rows: &[usize], columns: &[&str]) -> Result<Vec<Rows>> {
+        let mut found: BTreeMap<usize, Rows> = BTreeMap::new();
+        for table in &self.tables {
+            let mut wanted: Vec<usize> =
+                rows.iter().filter_map(|r| r.checked_sub(table.first)).filter(|r| *r < table.rows).collect();
+            wanted.sort_unstable();
+            wanted.dedup();
+            if wanted.is_empty() {
+                continue;
+            }
+            let say = || format!("{} is not a whole table", table.name);
+            let file = File::open(&table.path).with_context(|| format!("cannot read {}", table.name))?;
+            let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, table.metadata.clone());
+            let roots = builder.parquet_schema().root_schema().get_fields().iter().enumerate();
+            let keep: Vec<_> = roots.filter(|(_, f)| columns.contains(&f.name())).map(|(i, _)| i).collect();
+            let mask = ProjectionMask::roots(builder.parquet_schema(), keep);
+            let ranges = wanted.iter().map(|&r| r..r + 1);
+            let reader = builder
+                .with_projection(mask)
+                .with_row_selection(RowSelection::from_consecutive_ranges(ranges, table.rows))
+                .with_batch_size(wanted.len())
+                .build()
+                .with_context(say)?;
+            let schema = arrow::array::RecordBatchReader::schema(&reader);
+            let batches = reader.collect::<Result<Vec<_>, _>>().with_context(say)?;
+            let batch = concat_batches(&schema, &batches)?;
+            ensure!(
+                batch.num_rows() == wanted.len(),
+                "{}: asked for {} rows, got {}",
+                table.name,
+                wanted.len(),
+                batch.num_rows()
+            );
+            for (i, row) in wanted.into_iter().enumerate() {
+                let one = Rows { table: table.name.clone(), first: row, batch: batch.slice(i, 1) };
+                found.insert(table.first + row, one);
+            }
+        }
+        rows.iter().map(|r| found.get(r).cloned().with_context(|| format!("there is no row {r}"))).collect()
+    }
+}

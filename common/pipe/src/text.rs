@@ -1,0 +1,62 @@
+//! Numbers and tables for people.
+
+/// Rows of cells as aligned lines: the first `left` columns flush left, the others flush right, two spaces between.
+pub fn table(rows: &[Vec<String>], left: usize) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let cells = |c: usize| rows.iter().filter_map(move |row| row.get(c));
+    let widths: Vec<_> = (0..columns).map(|c| cells(c).map(|s| s.chars().count()).max().unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (c, (cell, &width)) in row.iter().zip(&widths).enumerate() {
+            let pad = " ".repeat(width - cell.chars().count());
+            line += if c == 0 { "" } else { "  " };
+            line += &if c < left { format!("{cell}{pad}") } else { format!("{pad}{cell}") };
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// 851293 -> "851,293".
+pub fn thousands(n: usize) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// "1 prompt", "1,632 prompts".
+pub fn count(n: usize, thing: &str) -> String {
+    format!("{} {thing}{}", thousands(n), if n == 1 { "" } else { "s" })
+}
+
+/// "36.6 %"; "-" of nothing.
+pub fn percent(part: usize, whole: usize) -> String {
+    if whole == 0 { "-".into() } else { format!("{:.1} %", 100.0 * part as f64 / whole as f64) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up_by_characters_not_bytes() {
+        let row = |cells: [&str; 3]| cells.map(String::from).to_vec();
+        let text = table(&[row(["é", "a", "1"]), row(["long", "bcd", "234"])], 1);
+        assert_eq!(text, "é       a    1\nlong  bcd  234\n");
+    }
+
+    #[test]
+    fn thousands_are_grouped_from_the_right() {
+        assert_eq!([0, 999, 1000, 851_293, 1_000_000].map(thousands), ["0", "999", "1,000", "851,293", "1,000,000"]);
+        assert_eq!(count(1, "prompt"), "1 prompt");
+        assert_eq!(percent(0, 0), "-");
+    }
+}

@@ -1,0 +1,158 @@
+//! Every setting of a training run, under Diffusion-DPO's own names where it has one.
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use clap::{Parser, ValueEnum};
+use nets::optim::LrSchedule;
+use pipe::cli::Common;
+
+use crate::data::Augment;
+
+const EXAMPLES: &str = "\
+Examples:
+  train pairs.parquet --labels labels.parquet --base sd15 -o out --max_train_steps 2000 --train_batch_size 1 \\
+        --gradient_accumulation_steps 64 --learning_rate 1e-8 --scale_lr --lr_warmup_steps 500 --refresh-every 125
+  train latents/ --labels labels.parquet --base sd15 -o out --resume_from_checkpoint latest
+
+The output is a checkpoint folder: unet/ (loads in diffusers), state/ (what --resume_from_checkpoint needs) and log.jsonl.";
+
+/// Fine-tune a Stable Diffusion UNet on preference labels with the Diffusion-DPO loss.
+#[derive(Parser, Debug)]
+#[command(name = "train", version, after_help = EXAMPLES)]
+pub struct Args {
+    /// What to train on: pairs tables, one `encode` folder, or an images table whose uids the labels name
+    #[arg(value_name = "DATA")]
+    pub data: Vec<PathBuf>,
+    /// Labels table from `vote`: which image of each pair is preferred; pairs of weight 0 are left out
+    #[arg(long, value_name = "LABELS")]
+    pub labels: Option<PathBuf>,
+    /// Stable Diffusion folder: text encoder, VAE, scheduler, and the UNet to start from
+    #[arg(long, alias = "pretrained-model-name-or-path", value_name = "DIR")]
+    pub base: PathBuf,
+    /// Checkpoint to start from instead of the base's own UNet
+    #[arg(long, value_name = "DIR")]
+    pub policy: Option<PathBuf>,
+    /// Checkpoint to measure against instead of the base's own UNet
+    #[arg(long, value_name = "DIR")]
+    pub reference: Option<PathBuf>,
+    /// Go on from a checkpoint folder of `train`, or `latest`: the newest in the output folder, if there is one
+    #[arg(long, visible_alias = "resume", value_name = "DIR|latest")]
+    pub resume_from_checkpoint: Option<PathBuf>,
+    /// Inputs of every step from a safetensors file instead of DATA and LABELS: `<i>.latents`, `<i>.noise`,
+    /// `<i>.timesteps` with the winners first, and the captions in the metadata key `prompts`
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "labels"])]
+    pub replay: Option<PathBuf>,
+    /// Write the first step's gradient of every tensor, before clipping
+    #[arg(long, value_name = "FILE")]
+    pub dump_gradients: Option<PathBuf>,
+
+    /// Optimiser steps in all, those before a resumption included
+    #[arg(long, visible_alias = "steps", value_name = "N", default_value_t = 2000, help_heading = "Optimisation")]
+    pub max_train_steps: u64,
+    /// Pairs that go through the networks at once
+    #[arg(long, value_name = "N", default_value = "1", help_heading = "Optimisation")]
+    pub train_batch_size: NonZeroUsize,
+    /// Such batches an optimiser step
+    #[arg(long, value_name = "N", default_value = "1", help_heading = "Optimisation")]
+    pub gradient_accumulation_steps: NonZeroUsize,
+    /// Learning rate; Diffusion-DPO's 1e-8 is meant with --scale_lr
+    #[arg(long, visible_alias = "lr", value_name = "X", default_value_t = 1e-8, help_heading = "Optimisation")]
+    pub learning_rate: f64,
+    /// Multiply the learning rate by the pairs an optimiser step
+    #[arg(long, help_heading = "Optimisation")]
+    pub scale_lr: bool,
+    /// How the learning rate goes (diffusers' schedules)
+    #[arg(long, value_enum, default_value_t = Schedule::ConstantWithWarmup, help_heading = "Optimisation")]
+    pub lr_scheduler: Schedule,
+    /// Steps over which the learning rate rises from 0
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Optimisation")]
+    pub lr_warmup_steps: u64,
+    /// Length of a linear or cosine schedule, where it is not --max_train_steps
+    #[arg(long, value_name = "N", help_heading = "Optimisation")]
+    pub lr_total_steps: Option<u64>,
+    #[arg(long, value_name = "X", default_value_t = 0.9, help_heading = "Optimisation")]
+    pub adam_beta1: f64,
+    #[arg(long, value_name = "X", default_value_t = 0.999, help_heading = "Optimisation")]
+    pub adam_beta2: f64,
+    #[arg(long, value_name = "X", default_value_t = 1e-8, help_heading = "Optimisation")]
+    pub adam_epsilon: f64,
+    #[arg(long, value_name = "X", default_value_t = 1e-2, help_heading = "Optimisation")]
+    pub adam_weight_decay: f64,
+    /// Gradients longer than this are scaled down to it
+    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = "Optimisation")]
+    pub max_grad_norm: f64,
+
+    /// Strength of the tie to the reference, in Diffusion-DPO's code convention (mean squared errors, with the 1/2)
+    #[arg(long, visible_alias = "beta", value_name = "X", default_value_t = 5000.0, help_heading = "Method")]
+    pub beta_dpo: f64,
+    /// Replace the reference by the policy after every K-th optimiser step (0: never, plain Diffusion-DPO)
+    #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Method")]
+    pub refresh_every: u64,
+    /// Share of captions replaced by the empty prompt, so that guidance keeps working
+    #[arg(long, value_name = "P", default_value_t = 0.2, help_heading = "Method")]
+    pub proportion_empty_prompts: f64,
+
+    /// Side of the training images in pixels
+    #[arg(long, value_name = "N", default_value_t = 512, help_heading = "Data")]
+    pub resolution: usize,
+    /// Mirror images at random: each by itself (Diffusion-DPO), both of a pair together, or not
+    #[arg(long, value_enum, default_value_t = Augment::IndependentFlip, help_heading = "Data")]
+    pub augment: Augment,
+
+    /// Keep a checkpoint in OUT_DIR/checkpoint-STEP every N steps (0: only at the end)
+    #[arg(long, value_name = "N", default_value_t = 500, help_heading = "Checkpoints")]
+    pub checkpointing_steps: u64,
+    /// Keep only the newest N of them
+    #[arg(long, value_name = "N", help_heading = "Checkpoints")]
+    pub checkpoints_total_limit: Option<usize>,
+    /// How to store the published unet/; state/ keeps f32
+    #[arg(long, value_enum, default_value_t = SaveDtype::F32, help_heading = "Checkpoints")]
+    pub save_dtype: SaveDtype,
+    /// Log the distance from the base every N steps: it reads all weights
+    #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Checkpoints")]
+    pub drift_every: u64,
+
+    #[command(flatten)]
+    pub common: Common,
+}
+
+impl Args {
+    /// Pairs an optimiser step.
+    pub fn effective_batch(&self) -> usize {
+        self.train_batch_size.get() * self.gradient_accumulation_steps.get()
+    }
+
+    /// Learning rate of the step after `done` finished ones.
+    pub fn rate(&self, done: u64) -> f64 {
+        let scale = if self.scale_lr { self.effective_batch() as f64 } else { 1.0 };
+        let total = self.lr_total_steps.unwrap_or(self.max_train_steps);
+        self.learning_rate * scale * self.lr_scheduler.schedule().factor(done, self.lr_warmup_steps, total)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Schedule {
+    Constant,
+    ConstantWithWarmup,
+    Linear,
+    Cosine,
+}
+
+impl Schedule {
+    fn schedule(self) -> LrSchedule {
+        match self {
+            Schedule::Constant => LrSchedule::Constant,
+            Schedule::ConstantWithWarmup => LrSchedule::ConstantWithWarmup,
+            Schedule::Linear => LrSchedule::Linear,
+            Schedule::Cosine => LrSchedule::Cosine,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SaveDtype {
+    F32,
+    F16,
+    Bf16,
+}
