@@ -1,1 +1,133 @@
-fn main() {}
+//! prompts: makes one prompts table of whatever a benchmark publishes.
+//!
+//!   prompts PartiPrompts.tsv -o partiprompts.parquet
+//!   prompts anime.json photo.json drawbench.txt -o prompts.parquet --max 400
+
+use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::{Context, Result};
+use arrow::{
+    array::{ArrayRef, Float32Array, RecordBatch, StringArray},
+    datatypes::SchemaRef,
+};
+use clap::Parser;
+use pipe::{
+    cli::{self, Answer, Common},
+    origin::Origin,
+    prompt_source::{self, Counts, Prompt},
+    schema, table, text,
+};
+use serde_json::{Map, Value, json};
+
+/// Make one prompts table of whatever a benchmark publishes
+///
+/// Reads TSV with a header (PartiPrompts), JSON (an array of strings as HPSv2's, or of objects with `prompt` as HPD v2's
+/// and ImageReward's), one prompt a line, and tables with a column `prompt` or `caption` (Pick-a-Pic). What a source is,
+/// its content says, not its name. Order is kept; a text is kept once in each set.
+#[derive(Parser)]
+#[command(name = "prompts", version, max_term_width = 100, after_help = EXAMPLES)]
+struct Args {
+    /// Files, folders of parts, or `-`
+    #[arg(required = true, value_name = "SOURCE")]
+    sources: Vec<PathBuf>,
+    /// Name of the set, for all sources [default: the table's own, else the file's name without ending]
+    ///
+    /// Win rates are printed set by set.
+    #[arg(long, value_name = "NAME")]
+    set: Option<String>,
+    /// Keep only the first N prompts, after duplicates are gone
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max: Option<u32>,
+    #[command(flatten)]
+    common: Common,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  prompts PartiPrompts.tsv -o partiprompts.parquet
+  prompts anime.json photo.json -o hpsv2.parquet --set hpsv2
+  prompts pairs.parquet -o - | sample - --base sd15/ -o images.parquet -n 5
+
+Exit status: 0 done, 2 trouble.";
+
+fn main() -> ExitCode {
+    cli::run("prompts", run)
+}
+
+fn run(args: Args) -> Result<Answer> {
+    let common = &args.common;
+    let output = common.output()?;
+    common.refuse_shard("a prompt belongs to the set's whole, where duplicates are found; shard `sample` instead")?;
+    let mut source = prompt_source::read(&args.sources, args.set.as_deref())?;
+    let found = source.prompts.len();
+    if let Some(max) = args.max {
+        source.prompts.truncate(max as usize);
+    }
+
+    let mut origin = Origin::new("prompts");
+    if let Some(set) = &args.set {
+        origin = origin.arg("set", set.as_str());
+    }
+    if let Some(max) = args.max {
+        origin = origin.arg("max", max);
+    }
+    let mut table = table::Output::create(output, schema::prompts(), &origin.inputs(source.origins))?;
+    let schema = table.schema.clone();
+    for some in source.prompts.chunks(table::BATCH) {
+        table.write(&batch(&schema, some)?)?;
+    }
+    table.finish()?;
+    tell(common, &source.prompts, found, source.counts)
+}
+
+fn batch(schema: &SchemaRef, prompts: &[Prompt]) -> Result<RecordBatch> {
+    let needed =
+        |value: fn(&Prompt) -> &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(prompts.iter().map(value))) };
+    let optional = |value: fn(&Prompt) -> Option<&str>| -> ArrayRef {
+        Arc::new(prompts.iter().map(value).collect::<StringArray>())
+    };
+    let columns = vec![
+        needed(|p| &p.prompt_id),
+        needed(|p| &p.prompt),
+        needed(|p| &p.set),
+        optional(|p| p.category.as_deref()),
+        optional(|p| p.challenge.as_deref()),
+        Arc::new(prompts.iter().map(|p| p.nsfw_prob).collect::<Float32Array>()),
+    ];
+    RecordBatch::try_new(schema.clone(), columns).context("cannot put the prompts together")
+}
+
+fn tell(common: &Common, prompts: &[Prompt], found: usize, counts: Counts) -> Result<Answer> {
+    let mut sets: Vec<(&str, usize)> = vec![];
+    for prompt in prompts {
+        match sets.iter_mut().rfind(|(set, _)| *set == prompt.set) {
+            Some((_, n)) => *n += 1,
+            None => sets.push((&prompt.set, 1)),
+        }
+    }
+    let beyond = found - prompts.len();
+    if common.json {
+        let sets: Map<String, Value> = sets.iter().map(|&(set, n)| (set.to_owned(), n.into())).collect();
+        let Counts { read, blank, duplicates } = counts;
+        let line = json!({
+            "prompts": prompts.len(), "sets": sets, "read": read, "blank": blank, "duplicates": duplicates, "beyond_max": beyond,
+        });
+        if common.output.as_ref().is_some_and(|o| o.as_os_str() == "-") {
+            common.say(line);
+        } else {
+            writeln!(std::io::stdout(), "{line}").context("cannot print the summary")?;
+        }
+        return Ok(Answer::Yes);
+    }
+    let mut line = text::count(prompts.len(), "prompt");
+    for (left_out, what, why) in
+        [(counts.duplicates, "duplicate", ""), (counts.blank, "blank line", ""), (beyond, "prompt", " beyond --max")]
+    {
+        if left_out > 0 {
+            line += &format!(", without {}{why}", text::count(left_out, what));
+        }
+    }
+    let sets: Vec<_> = sets.iter().map(|&(set, n)| vec![format!("  {set}"), text::thousands(n)]).collect();
+    common.say(format!("{line}\n{}", text::table(&sets, 1).trim_end()));
+    Ok(Answer::Yes)
+}

@@ -1,1 +1,80 @@
-fn main() {}
+//! refresh-ref: make the next reference from a policy and the present reference.
+//!
+//!   refresh-ref --policy out --reference sd15 -o reference
+//!   refresh-ref --policy out --reference reference --rate 0.5 -o reference
+
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Tensor};
+use clap::Parser;
+use nets::{
+    base::{self, unet_folder},
+    checkpoint::{self, Weights},
+};
+use pipe::{
+    cli::{Answer, Common, run},
+    origin::{InputOrigin, Origin},
+};
+
+/// Make the next reference: theta_ref + rate * (theta - theta_ref).
+///
+/// Rate 1 copies the policy (BalancedDPO's hard refresh); below 1 it is an exponential moving average (TR-DPO's soft update).
+#[derive(Parser, Debug)]
+#[command(
+    name = "refresh-ref",
+    version,
+    after_help = "\
+Examples:
+  refresh-ref --policy out --reference sd15 -o reference
+  refresh-ref --policy out --reference reference --rate 0.5 -o reference"
+)]
+struct Args {
+    /// Checkpoint folder of the policy
+    #[arg(long, value_name = "DIR")]
+    policy: PathBuf,
+    /// Checkpoint folder of the present reference
+    #[arg(long, value_name = "DIR")]
+    reference: PathBuf,
+    /// How far the reference moves towards the policy, 0..1
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    rate: f64,
+    #[command(flatten)]
+    common: Common,
+}
+
+fn main() -> ExitCode {
+    run("refresh-ref", refresh)
+}
+
+fn refresh(args: Args) -> Result<Answer> {
+    let out = args.common.output()?;
+    args.common.refuse_shard("a checkpoint has no rows")?;
+    ensure!((0.0..=1.0).contains(&args.rate), "--rate is a share between 0 and 1, it is {}", args.rate);
+    let device = base::device(args.common.device)?;
+    let (policy_folder, reference_folder) = (unet_folder(&args.policy)?, unet_folder(&args.reference)?);
+    let (policy, reference) = (Weights::open(&policy_folder)?, Weights::open(&reference_folder)?);
+
+    let mut moved: BTreeMap<String, Tensor> = BTreeMap::new();
+    for name in policy.names() {
+        let theta = policy.raw(&name)?.to_dtype(DType::F32)?.to_device(&device)?;
+        let theta_ref = reference.get(&name, theta.dims()).context("policy and reference differ in architecture")?;
+        let next = match args.rate {
+            1.0 => theta, // exactly, not up to rounding
+            rate => {
+                let theta_ref = theta_ref.to_dtype(DType::F32)?.to_device(&device)?;
+                (&theta_ref + ((theta - &theta_ref)? * rate)?)?
+            }
+        };
+        moved.insert(name, next);
+    }
+    let lost = reference.names().into_iter().find(|n| !moved.contains_key(n));
+    ensure!(lost.is_none(), "{}: tensor '{}' is missing", policy.name, lost.unwrap_or_default());
+
+    let input = |w: &Weights| -> Result<InputOrigin> {
+        Ok(InputOrigin { sha256: Some(w.hash()?), origin: w.origin().map(Box::new) })
+    };
+    let origin = Origin::new("refresh-ref").arg("rate", args.rate).inputs([input(&policy)?, input(&reference)?]);
+    checkpoint::write_model(&out.join("unet"), &policy_folder, &moved, &origin)?;
+    Ok(Answer::Yes)
+}

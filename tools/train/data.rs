@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use arrow::array::{Array, AsArray, BooleanArray};
 use candle_core::{Device, Tensor};
 use nets::{
-    image::{self, Rgb},
+    image,
     vae::{Posterior, Vae},
 };
 use pipe::{
@@ -256,7 +256,7 @@ impl Data {
                     row(w).1
                 );
                 let rgb = image::decode(column.value(0)).with_context(|| row_found.at(0))?;
-                let rgb = if w.flipped { mirrored(&rgb) } else { rgb };
+                let rgb = if w.flipped { rgb.mirrored() } else { rgb };
                 all.extend(image::dpo_train(&rgb, self.resolution).0);
             }
             let side = self.resolution;
@@ -392,16 +392,4 @@ fn shape_of(latents: &Inputs) -> Result<[usize; 3]> {
         Some([c, h, w]) => Ok([*c, *h, *w]),
         _ => bail!("{}: the metadata lacks latent_shape; make it with `encode`", latents.name()),
     }
-}
-
-pub fn mirrored(image: &Rgb) -> Rgb {
-    let mut data = image.data.clone();
-    for row in data.chunks_exact_mut(3 * image.width) {
-        for x in 0..image.width / 2 {
-            for channel in 0..3 {
-                row.swap(3 * x + channel, 3 * (image.width - 1 - x) + channel);
-            }
-        }
-    }
-    Rgb { data, ..*image }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashSet,
-    io::{BufRead, IsTerminal, Read},
+    io::{BufRead, Cursor, IsTerminal, Read},
     path::{Path, PathBuf},
 };
 
@@ -15,7 +15,7 @@ use arrow::{
 use serde_json::Value;
 
 use crate::{
-    id::{file_hash, prompt_id},
+    id::{hex, prompt_id, sha256},
     origin::InputOrigin,
     schema::{pairs, prompts as col},
     table::{self, Inputs},
@@ -113,7 +113,7 @@ fn entries(path: &Path, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>>
     let say = || format!("cannot read {name}");
     let stdin = path.as_os_str() == "-";
     if path.is_dir() {
-        return table_entries(path, give);
+        return table_entries(Inputs::open(&[path.to_owned()])?, give);
     }
     let text = if stdin {
         let mut stdin = std::io::stdin().lock();
@@ -121,7 +121,7 @@ fn entries(path: &Path, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>>
         // No text begins with this byte, every Arrow stream does.
         if stdin.fill_buf().with_context(say)?.first() == Some(&0xff) {
             drop(stdin);
-            return table_entries(path, give);
+            return table_entries(Inputs::open(&[path.to_owned()])?, give);
         }
         let mut bytes = vec![];
         stdin.read_to_end(&mut bytes).with_context(say)?;
@@ -130,8 +130,11 @@ fn entries(path: &Path, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>>
         let mut file = std::fs::File::open(path).with_context(say)?;
         let mut bytes = vec![];
         Read::by_ref(&mut file).take(6).read_to_end(&mut bytes).with_context(say)?;
-        if table::is_table(&bytes) {
-            return table_entries(path, give);
+        if bytes.first() == Some(&0xff) && table::is_table(&bytes) {
+            // Not opened again: it may be a named pipe.
+            return table_entries(Inputs::stream(&name, Cursor::new(bytes).chain(file))?, give);
+        } else if table::is_table(&bytes) {
+            return table_entries(Inputs::open(&[path.to_owned()])?, give);
         }
         file.read_to_end(&mut bytes).with_context(say)?;
         bytes
@@ -139,12 +142,10 @@ fn entries(path: &Path, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>>
     ensure!(!text.is_empty(), "{name} is empty: no prompts in it");
     ensure!(!table::is_table(&text), "{name} is a Parquet file, which cannot be read from a pipe: name it as a file");
     text_entries(&name, &text)?.into_iter().for_each(give);
-    let sha256 = if stdin { None } else { Some(file_hash(path)?) };
-    Ok(vec![InputOrigin { sha256, origin: None }])
+    Ok(vec![InputOrigin { sha256: Some(hex(&sha256(&text))), origin: None }])
 }
 
-fn table_entries(path: &Path, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>> {
-    let mut inputs = Inputs::open(&[path.to_owned()])?;
+fn table_entries(mut inputs: Inputs, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>> {
     let text = if inputs.has(col::PROMPT) { col::PROMPT } else { pairs::CAPTION };
     inputs.require(&[text], "prompts are read from a column 'prompt' or 'caption'")?;
     // A pairs table has neither of the others; an images table brings them along.

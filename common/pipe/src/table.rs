@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     fs::File,
-    io::{BufReader, BufWriter, IsTerminal, Read, Stdout, Write},
+    io::{BufReader, BufWriter, Cursor, IsTerminal, Read, Stdout, Write},
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -85,6 +85,11 @@ impl Inputs {
             Ok(Self { tables })
         };
         paths.iter().map(open).collect()
+    }
+
+    /// An Arrow stream of which the beginning was looked at already.
+    pub fn stream(name: &str, bytes: impl Read + Send + 'static) -> Result<Self> {
+        Ok(Self { tables: vec![open_stream(name.into(), bytes)?] })
     }
 
     /// These tables, then those of `other`.
@@ -469,13 +474,18 @@ fn open_file(path: &Path) -> Result<Input> {
         }
         Ok(Input { schema, body: Body::IpcFile { path, rows }, name })
     } else if magic.starts_with(IPC_STREAM) {
-        let stream = Stream::open(Box::new(File::open(&path)?)).with_context(whole)?;
-        Ok(Input { schema: stream.reader.schema(), body: Body::Stream(Some(stream)), name })
+        // Not opened again: it may be a named pipe, which gives its bytes once.
+        open_stream(name.clone(), Cursor::new(magic).chain(file))
     } else if magic.is_empty() {
         bail!("{name} is empty: not a table")
     } else {
         bail!("{name} is not a table: neither Parquet nor an Arrow stream (it begins with {:02x?})", magic)
     }
+}
+
+fn open_stream(name: Arc<str>, bytes: impl Read + Send + 'static) -> Result<Input> {
+    let stream = Stream::open(Box::new(bytes)).with_context(|| format!("{name} is not a whole table"))?;
+    Ok(Input { schema: stream.reader.schema(), body: Body::Stream(Some(stream)), name })
 }
 
 fn open_stdin() -> Result<Input> {
@@ -484,11 +494,8 @@ fn open_stdin() -> Result<Input> {
     ensure!(!stdin.is_terminal(), "standard input is a terminal; pipe a table into it, or name a file");
     let mut magic = vec![];
     stdin.by_ref().take(4).read_to_end(&mut magic).context("cannot read standard input")?;
-    let whole = || "standard input is not a whole table";
     if magic == IPC_STREAM {
-        let all = std::io::Cursor::new(magic).chain(std::io::stdin());
-        let stream = Stream::open(Box::new(all)).with_context(whole)?;
-        Ok(Input { schema: stream.reader.schema(), body: Body::Stream(Some(stream)), name })
+        open_stream(name, Cursor::new(magic).chain(std::io::stdin()))
     } else if magic.is_empty() {
         bail!("standard input is empty: whatever should have written to it stopped first")
     } else {
@@ -571,7 +578,7 @@ impl Output {
             ensure!(!path.is_dir(), "cannot write {name}: it is a folder");
             create_parent(path)?;
             let properties = WriterProperties::builder()
-                .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
+                .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
                 .set_max_row_group_row_count(Some(64 * 1024))
                 .set_max_row_group_bytes(Some(64 << 20))
                 .build();

@@ -27,6 +27,13 @@ impl Rgb {
     pub fn is_black(&self) -> bool {
         self.data.iter().all(|&v| v == 0)
     }
+
+    /// Left and right exchanged.
+    pub fn mirrored(&self) -> Self {
+        let mirror = |row: &[u8]| row.chunks_exact(3).rev().flatten().copied().collect::<Vec<u8>>();
+        let data = self.data.chunks_exact(3 * self.width.max(1)).flat_map(mirror).collect();
+        Self { data, ..*self }
+    }
 }
 
 impl std::fmt::Debug for Rgb {

@@ -12,9 +12,8 @@ pub(super) type Id = usize;
 
 #[derive(Clone, Debug)]
 pub(super) enum Value {
-    /// Anything that weights do not need: None, floats, bytes, devices, dtypes.
+    /// Anything that weights do not need: None, booleans, floats, bytes, devices, dtypes.
     Other,
-    Bool(bool),
     Int(i64),
     Text(String),
     /// Tuples, lists and sets.
@@ -123,9 +122,7 @@ impl<'a> Machine<'a> {
                 Ok(())
             }
 
-            b'N' => self.push(Value::Other),
-            0x88 => self.push(Value::Bool(true)),
-            0x89 => self.push(Value::Bool(false)),
+            b'N' | 0x88 | 0x89 => self.push(Value::Other), // None, True, False
             b'K' => self.number(1),
             b'M' => self.number(2),
             b'J' => {
@@ -409,8 +406,7 @@ impl<'a> Machine<'a> {
     /// INT and LONG of protocol 0; `01` and `00` are its True and False.
     fn decimal(&mut self) -> Result<()> {
         let value = match self.line()?.trim_end_matches('L') {
-            "01" => Value::Bool(true),
-            "00" => Value::Bool(false),
+            "00" | "01" => Value::Other,
             digits => Value::Int(digits.parse()?),
         };
         self.push(value)

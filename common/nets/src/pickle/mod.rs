@@ -180,9 +180,10 @@ fn fill(entry: &mut impl Read, buffer: &mut [u8]) -> Result<usize> {
 fn check(view: &View) -> Result<usize> {
     ensure!(view.shape.len() == view.strides.len(), "it has {:?} strides for {:?}", view.strides, view.shape);
     let product = view.shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size)).context("its shape overflows")?;
-    let reach = view.shape.iter().zip(&view.strides).try_fold(view.offset, |end, (&size, &stride)| {
-        end.checked_add(size.saturating_sub(1).checked_mul(stride)?)
-    });
+    let reach =
+        view.shape.iter().zip(&view.strides).try_fold(view.offset, |end, (&size, &stride)| {
+            end.checked_add(size.saturating_sub(1).checked_mul(stride)?)
+        });
     let inside = product == 0 || reach.is_some_and(|end| end < view.storage.len);
     // The second condition keeps a broadcast view from being multiplied out.
     ensure!(

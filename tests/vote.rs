@@ -1,0 +1,380 @@
+//! `vote`, through the binary.
+
+mod util;
+
+use arrow::{array::RecordBatch, compute::concat_batches};
+use util::*;
+
+/// Four pairs under four metrics: 3 to 1, 1 to 3, 2 to 2, and all equal.
+fn four() -> RecordBatch {
+    let n = |x: [f32; 4]| x.map(Some);
+    let label_0 = [Some(0.0), Some(0.0), Some(1.0), Some(0.5)];
+    scores(
+        &label_0,
+        &[
+            ("hps", &n([0.3, 0.1, 0.3, 0.2]), &n([0.2, 0.2, 0.2, 0.2])),
+            ("clip", &n([0.4, 0.1, 0.4, 0.3]), &n([0.3, 0.2, 0.3, 0.3])),
+            ("pickscore", &n([22.0, 20.0, 20.0, 21.0]), &n([21.0, 21.0, 21.0, 21.0])),
+            ("aesthetic", &n([5.0, 6.0, 5.0, 5.5]), &n([5.5, 5.5, 5.5, 5.5])),
+        ],
+    )
+}
+
+/// Many pairs with coarse scores, so that ties and equal scores are common, and with some nulls.
+fn many(n: usize, seed: u64) -> RecordBatch {
+    let mut next = noise(seed);
+    let mut column = |levels: f32, null: f32| -> Vec<Option<f32>> {
+        (0..n).map(|_| (next(), next())).map(|(x, y)| (y >= null).then(|| (x * levels).floor() / levels)).collect()
+    };
+    let labels = column(3.0, 0.1).into_iter().map(|x| x.map(|x| (x * 3.0).round() / 2.0)).collect::<Vec<_>>();
+    let (a, b, c, d) = (column(4.0, 0.05), column(4.0, 0.0), column(9.0, 0.0), column(9.0, 0.0));
+    let (e, f, g, h) = (column(99.0, 0.0), column(99.0, 0.3), column(5.0, 0.0), column(5.0, 0.0));
+    scores(&labels, &[("hps", &a, &b), ("clip", &c, &d), ("pickscore", &e, &f), ("aesthetic", &g, &h)])
+}
+
+fn vote(table: &RecordBatch, args: &[&str]) -> RecordBatch {
+    let dir = Dir::new();
+    dir.put("scores.parquet", table);
+    dir.tool("vote").args(["scores.parquet", "-o", "labels.parquet", "-q"]).args(args).ok();
+    dir.get("labels.parquet")
+}
+
+#[test]
+fn labels_table_is_complete() {
+    let labels = vote(&four(), &[]);
+    let names: Vec<_> = labels.schema().fields().iter().map(|f| f.name().clone()).collect();
+    let keys = ["pair_id", "caption", "image_0_uid", "image_1_uid"];
+    let votes = ["vote_hps", "vote_clip", "vote_pickscore", "vote_aesthetic"];
+    let result = ["votes", "voters", "target", "weight", "label_0", "label_1"];
+    assert_eq!(names, [&keys[..], &votes, &result].concat());
+    assert_eq!(column_text(&labels, "pair_id"), ["p0", "p1", "p2", "p3"]);
+    assert_eq!(column_text(&labels, "caption")[2], "caption 2");
+    assert_eq!(column_text(&labels, "image_1_uid")[3], "b3");
+    assert_eq!(column_i8(&labels, "vote_hps"), [1, -1, 1, 0]);
+    assert_eq!(column_i8(&labels, "vote_aesthetic"), [-1, 1, -1, 0]);
+    assert_eq!(column_i32(&labels, "votes"), [2, -2, 0, 0]);
+    assert_eq!(column_i32(&labels, "voters"), [4, 4, 4, 0]);
+    assert_eq!(column_f32(&labels, "target"), [1.0, 0.0, 0.5, 0.5]);
+    assert_eq!(column_f32(&labels, "weight"), [1.0, 1.0, 0.0, 0.0]);
+    assert_eq!(column_f32(&labels, "label_0"), [1.0, 0.0, 0.5, 0.5]);
+    assert_eq!(column_f32(&labels, "label_1"), [0.0, 1.0, 0.5, 0.5]);
+}
+
+#[test]
+fn rules_and_tie_policies() {
+    for (args, target) in [
+        (&["--ties", "abstain"][..], [1.0, 0.0, 0.5, 0.5]),
+        (&["--ties", "second"], [1.0, 0.0, 0.0, 0.0]),
+        (&["--ties", "first"], [1.0, 0.0, 1.0, 1.0]),
+        (&["--ties", "human"], [1.0, 0.0, 1.0, 0.5]),
+        (&["--rule", "single:hps"], [1.0, 0.0, 1.0, 0.5]),
+        (&["--rule", "single:hps", "--ties", "first"], [1.0, 0.0, 1.0, 1.0]),
+        (&["--rule", "single:aesthetic"], [0.0, 1.0, 0.0, 0.5]),
+        (&["--rule", "human"], [0.0, 0.0, 1.0, 0.5]),
+        (&["--rule", "human", "--ties", "first"], [0.0, 0.0, 1.0, 0.5]),
+        (&["--metrics", "hps,clip,aesthetic"], [1.0, 0.0, 1.0, 0.5]),
+    ] {
+        let labels = vote(&four(), args);
+        assert_eq!(column_f32(&labels, "target"), target, "{args:?}");
+        let weight = target.map(|t| if t == 0.5 { 0.0 } else { 1.0 });
+        assert_eq!(column_f32(&labels, "weight"), weight, "{args:?}");
+        assert_eq!(column_f32(&labels, "label_0"), target, "{args:?}");
+    }
+}
+
+#[test]
+fn votes_and_voters_are_the_sums_of_their_columns() {
+    let labels = vote(&many(500, 1), &["--metrics", "clip,hps,pickscore"]);
+    let [clip, hps, pickscore] = ["vote_clip", "vote_hps", "vote_pickscore"].map(|m| column_i8(&labels, m));
+    let rows: Vec<_> = clip.iter().zip(&hps).zip(&pickscore).map(|((a, b), c)| [*a, *b, *c].map(i32::from)).collect();
+    assert_eq!(column_i32(&labels, "votes"), rows.iter().map(|s| s.iter().sum()).collect::<Vec<i32>>());
+    assert_eq!(
+        column_i32(&labels, "voters"),
+        rows.iter().map(|s| s.iter().map(|v| v.abs()).sum()).collect::<Vec<i32>>()
+    );
+}
+
+#[test]
+fn null_score_is_no_vote() {
+    let n = |x: [Option<f32>; 3]| x;
+    let table = scores(
+        &[None, None, None],
+        &[
+            ("hps", &n([None, None, Some(0.1)]), &n([Some(0.1), None, Some(0.2)])),
+            ("clip", &n([Some(0.2), None, Some(0.2)]), &n([Some(0.1), Some(0.3), None])),
+        ],
+    );
+    // The second pair has nothing to go by, and so no tie policy decides it.
+    let labels = vote(&table, &["--ties", "first"]);
+    assert_eq!(column_i8(&labels, "vote_hps"), [0, 0, -1]);
+    assert_eq!(column_i32(&labels, "voters"), [1, 0, 1]);
+    assert_eq!(column_f32(&labels, "target"), [1.0, 0.5, 0.0]);
+    assert_eq!(column_f32(&labels, "weight"), [1.0, 0.0, 1.0]);
+    let dir = Dir::new();
+    dir.put("s.parquet", &table);
+    let json = dir.tool("vote").args(["s.parquet", "-o", "l.parquet", "--json"]).ok().json();
+    assert_eq!(json["null_scores"], 4);
+    assert_eq!(json["nothing"], 1);
+    assert_eq!(json["tied"], 0);
+}
+
+#[test]
+fn missing_human_label_abstains() {
+    let zero = [Some(0.1), Some(0.1), Some(0.1)];
+    let one = [Some(0.2), Some(0.2), Some(0.2)];
+    let table = scores(&[None, Some(f32::NAN), Some(1.0)], &[("hps", &zero, &one)]);
+    assert_eq!(column_f32(&vote(&table, &["--rule", "human"]), "target"), [0.5, 0.5, 1.0]);
+    assert_eq!(column_f32(&vote(&table, &["--rule", "human"]), "weight"), [0.0, 0.0, 1.0]);
+    let dir = Dir::new();
+    dir.put("s.parquet", &table);
+    let json = dir.tool("vote").args(["s.parquet", "-o", "l.parquet", "--rule", "human", "--json"]).ok().json();
+    assert_eq!((&json["nothing"], &json["tied"]), (&2.into(), &0.into()));
+    assert_eq!(json["voters"]["human"]["null"], 2);
+}
+
+#[test]
+fn swapping_the_images_negates_every_vote() {
+    let table = many(3000, 2);
+    let get = |name: &str| column_f32_or_null(&table, name);
+    let flipped: Vec<_> = get("label_0").into_iter().map(|l| l.map(|l| 1.0 - l)).collect();
+    let sides = ["hps", "clip", "pickscore", "aesthetic"].map(|m| (m, get(&format!("{m}_1")), get(&format!("{m}_0"))));
+    let swapped = scores(&flipped, &sides.each_ref().map(|(m, zero, one)| (*m, &zero[..], &one[..])));
+    for (there, back) in [
+        (&["--ties", "abstain"][..], &["--ties", "abstain"][..]),
+        (&["--ties", "first"], &["--ties", "second"]),
+        (&["--ties", "human"], &["--ties", "human"]),
+        (&["--rule", "human"], &["--rule", "human"]),
+        (&["--rule", "single:clip"], &["--rule", "single:clip"]),
+    ] {
+        let (a, b) = (vote(&table, there), vote(&swapped, back));
+        for m in ["vote_hps", "vote_clip", "vote_pickscore", "vote_aesthetic"] {
+            let negated: Vec<_> = column_i8(&b, m).iter().map(|v| -v).collect();
+            assert_eq!(column_i8(&a, m), negated, "{there:?}");
+        }
+        assert_eq!(column_f32(&a, "label_0"), column_f32(&b, "label_1"), "{there:?}");
+        assert_eq!(column_f32(&a, "weight"), column_f32(&b, "weight"), "{there:?}");
+    }
+}
+
+#[test]
+fn shards_put_together_are_the_whole() {
+    let dir = Dir::new();
+    dir.put("a.parquet", &many(1700, 3));
+    dir.put("b.parquet", &many(2300, 4));
+    let args = ["a.parquet", "b.parquet", "--ties", "random", "--seed", "7", "-q"];
+    dir.tool("vote").args(args).args(["-o", "whole.parquet"]).ok();
+    for shard in ["0/3", "2/3", "1/3"] {
+        dir.tool("vote").args(args).args(["-o", "parts", "--shard", shard]).ok();
+    }
+    assert_eq!(dir.get("whole.parquet"), dir.get("parts"));
+    assert!(dir.path("parts/part-00001-of-00003.parquet").exists());
+    // A folder of parts is a table like any other.
+    std::fs::create_dir(dir.path("scores")).unwrap();
+    dir.put("scores/part-00000-of-00002.parquet", &many(1700, 3));
+    dir.put("scores/part-00001-of-00002.parquet", &many(2300, 4));
+    dir.tool("vote").args(["scores", "--ties", "random", "--seed", "7", "-q", "-o", "again.parquet"]).ok();
+    assert_eq!(dir.get("whole.parquet"), dir.get("again.parquet"));
+}
+
+#[test]
+fn a_random_tie_belongs_to_its_pair() {
+    let tied = |ids: Vec<String>| {
+        let n = ids.len();
+        let (up, down) = (vec![Some(1.0); n], vec![Some(0.0); n]);
+        let table = scores(&vec![None; n], &[("hps", &up, &down), ("clip", &down, &up)]);
+        let mut columns = table.columns().to_vec();
+        columns[0] = texts(ids);
+        RecordBatch::try_new(table.schema(), columns).unwrap()
+    };
+    let ids: Vec<_> = (0..1000).map(|i| format!("pair {i}")).collect();
+    let args = ["--ties", "random"];
+    let there = column_f32(&vote(&tied(ids.clone()), &args), "target");
+    let mut back = column_f32(&vote(&tied(ids.iter().rev().cloned().collect()), &args), "target");
+    back.reverse();
+    assert_eq!(there, back);
+    let heads = there.iter().filter(|&&t| t == 1.0).count();
+    assert!((430..570).contains(&heads) && there.iter().all(|&t| t != 0.5), "{heads} of 1000");
+    assert_ne!(there, column_f32(&vote(&tied(ids), &["--ties", "random", "--seed", "1"]), "target"));
+}
+
+#[test]
+fn different_metrics_stand_side_by_side() {
+    let dir = Dir::new();
+    let both = many(2500, 5);
+    dir.put("both.parquet", &both);
+    let hps = ["clip_0", "clip_1", "pickscore_0", "pickscore_1", "aesthetic_0", "aesthetic_1"];
+    dir.put("hps.parquet", &hps.iter().fold(both.clone(), |t, c| without(&t, c)));
+    let rest = without(&without(&without(&both, "hps_0"), "hps_1"), "label_0");
+    // In two files, so that batches end at different rows.
+    dir.put("rest-0.parquet", &rest.slice(0, 1111));
+    dir.put("rest-1.parquet", &rest.slice(1111, 1389));
+    dir.tool("vote").args(["both.parquet", "-o", "one.parquet", "-q"]).ok();
+    dir.tool("vote").args(["hps.parquet", "rest-0.parquet", "rest-1.parquet", "-o", "two.parquet", "-q"]).ok();
+    assert_eq!(columns(&dir.get("one.parquet")), columns(&dir.get("two.parquet")));
+    // Labels may come from the second table.
+    let args = ["rest-0.parquet", "rest-1.parquet", "hps.parquet", "--ties", "human", "-q"];
+    dir.tool("vote").args(args).args(["-o", "three.parquet"]).ok();
+    dir.tool("vote").args(["both.parquet", "--ties", "human", "-o", "four.parquet", "-q"]).ok();
+    let target = |name| column_f32(&dir.get(name), "target");
+    assert_eq!(target("three.parquet"), target("four.parquet"));
+    for shard in ["0/2", "1/2"] {
+        dir.tool("vote").args(args).args(["-o", "parts", "--shard", shard]).ok();
+    }
+    assert_eq!(columns(&dir.get("three.parquet")), columns(&dir.get("parts")));
+}
+
+fn columns(table: &RecordBatch) -> Vec<arrow::array::ArrayRef> {
+    table.columns().to_vec()
+}
+
+#[test]
+fn tables_side_by_side_must_hold_the_same_pairs() {
+    let dir = Dir::new();
+    let both = many(3000, 6);
+    let only = |m: &str| {
+        let drop: Vec<_> = ["hps", "clip", "pickscore", "aesthetic"].iter().filter(|x| **x != m).collect();
+        drop.iter().fold(both.clone(), |t, x| without(&without(&t, &format!("{x}_0")), &format!("{x}_1")))
+    };
+    dir.put("hps.parquet", &only("hps"));
+    let clip = only("clip");
+    let schema = clip.schema();
+    let swapped = [clip.slice(0, 2000), clip.slice(2001, 1), clip.slice(2000, 1), clip.slice(2002, 998)];
+    dir.put("clip.parquet", &concat_batches(&schema, &swapped).unwrap());
+    let error = dir.tool("vote").args(["hps.parquet", "clip.parquet", "-o", "x.parquet"]).fails(2);
+    says(&error, &["hps.parquet, row 2000", "p2000", "clip.parquet, row 2000", "p2001", "same pairs"]);
+    dir.put("clip.parquet", &clip.slice(0, 2999));
+    let error = dir.tool("vote").args(["hps.parquet", "clip.parquet", "-o", "x.parquet"]).fails(2);
+    says(&error, &["3000 rows", "2999"]);
+    // A pipe shows only at its end that it is shorter.
+    let error =
+        dir.tool("vote").args(["hps.parquet", "-", "-o", "x.parquet"]).stdin(stream(&clip.slice(0, 2999))).fails(2);
+    says(&error, &["standard input has fewer rows than hps.parquet"]);
+    assert_eq!(dir.list(), ["clip.parquet", "hps.parquet"]);
+    dir.put("half.parquet", &without(&without(&both, "clip_0"), "clip_1"));
+    let error = dir.tool("vote").args(["hps.parquet", "half.parquet", "-o", "x.parquet"]).fails(2);
+    says(&error, &["hps.parquet has [hps]", "half.parquet has [hps, pickscore, aesthetic]", "--metrics"]);
+    dir.tool("vote").args(["hps.parquet", "half.parquet", "-o", "x.parquet", "--metrics", "hps"]).ok();
+    assert_eq!(dir.get("x.parquet").num_rows(), 6000);
+}
+
+#[test]
+fn pipes_and_files_give_the_same_table() {
+    let dir = Dir::new();
+    let table = many(5000, 7);
+    dir.put("scores.parquet", &table);
+    dir.tool("vote").args(["scores.parquet", "-o", "labels.parquet", "-q"]).ok();
+    let piped = dir.tool("vote").args(["-", "-o", "-", "-q"]).stdin(stream(&table)).ok();
+    assert_eq!(columns(&dir.get("labels.parquet")), columns(&piped.table()));
+    assert_eq!(dir.get("labels.parquet").schema().fields(), piped.table().schema().fields());
+    assert_eq!(piped.err, "");
+    // With the labels on standard output, the summary goes to standard error.
+    let run = dir.tool("vote").args(["scores.parquet", "-o", "-", "--json"]).ok();
+    assert_eq!(columns(&run.table()), columns(&piped.table()));
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&run.err).unwrap()["rows"], 5000);
+}
+
+#[test]
+fn same_work_same_bytes_and_its_origin() {
+    let dir = Dir::new();
+    dir.put(
+        "s.parquet",
+        &with_origin(&many(1500, 8), r#"{"tool":"score","version":"0","args":{},"models":{"hps":"abc"}}"#),
+    );
+    dir.tool("vote").args(["s.parquet", "-o", "a.parquet", "-q"]).ok();
+    dir.tool("vote").args(["s.parquet", "-o", "b.parquet", "--threads", "2", "--seed", "9"]).ok();
+    assert_eq!(dir.bytes("a.parquet"), dir.bytes("b.parquet"));
+    let origin =
+        |name| -> serde_json::Value { serde_json::from_str(&dir.get(name).schema().metadata()["origin"]).unwrap() };
+    let a = origin("a.parquet");
+    assert_eq!(a["tool"], "vote");
+    assert_eq!(a["args"]["rule"], "majority");
+    assert_eq!(a["args"]["ties"], "abstain");
+    assert_eq!(a["args"]["metrics"][3], "aesthetic");
+    assert!(a["args"].get("seed").is_none());
+    assert_eq!(a["inputs"][0]["origin"]["models"]["hps"], "abc");
+    assert_eq!(a["inputs"][0]["sha256"].as_str().unwrap().len(), 64);
+    dir.tool("vote").args(["s.parquet", "-o", "c.parquet", "--ties", "random", "--seed", "9"]).ok();
+    assert_eq!(origin("c.parquet")["args"]["seed"], 9);
+}
+
+#[test]
+fn summary_counts() {
+    let dir = Dir::new();
+    dir.put("s.parquet", &four());
+    let json = dir.tool("vote").args(["s.parquet", "-o", "l.parquet", "--json", "--ties", "second"]).ok().json();
+    assert_eq!(json["rows"], 4);
+    assert_eq!(json["votes"], serde_json::json!({"image_0": 1, "image_1": 3, "abstained": 0}));
+    assert_eq!((&json["tied"], &json["tied_share"]), (&2.into(), &0.5.into()));
+    assert_eq!(json["voters"]["hps"]["image_0"], 2);
+    assert_eq!(json["voters"]["hps"]["equal"], 1);
+    assert_eq!(json["voters"]["human"]["image_1"], 2);
+    let mean = json["voters"]["aesthetic"]["mean"].as_f64().unwrap();
+    assert!((mean - 43.5 / 8.0).abs() < 1e-6, "{mean}");
+    let between = |a: &str, b: &str| {
+        let all = json["agreement"].as_array().unwrap();
+        all.iter().find(|x| x["a"] == a && x["b"] == b).unwrap().clone()
+    };
+    assert_eq!(between("hps", "clip")["share"], 1.0);
+    assert_eq!(between("hps", "aesthetic")["share"], 0.0);
+    // hps 1 -1 1, pickscore 1 -1 -1: 2 of 3 agree; chance 2/3*1/3 + 1/3*2/3 = 4/9; kappa (2/3 - 4/9)/(5/9) = 0.4
+    // sklearn.metrics.cohen_kappa_score([1, -1, 1], [1, -1, -1])
+    let kappa = between("hps", "pickscore")["kappa"].as_f64().unwrap();
+    assert!((kappa - 0.4).abs() < 1e-12, "{kappa}");
+    // A human tie is left out.
+    assert_eq!(between("hps", "human")["pairs"], 3);
+    let text = dir.tool("vote").args(["s.parquet", "-o", "l.parquet"]).ok();
+    says(&text.err, &["4 pairs", "abstained", "50.0 %", "66.7 % (0.40)", "aesthetic"]);
+    assert_eq!(text.out, b"");
+}
+
+#[test]
+fn a_collapsed_metric_is_a_warning() {
+    let dir = Dir::new();
+    let same = [Some(0.25), Some(0.3)];
+    let table = scores(&[None, None], &[("hps", &same, &same), ("clip", &same, &[Some(0.1), Some(0.9)])]);
+    dir.put("s.parquet", &table);
+    let run = dir.tool("vote").args(["s.parquet", "-o", "l.parquet", "--json"]).ok();
+    says(&run.err, &["warning: hps scores both images alike"]);
+    assert!(!run.err.contains("clip"));
+    assert_eq!(run.json()["collapsed"], serde_json::json!(["hps"]));
+}
+
+#[test]
+fn a_score_that_is_no_number_is_named() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let dir = Dir::new();
+        let mut clip = vec![Some(0.5); 2000];
+        clip[1500] = Some(bad);
+        let fine = vec![Some(0.1); 2000];
+        dir.put("s.parquet", &scores(&vec![None; 2000], &[("hps", &fine, &fine), ("clip", &fine, &clip)]));
+        let error = dir.tool("vote").args(["s.parquet", "-o", "l.parquet"]).fails(2);
+        says(&error, &["s.parquet, row 1500", "clip_1", &bad.to_string()]);
+        assert_eq!(dir.list(), ["s.parquet"]);
+        // A metric that does not vote is not read.
+        dir.tool("vote").args(["s.parquet", "-o", "l.parquet", "--metrics", "hps"]).ok();
+    }
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    let dir = Dir::new();
+    dir.put("s.parquet", &four());
+    let vote = |args: &[&str]| dir.tool("vote").args(["-o", "l.parquet"]).args(args).fails(2);
+    says(&vote(&["s.parquet", "--metrics", "hps,blip"]), &["'blip'", "hps, clip, pickscore, aesthetic"]);
+    says(&vote(&["s.parquet", "--metrics", "hps,hps"]), &["'hps' twice"]);
+    says(&vote(&["s.parquet", "--rule", "single:blip"]), &["'blip'", "hps, clip"]);
+    says(&vote(&["s.parquet", "--rule", "single:hps", "--metrics", "clip"]), &["'hps'", "clip"]);
+    dir.put("no-id.parquet", &without(&four(), "pair_id"));
+    says(&vote(&["no-id.parquet"]), &["no-id.parquet", "'pair_id' is missing", "`score`"]);
+    dir.put("no-label.parquet", &without(&four(), "label_0"));
+    says(&vote(&["no-label.parquet", "--rule", "human"]), &["'label_0' is missing", "--rule human"]);
+    says(&vote(&["no-label.parquet", "--ties", "human"]), &["'label_0' is missing", "--ties human"]);
+    dir.put("half.parquet", &without(&without(&four(), "hps_1"), "label_0"));
+    says(&vote(&["half.parquet", "--metrics", "hps"]), &["half.parquet", "no vote"]);
+    assert_eq!(column_i32(&super_vote(&dir, "half.parquet"), "voters"), [3, 3, 3, 0]);
+}
+
+fn super_vote(dir: &Dir, table: &str) -> RecordBatch {
+    dir.tool("vote").args([table, "-o", "l.parquet", "-q"]).ok();
+    dir.get("l.parquet")
+}

@@ -1,0 +1,103 @@
+//! From noise to pictures: classifier-free guidance around the UNet, then the VAE's decoder.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use nets::{
+    base::PromptEncoder,
+    image::{self, Rgb},
+    noise::{Ddim, Schedule},
+    unet::UNet,
+    vae::{self, Vae},
+};
+
+/// A whole Stable Diffusion model.
+pub struct Painter {
+    text: PromptEncoder,
+    unet: UNet,
+    vae: Vae,
+    schedule: Schedule,
+    device: Device,
+    dtype: DType,
+}
+
+/// What came of a batch of B prompts.
+pub struct Drawing {
+    /// Final latents as the UNet sees them, (B, C, h, w), f32.
+    pub latents: Tensor,
+    /// B PNG files.
+    pub pngs: Vec<Vec<u8>>,
+}
+
+impl Painter {
+    /// Everything from `base`, the UNet from its own folder.
+    pub fn open(base: &Path, unet: &Path, dtype: DType, device: &Device) -> Result<Self> {
+        Ok(Self {
+            text: PromptEncoder::open(base, dtype, device)?,
+            unet: UNet::open(unet, dtype, device)?,
+            // The VAE of SDXL overflows in f16: decoding is always f32.
+            vae: Vae::open(&base.join("vae"), DType::F32, device)?,
+            schedule: Schedule::open(base)?,
+            device: device.clone(),
+            dtype,
+        })
+    }
+
+    /// (C, h, w) of the latents: those given, or of the asked size in pixels.
+    ///
+    /// # Errors
+    /// A size that the VAE and the UNet cannot halve as often as they must.
+    pub fn latent_size(
+        &self,
+        height: Option<usize>,
+        width: Option<usize>,
+        given: Option<&Tensor>,
+    ) -> Result<[usize; 3]> {
+        let (channels, factor) = (self.unet.config.in_channels, self.vae.config.factor());
+        if let Some(given) = given {
+            let (_, c, h, w) = given.dims4()?;
+            ensure!(height.is_none() && width.is_none(), "--latents decides the size: leave out --height and --width");
+            ensure!(c == channels, "--latents has {c} channels, the UNet takes {channels}");
+            return Ok([c, h, w]);
+        }
+        let side = |asked: Option<usize>, flag: &str| -> Result<usize> {
+            let pixels = asked.unwrap_or(self.unet.config.sample_size * factor);
+            ensure!(pixels > 0 && pixels % factor == 0, "{flag} {pixels} is not a multiple of the VAE's {factor}");
+            Ok(pixels / factor)
+        };
+        Ok([channels, side(height, "--height")?, side(width, "--width")?])
+    }
+
+    /// `noise` (B, C, h, w), standard normal.
+    pub fn draw(&self, prompts: &[&str], noise: &Tensor, steps: usize, guidance: f64) -> Result<Drawing> {
+        let guided = guidance > 1.0;
+        let states = self.text.states(prompts)?; // (B, T, D)
+        let context = match guided {
+            true => Tensor::cat(&[&self.text.states(&vec![""; prompts.len()])?, &states], 0)?, // (2B, T, D)
+            false => states,
+        };
+        let ddim = Ddim::new(&self.schedule, steps)?;
+        let mut x = noise.to_device(&self.device)?; // (B, C, h, w), f32
+        for &t in &ddim.timesteps {
+            let input = if guided { Tensor::cat(&[&x, &x], 0)? } else { x.clone() };
+            let timesteps = vec![t as f32; input.dim(0)?];
+            let eps =
+                self.unet.forward(&input.to_dtype(self.dtype)?, &timesteps, &context, None)?.to_dtype(DType::F32)?;
+            let eps = match guided {
+                true => {
+                    let (without, with) =
+                        (eps.narrow(0, 0, prompts.len())?, eps.narrow(0, prompts.len(), prompts.len())?);
+                    (&without + ((with - &without)? * guidance)?)?
+                }
+                false => eps,
+            };
+            x = ddim.step(&x, &eps, t)?;
+        }
+        let pixels = self.vae.decode(&x)?; // (B, 3, H, W)
+        let (_, _, height, width) = pixels.dims4()?;
+        let images = vae::to_u8(&pixels)?.into_iter();
+        let pngs = images.map(|data| image::png(&Rgb { width, height, data })).collect::<Result<_>>();
+        Ok(Drawing { latents: x, pngs: pngs.context("cannot write an image")? })
+    }
+}

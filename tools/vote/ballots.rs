@@ -1,0 +1,269 @@
+//! Scores tables side by side: finding the metrics, keeping the rows in step, turning scores into votes.
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::{Result, bail, ensure};
+use arrow::{
+    array::{Array, ArrayRef, Float32Array, StringArray},
+    datatypes::Schema,
+};
+use pipe::{
+    cli::Shard,
+    column::Rows,
+    origin::InputOrigin,
+    schema::{labels, pairs},
+    table::{Batches, Inputs},
+};
+
+use crate::rule;
+
+/// Pairs of columns that end in _0 and _1 but are no metric.
+const NO_METRIC: [&str; 4] = ["image", "label", "jpg", "model"];
+const KEYS: [&str; 4] = [labels::PAIR_ID, pairs::CAPTION, pairs::UID[0], pairs::UID[1]];
+const HINT: &str = "`vote` reads what `score` writes of a pairs table";
+
+/// The metrics of a table: every m with numbers in `m_0` and `m_1`.
+fn metrics_of(schema: &Schema) -> Vec<String> {
+    let numeric = |name: String| schema.field_with_name(&name).is_ok_and(|f| f.data_type().is_numeric());
+    let stems = schema.fields().iter().filter_map(|f| f.name().strip_suffix("_0"));
+    stems
+        .filter(|m| !NO_METRIC.contains(m) && numeric(format!("{m}_0")) && numeric(format!("{m}_1")))
+        .map(String::from)
+        .collect()
+}
+
+/// Tables with the same metrics, read one after the other.
+struct Column {
+    inputs: Inputs,
+    metrics: Vec<String>,
+}
+
+/// All tables: columns of different metrics beside each other, over the same pairs.
+pub struct Ballots {
+    columns: Vec<Column>,
+    /// The metrics that vote, in the order of their columns.
+    pub metrics: Vec<String>,
+}
+
+impl Ballots {
+    /// Opens the tables and finds out which stand beside each other. `wanted`: only these metrics, in this order.
+    ///
+    /// # Errors
+    /// A table that is none, a missing column, an unknown metric, tables that share some of their metrics.
+    pub fn open(paths: &[PathBuf], wanted: &[String]) -> Result<Self> {
+        let mut columns: Vec<Column> = vec![];
+        let mut found = vec![];
+        for inputs in Inputs::open_each(paths)? {
+            inputs.require(&KEYS, HINT)?;
+            let all = metrics_of(inputs.schema());
+            let metrics: Vec<_> = all.iter().filter(|m| wanted.is_empty() || wanted.contains(m)).cloned().collect();
+            for name in all {
+                if !found.contains(&name) {
+                    found.push(name);
+                }
+            }
+            for m in &metrics {
+                inputs
+                    .require(&[&format!("{m}_0"), &format!("{m}_1")], "the parts of a table have the same columns")?;
+            }
+            ensure!(
+                !metrics.is_empty() || inputs.has(pairs::LABEL[0]),
+                "{} brings no vote: it has neither label_0 nor a metric{}",
+                inputs.name(),
+                if found.is_empty() { " (a metric m has the columns m_0 and m_1)" } else { " that was asked for" }
+            );
+            let shares = |c: &Column| c.metrics.iter().any(|m| metrics.contains(m)) || c.metrics == metrics;
+            match columns.iter_mut().find(|c| shares(c)) {
+                None => columns.push(Column { inputs, metrics }),
+                Some(column) => {
+                    let same =
+                        column.metrics.len() == metrics.len() && metrics.iter().all(|m| column.metrics.contains(m));
+                    ensure!(
+                        same,
+                        "{} has [{}] but {} has [{}]: tables with the same metrics are read one after the other, with different ones side by side; use --metrics to choose",
+                        column.inputs.name(),
+                        column.metrics.join(", "),
+                        inputs.name(),
+                        metrics.join(", "),
+                    );
+                    column.inputs.append(inputs);
+                }
+            }
+        }
+        for (i, name) in wanted.iter().enumerate() {
+            ensure!(found.contains(name), "--metrics: there is no metric '{name}' (there are: {})", found.join(", "));
+            ensure!(!wanted[..i].contains(name), "--metrics names '{name}' twice; each metric has one vote");
+        }
+        let metrics = if wanted.is_empty() { found } else { wanted.to_vec() };
+        let ballots = Self { columns, metrics };
+        ballots.same_length()?;
+        Ok(ballots)
+    }
+
+    fn same_length(&self) -> Result<()> {
+        let mut known = self.columns.iter().filter_map(|c| Some((c.inputs.name(), c.inputs.rows()?)));
+        let Some((first, rows)) = known.next() else { return Ok(()) };
+        ensure!(rows > 0, "{first} has no rows");
+        for (name, others) in known {
+            ensure!(
+                others == rows,
+                "{first} has {rows} rows and {name} has {others}: tables read side by side hold the same pairs"
+            );
+        }
+        Ok(())
+    }
+
+    pub fn name(&self) -> String {
+        self.columns.iter().map(|c| c.inputs.name()).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether human labels come along.
+    pub fn has_labels(&self) -> bool {
+        self.columns.iter().any(|c| c.inputs.has(pairs::LABEL[0]))
+    }
+
+    /// Rows of the work, for the progress bar; `None` from a pipe.
+    pub fn rows(&self) -> Option<usize> {
+        self.columns.iter().find_map(|c| c.inputs.rows())
+    }
+
+    pub fn origins(&self) -> Result<Vec<InputOrigin>> {
+        Ok(self.columns.iter().map(|c| c.inputs.origins()).collect::<Result<Vec<_>>>()?.concat())
+    }
+
+    pub fn read(mut self, shard: Option<Shard>, batch: usize) -> Result<Reader> {
+        let labelled = self.columns.iter().position(|c| c.inputs.has(pairs::LABEL[0]));
+        let mut sources = vec![];
+        for (i, column) in self.columns.iter_mut().enumerate() {
+            let mut names: Vec<String> =
+                column.metrics.iter().flat_map(|m| [format!("{m}_0"), format!("{m}_1")]).collect();
+            // The first table brings the pair's keys, the others only the id, to check.
+            names.extend(KEYS[..if i == 0 { 4 } else { 1 }].iter().map(|k| k.to_string()));
+            names.extend((labelled == Some(i)).then(|| pairs::LABEL[0].to_string()));
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let range = column.inputs.range(shard)?;
+            let name = column.inputs.name();
+            sources.push(Source { name, batches: column.inputs.read(Some(&names), range, batch)?, rest: None });
+        }
+        let home = |m: &String| self.columns.iter().position(|c| c.metrics.contains(m)).unwrap_or(0);
+        let metrics = self.metrics.iter().map(|m| (home(m), m.clone())).collect();
+        Ok(Reader { sources, metrics, labelled })
+    }
+}
+
+struct Source {
+    name: String,
+    batches: Batches,
+    rest: Option<Rows>,
+}
+
+/// Some pairs with everything that is known of them.
+pub struct Ballot {
+    pub ids: StringArray,
+    /// pair_id again, caption and both uids, as they stand in a labels table.
+    pub keys: Vec<ArrayRef>,
+    /// `None` where nobody was asked; a NaN, as pandas writes a missing number, is none either.
+    pub label_0: Vec<Option<f32>>,
+    /// One a metric.
+    pub scores: Vec<Scores>,
+}
+
+/// A metric's scores of image 0 and image 1, and its votes.
+pub struct Scores {
+    pub m_0: Float32Array,
+    pub m_1: Float32Array,
+    pub s: Vec<Option<i8>>,
+}
+
+/// Batches from all columns, cut to the same length, with their pair ids compared.
+pub struct Reader {
+    sources: Vec<Source>,
+    /// Where each metric is found.
+    metrics: Vec<(usize, String)>,
+    labelled: Option<usize>,
+}
+
+impl Iterator for Reader {
+    type Item = Result<Ballot>;
+    fn next(&mut self) -> Option<Self::Item> {
+        self.step().and_then(|rows| rows.map(|rows| self.ballot(&rows)).transpose()).transpose()
+    }
+}
+
+impl Reader {
+    fn step(&mut self) -> Result<Option<Vec<Rows>>> {
+        for source in &mut self.sources {
+            if source.rest.is_none() {
+                source.rest = source.batches.next().transpose()?;
+            }
+        }
+        let ended = |s: &Source| s.rest.is_none();
+        if self.sources.iter().all(ended) {
+            return Ok(None);
+        }
+        if let (Some(short), Some(long)) =
+            (self.sources.iter().find(|s| ended(s)), self.sources.iter().find(|s| !ended(s)))
+        {
+            bail!("{} has fewer rows than {}: tables read side by side hold the same pairs", short.name, long.name);
+        }
+        let n = self.sources.iter().flat_map(|s| &s.rest).map(Rows::len).min().unwrap_or(0);
+        let mut cut = vec![];
+        for source in &mut self.sources {
+            if let Some(rows) = source.rest.take() {
+                cut.push(rows.slice(0, n));
+                source.rest = (rows.len() > n).then(|| rows.slice(n, rows.len() - n));
+            }
+        }
+        Ok(Some(cut))
+    }
+
+    fn ballot(&self, rows: &[Rows]) -> Result<Ballot> {
+        let ids = rows[0].text(labels::PAIR_ID)?;
+        for other in &rows[1..] {
+            let theirs = other.text(labels::PAIR_ID)?;
+            if let Some(i) =
+                (ids != theirs).then(|| (0..ids.len()).find(|&i| ids.value(i) != theirs.value(i))).flatten()
+            {
+                bail!(
+                    "{} is pair {}, but {} is pair {}: tables read side by side hold the same pairs in the same order",
+                    rows[0].at(i),
+                    ids.value(i),
+                    other.at(i),
+                    theirs.value(i)
+                );
+            }
+        }
+        let keys = KEYS.iter().map(|key| Ok(Arc::new(rows[0].text(key)?) as ArrayRef)).collect::<Result<_>>()?;
+        let label_0 = match self.labelled {
+            Some(i) => rows[i].f32_or_null(pairs::LABEL[0])?.iter().map(|l| l.filter(|l| !l.is_nan())).collect(),
+            None => vec![None; ids.len()],
+        };
+        let scores = self.metrics.iter().map(|(i, m)| scores(&rows[*i], m)).collect::<Result<_>>()?;
+        Ok(Ballot { ids, keys, label_0, scores })
+    }
+}
+
+/// Eq. 6 over a batch.
+fn scores(rows: &Rows, metric: &str) -> Result<Scores> {
+    let column = |side: &str| -> Result<Float32Array> {
+        let name = format!("{metric}_{side}");
+        let scores = rows.f32_or_null(&name)?;
+        if scores.values().iter().any(|x| !x.is_finite())
+            && let Some(i) = (0..scores.len()).find(|&i| scores.is_valid(i) && !scores.value(i).is_finite())
+        {
+            bail!(
+                "{}: {name} is {}, which is no score; score it again, or make it null so that it has no vote",
+                rows.at(i),
+                scores.value(i)
+            );
+        }
+        Ok(scores)
+    };
+    let (m_0, m_1) = (column("0")?, column("1")?);
+    let s = if m_0.null_count() + m_1.null_count() == 0 {
+        m_0.values().iter().zip(m_1.values()).map(|(&a, &b)| Some(rule::s(a, b))).collect()
+    } else {
+        m_0.iter().zip(&m_1).map(|(a, b)| Some(rule::s(a?, b?))).collect()
+    };
+    Ok(Scores { m_0, m_1, s })
+}

@@ -1,0 +1,135 @@
+//! Best of n, wins, intervals: the arithmetic of a win rate, as pure functions.
+
+/// The normal quantile of a two-sided 95 % interval.
+const Z: f64 = 1.959964;
+
+/// The score that a prompt gets: its best image's. `None` where no image has a score.
+pub fn best_of(scores: &[f32]) -> Option<f32> {
+    scores.iter().copied().reduce(f32::max)
+}
+
+/// Prompts on which the candidate's best is better, equal or worse than the baseline's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wins {
+    pub wins: usize,
+    pub ties: usize,
+    pub losses: usize,
+}
+
+impl Wins {
+    /// Counts one prompt. A win is strict, as in the paper; only exact equality is a tie.
+    pub fn add(&mut self, candidate: f32, baseline: f32) {
+        self.wins += (candidate > baseline) as usize;
+        self.ties += (candidate == baseline) as usize;
+        self.losses += (candidate < baseline) as usize;
+    }
+
+    pub fn n(&self) -> usize {
+        self.wins + self.ties + self.losses
+    }
+
+    /// wins / n. A tie is no win; it stays in n.
+    pub fn rate(&self) -> f64 {
+        self.wins as f64 / self.n() as f64
+    }
+}
+
+/// Wilson's 95 % interval of a share of `wins` in `n` > 0; within [0, 1], and honest near its ends, where the usual
+/// p +- 1.96 sd is not.
+pub fn wilson(wins: usize, n: usize) -> (f64, f64) {
+    let (p, n) = (wins as f64 / n as f64, n as f64);
+    let scale = 1.0 + Z * Z / n;
+    let centre = (p + Z * Z / (2.0 * n)) / scale;
+    let half = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt() / scale;
+    ((centre - half).max(0.0), (centre + half).min(1.0))
+}
+
+pub fn mean(values: impl Iterator<Item = f64> + Clone) -> f64 {
+    values.clone().sum::<f64>() / values.count() as f64
+}
+
+/// Sample standard deviation; `None` below two values.
+pub fn sd(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
+    let (centre, n) = (mean(values.clone()), values.clone().count());
+    (n > 1).then(|| (values.map(|x| (x - centre).powi(2)).sum::<f64>() / (n - 1) as f64).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn best_of_is_the_maximum() {
+        assert_eq!(best_of(&[0.2, 0.5, -1.0]), Some(0.5));
+        assert_eq!(best_of(&[-3.0]), Some(-3.0));
+        assert_eq!(best_of(&[]), None);
+    }
+
+    // from scipy.stats import binomtest
+    // for k, n in [(210, 297), (0, 10), (10, 10), (111, 150), (765, 1129)]:
+    //     print(binomtest(k, n).proportion_ci(method='wilson'))
+    #[test]
+    fn wilson_is_scipys() {
+        for (wins, n, low, high) in [
+            (210, 297, 0.652931579, 0.755921643),
+            (0, 10, 0.0, 0.277532800),
+            (10, 10, 0.722467200, 1.0),
+            (111, 150, 0.664435672, 0.803578611),
+            (765, 1129, 0.649764245, 0.704212913),
+        ] {
+            let (l, h) = wilson(wins, n);
+            assert!((l - low).abs() < 1e-7 && (h - high).abs() < 1e-7, "{wins}/{n}: {l} {h}");
+        }
+    }
+
+    #[test]
+    fn a_win_is_strict() {
+        let mut wins = Wins::default();
+        for (a, b) in [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0), (2.0, 1.0)] {
+            wins.add(a, b);
+        }
+        assert_eq!(wins, Wins { wins: 2, ties: 1, losses: 1 });
+        assert_eq!(wins.rate(), 0.5);
+    }
+
+    /// Table I of the paper, from the counts behind its percentages.
+    #[test]
+    fn table_1_of_the_paper() {
+        let columns = [
+            (297, [[210, 170, 167, 157], [253, 233, 191, 206], [217, 218, 196, 207]]),
+            (1129, [[765, 635, 573, 570], [791, 736, 636, 702], [691, 709, 643, 707]]),
+            (150, [[111, 76, 71, 84], [109, 109, 91, 95], [86, 104, 96, 90]]),
+        ];
+        let printed = [
+            [
+                ["70.71", "57.24", "56.23", "52.86"],
+                ["85.19", "78.45", "64.31", "69.36"],
+                ["73.06", "73.40", "65.99", "69.70"],
+            ],
+            [
+                ["67.76", "56.24", "50.75", "50.49"],
+                ["70.06", "65.19", "56.33", "62.18"],
+                ["61.20", "62.80", "56.95", "62.62"],
+            ],
+            [
+                ["74.00", "50.67", "47.33", "56.00"],
+                ["72.67", "72.67", "60.67", "63.33"],
+                ["57.33", "69.33", "64.00", "60.00"],
+            ],
+        ];
+        for ((n, counts), percents) in columns.iter().zip(printed) {
+            for (wins, percent) in counts.iter().flatten().zip(percents.iter().flatten()) {
+                let wins = Wins { wins: *wins, ties: 0, losses: n - wins };
+                assert_eq!(format!("{:.2}", 100.0 * wins.rate()), *percent);
+            }
+        }
+    }
+
+    #[test]
+    fn sd_is_the_samples() {
+        // numpy.std([1, 2, 3, 4], ddof=1)
+        let x = [1.0, 2.0, 3.0, 4.0];
+        assert!((sd(x.into_iter()).unwrap() - 1.290_994_448_7).abs() < 1e-9);
+        assert_eq!(sd([1.0].into_iter()), None);
+    }
+}
