@@ -53,10 +53,6 @@ class Evil:
         return self.what
 
 
-class FakeStorage:
-    pass
-
-
 def tensor_pickle(offset, shape, strides, numel, storage="FloatStorage"):
     """A state dict of one tensor, spelled in opcodes."""
 

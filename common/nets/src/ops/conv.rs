@@ -1,9 +1,10 @@
-//! 2-D convolution: patches are laid out as columns of a matrix (im2col), and matrix products do the rest.
+//! 2-D convolution: patches are laid out as columns of a matrix (im2col), and matrix products do the rest; the common
+//! 3x3 kernels go by Winograd's way.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{Mat, Shared, gemm, has_kernel, values, with_values};
+use super::{Mat, Shared, gemm, has_kernel, values, winograd, with_values};
 
 /// `x` (B, C, H, W), `weight` (O, C, k, k), `bias` (O) -> (B, O, H', W').
 ///
@@ -78,6 +79,11 @@ impl Geometry {
     /// Whether columns are the pixels themselves.
     fn is_pointwise(&self) -> bool {
         self.k == 1 && self.stride == 1 && self.padding == 0
+    }
+
+    /// The UNet's and VAE's usual convolution, which keeps the size.
+    fn is_winograd(&self) -> bool {
+        (self.k, self.stride, self.padding) == (3, 1, 1)
     }
 
     /// The input positions that output positions `0..out` see through tap `tap`: the first and one past the last output
@@ -308,6 +314,10 @@ impl CustomOp3 for Conv {
     ) -> Result<(CpuStorage, Shape)> {
         let (x, w, b) = (values(x, lx)?, values(w, lw)?, values(b, lb)?);
         let g = Geometry::new(lx.dims(), lw.dims(), self);
+        if g.is_winograd() {
+            let y = winograd::convolve(x, &winograd::Weights::new(w, g.o, g.c), b, g.h, g.w);
+            return Ok((CpuStorage::F32(y), (g.batch, g.o, g.oh, g.ow).into()));
+        }
         let mut y = vec![0f32; g.batch * g.o * g.pixels()];
         if g.pixels() >= GROUP {
             g.forward_large(&mut y, x, w, b);
@@ -336,7 +346,11 @@ impl CustomOp3 for Conv {
                 }
                 gb
             });
-            (x.track_op().then(|| g.grad_input(vw, grouped)), w.track_op().then(|| g.grad_weight(vx, grouped)), gb)
+            let gx = || match g.is_winograd() {
+                true => winograd::convolve(gy, &winograd::Weights::transposed(vw, g.o, g.c), &[], g.h, g.w),
+                false => g.grad_input(vw, grouped),
+            };
+            (x.track_op().then(gx), w.track_op().then(|| g.grad_weight(vx, grouped)), gb)
         })?;
         let give = |g: Option<Vec<f32>>, like: &Tensor| {
             g.map(|g| Tensor::from_vec(g, like.shape(), like.device())).transpose()

@@ -14,6 +14,7 @@ mod linear;
 mod math;
 mod norm;
 mod shape;
+mod winograd;
 
 pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use attention::{Mask, attention};

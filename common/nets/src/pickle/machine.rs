@@ -51,6 +51,7 @@ const CLASSES: &[&str] = &[
     "torch._utils._rebuild_parameter",
     "torch.Size",
     "torch.device",
+    "_codecs.encode",
     "torch.float32",
     "torch.float16",
     "torch.bfloat16",
@@ -133,7 +134,7 @@ impl<'a> Machine<'a> {
             0x8b => self.long(4),
             b'I' | b'L' => self.decimal(),
             b'G' => self.skip(8).and_then(|()| self.push(Value::Other)),
-            b'F' => self.line().map(drop).and_then(|()| self.push(Value::Other)),
+            b'F' | b'S' => self.line().map(drop).and_then(|()| self.push(Value::Other)),
 
             0x8c => self.text(1),
             b'X' => self.text(4),
@@ -283,7 +284,8 @@ impl<'a> Machine<'a> {
             ("collections.OrderedDict", []) => Value::Dict(vec![]),
             ("collections.OrderedDict", &[pairs]) => Value::Dict(self.pairs(pairs)?),
             ("torch.Size", &[sizes]) => self.heap[sizes].clone(),
-            ("torch.device", _) => Value::Other,
+            // The second is how protocol 2 spells bytes.
+            ("torch.device" | "_codecs.encode", _) => Value::Other,
             ("torch._utils._rebuild_parameter", &[data, ..]) => self.heap[data].clone(),
             ("torch._utils._rebuild_tensor_v2", &[storage, offset, shape, strides, ..]) => {
                 let Value::Storage(storage) = &self.heap[storage] else { bail!("a tensor has no storage") };

@@ -46,6 +46,7 @@ fn read_archive(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let views = tensors_of(&heap, whole)?;
     let mut by_storage: BTreeMap<&str, Vec<(&str, &View)>> = BTreeMap::new();
     for (name, view) in &views {
+        check(view).with_context(|| format!("tensor '{name}'"))?;
         by_storage.entry(&view.storage.key).or_default().push((name, view));
     }
     let mut tensors = BTreeMap::new();
@@ -118,13 +119,12 @@ fn typed<T: WithDType, const N: usize>(
 ) -> Result<Vec<Tensor>> {
     let mut data = elements(archive, file, storage.len, from)?;
     let mut done: HashMap<&View, Tensor> = HashMap::new();
-    for (index, (name, view)) in views.iter().enumerate() {
+    for (index, (_, view)) in views.iter().enumerate() {
         if done.contains_key(view) {
             continue;
         }
-        let count = check(view).with_context(|| format!("tensor '{name}'"))?;
         let last = views[index + 1..].iter().all(|(_, other)| *other == *view);
-        let values = if count == data.len() && contiguous(view) {
+        let values = if contiguous(view) && view.shape.iter().product::<usize>() == data.len() {
             if last { std::mem::take(&mut data) } else { data.clone() }
         } else {
             gather(&data, view)
@@ -152,12 +152,9 @@ fn elements<T, const N: usize>(
     while data.len() < len {
         let want = buffer.len().min((len - data.len()).saturating_mul(N));
         let filled = fill(&mut entry, &mut buffer[..want])?;
-        let (chunks, rest) = buffer[..filled].as_chunks::<N>();
-        data.extend(chunks.iter().map(|&bytes| from(bytes)));
-        if filled < want {
-            let _ = rest; // a part of an element
-            bail!("its storage has {} elements instead of {len}: the file is damaged", data.len());
-        }
+        // Part of an element at the end is as little as none.
+        data.extend(buffer[..filled].as_chunks::<N>().0.iter().map(|&bytes| from(bytes)));
+        ensure!(filled == want, "its storage has {} elements instead of {len}: the file is damaged", data.len());
     }
     // To the end of the entry, so that its checksum is compared.
     std::io::copy(&mut entry, &mut std::io::sink())?;
@@ -176,8 +173,8 @@ fn fill(entry: &mut impl Read, buffer: &mut [u8]) -> Result<usize> {
     Ok(filled)
 }
 
-/// How many elements the view has, if all lie in its storage.
-fn check(view: &View) -> Result<usize> {
+/// Whether all elements lie in the storage.
+fn check(view: &View) -> Result<()> {
     ensure!(view.shape.len() == view.strides.len(), "it has {:?} strides for {:?}", view.strides, view.shape);
     let product = view.shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size)).context("its shape overflows")?;
     let reach =
@@ -192,7 +189,7 @@ fn check(view: &View) -> Result<usize> {
         view.shape,
         view.storage.len
     );
-    Ok(product)
+    Ok(())
 }
 
 fn contiguous(view: &View) -> bool {
