@@ -84,6 +84,16 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Finds out, before any work is done, whether `folder` can be made and written in. Leaves nothing.
+pub fn probe(folder: &Path) -> Result<()> {
+    let there = folder.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
+    let say = || format!("cannot write in {}", folder.display());
+    ensure!(there.is_dir(), "{}: {} is not a folder", say(), there.display());
+    let file = partial_path(&there.join(".probe"));
+    File::create(&file).with_context(say)?;
+    fs::remove_file(&file).with_context(say)
+}
+
 /// Writes `bytes` to `path`, whole or not at all.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;

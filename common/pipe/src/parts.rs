@@ -7,12 +7,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use arrow::{array::RecordBatch, datatypes::Schema};
+use arrow::{array::RecordBatch, compute::BatchCoalescer, datatypes::Schema};
 
 use crate::{
     atomic::{self, partial_path},
     origin::Origin,
-    table::{BATCH, Inputs, Output},
+    table::{Inputs, Output},
 };
 
 /// An output that arrives part by part.
@@ -41,18 +41,7 @@ impl Work {
             return Ok(Work::Stream(Box::new(Output::create(target, schema, &origin)?)));
         }
         ensure!(!target.is_dir(), "cannot write {}: it is a folder", target.display());
-        let folder = partial_path(target);
-        fs::create_dir_all(&folder).with_context(|| format!("cannot write {}", target.display()))?;
-        let plan = folder.join("plan.json");
-        let ours = format!("{layout}\n{}", origin.to_json());
-        match fs::read_to_string(&plan) {
-            Ok(theirs) => ensure!(
-                theirs == ours,
-                "{} holds the unfinished parts of other work (other inputs, models or arguments); finish that first, or remove the folder",
-                folder.display()
-            ),
-            Err(_) => atomic::write(&plan, ours.as_bytes())?,
-        }
+        let folder = folder(target, &format!("{layout}\n{}", origin.to_json()))?;
         Ok(Work::Kept(Box::new(Kept { target: target.to_owned(), folder, schema, origin })))
     }
 
@@ -88,19 +77,57 @@ impl Work {
             Work::Kept(kept) => {
                 let Kept { target, folder, schema, origin } = *kept;
                 let whole = folder.join("whole.parquet");
-                let mut output = Output::create(&whole, schema, &origin)?;
-                for i in 0..count {
-                    for rows in Inputs::open(&[part(&folder, i)])?.read(None, 0..usize::MAX, BATCH)? {
-                        output.write(&rows?.batch)?;
-                    }
-                }
-                let rows = output.finish()?;
+                let parts: Vec<_> = (0..count).map(|i| part(&folder, i)).collect();
+                let rows = join(&parts, &whole, schema, &origin)?;
                 atomic::rename(&whole, &target)?;
                 fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
                 Ok(rows)
             }
         }
     }
+}
+
+/// `TARGET.partial/`, made, or found as the same `plan` left it.
+///
+/// # Errors
+/// It belongs to other work, or cannot be written.
+pub fn folder(target: &Path, plan: &str) -> Result<PathBuf> {
+    let folder = partial_path(target);
+    fs::create_dir_all(&folder).with_context(|| format!("cannot write {}", target.display()))?;
+    let file = folder.join("plan.json");
+    match fs::read_to_string(&file) {
+        Ok(theirs) => ensure!(theirs == plan, other_work(&folder)),
+        Err(_) => atomic::write(&file, plan.as_bytes())?,
+    }
+    Ok(folder)
+}
+
+/// What to say of parts that are not ours.
+pub fn other_work(folder: &Path) -> String {
+    format!(
+        "{} holds the unfinished parts of other work (other inputs, models or arguments); finish that first, or remove the folder",
+        folder.display()
+    )
+}
+
+/// Writes the rows of all `parts` to one table, whose bytes do not depend on where the parts were cut.
+pub fn join(parts: &[PathBuf], whole: &Path, schema: Schema, origin: &Origin) -> Result<usize> {
+    const AT_ONCE: usize = 64; // rows, which may hold images
+    let mut output = Output::create(whole, schema, origin)?;
+    let mut even = BatchCoalescer::new(output.schema.clone(), AT_ONCE);
+    for mut part in Inputs::open_each(parts)? {
+        for rows in part.read(None, 0..usize::MAX, AT_ONCE)? {
+            even.push_batch(rows?.batch)?;
+            while let Some(batch) = even.next_completed_batch() {
+                output.write(&batch)?;
+            }
+        }
+    }
+    even.finish_buffered_batch()?;
+    if let Some(batch) = even.next_completed_batch() {
+        output.write(&batch)?;
+    }
+    output.finish()
 }
 
 fn part(folder: &Path, i: usize) -> PathBuf {

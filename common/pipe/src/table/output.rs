@@ -1,0 +1,104 @@
+//! Tables being written: Parquet files that appear whole, Arrow streams on standard output.
+
+use std::{
+    io::{BufWriter, IsTerminal, Stdout, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, ensure};
+use arrow::{
+    array::RecordBatch,
+    datatypes::{Schema, SchemaRef},
+    ipc::writer::StreamWriter,
+};
+use parquet::{
+    arrow::ArrowWriter,
+    basic::{Compression, ZstdLevel},
+    file::properties::WriterProperties,
+};
+
+use crate::{
+    atomic::{AtomicFile, create_parent},
+    cli::Shard,
+    origin::{self, Origin},
+};
+
+/// Where `-o` and `--shard` together say to write.
+pub fn target(output: &Path, shard: Option<Shard>) -> PathBuf {
+    match shard {
+        Some(shard) => output.join(shard.file_name()),
+        None => output.to_owned(),
+    }
+}
+
+/// A table being written. Dropped without `finish`, it leaves nothing.
+pub struct Output {
+    name: String,
+    body: Sink,
+    pub schema: SchemaRef,
+    pub rows: usize,
+}
+
+enum Sink {
+    Parquet(Box<ArrowWriter<AtomicFile>>),
+    Stream(Box<StreamWriter<BufWriter<Stdout>>>),
+}
+
+impl Output {
+    /// Opens `path` (or `-`) for `schema`, whose metadata gets the origin.
+    ///
+    /// # Errors
+    /// The place cannot be written; binary would go to a terminal.
+    pub fn create(path: &Path, schema: Schema, origin: &Origin) -> Result<Self> {
+        let metadata = schema.metadata().clone().with(origin::KEY, origin.to_json());
+        let schema = Arc::new(schema.with_metadata(metadata));
+        let name = path.display().to_string();
+        let body = if path.as_os_str() == "-" {
+            ensure!(
+                !std::io::stdout().is_terminal(),
+                "standard output is a terminal and the table is binary; use `-o FILE` or a pipe"
+            );
+            Sink::Stream(Box::new(StreamWriter::try_new(BufWriter::new(std::io::stdout()), &schema)?))
+        } else {
+            ensure!(!path.is_dir(), "cannot write {name}: it is a folder");
+            create_parent(path)?;
+            let properties = WriterProperties::builder()
+                .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
+                .set_max_row_group_row_count(Some(64 * 1024))
+                .set_max_row_group_bytes(Some(64 << 20))
+                .build();
+            let writer = ArrowWriter::try_new(AtomicFile::create(path)?, schema.clone(), Some(properties));
+            Sink::Parquet(Box::new(writer.with_context(|| format!("cannot write {name}"))?))
+        };
+        Ok(Self { name, body, schema, rows: 0 })
+    }
+
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.rows += batch.num_rows();
+        // The schema's metadata travels with the file, not with every batch.
+        let batch = RecordBatch::try_new(self.schema.clone(), batch.columns().to_vec())
+            .with_context(|| format!("cannot write {}", self.name))?;
+        match &mut self.body {
+            Sink::Parquet(writer) => writer.write(&batch).with_context(|| format!("cannot write {}", self.name)),
+            Sink::Stream(writer) => {
+                writer.write(&batch)?;
+                Ok(writer.get_mut().flush()?)
+            }
+        }
+    }
+
+    /// Ends the stream with its mark, or puts the file under its name.
+    pub fn finish(self) -> Result<usize> {
+        match self.body {
+            Sink::Parquet(writer) => {
+                writer.into_inner().with_context(|| format!("cannot write {}", self.name))?.commit()?
+            }
+            Sink::Stream(mut writer) => {
+                writer.finish()?;
+                writer.get_mut().flush()?;
+            }
+        }
+        Ok(self.rows)
+    }
+}
