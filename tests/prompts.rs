@@ -55,7 +55,9 @@ fn line_ends_marks_and_blank_lines() {
     let json = dir.tool("prompts").args(["a.txt", "-o", "p.parquet", "--json"]).ok().json();
     assert_eq!(
         json,
-        serde_json::json!({"prompts": 2, "sets": {"a": 2}, "read": 3, "blank": 2, "duplicates": 1, "beyond_max": 0})
+        serde_json::json!({
+            "prompts": 2, "sets": {"a": 2}, "read": 3, "blank": 2, "duplicates": 1, "other_sets": 0, "beyond_max": 0
+        })
     );
 }
 
@@ -124,6 +126,25 @@ fn same_work_same_bytes_and_its_origin() {
     // printf 'a cat\n' | sha256sum
     let sha256 = "565660af565fb2ef659ed8bef1651121288975dbc4c5286185c5e5b065de34ec";
     assert_eq!(origin["inputs"][0]["sha256"], sha256);
+}
+
+#[test]
+fn only_set_leaves_the_others_out() {
+    let dir = Dir::new();
+    let sets = ["seen", "validation", "unseen", "seen", "validation"];
+    dir.put("all.parquet", &table(vec![("prompt", texts(["a", "b", "c", "d", "e"])), ("set", texts(sets))]));
+    let prompts = |args: &[&str]| {
+        let run = dir.tool("prompts").args(["all.parquet", "-o", "p.parquet"]).args(args).ok();
+        (column_text(&dir.get("p.parquet"), "prompt"), run.err)
+    };
+    let (some, said) = prompts(&["--only-set", "seen,unseen"]);
+    assert_eq!(some, ["a", "c", "d"]);
+    says(&said, &["3 prompts, without 2 prompts of other sets"]);
+    assert_eq!(prompts(&["--only-set", "unseen", "--only-set", "validation", "--max", "2"]).0, ["b", "c"]);
+    let error =
+        dir.tool("prompts").args(["all.parquet", "-o", "q.parquet", "--only-set", "seen,partiprompts"]).fails(2);
+    says(&error, &["no set 'partiprompts'", "seen, validation, unseen"]);
+    assert_eq!(dir.list(), ["all.parquet", "p.parquet"]);
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! What the tests of the tools share: a folder that goes away, the real binaries, small tables.
 #![allow(dead_code)] // each test target uses a part of it
 
+#[cfg(feature = "nets")]
+pub mod world;
+
 use std::{
     fs::File,
     io::Write,
@@ -65,7 +68,7 @@ impl Dir {
     }
 }
 
-fn read_parquet(path: &Path) -> RecordBatch {
+pub fn read_parquet(path: &Path) -> RecordBatch {
     if path.is_dir() {
         let mut parts: Vec<_> = std::fs::read_dir(path).unwrap().map(|e| e.unwrap().path()).collect();
         parts.sort();

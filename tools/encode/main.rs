@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use arrow::{
     array::{Array, ArrayRef, BooleanArray, Float16Array, Int32Array, ListArray, RecordBatch, StringArray},
     buffer::OffsetBuffer,
-    datatypes::{DataType, Field, Metadata},
+    datatypes::{DataType, Field, Metadata, Schema},
 };
 use candle_core::{DType, Device, Tensor};
 use clap::{Parser, ValueEnum};
@@ -22,26 +22,28 @@ use half::f16;
 use nets::{
     base::{self, PromptEncoder},
     checkpoint::Weights,
-    image::{self, Rgb, TrainCrop},
+    hub,
+    image::{self, TrainCrop},
     vae::Vae,
 };
 use pipe::{
-    atomic::{self, partial_path},
+    atomic,
     cli::{Answer, Common, run},
+    column::Rows,
     id,
     origin::Origin,
-    progress,
-    schema::{self, pairs},
+    parts, progress,
+    schema::{self, images, labels, pairs},
     stop,
-    table::{Inputs, Output},
+    table::{BATCH, Inputs, Output},
 };
 use rayon::prelude::*;
 
 /// Run the VAE and the text encoder over pairs once.
 ///
 /// Writes a folder: latents.parquet (mean and logvar of each distinct image's posterior, f16, so that training still
-/// samples it), captions.parquet (the text encoder's states of each distinct caption, the empty one first) and
-/// pairs.parquet (which images and captions belong together).
+/// samples it), captions.parquet (the text encoder's states of each distinct caption, the empty one first, f16) and
+/// pairs.parquet (which images and captions belong together). A killed run goes on where it stopped.
 #[derive(Parser, Debug)]
 #[command(
     name = "encode",
@@ -55,7 +57,7 @@ struct Args {
     /// Pairs tables
     #[arg(required = true, value_name = "PAIRS")]
     pairs: Vec<PathBuf>,
-    /// Stable Diffusion folder with the VAE and the text encoder
+    /// Stable Diffusion folder or hub id with the VAE and the text encoder
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
     /// Side of the training images in pixels: the short side is resized to it, the middle is kept
@@ -67,6 +69,9 @@ struct Args {
     /// Images that go through the VAE at once
     #[arg(long, value_name = "N", default_value_t = 16)]
     batch: usize,
+    /// Fetch a base that is named by a hub id (org/name[@revision]) and is not in the cache
+    #[arg(long)]
+    allow_download: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -79,7 +84,7 @@ enum Augment {
 }
 
 fn main() -> ExitCode {
-    run("encode", encode)
+    run("encode", |args| base::on_workers(|| encode(args)))
 }
 
 fn encode(args: Args) -> Result<Answer> {
@@ -87,61 +92,70 @@ fn encode(args: Args) -> Result<Answer> {
     args.common
         .refuse_shard("the cache holds each distinct image once; run `encode` on each pairs table by itself instead")?;
     ensure!(out.as_os_str() != "-", "the cache is a folder; name one with -o");
+    ensure!(args.batch > 0, "--batch is 0: no image to encode");
+    let known = !out.exists() || out.join("latents.parquet").is_file();
+    ensure!(known, "{} exists and is not a cache; choose another folder", out.display());
+    let base = hub::resolve(&args.base, args.allow_download)?;
     let device = base::device(args.common.device)?;
     let dtype = base::dtype(args.common.dtype, &device)?;
     let mut inputs = Inputs::open(&args.pairs)?;
     inputs.require(&pairs::NEEDED, "expected a pairs table with Pick-a-Pic's columns")?;
-    let vae = Vae::open(&args.base.join("vae"), dtype, &device)?;
-    let text = PromptEncoder::open(&args.base, dtype, &device)?;
+    let vae = Vae::open(&base.join("vae"), dtype, &device)?;
+    let text = PromptEncoder::open(&base, dtype, &device)?;
     let factor = vae.config.factor();
-    ensure!(args.resolution % factor == 0, "--resolution {} is not a multiple of the VAE's {factor}", args.resolution);
+    ensure!(
+        args.resolution > 0 && args.resolution % factor == 0,
+        "--resolution {} is not a multiple of the VAE's {factor}",
+        args.resolution
+    );
     let origin = Origin::new("encode")
         .arg("resolution", args.resolution)
         .arg("flips", args.augment != Augment::None)
-        .model("vae", Weights::open(&args.base.join("vae"))?.hash()?)
-        .model("text_encoder", Weights::open(&args.base.join("text_encoder"))?.hash()?)
+        .model("vae", Weights::open(&base.join("vae"))?.hash()?)
+        .model("text_encoder", Weights::open(&base.join("text_encoder"))?.hash()?)
         .inputs(inputs.origins()?);
     stop::watch()?;
 
-    // The whole folder appears at once; what was there before goes only then.
-    let folder = partial_path(&out);
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder).with_context(|| format!("cannot write {}", folder.display()))?;
-    }
-    let mut cache = Cache::create(&folder, &args, &vae, &text, origin)?;
+    let mut cache = Cache::open(&out, &args, &vae, &text, origin)?;
     let bar = progress::bar("encode", inputs.rows().map(|n| n as u64), args.common.quiet);
-    for rows in inputs.read(Some(&[&pairs::NEEDED[..], &[pairs::RANKING_ID]].concat()), 0..usize::MAX, 64)? {
+    let columns = [&pairs::NEEDED[..], &[pairs::RANKING_ID]].concat();
+    let mut chunks = 0;
+    for rows in inputs.read(Some(&columns), 0..usize::MAX, CHUNK)? {
         let rows = rows?;
-        cache.add(&rows, &args, &vae, &text)?;
+        cache.add(chunks, &rows, &args, &vae, &text).inspect_err(|_| cache.forget_if_empty())?;
+        chunks += 1;
         bar.inc(rows.len() as u64);
         stop::check()?;
     }
-    let (images, captions) = cache.finish(&args, &vae)?;
-    if out.exists() {
-        ensure!(
-            out.join("latents.parquet").is_file(),
-            "{} exists and is not a cache; choose another folder",
-            out.display()
-        );
-        std::fs::remove_dir_all(&out).with_context(|| format!("cannot replace {}", out.display()))?;
-    }
-    atomic::rename(&folder, &out)?;
-    args.common.say(format_args!("{images} distinct images and {captions} distinct captions in {}", out.display()));
+    let (images, captions) = cache.finish(chunks, &out)?;
+    let images = if args.augment == Augment::None { images } else { images / 2 };
+    // Less the empty caption.
+    args.common.say(format_args!(
+        "{images} distinct images and {} distinct captions in {}",
+        captions - 1,
+        out.display()
+    ));
     Ok(Answer::Yes)
 }
 
-/// The three tables being written, and what they already hold.
+/// Pairs that are encoded together, and that a killed run loses.
+const CHUNK: usize = 64;
+
+/// The three tables, in parts of a chunk each in `OUT.partial/`, and what they already hold.
 struct Cache {
-    latents: Output,
-    captions: Output,
-    pairs: Output,
+    folder: PathBuf,
+    tables: [(&'static str, Schema); 3],
+    origin: Origin,
     seen_images: HashSet<[u8; 32]>,
     seen_captions: HashSet<[u8; 32]>,
-    waiting: Vec<Waiting>,
 }
 
-/// An image on its way to the VAE.
-struct Waiting {
+const LATENTS: usize = 0;
+const CAPTIONS: usize = 1;
+const PAIRS: usize = 2;
+
+/// An image made ready for the VAE.
+struct Prepared {
     uid: String,
     flipped: bool,
     pixels: Vec<f32>, // (3, side, side)
@@ -149,121 +163,150 @@ struct Waiting {
 }
 
 impl Cache {
-    fn create(folder: &Path, args: &Args, vae: &Vae, text: &PromptEncoder, origin: Origin) -> Result<Self> {
+    fn open(out: &Path, args: &Args, vae: &Vae, text: &PromptEncoder, origin: Origin) -> Result<Self> {
         let side = args.resolution / vae.config.factor();
-        let shape = format!("[{},{side},{side}]", vae.config.latent_channels);
-        let latents = schema::latents().with_metadata(Metadata::default().with("latent_shape", shape));
-        let empty = text.states(&[""])?;
-        let (_, tokens, width) = empty.dims3()?;
-        let captions =
-            schema::captions().with_metadata(Metadata::default().with("state_shape", format!("[{tokens},{width}]")));
-        let mut cache = Self {
-            latents: Output::create(&folder.join("latents.parquet"), latents, &origin)?,
-            captions: Output::create(&folder.join("captions.parquet"), captions, &origin)?,
-            pairs: Output::create(&folder.join("pairs.parquet"), schema::pair_list(), &origin)?,
-            seen_images: HashSet::new(),
-            seen_captions: HashSet::new(),
-            waiting: vec![],
-        };
-        cache.write_captions(vec![String::new()], text)?;
-        Ok(cache)
+        let latent = format!("[{},{side},{side}]", vae.config.latent_channels);
+        let (_, tokens, width) = text.states(&[""])?.dims3()?;
+        let state = format!("[{tokens},{width}]");
+        let tables = [
+            ("latents", schema::latents().with_metadata(Metadata::default().with("latent_shape", latent))),
+            ("captions", schema::captions().with_metadata(Metadata::default().with("state_shape", state))),
+            ("pairs", schema::pair_list()),
+        ];
+        let folder = parts::folder(out, &format!("{CHUNK} pairs a part\n{}", origin.to_json()))?;
+        Ok(Self { folder, tables, origin, seen_images: HashSet::new(), seen_captions: HashSet::new() })
     }
 
-    fn add(&mut self, rows: &pipe::column::Rows, args: &Args, vae: &Vae, text: &PromptEncoder) -> Result<()> {
+    fn part(&self, table: usize, chunk: usize) -> PathBuf {
+        self.folder.join(format!("{chunk:06}.{}.parquet", self.tables[table].0))
+    }
+
+    fn write(&self, table: usize, chunk: usize, batches: &[Vec<ArrayRef>]) -> Result<()> {
+        let mut output = Output::create(&self.part(table, chunk), self.tables[table].1.clone(), &self.origin)?;
+        for columns in batches {
+            output.write(&RecordBatch::try_new(output.schema.clone(), columns.clone())?)?;
+        }
+        output.finish().map(|_| ())
+    }
+
+    /// A text column of a finished part.
+    fn read(&self, table: usize, chunk: usize, column: &str) -> Result<Vec<String>> {
+        let mut all = vec![];
+        for mut part in Inputs::open_each(&[self.part(table, chunk)])? {
+            for rows in part.read(Some(&[column]), 0..usize::MAX, BATCH)? {
+                all.extend(rows?.text(column)?.iter().flatten().map(String::from));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Encodes what is new in a chunk, or takes note of what an earlier run has finished.
+    fn add(&mut self, chunk: usize, rows: &Rows, args: &Args, vae: &Vae, text: &PromptEncoder) -> Result<()> {
         let captions = rows.text(pairs::CAPTION)?;
         let uids = [rows.text(pairs::UID[0])?, rows.text(pairs::UID[1])?];
         let ranking = rows.text_if_there(pairs::RANKING_ID)?;
-        let bytes = [rows.bytes(pairs::JPG[0])?, rows.bytes(pairs::JPG[1])?];
-
         let pair_id = |i: usize| {
             let ranking = if ranking.is_valid(i) { ranking.value(i) } else { "" };
             id::pair_id(captions.value(i), uids[0].value(i), uids[1].value(i), ranking)
         };
-        let ids = StringArray::from_iter_values((0..rows.len()).map(pair_id));
-        let keys: Vec<ArrayRef> =
-            vec![Arc::new(ids), Arc::new(captions.clone()), Arc::new(uids[0].clone()), Arc::new(uids[1].clone())];
-        self.pairs.write(&RecordBatch::try_new(self.pairs.schema.clone(), keys)?)?;
-
-        let new: Vec<String> = captions
-            .iter()
-            .flatten()
-            .filter(|c| self.seen_captions.insert(id::sha256(c.as_bytes())))
-            .map(String::from)
-            .collect();
-        if !new.is_empty() {
-            self.write_captions(new, text)?;
+        let ids: Vec<String> = (0..rows.len()).map(pair_id).collect();
+        if self.part(PAIRS, chunk).exists() {
+            ensure!(self.read(PAIRS, chunk, labels::PAIR_ID)? == ids, parts::other_work(&self.folder));
+            let images = self.read(LATENTS, chunk, images::IMAGE_UID)?;
+            self.seen_images.extend(images.iter().map(|uid| id::sha256(uid.as_bytes())));
+            let captions = self.read(CAPTIONS, chunk, pairs::CAPTION)?;
+            self.seen_captions.extend(captions.iter().map(|c| id::sha256(c.as_bytes())));
+            return Ok(());
         }
 
-        let new: Vec<(usize, usize)> = (0..rows.len())
+        let empty = (chunk == 0).then_some("");
+        let new: Vec<&str> = empty
+            .into_iter()
+            .chain(captions.iter().flatten())
+            .filter(|c| self.seen_captions.insert(id::sha256(c.as_bytes())))
+            .collect();
+        let states = match new.is_empty() {
+            true => vec![],
+            false => {
+                let states: ArrayRef = Arc::new(halves(&text.states(&new)?)?);
+                vec![vec![Arc::new(StringArray::from_iter_values(new)) as ArrayRef, states]]
+            }
+        };
+
+        let flips = if args.augment == Augment::None { &[false][..] } else { &[false, true] };
+        let new: Vec<(usize, usize, bool)> = (0..rows.len())
             .flat_map(|i| [(i, 0), (i, 1)])
             .filter(|&(i, side)| self.seen_images.insert(id::sha256(uids[side].value(i).as_bytes())))
+            .flat_map(|(i, side)| flips.iter().map(move |&flipped| (i, side, flipped)))
             .collect();
-        let decoded: Vec<Vec<Waiting>> = new
-            .par_iter()
-            .map(|&(i, side)| {
+        let bytes = [rows.bytes(pairs::JPG[0])?, rows.bytes(pairs::JPG[1])?];
+        let mut latents = vec![];
+        for batch in new.chunks(args.batch) {
+            let prepared = batch.par_iter().map(|&(i, side, flipped)| -> Result<Prepared> {
                 ensure!(bytes[side].is_valid(i), "{}: '{}' is null; there is no image", rows.at(i), pairs::JPG[side]);
                 let rgb = image::decode(bytes[side].value(i))
                     .with_context(|| format!("{}, '{}'", rows.at(i), pairs::JPG[side]))?;
-                let prepare = |rgb: &Rgb, flipped| {
-                    let (pixels, crop) = image::dpo_train(rgb, args.resolution);
-                    Waiting { uid: uids[side].value(i).to_owned(), flipped, pixels, crop }
-                };
-                let mut all = vec![prepare(&rgb, false)];
-                if args.augment != Augment::None {
-                    all.push(prepare(&rgb.mirrored(), true));
-                }
-                Ok(all)
-            })
-            .collect::<Result<_>>()?;
-        self.waiting.extend(decoded.into_iter().flatten());
-        while self.waiting.len() >= args.batch.max(1) {
-            let batch = self.waiting.drain(..args.batch.max(1)).collect();
-            self.write_latents(batch, args, vae)?;
+                let rgb = if flipped { rgb.mirrored() } else { rgb };
+                let (pixels, crop) = image::dpo_train(&rgb, args.resolution);
+                Ok(Prepared { uid: uids[side].value(i).to_owned(), flipped, pixels, crop })
+            });
+            latents.push(posteriors(&prepared.collect::<Result<Vec<_>>>()?, args.resolution, vae)?);
         }
-        Ok(())
-    }
 
-    fn write_latents(&mut self, batch: Vec<Waiting>, args: &Args, vae: &Vae) -> Result<()> {
-        let (n, side) = (batch.len(), args.resolution);
-        let pixels: Vec<f32> = batch.iter().flat_map(|w| w.pixels.iter().copied()).collect();
-        let posterior = vae.encode(&Tensor::from_vec(pixels, (n, 3, side, side), &Device::Cpu)?)?;
-        let int = |f: &dyn Fn(&Waiting) -> usize| -> ArrayRef {
-            Arc::new(Int32Array::from_iter_values(batch.iter().map(|w| f(w) as i32)))
-        };
-        let columns: Vec<ArrayRef> = vec![
-            Arc::new(StringArray::from_iter_values(batch.iter().map(|w| &w.uid))),
-            Arc::new(BooleanArray::from_iter(batch.iter().map(|w| Some(w.flipped)))),
-            Arc::new(halves(&posterior.mean)?),
-            Arc::new(halves(&posterior.logvar)?),
-            int(&|w| w.crop.top),
-            int(&|w| w.crop.left),
-            int(&|w| w.crop.original_height),
-            int(&|w| w.crop.original_width),
+        let [zero, one] = uids;
+        let keys: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from_iter_values(ids)),
+            Arc::new(captions.clone()),
+            Arc::new(zero),
+            Arc::new(one),
         ];
-        self.latents.write(&RecordBatch::try_new(self.latents.schema.clone(), columns)?)
+        self.write(LATENTS, chunk, &latents)?;
+        self.write(CAPTIONS, chunk, &states)?;
+        self.write(PAIRS, chunk, &[keys]) // last: a chunk with this part is finished
     }
 
-    fn write_captions(&mut self, captions: Vec<String>, text: &PromptEncoder) -> Result<()> {
-        for chunk in captions.chunks(64) {
-            self.seen_captions.extend(chunk.iter().map(|c| id::sha256(c.as_bytes())));
-            let states = text.states(chunk)?;
-            let columns: Vec<ArrayRef> =
-                vec![Arc::new(StringArray::from_iter_values(chunk)), Arc::new(halves(&states)?)];
-            self.captions.write(&RecordBatch::try_new(self.captions.schema.clone(), columns)?)?;
+    /// Bad input in the first chunk leaves nothing.
+    fn forget_if_empty(&self) {
+        if !self.part(PAIRS, 0).exists() {
+            let _ = std::fs::remove_dir_all(&self.folder);
         }
-        Ok(())
     }
 
-    fn finish(mut self, args: &Args, vae: &Vae) -> Result<(usize, usize)> {
-        if !self.waiting.is_empty() {
-            let rest = std::mem::take(&mut self.waiting);
-            self.write_latents(rest, args, vae)?;
+    /// Joins the parts. The whole folder appears at once; what was there before goes only then.
+    fn finish(self, chunks: usize, out: &Path) -> Result<(usize, usize)> {
+        let whole = self.folder.join("whole");
+        let mut rows = vec![];
+        for (table, (name, schema)) in self.tables.iter().enumerate() {
+            let parts: Vec<_> = (0..chunks).map(|chunk| self.part(table, chunk)).collect();
+            rows.push(parts::join(&parts, &whole.join(format!("{name}.parquet")), schema.clone(), &self.origin)?);
         }
-        self.pairs.finish()?;
-        let captions = self.captions.finish()? - 1; // less the empty one
-        let images = self.latents.finish()?;
-        Ok((if args.augment == Augment::None { images } else { images / 2 }, captions))
+        if out.exists() {
+            std::fs::remove_dir_all(out).with_context(|| format!("cannot replace {}", out.display()))?;
+        }
+        atomic::rename(&whole, out)?;
+        std::fs::remove_dir_all(&self.folder)
+            .with_context(|| format!("cannot remove {}", self.folder.display()))?;
+        Ok((rows[LATENTS], rows[CAPTIONS]))
     }
+}
+
+/// Rows of latents.parquet.
+fn posteriors(batch: &[Prepared], side: usize, vae: &Vae) -> Result<Vec<ArrayRef>> {
+    let pixels: Vec<f32> = batch.iter().flat_map(|p| p.pixels.iter().copied()).collect();
+    let posterior = vae.encode(&Tensor::from_vec(pixels, (batch.len(), 3, side, side), &Device::Cpu)?)?;
+    let int = |f: &dyn Fn(&TrainCrop) -> usize| -> ArrayRef {
+        Arc::new(Int32Array::from_iter_values(batch.iter().map(|p| f(&p.crop) as i32)))
+    };
+    Ok(vec![
+        Arc::new(StringArray::from_iter_values(batch.iter().map(|p| &p.uid))),
+        Arc::new(BooleanArray::from_iter(batch.iter().map(|p| Some(p.flipped)))),
+        Arc::new(halves(&posterior.mean)?),
+        Arc::new(halves(&posterior.logvar)?),
+        int(&|c| c.top),
+        int(&|c| c.left),
+        int(&|c| c.original_height),
+        int(&|c| c.original_width),
+    ])
 }
 
 /// (B, ...) -> one list of half-precision numbers a row.

@@ -5,7 +5,7 @@
 
 use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use arrow::{
     array::{ArrayRef, Float32Array, RecordBatch, StringArray},
     datatypes::SchemaRef,
@@ -35,6 +35,9 @@ struct Args {
     /// Win rates are printed set by set.
     #[arg(long, value_name = "NAME")]
     set: Option<String>,
+    /// Keep only the prompts of these sets, separated by commas
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    only_set: Vec<String>,
     /// Keep only the first N prompts, after duplicates are gone
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max: Option<u32>,
@@ -46,6 +49,7 @@ const EXAMPLES: &str = "\
 Examples:
   prompts PartiPrompts.tsv -o partiprompts.parquet
   prompts anime.json photo.json -o hpsv2.parquet --set hpsv2
+  prompts prompts.parquet -o reported.parquet --only-set seen,unseen-pair
   prompts pairs.parquet -o - | sample - --base sd15/ -o images.parquet -n 5
 
 Exit status: 0 done, 2 trouble.";
@@ -59,6 +63,7 @@ fn run(args: Args) -> Result<Answer> {
     let output = common.output()?;
     common.refuse_shard("a prompt belongs to the set's whole, where duplicates are found; shard `sample` instead")?;
     let mut source = prompt_source::read(&args.sources, args.set.as_deref())?;
+    let other_sets = keep_sets(&mut source.prompts, &args.only_set)?;
     let found = source.prompts.len();
     if let Some(max) = args.max {
         source.prompts.truncate(max as usize);
@@ -67,6 +72,9 @@ fn run(args: Args) -> Result<Answer> {
     let mut origin = Origin::new("prompts");
     if let Some(set) = &args.set {
         origin = origin.arg("set", set.as_str());
+    }
+    if !args.only_set.is_empty() {
+        origin = origin.arg("only_set", args.only_set.clone());
     }
     if let Some(max) = args.max {
         origin = origin.arg("max", max);
@@ -77,7 +85,36 @@ fn run(args: Args) -> Result<Answer> {
         table.write(&batch(&schema, some)?)?;
     }
     table.finish()?;
-    tell(common, &source.prompts, found, source.counts)
+    let beyond_max = found - source.prompts.len();
+    tell(common, &source.prompts, source.counts, Left { other_sets, beyond_max })
+}
+
+/// Leaves the prompts of `sets` (none named: all) and returns how many others there were.
+///
+/// # Errors
+/// No prompt is of one of these sets.
+fn keep_sets(prompts: &mut Vec<Prompt>, sets: &[String]) -> Result<usize> {
+    let found = prompts.len();
+    if sets.is_empty() {
+        return Ok(0);
+    }
+    if let Some(unknown) = sets.iter().find(|set| prompts.iter().all(|p| p.set != **set)) {
+        let mut there: Vec<&str> = vec![];
+        for prompt in prompts.iter() {
+            if !there.contains(&prompt.set.as_str()) {
+                there.push(&prompt.set);
+            }
+        }
+        bail!("--only-set: there is no set '{unknown}' (there are: {})", there.join(", "));
+    }
+    prompts.retain(|p| sets.contains(&p.set));
+    Ok(found - prompts.len())
+}
+
+/// Prompts that flags left out.
+struct Left {
+    other_sets: usize,
+    beyond_max: usize,
 }
 
 fn batch(schema: &SchemaRef, prompts: &[Prompt]) -> Result<RecordBatch> {
@@ -97,7 +134,7 @@ fn batch(schema: &SchemaRef, prompts: &[Prompt]) -> Result<RecordBatch> {
     RecordBatch::try_new(schema.clone(), columns).context("cannot put the prompts together")
 }
 
-fn tell(common: &Common, prompts: &[Prompt], found: usize, counts: Counts) -> Result<Answer> {
+fn tell(common: &Common, prompts: &[Prompt], counts: Counts, left: Left) -> Result<Answer> {
     let mut sets: Vec<(&str, usize)> = vec![];
     for prompt in prompts {
         match sets.iter_mut().rfind(|(set, _)| *set == prompt.set) {
@@ -105,12 +142,12 @@ fn tell(common: &Common, prompts: &[Prompt], found: usize, counts: Counts) -> Re
             None => sets.push((&prompt.set, 1)),
         }
     }
-    let beyond = found - prompts.len();
     if common.json {
         let sets: Map<String, Value> = sets.iter().map(|&(set, n)| (set.to_owned(), n.into())).collect();
         let Counts { read, blank, duplicates } = counts;
         let line = json!({
-            "prompts": prompts.len(), "sets": sets, "read": read, "blank": blank, "duplicates": duplicates, "beyond_max": beyond,
+            "prompts": prompts.len(), "sets": sets, "read": read, "blank": blank, "duplicates": duplicates,
+            "other_sets": left.other_sets, "beyond_max": left.beyond_max,
         });
         if common.output.as_ref().is_some_and(|o| o.as_os_str() == "-") {
             common.say(line);
@@ -120,9 +157,12 @@ fn tell(common: &Common, prompts: &[Prompt], found: usize, counts: Counts) -> Re
         return Ok(Answer::Yes);
     }
     let mut line = text::count(prompts.len(), "prompt");
-    for (left_out, what, why) in
-        [(counts.duplicates, "duplicate", ""), (counts.blank, "blank line", ""), (beyond, "prompt", " beyond --max")]
-    {
+    for (left_out, what, why) in [
+        (counts.duplicates, "duplicate", ""),
+        (counts.blank, "blank line", ""),
+        (left.other_sets, "prompt", " of other sets"),
+        (left.beyond_max, "prompt", " beyond --max"),
+    ] {
         if left_out > 0 {
             line += &format!(", without {}{why}", text::count(left_out, what));
         }

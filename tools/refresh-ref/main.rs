@@ -11,6 +11,7 @@ use clap::Parser;
 use nets::{
     base::{self, unet_folder},
     checkpoint::{self, Weights},
+    hub,
 };
 use pipe::{
     cli::{Answer, Common, run},
@@ -39,6 +40,9 @@ struct Args {
     /// How far the reference moves towards the policy, 0..1
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     rate: f64,
+    /// Fetch models that are named by a hub id (org/name[@revision]) and are not in the cache
+    #[arg(long)]
+    allow_download: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -52,7 +56,8 @@ fn refresh(args: Args) -> Result<Answer> {
     args.common.refuse_shard("a checkpoint has no rows")?;
     ensure!((0.0..=1.0).contains(&args.rate), "--rate is a share between 0 and 1, it is {}", args.rate);
     let device = base::device(args.common.device)?;
-    let (policy_folder, reference_folder) = (unet_folder(&args.policy)?, unet_folder(&args.reference)?);
+    let folder = |arg: &PathBuf| unet_folder(&hub::resolve(arg, args.allow_download)?);
+    let (policy_folder, reference_folder) = (folder(&args.policy)?, folder(&args.reference)?);
     let (policy, reference) = (Weights::open(&policy_folder)?, Weights::open(&reference_folder)?);
 
     let mut moved: BTreeMap<String, Tensor> = BTreeMap::new();

@@ -19,6 +19,7 @@ use draw::{Drawing, Painter};
 use nets::{
     base::{self, unet_folder},
     checkpoint::{self, Weights},
+    hub,
 };
 use pipe::{
     cli::{Answer, Common, run},
@@ -48,7 +49,7 @@ struct Args {
     /// Prompts: anything that `prompts` reads (tables, tsv, json, txt, `-`)
     #[arg(required = true, value_name = "PROMPTS")]
     prompts: Vec<PathBuf>,
-    /// Stable Diffusion folder: text encoder, VAE, scheduler, UNet
+    /// Stable Diffusion folder or hub id: text encoder, VAE, scheduler, UNet
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
     /// Checkpoint whose UNet draws instead of the base's
@@ -84,6 +85,9 @@ struct Args {
     /// Write the final `latents` (N, C, h, w), f32, as the UNet sees them
     #[arg(long, value_name = "FILE")]
     dump_latents: Option<PathBuf>,
+    /// Fetch models that are named by a hub id (org/name[@revision]) and are not in the cache
+    #[arg(long)]
+    allow_download: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -95,7 +99,7 @@ enum Scheduler {
 }
 
 fn main() -> ExitCode {
-    run("sample", sample)
+    run("sample", |args| base::on_workers(|| sample(args)))
 }
 
 fn sample(args: Args) -> Result<Answer> {
@@ -104,12 +108,15 @@ fn sample(args: Args) -> Result<Answer> {
     ensure!(args.batch > 0, "--batch is 0: no image to draw");
     let whole_only = args.common.shard.is_none() || (args.latents.is_none() && args.dump_latents.is_none());
     ensure!(whole_only, "--latents and --dump-latents hold every image in order; they do not go with --shard");
+    let resolve = |arg: &PathBuf| hub::resolve(arg, args.allow_download);
+    let base = resolve(&args.base)?;
+    let unet = args.unet.as_ref().map(resolve).transpose()?;
     let device = base::device(args.common.device)?;
     let dtype = base::dtype(args.common.dtype, &device)?;
     let prompts = prompt_source::read(&args.prompts, None)?;
     ensure!(!prompts.prompts.is_empty(), "there is no prompt to draw");
-    let unet_of = unet_folder(args.unet.as_deref().unwrap_or(&args.base))?;
-    let painter = Painter::open(&args.base, &unet_of, dtype, &device)?;
+    let unet_of = unet_folder(unet.as_deref().unwrap_or(&base))?;
+    let painter = Painter::open(&base, &unet_of, dtype, &device)?;
     let given = args.latents.as_ref().map(|path| read_latents(path)).transpose()?;
     let total = prompts.prompts.len() * args.n as usize;
     let latent = painter.latent_size(args.height, args.width, given.as_ref())?;
@@ -134,8 +141,8 @@ fn sample(args: Args) -> Result<Answer> {
         .arg("name", name.clone())
         .arg("seed", args.common.seed)
         .model("unet", unet_hash.clone())
-        .model("vae", Weights::open(&args.base.join("vae"))?.hash()?)
-        .model("text_encoder", Weights::open(&args.base.join("text_encoder"))?.hash()?)
+        .model("vae", Weights::open(&base.join("vae"))?.hash()?)
+        .model("text_encoder", Weights::open(&base.join("text_encoder"))?.hash()?)
         .inputs(prompts.origins);
     if let Some(path) = &args.latents {
         origin = origin.arg("latents", id::file_hash(path)?);

@@ -1,1 +1,236 @@
-fn main() {}
+//! score: rate images with published metrics, each image and each caption once.
+//!
+//!   score pairs.parquet -o scores.parquet --models scorers/
+//!   score images.parquet -o scored.parquet --metrics clip,aesthetic --model clip=CLIP-H/ --model aesthetic=CLIP-L/,head.pth
+
+mod engine;
+mod models;
+mod rows;
+mod summary;
+mod verify;
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::{Result, ensure};
+use arrow::array::{ArrayRef, Float32Array, RecordBatch};
+use candle_core::DType;
+use clap::{Parser, ValueEnum};
+use engine::Engine;
+use nets::{
+    base,
+    image::Antialias,
+    scorer::{self, HpsVersion, Metric},
+};
+use pipe::{
+    atomic::create_parent,
+    cli::{Answer, Common, run},
+    column::Rows,
+    origin::Origin,
+    parts::Work,
+    progress, stop,
+    table::{Inputs, Output, target},
+};
+use rows::{Kind, Places};
+use summary::Summary;
+
+/// Rate images with published metrics: HPS, CLIP, PickScore, LAION's aesthetic predictor.
+///
+/// Takes a pairs table (scores: two columns a metric) or an images table (scored: one column a metric). Scores are raw:
+/// cosines, and the head's answer. They do not depend on batch size, threads or shards. What is finished is kept in
+/// OUT.partial/, so that the same command goes on where it was stopped.
+#[derive(Parser, Debug)]
+#[command(
+    name = "score",
+    version,
+    after_help = "\
+Examples:
+  score pairs.parquet -o scores.parquet --models scorers/
+  score pairs.parquet -o - --models scorers/ --metrics hps,clip | vote - -o labels.parquet
+  score images.parquet -o scored.parquet --metrics clip,aesthetic \\
+    --model clip=CLIP-ViT-H-14 --model aesthetic=clip-vit-large-patch14,head.pth
+  score pairs.parquet -o scores.parquet --models scorers/ --verify 100
+
+Exit status: 0 done, 1 the scores differ (--verify), 2 trouble."
+)]
+struct Args {
+    /// Pairs or images tables, or folders of their parts
+    #[arg(required = true, value_name = "TABLE")]
+    tables: Vec<PathBuf>,
+    /// Metrics, in the order of their columns
+    #[arg(long, value_name = "M,...", value_delimiter = ',', default_value = "hps,clip,pickscore,aesthetic")]
+    metrics: Vec<String>,
+    /// Folder with a model for each metric: DIR/hps, DIR/clip, ...
+    #[arg(long, value_name = "DIR")]
+    models: Option<PathBuf>,
+    /// Where one metric's model lies: a weight file, a folder or a hub id; for `aesthetic` also the head
+    #[arg(long, value_name = "M=TOWER[,HEAD]")]
+    model: Vec<String>,
+    /// Which HPS the weights are, where neither layout nor file name says it
+    #[arg(long, value_enum, value_name = "V")]
+    hps_version: Option<Version>,
+    /// How `hps` and `clip` resize: antialiased (torchvision from 0.17 on) or as before
+    #[arg(long, value_enum, default_value_t = Resize::Antialias)]
+    hps_resize: Resize,
+    /// Images that go through a model at once [default: 4 on a CPU, 64 on a GPU]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Keep rows whose image or caption cannot be read, without scores, and count them
+    #[arg(long)]
+    skip_bad: bool,
+    /// Score N random rows of the existing output again and compare
+    #[arg(long, value_name = "N")]
+    verify: Option<usize>,
+    /// Fetch models that are named by a hub id (org/name[@revision]) and are not in the cache
+    #[arg(long)]
+    allow_download: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Version {
+    #[value(name = "2.0")]
+    V2_0,
+    #[value(name = "2.1")]
+    V2_1,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Resize {
+    Antialias,
+    Legacy,
+}
+
+/// Rows of a part: what a killed run loses at most.
+const PART: usize = 64;
+
+fn main() -> ExitCode {
+    run("score", |args| base::on_workers(|| score(args)))
+}
+
+fn score(args: Args) -> Result<Answer> {
+    let common = &args.common;
+    let out = target(common.output()?, common.shard);
+    let metrics = models::metrics(&args.metrics)?;
+    ensure!(args.batch != Some(0), "--batch is 0: no image to score");
+    let device = base::device(common.device)?;
+    let options = scorer::Options {
+        dtype: base::dtype(common.dtype, &device)?,
+        antialias: match args.hps_resize {
+            Resize::Antialias => Antialias::On,
+            Resize::Legacy => Antialias::Legacy,
+        },
+        hps_version: args.hps_version.map(|v| match v {
+            Version::V2_0 => HpsVersion::V2_0,
+            Version::V2_1 => HpsVersion::V2_1,
+        }),
+        batch: args.batch.unwrap_or(if device.is_cpu() { 4 } else { 64 }),
+        device,
+    };
+    let mut inputs = Inputs::open(&args.tables)?;
+    let kind = Kind::of(&inputs)?;
+    let sources = models::sources(&metrics, args.models.as_deref(), &args.model, args.allow_download)?;
+    if args.verify.is_none() && out.as_os_str() != "-" {
+        ensure!(!out.is_dir(), "cannot write {}: it is a folder", out.display());
+        create_parent(&out)?;
+    }
+    let scorers = models::open(&metrics, &sources, &options)?;
+    let origin = origin(&args, &metrics, &scorers, &options).inputs(inputs.origins()?);
+    let side_by_side = options.device.is_cpu();
+    let mut engine = Engine::new(scorers, kind, options.batch, side_by_side, args.skip_bad);
+    if let Some(n) = args.verify {
+        return verify::verify(&mut engine, kind, &inputs, &out, n, common);
+    }
+    stop::watch()?;
+
+    let names: Vec<String> = metrics.iter().map(|m| m.name.to_owned()).collect();
+    let range = inputs.range(common.shard)?;
+    // What a pipe brings cannot be told from what it brought before: nothing of it is kept for another run.
+    let mut work = match inputs.rows() {
+        Some(_) => Work::open(&out, kind.schema(&names), origin, &format!("rows {range:?} by {PART}"))?,
+        None => Work::Stream(Box::new(Output::create(&out, kind.schema(&names), &origin)?)),
+    };
+    let mut summary = Summary::new(&metrics, kind);
+    let mut parts = 0;
+    while let Some(mut part) = work.get(parts)? {
+        for rows in part.read(None, 0..usize::MAX, PART)? {
+            summary.add_kept(&rows?)?;
+        }
+        parts += 1;
+    }
+    let total = inputs.rows().map(|rows| range.end.min(rows).saturating_sub(range.start) as u64);
+    let bar = progress::bar("score", total, common.quiet);
+    bar.inc(summary.rows as u64);
+    let rest = range.start.saturating_add(summary.rows)..range.end;
+    for rows in read_ahead(inputs.read(Some(&kind.columns()), rest, PART)?) {
+        let rows = rows?;
+        let scores = engine.score(&rows)?;
+        let batch = table(kind, &names, &rows, &scores)?;
+        summary.add(&batch)?;
+        work.put(parts, &batch)?;
+        parts += 1;
+        bar.inc(rows.len() as u64);
+        stop::check()?;
+    }
+    ensure!(summary.rows > 0 || common.shard.is_some(), "{} has no rows", inputs.name());
+    work.finish(parts)?;
+    bar.finish_and_clear();
+    summary.tell(common, &engine.work)?;
+    Ok(Answer::Yes)
+}
+
+/// What decided the scores. Batch, threads and device do not.
+fn origin(args: &Args, metrics: &[&Metric], scorers: &models::Scorers, options: &scorer::Options) -> Origin {
+    let names: Vec<&str> = metrics.iter().map(|m| m.name).collect();
+    let mut origin = Origin::new("score").arg("metrics", names);
+    for (name, scorer) in scorers {
+        if let Some(version) = scorer.version() {
+            origin = origin.arg(&format!("{name}_version"), version);
+        }
+    }
+    if metrics.iter().any(|m| m.letterboxed) {
+        origin = origin.arg("hps_resize", format!("{:?}", args.hps_resize).to_lowercase());
+    }
+    origin = origin.arg("skip_bad", args.skip_bad);
+    if options.dtype != DType::F32 {
+        origin = origin.arg("dtype", options.dtype.as_str());
+    }
+    scorers.iter().fold(origin, |origin, (name, scorer)| origin.model(name, scorer.id()))
+}
+
+fn table(kind: Kind, metrics: &[String], rows: &Rows, scores: &[Vec<Option<f32>>]) -> Result<RecordBatch> {
+    let mut columns = kind.keys(rows, &Places::of(kind, rows)?.captions)?;
+    let sides = kind.image_columns().len();
+    for scores in scores {
+        for side in 0..sides {
+            let column: ArrayRef = Arc::new(scores.iter().skip(side).step_by(sides).copied().collect::<Float32Array>());
+            columns.push(column);
+        }
+    }
+    Ok(RecordBatch::try_new(Arc::new(kind.schema(metrics)), columns)?)
+}
+
+/// The batches, the next one being read while one is scored.
+fn read_ahead(batches: pipe::table::Batches) -> impl Iterator<Item = Result<Rows>> {
+    use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+    let (send, receive) = sync_channel(0);
+    std::thread::spawn(move || {
+        for rows in batches {
+            if send.send(rows).is_err() {
+                return;
+            }
+        }
+    });
+    std::iter::from_fn(move || {
+        loop {
+            match receive.recv_timeout(std::time::Duration::from_millis(200)) {
+                Ok(rows) => return Some(rows),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => match stop::check() {
+                    Ok(()) => continue,
+                    Err(stopped) => return Some(Err(stopped)),
+                },
+            }
+        }
+    })
+}

@@ -2,8 +2,9 @@
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
+use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
-use nets::optim::LrSchedule;
+use nets::{hub, optim::LrSchedule};
 use pipe::cli::Common;
 
 use crate::data::Augment;
@@ -26,7 +27,7 @@ pub struct Args {
     /// Labels table from `vote`: which image of each pair is preferred; pairs of weight 0 are left out
     #[arg(long, value_name = "LABELS")]
     pub labels: Option<PathBuf>,
-    /// Stable Diffusion folder: text encoder, VAE, scheduler, and the UNet to start from
+    /// Stable Diffusion folder or hub id: text encoder, VAE, scheduler, and the UNet to start from
     #[arg(long, alias = "pretrained-model-name-or-path", value_name = "DIR")]
     pub base: PathBuf,
     /// Checkpoint to start from instead of the base's own UNet
@@ -112,6 +113,9 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Checkpoints")]
     pub drift_every: u64,
 
+    /// Fetch models that are named by a hub id (org/name[@revision]) and are not in the cache
+    #[arg(long)]
+    pub allow_download: bool,
     #[command(flatten)]
     pub common: Common,
 }
@@ -120,6 +124,53 @@ impl Args {
     /// Pairs an optimiser step.
     pub fn effective_batch(&self) -> usize {
         self.train_batch_size.get() * self.gradient_accumulation_steps.get()
+    }
+
+    /// What clap cannot see.
+    pub fn check(&self) -> Result<()> {
+        let sound = |x: f64| x >= 0.0 && x.is_finite();
+        ensure!(self.max_train_steps > 0, "--max_train_steps is 0: nothing to do");
+        ensure!(
+            self.beta_dpo > 0.0 && self.beta_dpo.is_finite(),
+            "--beta_dpo must be above 0, it is {}",
+            self.beta_dpo
+        );
+        for (flag, value) in [
+            ("--learning_rate", self.learning_rate),
+            ("--adam_weight_decay", self.adam_weight_decay),
+            ("--adam_epsilon", self.adam_epsilon),
+            ("--max_grad_norm", self.max_grad_norm),
+        ] {
+            ensure!(sound(value), "{flag} must not be below 0, it is {value}");
+        }
+        for (flag, value) in [("--adam_beta1", self.adam_beta1), ("--adam_beta2", self.adam_beta2)] {
+            ensure!((0.0..1.0).contains(&value), "{flag} must lie between 0 and 1, it is {value}");
+        }
+        ensure!(
+            (0.0..=1.0).contains(&self.proportion_empty_prompts),
+            "--proportion_empty_prompts is a share between 0 and 1, it is {}",
+            self.proportion_empty_prompts
+        );
+        ensure!(
+            self.replay.is_none() || self.effective_batch() == 1,
+            "--replay brings its own batches, one a step: leave out --train_batch_size and --gradient_accumulation_steps"
+        );
+        Ok(())
+    }
+
+    /// With hub ids replaced by the folders they stand for.
+    pub fn with_models(self) -> Result<Self> {
+        let resolve = |arg: &PathBuf| hub::resolve(arg, self.allow_download);
+        let (base, policy) = (resolve(&self.base)?, self.policy.as_ref().map(resolve).transpose()?);
+        let reference = self.reference.as_ref().map(resolve).transpose()?;
+        Ok(Self { base, policy, reference, ..self })
+    }
+
+    /// Name, warm-up and, where it matters, length of the learning-rate schedule.
+    pub fn schedule(&self) -> (String, u64, Option<u64>) {
+        let ends = matches!(self.lr_scheduler, Schedule::Linear | Schedule::Cosine);
+        let total = self.lr_total_steps.unwrap_or(self.max_train_steps);
+        (format!("{:?}", self.lr_scheduler), self.lr_warmup_steps, ends.then_some(total))
     }
 
     /// Learning rate of the step after `done` finished ones.

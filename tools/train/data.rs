@@ -5,10 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use arrow::array::{Array, AsArray, BooleanArray};
 use candle_core::{Device, Tensor};
 use nets::{
+    base::PromptEncoder,
     image,
     vae::{Posterior, Vae},
 };
@@ -21,7 +22,7 @@ use pipe::{
     take::Taker,
 };
 
-use crate::loss::Label;
+use crate::{loss::Label, source::Batch};
 
 /// Which images are mirrored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -54,6 +55,13 @@ enum Images {
     Cache { table: Taker, shape: [usize; 3], flips: bool },
 }
 
+/// Where the states of captions come from.
+enum Captions {
+    Encoder(PromptEncoder),
+    /// Those that `encode` has made, (T, D) each, by caption.
+    Cache { table: Taker, shape: [usize; 2], rows: HashMap<[u8; 16], u32> },
+}
+
 /// All pairs that have a say, and what is needed to visit them.
 pub struct Data {
     entries: Vec<Entry>,
@@ -62,26 +70,14 @@ pub struct Data {
     pub unlabelled: usize,
     keys: Taker,
     images: Images,
+    captions: Captions,
+    vae: Vae,
     /// The permutation of the epoch last asked for.
     epoch: Option<(u64, Vec<u32>)>,
     seed: u64,
     resolution: usize,
     augment: Augment,
     empty_prompts: f64,
-}
-
-/// The inputs of one micro-batch of B pairs.
-pub struct Batch {
-    /// Scaled latents, (2B, C, h, w), the preferred images first.
-    pub latents: Tensor,
-    /// (2B, C, h, w), the same for both images of a pair.
-    pub noise: Tensor,
-    /// 2B, the same for both images of a pair.
-    pub timesteps: Vec<u32>,
-    /// B; empty where the prompt was dropped.
-    pub captions: Vec<String>,
-    /// B, of the images in this order.
-    pub labels: Vec<Label>,
 }
 
 /// What the visits depend on besides the tables.
@@ -97,7 +93,13 @@ impl Data {
     ///
     /// # Errors
     /// A table that is not what it should be; an image that the labels name and the data lack; no pair with a say.
-    pub fn open(data: &[PathBuf], labels: &Path, visits: Visits) -> Result<Self> {
+    pub fn open(
+        data: &[PathBuf],
+        labels: &Path,
+        visits: Visits,
+        vae: Vae,
+        text: impl FnOnce() -> Result<PromptEncoder>,
+    ) -> Result<Self> {
         let votes = Votes::read(labels)?;
         let folder = match data {
             [one] if one.join("latents.parquet").is_file() => Some(one),
@@ -106,7 +108,7 @@ impl Data {
         let mut listed; // the table that names the pairs
         let mut images = if let Some(folder) = folder {
             let latents = Inputs::open(&[folder.join("latents.parquet")])?;
-            let shape = shape_of(&latents)?;
+            let shape = shape_of(&latents, "latent_shape")?;
             listed = Inputs::open(&[folder.join("pairs.parquet")])?;
             Images::Cache { table: Taker::open(&latents)?, shape, flips: false }
         } else {
@@ -147,7 +149,7 @@ impl Data {
                                 let uid = keys.uids[side].value(i);
                                 let missing =
                                     || format!("{}: image '{uid}' of this pair is not in the data", rows.at(i));
-                                found.get(&uid_key(uid)).copied().with_context(missing)
+                                found.get(&key(uid)).copied().with_context(missing)
                             }
                         };
                         entries.push(Entry { keys: row, images: [find(0)?, find(1)?], target, weight });
@@ -163,9 +165,25 @@ impl Data {
             labels.display(),
             listed.name()
         );
+        let captions = match folder {
+            Some(folder) => Captions::cached(&folder.join("captions.parquet"))?,
+            None => Captions::Encoder(text()?),
+        };
         let Visits { seed, resolution, augment, empty_prompts } = visits;
-        let keys = Taker::open(&listed)?;
-        Ok(Self { entries, abstained, unlabelled, keys, images, epoch: None, seed, resolution, augment, empty_prompts })
+        Ok(Self {
+            entries,
+            abstained,
+            unlabelled,
+            keys: Taker::open(&listed)?,
+            images,
+            captions,
+            vae,
+            epoch: None,
+            seed,
+            resolution,
+            augment,
+            empty_prompts,
+        })
     }
 
     /// Pairs that have a say.
@@ -190,7 +208,7 @@ impl Data {
     }
 
     /// The inputs for samples `from..to`. Every draw depends on the run's seed, the pair and the epoch alone.
-    pub fn batch(&mut self, from: u64, to: u64, vae: &Vae, timesteps: u64, device: &Device) -> Result<Batch> {
+    pub fn batch(&mut self, from: u64, to: u64, timesteps: usize, device: &Device) -> Result<Batch> {
         let visits = self.visit(from, to);
         let key_rows: Vec<usize> = visits.iter().map(|(e, _)| e.keys as usize).collect();
         let columns = [pairs::CAPTION, pairs::UID[0], pairs::UID[1], pairs::RANKING_ID, labels::PAIR_ID];
@@ -208,7 +226,7 @@ impl Data {
             let swapped = entry.target < 0.5;
             let target = if swapped { 1.0 - entry.target as f64 } else { entry.target as f64 };
             labels.push(Label { target, weight: entry.weight as f64 });
-            steps.push(seed::draws(self.seed, "timestep", &id, *epoch).below(timesteps) as u32);
+            steps.push(seed::draws(self.seed, "timestep", &id, *epoch).below(timesteps as u64) as u32);
             noises.push((id.clone(), *epoch));
             for (place, wanted) in wanted.iter_mut().enumerate() {
                 let side = place ^ usize::from(swapped);
@@ -225,7 +243,7 @@ impl Data {
         let wanted: Vec<Wanted> = wanted.concat();
         draws.sort_by_key(|(place, ..)| *place); // stable: winners first, then losers, in the order of the pairs
 
-        let posterior = self.posterior(&wanted, vae)?;
+        let posterior = self.posterior(&wanted)?;
         let dims = posterior.mean.dims().to_vec(); // (2B, C, h, w)
         let size: usize = dims[1..].iter().product();
         let normals = |stream: &str, id: &str, epoch| seed::draws(self.seed, stream, id, epoch).normals(size);
@@ -234,15 +252,15 @@ impl Data {
         let noise: Vec<f32> = noises.iter().flat_map(|(id, epoch)| normals("noise", id, *epoch)).collect();
         let noise = Tensor::from_vec([noise.clone(), noise].concat(), &dims[..], device)?;
         Ok(Batch {
-            latents: (sample * vae.config.scaling_factor)?.to_device(device)?,
+            latents: (sample * self.vae.config.scaling_factor)?.to_device(device)?,
             noise,
             timesteps: [steps.clone(), steps].concat(),
-            captions,
+            states: self.captions.states(&captions)?.to_device(device)?,
             labels,
         })
     }
 
-    fn posterior(&self, wanted: &[Wanted], vae: &Vae) -> Result<Posterior> {
+    fn posterior(&self, wanted: &[Wanted]) -> Result<Posterior> {
         let pixels = |taker: &Taker, row: fn(&Wanted) -> (usize, &'static str)| -> Result<Posterior> {
             let rows: Vec<usize> = wanted.iter().map(|w| row(w).0).collect();
             let found = taker.take(&rows, &[pairs::JPG[0], pairs::JPG[1], images::IMAGE])?;
@@ -260,7 +278,7 @@ impl Data {
                 all.extend(image::dpo_train(&rgb, self.resolution).0);
             }
             let side = self.resolution;
-            Ok(vae.encode(&Tensor::from_vec(all, (wanted.len(), 3, side, side), &Device::Cpu)?)?)
+            Ok(self.vae.encode(&Tensor::from_vec(all, (wanted.len(), 3, side, side), &Device::Cpu)?)?)
         };
         match &self.images {
             Images::Pairs(taker) => pixels(taker, |w| (w.rows[0] as usize, pairs::JPG[w.side])),
@@ -269,13 +287,7 @@ impl Data {
                 let rows: Vec<usize> =
                     wanted.iter().map(|w| w.rows[usize::from(w.flipped && *flips)] as usize).collect();
                 let found = table.take(&rows, &["mean", "logvar"])?;
-                let gather = |name: &str| -> Result<Tensor> {
-                    let mut all = vec![];
-                    for row in &found {
-                        all.extend_from_slice(row.f32_list(name)?.values());
-                    }
-                    Ok(Tensor::from_vec(all, (rows.len(), *c, *h, *w), &Device::Cpu)?)
-                };
+                let gather = |name: &str| Ok::<_, anyhow::Error>(lists(&found, name)?.reshape((rows.len(), *c, *h, *w))?);
                 Ok(Posterior { mean: gather("mean")?, logvar: gather("logvar")? })
             }
         }
@@ -285,6 +297,46 @@ impl Data {
     pub fn lacks_flips(&self) -> bool {
         self.augment != Augment::None && matches!(self.images, Images::Cache { flips: false, .. })
     }
+}
+
+impl Captions {
+    fn cached(path: &Path) -> Result<Self> {
+        let mut inputs = Inputs::open(&[path.to_owned()])?;
+        let shape = shape_of(&inputs, "state_shape")?;
+        let table = Taker::open(&inputs)?;
+        let mut all = HashMap::new();
+        for rows in inputs.read(Some(&[pairs::CAPTION]), 0..usize::MAX, BATCH)? {
+            for caption in rows?.text(pairs::CAPTION)?.iter().flatten() {
+                all.insert(key(caption), all.len() as u32);
+            }
+        }
+        Ok(Self::Cache { table, shape, rows: all })
+    }
+
+    /// (B, T, D)
+    fn states(&self, captions: &[String]) -> Result<Tensor> {
+        match self {
+            Captions::Encoder(text) => text.states(captions),
+            Captions::Cache { table, shape: [t, d], rows } => {
+                let row = |c: &String| {
+                    let row = rows.get(&key(c)).copied();
+                    Ok(row.with_context(|| format!("the cache has no caption '{c}'; make it again with `encode`"))? as usize)
+                };
+                let found = table.take(&captions.iter().map(row).collect::<Result<Vec<_>>>()?, &["states"])?;
+                Ok(lists(&found, "states")?.reshape((captions.len(), *t, *d))?)
+            }
+        }
+    }
+}
+
+/// The numbers of a list column, all rows one after the other.
+fn lists(rows: &[Rows], name: &str) -> Result<Tensor> {
+    let mut all = vec![];
+    for row in rows {
+        all.extend_from_slice(row.f32_list(name)?.values());
+    }
+    let n = all.len();
+    Ok(Tensor::from_vec(all, n, &Device::Cpu)?)
 }
 
 #[derive(Clone, Copy)]
@@ -359,9 +411,10 @@ impl Votes {
     }
 }
 
-fn uid_key(uid: &str) -> [u8; 16] {
+/// What is remembered of a uid or a caption.
+fn key(text: &str) -> [u8; 16] {
     let mut key = [0; 16];
-    key.copy_from_slice(&id::sha256(uid.as_bytes())[..16]);
+    key.copy_from_slice(&id::sha256(text.as_bytes())[..16]);
     key
 }
 
@@ -376,7 +429,7 @@ fn image_rows(data: &[PathBuf], flips: &mut bool) -> Result<HashMap<[u8; 16], [u
         for i in 0..rows.len() {
             let mirrored = flipped.is_some_and(|f| f.value(i));
             *flips |= mirrored;
-            let entry = all.entry(uid_key(uids.value(i))).or_insert([row; 2]);
+            let entry = all.entry(key(uids.value(i))).or_insert([row; 2]);
             entry[usize::from(mirrored)] = row;
             row += 1;
         }
@@ -384,12 +437,10 @@ fn image_rows(data: &[PathBuf], flips: &mut bool) -> Result<HashMap<[u8; 16], [u
     Ok(all)
 }
 
-/// `latent_shape` in the metadata of latents.parquet.
-fn shape_of(latents: &Inputs) -> Result<[usize; 3]> {
-    let text = latents.schema().metadata().get("latent_shape");
+/// The shape of a row, from the schema metadata of a table that `encode` wrote.
+fn shape_of<const N: usize>(table: &Inputs, name: &str) -> Result<[usize; N]> {
+    let text = table.schema().metadata().get(name);
     let dims: Option<Vec<usize>> = text.and_then(|t| serde_json::from_str(t).ok());
-    match dims.as_deref() {
-        Some([c, h, w]) => Ok([*c, *h, *w]),
-        _ => bail!("{}: the metadata lacks latent_shape; make it with `encode`", latents.name()),
-    }
+    dims.and_then(|d| d.try_into().ok())
+        .with_context(|| format!("{}: the metadata lacks {name}; make it with `encode`", table.name()))
 }

@@ -1,13 +1,16 @@
 //! log.jsonl: one JSON object an optimiser step, numbers unrounded.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::Write,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+
+use crate::loss::{Errors, PairLoss};
 
 /// One line. Errors are means over the step's pairs of the mean squared prediction error.
 #[derive(Clone, Debug, Serialize)]
@@ -37,35 +40,76 @@ pub struct Line {
     pub memory_mib: f64,
 }
 
+impl Line {
+    /// What the pairs of a step say.
+    pub fn of(step: u64, pairs: &[(Errors, PairLoss)], every_z: bool, took: Duration) -> Self {
+        Self {
+            step,
+            loss: mean(pairs, |(_, p)| p.loss),
+            implicit_acc: mean(pairs, |(_, p)| if p.z > 0.0 { 1.0 } else { 0.0 }),
+            policy_winner_mse: mean(pairs, |(e, _)| e.policy_winner),
+            policy_loser_mse: mean(pairs, |(e, _)| e.policy_loser),
+            reference_winner_mse: mean(pairs, |(e, _)| e.reference_winner),
+            reference_loser_mse: mean(pairs, |(e, _)| e.reference_loser),
+            mean_abs_z: mean(pairs, |(_, p)| p.z.abs()),
+            z: every_z.then(|| pairs.iter().map(|(_, p)| p.z).collect()),
+            grad_norm: 0.0,
+            lr: 0.0,
+            drift: None,
+            refreshed: false,
+            pairs_per_second: pairs.len() as f64 / took.as_secs_f64(),
+            memory_mib: peak_memory(),
+        }
+    }
+
+    /// And what the optimiser did.
+    pub fn with(self, grad_norm: f64, lr: f64, drift: Option<f64>, refreshed: bool) -> Self {
+        Self { grad_norm, lr, drift, refreshed, ..self }
+    }
+}
+
+/// Mean over pairs.
+pub fn mean(pairs: &[(Errors, PairLoss)], f: impl Fn(&(Errors, PairLoss)) -> f64) -> f64 {
+    pairs.iter().map(f).sum::<f64>() / pairs.len() as f64
+}
+
 pub struct Log {
     path: PathBuf,
-    file: fs::File,
+    step: u64,
+    file: Option<File>,
 }
 
 impl Log {
-    /// Opens `out/log.jsonl`, keeping the lines up to `step` of the run that is resumed.
-    pub fn open(out: &Path, step: u64) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Step {
-            step: u64,
-        }
-        let path = out.join("log.jsonl");
-        let kept = fs::read_to_string(&path).unwrap_or_default();
-        let before = |line: &&str| serde_json::from_str::<Step>(line).is_ok_and(|l| l.step <= step);
-        let kept: String = kept.lines().filter(before).map(|line| format!("{line}\n")).collect();
-        pipe::atomic::write(&path, kept.as_bytes())?;
-        let file = OpenOptions::new().append(true).open(&path);
-        Ok(Self { file: file.with_context(|| format!("cannot write {}", path.display()))?, path })
+    /// `out/log.jsonl`, which keeps the lines up to `step` of the run that is resumed. Nothing is written before the first line.
+    pub fn new(out: &Path, step: u64) -> Self {
+        Self { path: out.join("log.jsonl"), step, file: None }
     }
 
     pub fn write(&mut self, line: &Line) -> Result<()> {
         let text = serde_json::to_string(line)? + "\n";
-        self.file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))
+        if self.file.is_none() {
+            self.file = Some(self.open()?);
+        }
+        let Some(file) = &mut self.file else { return Ok(()) };
+        file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    fn open(&self) -> Result<File> {
+        #[derive(Deserialize)]
+        struct Step {
+            step: u64,
+        }
+        let kept = fs::read_to_string(&self.path).unwrap_or_default();
+        let before = |line: &&str| serde_json::from_str::<Step>(line).is_ok_and(|l| l.step <= self.step);
+        let kept: String = kept.lines().filter(before).map(|line| format!("{line}\n")).collect();
+        pipe::atomic::write(&self.path, kept.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(&self.path);
+        file.with_context(|| format!("cannot write {}", self.path.display()))
     }
 }
 
 /// Peak resident memory in MiB (0 where the system does not tell).
-pub fn peak_memory() -> f64 {
+fn peak_memory() -> f64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
     let kib = line.and_then(|l| l.trim().strip_suffix("kB")).and_then(|l| l.trim().parse::<f64>().ok());

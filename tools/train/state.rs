@@ -6,16 +6,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use nets::{
     base::unet_folder,
     checkpoint::{self, Params, Weights, read_json},
-    optim::AdamW,
+    optim::{self, AdamW},
     unet::{Trainable, UNet},
 };
 use pipe::{atomic, origin::Origin};
 use serde::{Deserialize, Serialize};
+
+type Map = serde_json::Map<String, serde_json::Value>;
 
 use crate::args::SaveDtype;
 
@@ -31,6 +33,8 @@ pub struct Counters {
     pub labels: String,
     /// SHA-256 of the reference's weights at the start, or "refreshed" when state/ holds them.
     pub reference: String,
+    /// SHA-256 of the reference that the command line named, if it did.
+    pub named: Option<String>,
 }
 
 /// Everything that moves during a run.
@@ -43,6 +47,28 @@ pub struct State {
 
 const REFRESHED: &str = "refreshed";
 
+/// The one file in state/, so that moments, reference and counters appear together.
+const STATE: &str = "state/optimizer.safetensors";
+
+/// The metadata of that file.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    counters: Counters,
+    /// The origin of the weights that belong to it: a folder in which the two differ is not whole.
+    origin: Origin,
+}
+
+impl Saved {
+    const KEY: &str = "train";
+
+    fn read(folder: &Path) -> Result<Self> {
+        let file = folder.join(STATE);
+        let text = checkpoint::metadata(&file)?.remove(Self::KEY);
+        let text = text.with_context(|| format!("{} was not written by `train`", file.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} was not written by this `train`", file.display()))
+    }
+}
+
 impl State {
     /// theta_reference <- theta, in place.
     pub fn refresh_reference(&mut self) -> Result<()> {
@@ -53,9 +79,21 @@ impl State {
         Ok(())
     }
 
-    /// Writes a checkpoint folder: state/ first, unet/ last, so that a folder with weights is whole.
+    /// |theta - theta_base| / |theta_base| over all tensors.
+    pub fn drift(&self, base: &Weights) -> Result<f64> {
+        let (mut moved, mut size) = (BTreeMap::new(), BTreeMap::new());
+        for (name, var) in &self.policy.params {
+            let theta0 = base.get(name, var.dims())?.to_dtype(DType::F32)?.to_device(var.device())?;
+            moved.insert(name.clone(), (var.as_detached_tensor() - &theta0)?);
+            size.insert(name.clone(), theta0);
+        }
+        Ok(optim::global_norm(&moved)? / optim::global_norm(&size)?.max(f64::MIN_POSITIVE))
+    }
+
+    /// Writes a checkpoint folder. The new weights are on the disk before state/ changes, and get their name after it: a
+    /// run that is killed anywhere in between leaves the old checkpoint or the new one (`complete`).
     pub fn write(&self, folder: &Path, config_of: &Path, save: SaveDtype, origin: &Origin) -> Result<()> {
-        let state = folder.join("state");
+        let origin = origin.clone().arg("step", self.counters.step);
         let mut kept = BTreeMap::new();
         for (prefix, moments) in [("m", &self.adam.m), ("v", &self.adam.v)] {
             kept.extend(moments.iter().map(|(n, t)| (format!("{prefix}.{n}"), t.as_detached_tensor())));
@@ -64,30 +102,31 @@ impl State {
             kept.extend(detached(&self.reference.params).map(|(n, t)| (format!("reference.{n}"), t)));
         }
         // Published weights may be rounded; the run goes on from these.
-        let rounded = save != SaveDtype::F32;
-        if rounded {
+        if save != SaveDtype::F32 {
             kept.extend(detached(&self.policy.params).map(|(n, t)| (format!("policy.{n}"), t)));
         }
-        checkpoint::write(&state.join("optimizer.safetensors"), &kept, Default::default())?;
-        let counters = serde_json::to_string_pretty(&self.counters)? + "\n";
-        atomic::write(&state.join("counters.json"), counters.as_bytes())?;
         let dtype = match save {
             SaveDtype::F32 => DType::F32,
             SaveDtype::F16 => DType::F16,
             SaveDtype::Bf16 => DType::BF16,
         };
         let published = detached(&self.policy.params).map(|(n, t)| Ok((n, t.to_dtype(dtype)?)));
-        checkpoint::write_model(&folder.join("unet"), config_of, &published.collect::<Result<_>>()?, origin)
+        let next = folder.join(NEXT);
+        checkpoint::write_model(&next, config_of, &published.collect::<Result<_>>()?, &origin)?;
+        let saved = serde_json::to_string(&Saved { counters: self.counters.clone(), origin })?;
+        checkpoint::write(&folder.join(STATE), &kept, [(Saved::KEY.to_owned(), saved)].into())?;
+        adopt(folder)
     }
 
-    /// Takes policy, moments, counters and (once refreshed) the reference from a checkpoint folder. `reference_given`:
-    /// the command line names a reference, which then stays.
+    /// Takes policy, moments, counters and (once refreshed) the reference from a checkpoint folder. A reference that the
+    /// command line names now and did not name then goes before the state's.
     ///
     /// # Errors
     /// No checkpoint of `train`; another seed, batch, labels or reference, with which it would not be the same run.
-    pub fn resume(&mut self, folder: &Path, reference_given: bool) -> Result<()> {
-        let theirs: Counters = read_json(&folder.join("state/counters.json"))
-            .with_context(|| format!("{} is not a checkpoint of `train`", folder.display()))?;
+    pub fn resume(&mut self, folder: &Path) -> Result<()> {
+        let say = || format!("{} is not a whole checkpoint of `train`", folder.display());
+        let theirs = complete(folder).with_context(say)?.counters;
+        let named = self.counters.named.is_some() && self.counters.named != theirs.named;
         let ours = &self.counters;
         let same = [
             ("--seed", theirs.seed == ours.seed),
@@ -98,7 +137,7 @@ impl State {
             ("--labels", theirs.labels == ours.labels),
             (
                 "--reference (the run measured against a reference that its state does not hold: name it)",
-                reference_given || theirs.reference == REFRESHED || theirs.reference == ours.reference,
+                named || theirs.reference == REFRESHED || theirs.reference == ours.reference,
             ),
         ];
         for (what, same) in same {
@@ -108,7 +147,7 @@ impl State {
                 folder.display()
             );
         }
-        let kept = Weights::open(&folder.join("state/optimizer.safetensors"))?;
+        let kept = Weights::open(&folder.join(STATE))?;
         let unet = Weights::open(&folder.join("unet"))?;
         for (name, var) in &self.policy.params {
             let held = format!("policy.{name}");
@@ -120,16 +159,14 @@ impl State {
                 var.set(&kept.get(&format!("{prefix}.{name}"), var.dims())?.to_device(var.device())?)?;
             }
         }
-        let reference = match (reference_given, theirs.reference == REFRESHED) {
-            (false, true) => {
-                for (name, var) in &self.reference.params {
-                    var.set(&kept.get(&format!("reference.{name}"), var.dims())?.to_device(var.device())?)?;
-                }
-                REFRESHED.to_owned()
+        let refreshed = !named && theirs.reference == REFRESHED;
+        if refreshed {
+            for (name, var) in &self.reference.params {
+                var.set(&kept.get(&format!("reference.{name}"), var.dims())?.to_device(var.device())?)?;
             }
-            _ => ours.reference.clone(),
-        };
-        self.counters = Counters { reference, ..theirs };
+        }
+        let reference = if refreshed { REFRESHED.to_owned() } else { ours.reference.clone() };
+        self.counters = Counters { reference, named: ours.named.clone().or(theirs.named.clone()), ..theirs };
         Ok(())
     }
 }
@@ -155,24 +192,70 @@ fn checkpoints(out: &Path) -> Vec<(u64, PathBuf)> {
     let mut all: Vec<_> = entries
         .filter_map(|e| {
             let step = e.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok()?;
-            Some((step, e.path()))
+            complete(&e.path()).is_ok_and(|saved| saved.counters.step == step).then(|| (step, e.path()))
         })
-        .filter(|(_, p)| is_whole(p))
         .collect();
     all.sort();
     all
 }
 
-fn is_whole(folder: &Path) -> bool {
-    folder.join("unet").join(checkpoint::DIFFUSERS_WEIGHTS).is_file() && folder.join("state/counters.json").is_file()
+/// Where new weights wait until state/ is theirs.
+const NEXT: &str = "unet.partial";
+
+/// Gives the waiting weights their name.
+fn adopt(folder: &Path) -> Result<()> {
+    let (next, unet) = (folder.join(NEXT), folder.join("unet"));
+    fs::create_dir_all(&unet).with_context(|| format!("cannot write {}", unet.display()))?;
+    for file in ["config.json", checkpoint::DIFFUSERS_WEIGHTS] {
+        if next.join(file).exists() {
+            atomic::rename(&next.join(file), &unet.join(file))?;
+        }
+    }
+    fs::remove_dir_all(&next).with_context(|| format!("cannot remove {}", next.display()))
+}
+
+/// The counters of a checkpoint folder; finishes a write that was killed between state/ and unet/.
+///
+/// # Errors
+/// State and weights do not belong together, or are missing.
+fn complete(folder: &Path) -> Result<Saved> {
+    let saved = Saved::read(folder)?;
+    let of = |unet: &str| Weights::open(&folder.join(unet)).ok().and_then(|w| w.origin());
+    if of("unet").as_ref() != Some(&saved.origin) {
+        let theirs = of(NEXT).as_ref() == Some(&saved.origin);
+        ensure!(theirs, "the weights in {} do not belong to its state/", folder.join("unet").display());
+        adopt(folder)?;
+    }
+    Ok(saved)
 }
 
 /// The newest checkpoint in `out`: one of `checkpoint-<step>`, or `out` itself where a run ended.
-pub fn latest(out: &Path) -> Option<PathBuf> {
-    if is_whole(out) {
-        return Some(out.to_owned());
+///
+/// # Errors
+/// It was made with other settings than `origin` says: to go on from it must be asked for by its name.
+pub fn latest(out: &Path, origin: &Origin) -> Result<Option<PathBuf>> {
+    let ended = complete(out).ok().map(|saved| (saved.counters.step, out.to_owned()));
+    let Some((_, newest)) = checkpoints(out).into_iter().chain(ended).max() else { return Ok(None) };
+    let theirs = complete(&newest)?.origin;
+    if let Some(what) = difference(origin, &theirs) {
+        bail!(
+            "{} was made with another {what}: name it with --resume_from_checkpoint to go on from it all the same, or \
+             choose another folder with -o",
+            newest.display()
+        );
     }
-    checkpoints(out).pop().map(|(_, path)| path)
+    Ok(Some(newest))
+}
+
+/// The first setting, model or input in which two runs differ.
+fn difference(ours: &Origin, theirs: &Origin) -> Option<String> {
+    let other = |a: &Map, b: &Map| {
+        let differs = |key: &&String| *key != "step" && a.get(*key) != b.get(*key);
+        a.keys().chain(b.keys()).find(differs).cloned()
+    };
+    other(&ours.args, &theirs.args)
+        .or_else(|| other(&ours.models, &theirs.models))
+        .or_else(|| (ours.inputs != theirs.inputs).then(|| "input table".into()))
 }
 
 /// Removes all but the newest `limit` checkpoints.

@@ -28,7 +28,7 @@ enum Body {
 }
 
 /// File names that hold a network's weights, the preferred first.
-const NAMES: [&str; 10] = [
+pub(crate) const NAMES: [&str; 10] = [
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.fp16.safetensors",
     "model.safetensors",

@@ -4,12 +4,14 @@
 pub mod base;
 pub mod checkpoint;
 pub mod clean;
+pub mod hub;
 pub mod image;
 pub mod layers;
 pub mod noise;
 pub mod ops;
 pub mod optim;
 pub mod pickle;
+pub mod scorer;
 pub mod text;
 pub mod tokenizer;
 pub mod transformer;

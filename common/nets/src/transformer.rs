@@ -90,19 +90,41 @@ impl Encoder {
     pub fn hidden_states(&self, x: &Tensor, mask: Mask) -> Candle<Vec<Tensor>> {
         let mut states = vec![x.clone()];
         for layer in &self.layers {
-            let x = &states[states.len() - 1];
-            let h = layer.layer_norm1.forward(x)?;
-            let (q, k, v) = (layer.q_proj.forward(&h)?, layer.k_proj.forward(&h)?, layer.v_proj.forward(&h)?);
-            let x = (x + layer.out_proj.forward(&ops::attention(&q, &k, &v, self.shape.heads, mask)?)?)?;
-            let h = layer.fc1.forward(&layer.layer_norm2.forward(&x)?)?;
-            states.push((&x + layer.fc2.forward(&self.shape.act.apply(&h)?)?)?);
+            states.push(self.layer(layer, &states[states.len() - 1], mask)?);
         }
         Ok(states)
     }
 
-    /// `x` (B, N, width) -> the last hidden state.
-    pub fn forward(&self, x: &Tensor, mask: Mask) -> Candle<Tensor> {
-        let states = self.hidden_states(x, mask)?;
-        Ok(states[states.len() - 1].clone())
+    /// `x` (B, N, width) -> the last hidden state of the first token, (B, width), where every token attends to all.
+    pub fn first(&self, x: &Tensor) -> Candle<Tensor> {
+        let mut x = x.clone();
+        let Some((last, before)) = self.layers.split_last() else { return first_token(&x)?.squeeze(1) };
+        for layer in before {
+            x = self.layer(layer, &x, Mask::None)?;
+        }
+        // Of the last layer, the other tokens are only attended to.
+        let h = last.layer_norm1.forward(&x)?;
+        let q = last.q_proj.forward(&first_token(&h)?)?; // (B, 1, width)
+        let (k, v) = (last.k_proj.forward(&h)?, last.v_proj.forward(&h)?);
+        let attended = ops::attention(&q, &k, &v, self.shape.heads, Mask::None)?;
+        self.finish(last, &first_token(&x)?, &attended)?.squeeze(1)
     }
+
+    fn layer(&self, layer: &Layer, x: &Tensor, mask: Mask) -> Candle<Tensor> {
+        let h = layer.layer_norm1.forward(x)?;
+        let (q, k, v) = (layer.q_proj.forward(&h)?, layer.k_proj.forward(&h)?, layer.v_proj.forward(&h)?);
+        self.finish(layer, x, &ops::attention(&q, &k, &v, self.shape.heads, mask)?)
+    }
+
+    /// The rest of a layer, from what its attention says.
+    fn finish(&self, layer: &Layer, x: &Tensor, attended: &Tensor) -> Candle<Tensor> {
+        let x = (x + layer.out_proj.forward(attended)?)?;
+        let h = layer.fc1.forward(&layer.layer_norm2.forward(&x)?)?;
+        &x + layer.fc2.forward(&self.shape.act.apply(&h)?)?
+    }
+}
+
+/// (B, N, width) -> (B, 1, width)
+fn first_token(x: &Tensor) -> Candle<Tensor> {
+    x.narrow(1, 0, 1)?.contiguous()
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::{
     checkpoint::Loader,
     layers::{LayerNorm, Linear},
-    ops::{self, Mask},
+    ops,
     transformer::{Encoder, HiddenAct, Shape},
 };
 
@@ -90,8 +90,7 @@ impl VisionModel {
         let patches = ops::to_tokens(&patches)?; // (B, patches, width)
         let class = self.class_embedding.reshape((1, 1, w))?.broadcast_as((b, 1, w))?;
         let x = Tensor::cat(&[&class.contiguous()?, &patches], 1)?.broadcast_add(&self.position_embedding)?;
-        let x = self.encoder.forward(&self.pre_layrnorm.forward(&x)?, Mask::None)?;
-        let class = x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?; // (B, width)
+        let class = self.encoder.first(&self.pre_layrnorm.forward(&x)?)?; // (B, width)
         self.visual_projection.forward(&self.post_layernorm.forward(&class)?)
     }
 }

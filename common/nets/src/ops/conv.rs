@@ -337,8 +337,9 @@ impl CustomOp3 for Conv {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let g = Geometry::new(x.dims(), w.dims(), self);
         let (gx, gw, gb) = with_values([x, w, gy], |[vx, vw, gy]| {
-            let grouped = if g.group() > 1 { g.grouped(gy) } else { vec![] };
-            let grouped = if g.group() > 1 { &grouped[..] } else { gy };
+            let regroup = g.group() > 1 && !g.is_winograd();
+            let grouped = if regroup { g.grouped(gy) } else { vec![] };
+            let grouped = if regroup { &grouped[..] } else { gy };
             let gb = b.track_op().then(|| {
                 let mut gb = vec![0f32; g.o];
                 for image in gy.chunks_exact(g.o * g.pixels()) {
@@ -350,7 +351,11 @@ impl CustomOp3 for Conv {
                 true => winograd::convolve(gy, &winograd::Weights::transposed(vw, g.o, g.c), &[], g.h, g.w),
                 false => g.grad_input(vw, grouped),
             };
-            (x.track_op().then(gx), w.track_op().then(|| g.grad_weight(vx, grouped)), gb)
+            let gw = || match g.is_winograd() {
+                true => winograd::grad_weight(vx, gy, g.o, g.c, g.h, g.w),
+                false => g.grad_weight(vx, grouped),
+            };
+            (x.track_op().then(gx), w.track_op().then(gw), gb)
         })?;
         let give = |g: Option<Vec<f32>>, like: &Tensor| {
             g.map(|g| Tensor::from_vec(g, like.shape(), like.device())).transpose()

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{Mat, gemm, has_kernel, values, with_values};
+use super::{Mat, gemm, has_kernel, shape::swap, values, with_values};
 
 /// Rows that one task multiplies at a time. Rows of different sequences never share a block.
 const ROWS: usize = 128;
@@ -58,6 +58,8 @@ impl CustomOp3 for Linear {
         let mut dims = lx.dims().to_vec();
         dims.pop();
         dims.push(out);
+        // Packing a matrix whose rows lie apart is slow, and every block of rows would do it again: once is enough.
+        let w = swap(w, out, inner); // (in, out)
         let mut y = vec![0f32; x.len() / inner * out];
         // A task is a block of rows of one sequence.
         let y_seq = y.par_chunks_mut((rows * out).max(1));
@@ -67,7 +69,7 @@ impl CustomOp3 for Linear {
                 if !b.is_empty() {
                     y.chunks_exact_mut(out).for_each(|row| row.copy_from_slice(b));
                 }
-                gemm(n, out, inner, y, out, !b.is_empty(), 1.0, Mat::new(x, inner), Mat::new(w, inner).t());
+                gemm(n, out, inner, y, out, !b.is_empty(), 1.0, Mat::new(x, inner), Mat::new(&w, out));
             });
         });
         Ok((CpuStorage::F32(y), dims.into()))

@@ -35,7 +35,7 @@ fn swap_last_two(x: &Tensor) -> Result<Tensor> {
 struct Swap;
 
 /// Each (rows, cols) matrix of `x` transposed, in squares that fit the cache.
-fn swap(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+pub fn swap(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     const SIDE: usize = 16;
     let mut y = vec![0f32; x.len()];
     let size = (rows * cols).max(1);

@@ -2,6 +2,8 @@
 //! four copies of the input instead of the nine that columns take. Lavin and Gray, "Fast algorithms for convolutional
 //! neural networks", Eq. 8: Y = A^T [(G g G^T) * (B^T d B)] A; its constants are 0, 1 and 1/2, so it rounds little more
 //! than the direct sum.
+//!
+//! Inside a task channels stand last, so that every transform is a loop over channels, whatever the size of the image.
 
 use multiversion::multiversion;
 use rayon::prelude::*;
@@ -11,7 +13,7 @@ use super::{Mat, Shared, gemm};
 /// Tiles of 2x2 outputs that a task transforms and multiplies at a time.
 const TILES: usize = 128;
 
-/// Transformed weights, 16 matrices (O, C).
+/// Transformed weights: 16 matrices (C, O).
 pub struct Weights {
     data: Vec<f32>,
     o: usize,
@@ -21,55 +23,71 @@ pub struct Weights {
 impl Weights {
     /// `w` (O, C, 3, 3): U = G g G^T of every kernel.
     pub fn new(w: &[f32], o: usize, c: usize) -> Self {
-        Self::build(w, o, c, |o_i, c_i| o_i * c + c_i, |k| k)
-    }
-
-    /// Of the convolution that carries gradients back, (C, O): channels exchanged, kernels turned by half a turn.
-    pub fn transposed(w: &[f32], o: usize, c: usize) -> Self {
-        Self::build(w, c, o, |c_i, o_i| o_i * c + c_i, |k| 8 - k)
-    }
-
-    fn build(
-        w: &[f32],
-        o: usize,
-        c: usize,
-        at: impl Fn(usize, usize) -> usize + Sync,
-        tap: impl Fn(usize) -> usize + Sync,
-    ) -> Self {
-        let mut data = vec![0f32; 16 * o * c];
-        let shared = Shared::new(&mut data);
-        (0..o).into_par_iter().for_each(|o_i| {
-            for c_i in 0..c {
-                let g = &w[at(o_i, c_i) * 9..at(o_i, c_i) * 9 + 9];
-                // rows: G g
-                let mut rows = [[0f32; 3]; 4];
-                for x in 0..3 {
-                    let (a, b, d) = (g[tap(x)], g[tap(3 + x)], g[tap(6 + x)]);
-                    rows[0][x] = a;
-                    rows[1][x] = 0.5 * (a + b + d);
-                    rows[2][x] = 0.5 * (a - b + d);
-                    rows[3][x] = d;
-                }
-                for (y, [a, b, d]) in rows.into_iter().enumerate() {
-                    let columns = [a, 0.5 * (a + b + d), 0.5 * (a - b + d), d];
-                    for (x, value) in columns.into_iter().enumerate() {
-                        // SAFETY: a task writes the entries of its own output channel.
-                        let entry = unsafe { shared.slice(((y * 4 + x) * o + o_i) * c + c_i, 1) };
-                        entry[0] = value;
-                    }
-                }
+        Self::build(o, c, |taps, c_i| {
+            for (o_i, kernel) in w.chunks_exact(9 * c).map(|w| &w[9 * c_i..9 * c_i + 9]).enumerate() {
+                (0..9).for_each(|k| taps[k * o + o_i] = kernel[k]);
             }
-        });
-        Self { data, o, c }
+        })
+    }
+
+    /// Of the convolution that carries gradients back, from O channels to C: kernels turned by half a turn.
+    pub fn transposed(w: &[f32], o: usize, c: usize) -> Self {
+        Self::build(c, o, |taps, o_i| {
+            for (c_i, kernel) in w[9 * c * o_i..9 * c * (o_i + 1)].chunks_exact(9).enumerate() {
+                (0..9).for_each(|k| taps[k * c + c_i] = kernel[8 - k]);
+            }
+        })
+    }
+
+    /// `gather` lays out the taps of one input channel as (9, out).
+    fn build(out: usize, inner: usize, gather: impl Fn(&mut [f32], usize) + Sync) -> Self {
+        let mut data = vec![0f32; 16 * out * inner];
+        let shared = Shared::new(&mut data);
+        (0..inner).into_par_iter().with_min_len(8).for_each_init(
+            || (vec![0f32; 9 * out], vec![0f32; 16 * out]),
+            |(taps, u), i| {
+                gather(taps, i);
+                transform_weights(u, taps, out);
+                for k in 0..16 {
+                    // SAFETY: a task writes the rows of its own input channel.
+                    let row = unsafe { shared.slice((k * inner + i) * out, out) };
+                    row.copy_from_slice(&u[k * out..(k + 1) * out]);
+                }
+            },
+        );
+        Self { data, o: out, c: inner }
     }
 }
 
-/// Scratch space of a task.
+/// G g G^T for `n` kernels side by side: `taps` (9, n) -> `u` (16, n).
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn transform_weights(u: &mut [f32], taps: &[f32], n: usize) {
+    let tap: [&[f32]; 9] = std::array::from_fn(|k| &taps[k * n..(k + 1) * n]);
+    // G: (a, b, d) -> (a, (a + b + d) / 2, (a - b + d) / 2, d)
+    let spread = |a: f32, b: f32, d: f32| [a, 0.5 * (a + b + d), 0.5 * (a - b + d), d];
+    for i in 0..n {
+        let column = |x: usize| spread(tap[x][i], tap[3 + x][i], tap[6 + x][i]);
+        let (c0, c1, c2) = (column(0), column(1), column(2));
+        for y in 0..4 {
+            let row = spread(c0[y], c1[y], c2[y]);
+            (0..4).for_each(|x| u[(4 * y + x) * n + i] = row[x]);
+        }
+    }
+}
+
+/// Scratch space of a task; every part is channels last.
 #[derive(Default)]
 struct Scratch {
-    padded: Vec<f32>,
+    /// Input rows with a border of zeros, (rows, 2 tw + 2, C).
+    input: Vec<f32>,
+    /// B^T d of one row of tiles, (4, 2 tw + 2, C).
+    rows: Vec<f32>,
+    /// B^T d B, (16, tiles, C).
     v: Vec<f32>,
+    /// Products, (16, tiles, O).
     m: Vec<f32>,
+    /// Output rows, (rows, 2 tw, O).
+    output: Vec<f32>,
 }
 
 /// `x` (B, C, H, W) -> (B, O, H, W); `bias` (O), or empty for none.
@@ -86,94 +104,156 @@ pub fn convolve(x: &[f32], weights: &Weights, bias: &[f32], h: usize, w: usize) 
     (0..all.div_ceil(lines)).into_par_iter().for_each_init(Scratch::default, |s, task| {
         let range = task * lines..((task + 1) * lines).min(all);
         let tiles = range.len() * tw;
-        s.padded.resize(4 * (2 * tw + 2), 0.0);
         s.v.resize(16 * c * tiles, 0.0);
         s.m.resize(16 * o * tiles, 0.0);
-        for (i, line) in range.clone().enumerate() {
-            let (image, ty) = (line / th, line % th);
-            for c_i in 0..c {
-                let plane = &x[(image * c + c_i) * h * w..(image * c + c_i + 1) * h * w];
-                pad(&mut s.padded, plane, h, w, 2 * ty, 2 * tw + 2);
-                transform_input(&mut s.v[c_i * tiles + i * tw..], c * tiles, &s.padded, tw);
+        // Stretches of the range that lie in one image: (image, first row of tiles, rows of tiles, first tile).
+        let stretches = || {
+            (range.start / th..=(range.end - 1) / th).map(|image| {
+                let from = range.start.max(image * th);
+                (image, from - image * th, range.end.min((image + 1) * th) - from, (from - range.start) * tw)
+            })
+        };
+        for (image, ty, n, tile) in stretches() {
+            let image = &x[image * c * h * w..(image + 1) * c * h * w];
+            let width = 2 * tw + 2;
+            s.input.resize((2 * n + 2) * width * c, 0.0);
+            s.rows.resize(4 * width * c, 0.0);
+            channels_last(&mut s.input, image, c, h, w, 2 * ty, width);
+            for line in 0..n {
+                let d = &s.input[2 * line * width * c..(2 * line + 4) * width * c];
+                combine_rows(&mut s.rows, d, width * c);
+                for t in 0..tw {
+                    transform_input(
+                        &mut s.v[(tile + line * tw + t) * c..],
+                        c * tiles,
+                        &s.rows[2 * t * c..],
+                        width * c,
+                        c,
+                    );
+                }
             }
         }
         for k in 0..16 {
-            let (u, v) = (Mat::new(&u[k * o * c..], c), Mat::new(&s.v[k * c * tiles..], tiles));
-            gemm(o, tiles, c, &mut s.m[k * o * tiles..(k + 1) * o * tiles], tiles, false, 1.0, u, v);
+            let (v, u) = (Mat::new(&s.v[k * c * tiles..], c), Mat::new(&u[k * o * c..], o));
+            gemm(tiles, o, c, &mut s.m[k * o * tiles..(k + 1) * o * tiles], o, false, 1.0, v, u);
         }
-        for (i, line) in range.enumerate() {
-            let (image, ty) = (line / th, line % th);
-            let rows = (h - 2 * ty).min(2);
+        for (image, ty, n, tile) in stretches() {
+            s.output.resize(2 * n * 2 * tw * o, 0.0);
+            for line in 0..n {
+                let (first, second) = s.output[4 * line * tw * o..4 * (line + 1) * tw * o].split_at_mut(2 * tw * o);
+                for t in 0..tw {
+                    let at = 2 * t * o..2 * (t + 1) * o;
+                    let m = &s.m[(tile + line * tw + t) * o..];
+                    transform_output(&mut first[at.clone()], &mut second[at], m, o * tiles, o, bias);
+                }
+            }
+            let rows = (2 * n).min(h - 2 * ty);
             for o_i in 0..o {
                 // SAFETY: a task writes its own rows of tiles.
                 let y = unsafe { shared.slice((image * o + o_i) * h * w + 2 * ty * w, rows * w) };
-                let (first, second) = y.split_at_mut(w);
-                let b = bias.get(o_i).copied().unwrap_or(0.0);
-                transform_output(first, second, &s.m[o_i * tiles + i * tw..], o * tiles, tw, b);
+                for (y, out) in y.chunks_exact_mut(w).zip(s.output.chunks_exact(2 * tw * o)) {
+                    y.iter_mut().zip(out[o_i..].iter().step_by(o)).for_each(|(y, v)| *y = *v);
+                }
             }
         }
     });
     y
 }
 
-/// Rows `from - 1 .. from + 3` of a plane with a column of zeros before it, zeros outside; each `width` long.
-fn pad(out: &mut [f32], plane: &[f32], h: usize, w: usize, from: usize, width: usize) {
-    for (i, row) in out.chunks_exact_mut(width).enumerate() {
-        match (from + i).checked_sub(1).filter(|&y| y < h) {
-            Some(y) => {
-                row[0] = 0.0;
-                row[1..=w].copy_from_slice(&plane[y * w..(y + 1) * w]);
-                row[w + 1..].fill(0.0);
-            }
-            None => row.fill(0.0),
+/// dW (O, C, 3, 3) of the same convolution from `x` (B, C, H, W) and `gy` (B, O, H, W): a direct sum, tap by tap. With
+/// channels last and a border of zeros, the pixels that a tap meets are the image itself from another start.
+pub fn grad_weight(x: &[f32], gy: &[f32], o: usize, c: usize, h: usize, w: usize) -> Vec<f32> {
+    let batch = x.len() / (c * h * w).max(1);
+    let width = w + 2;
+    // Two more pixels than the border needs: the last taps of the last row reach past it, where gy is zero.
+    let (image, grad) = (((h + 2) * width + 2) * c, h * width);
+    let mut padded = vec![0f32; batch * image];
+    padded.par_chunks_mut(image).zip(x.par_chunks(c * h * w)).for_each(|(out, x)| {
+        channels_last(&mut out[..(h + 2) * width * c], x, c, h, w, 0, width);
+    });
+    let mut spread = vec![0f32; batch * o * grad];
+    spread.par_chunks_mut(grad).zip(gy.par_chunks(h * w)).for_each(|(out, gy)| {
+        out.chunks_exact_mut(width).zip(gy.chunks_exact(w)).for_each(|(out, gy)| out[..w].copy_from_slice(gy));
+    });
+    let mut taps = vec![0f32; 9 * o * c];
+    taps.par_chunks_mut(o * c).enumerate().for_each(|(tap, sum)| {
+        let start = (tap / 3 * width + tap % 3) * c;
+        for (x, gy) in padded.chunks_exact(image).zip(spread.chunks_exact(o * grad)) {
+            gemm(o, c, grad, sum, c, true, 1.0, Mat::new(gy, grad), Mat::new(&x[start..], c));
+        }
+    });
+    let mut gw = vec![0f32; 9 * o * c];
+    gw.par_chunks_mut(9).enumerate().for_each(|(i, kernel)| {
+        kernel.iter_mut().enumerate().for_each(|(tap, g)| *g = taps[tap * o * c + i]);
+    });
+    gw
+}
+
+/// Rows `from - 1 ..` of an image (C, H, W) as (rows, width, C), shifted by one column, zeros outside.
+fn channels_last(out: &mut [f32], image: &[f32], c: usize, h: usize, w: usize, from: usize, width: usize) {
+    for (i, row) in out.chunks_exact_mut(width * c).enumerate() {
+        let Some(y) = (from + i).checked_sub(1).filter(|&y| y < h) else {
+            row.fill(0.0);
+            continue;
+        };
+        row[..c].fill(0.0);
+        row[(w + 1) * c..].fill(0.0);
+        let pixels = &mut row[c..(w + 1) * c];
+        for c_i in 0..c {
+            let source = &image[(c_i * h + y) * w..(c_i * h + y + 1) * w];
+            pixels[c_i..].iter_mut().step_by(c).zip(source).for_each(|(p, s)| *p = *s);
         }
     }
 }
 
-/// B^T d B of each tile of one row of tiles; component k of tile t goes to `v[k * stride + t]`.
+/// B^T d: four combinations of four rows of length `n`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-fn transform_input(v: &mut [f32], stride: usize, padded: &[f32], tw: usize) {
-    let width = 2 * tw + 2;
-    let rows: [&[f32]; 4] = std::array::from_fn(|i| &padded[i * width..(i + 1) * width]);
-    // B^T d: combinations of rows
-    let combine: [(usize, usize, f32); 4] = [(0, 2, -1.0), (1, 2, 1.0), (2, 1, -1.0), (1, 3, -1.0)];
-    for (y, (a, b, sign)) in combine.into_iter().enumerate() {
-        let (a, b) = (rows[a], rows[b]);
-        let (left, right) = v[y * 4 * stride..].split_at_mut(2 * stride);
-        let (v0, v1) = left.split_at_mut(stride);
-        let (v2, v3) = right.split_at_mut(stride);
-        let (v0, v1, v2, v3) = (&mut v0[..tw], &mut v1[..tw], &mut v2[..tw], &mut v3[..tw]);
-        for t in 0..tw {
-            let at = |x: usize| a[2 * t + x] + sign * b[2 * t + x];
-            let (d0, d1, d2, d3) = (at(0), at(1), at(2), at(3));
-            v0[t] = d0 - d2;
-            v1[t] = d1 + d2;
-            v2[t] = d2 - d1;
-            v3[t] = d1 - d3;
-        }
+fn combine_rows(out: &mut [f32], d: &[f32], n: usize) {
+    let d: [&[f32]; 4] = std::array::from_fn(|i| &d[i * n..(i + 1) * n]);
+    let (o01, o23) = out[..4 * n].split_at_mut(2 * n);
+    let ((o0, o1), (o2, o3)) = (o01.split_at_mut(n), o23.split_at_mut(n));
+    for i in 0..n {
+        let (a, b, c, e) = (d[0][i], d[1][i], d[2][i], d[3][i]);
+        o0[i] = a - c;
+        o1[i] = b + c;
+        o2[i] = c - b;
+        o3[i] = b - e;
     }
 }
 
-/// A^T m A plus bias of each tile of one row of tiles; `second` is empty under the last row of an odd height.
+/// (B^T d) B of one tile, for `c` channels: `rows` holds four columns of `c` in each of four rows `pitch` apart; component
+/// k goes to `v[k * stride..]`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-fn transform_output(first: &mut [f32], second: &mut [f32], m: &[f32], stride: usize, tw: usize, bias: f32) {
-    let m: [&[f32]; 16] = std::array::from_fn(|k| &m[k * stride..k * stride + tw]);
-    let w = first.len();
-    for t in 0..tw {
+fn transform_input(v: &mut [f32], stride: usize, rows: &[f32], pitch: usize, c: usize) {
+    for y in 0..4 {
+        let row = &rows[y * pitch..y * pitch + 4 * c];
+        let d: [&[f32]; 4] = std::array::from_fn(|i| &row[i * c..(i + 1) * c]);
+        let minus = |out: &mut [f32], a: &[f32], b: &[f32]| {
+            out.iter_mut().zip(a.iter().zip(b)).for_each(|(v, (a, b))| *v = a - b);
+        };
+        let at = |k: usize| (4 * y + k) * stride..(4 * y + k) * stride + c;
+        minus(&mut v[at(0)], d[0], d[2]);
+        v[at(1)].iter_mut().zip(d[1].iter().zip(d[2])).for_each(|(v, (a, b))| *v = a + b);
+        minus(&mut v[at(2)], d[2], d[1]);
+        minus(&mut v[at(3)], d[1], d[3]);
+    }
+}
+
+/// A^T m A plus bias of one tile, for `o` channels: component k at `m[k * stride..]`; two pixels go to each row.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn transform_output(first: &mut [f32], second: &mut [f32], m: &[f32], stride: usize, o: usize, bias: &[f32]) {
+    let m: [&[f32]; 16] = std::array::from_fn(|k| &m[k * stride..k * stride + o]);
+    let ((y00, y01), (y10, y11)) = (first[..2 * o].split_at_mut(o), second[..2 * o].split_at_mut(o));
+    for i in 0..o {
+        let b = if bias.is_empty() { 0.0 } else { bias[i] };
         let column = |x: usize| {
-            let (a, b, c, d) = (m[x][t], m[4 + x][t], m[8 + x][t], m[12 + x][t]);
+            let (a, b, c, d) = (m[x][i], m[4 + x][i], m[8 + x][i], m[12 + x][i]);
             (a + b + c, b - c - d)
         };
         let (c0, c1, c2, c3) = (column(0), column(1), column(2), column(3));
-        first[2 * t] = c0.0 + c1.0 + c2.0 + bias;
-        if 2 * t + 1 < w {
-            first[2 * t + 1] = c1.0 - c2.0 - c3.0 + bias;
-        }
-        if !second.is_empty() {
-            second[2 * t] = c0.1 + c1.1 + c2.1 + bias;
-            if 2 * t + 1 < w {
-                second[2 * t + 1] = c1.1 - c2.1 - c3.1 + bias;
-            }
-        }
+        y00[i] = c0.0 + c1.0 + c2.0 + b;
+        y01[i] = c1.0 - c2.0 - c3.0 + b;
+        y10[i] = c0.1 + c1.1 + c2.1 + b;
+        y11[i] = c1.1 - c2.1 - c3.1 + b;
     }
 }

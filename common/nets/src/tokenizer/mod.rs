@@ -91,6 +91,16 @@ impl Tokenizer {
         }
     }
 
+    /// SHA-256 over vocabulary and special tokens, in hexadecimal: equal for CLIP's own, whichever files it came in.
+    pub fn hash(&self) -> String {
+        let mut tokens: Vec<(u32, String)> = self.hf.get_vocab(false).into_iter().map(|(t, id)| (id, t)).collect();
+        tokens.sort_unstable();
+        let specials = [self.bos, self.eos, self.pad].map(|id| id.to_le_bytes()).concat();
+        let ids: Vec<[u8; 4]> = tokens.iter().map(|(id, _)| id.to_le_bytes()).collect();
+        let parts = tokens.iter().zip(&ids).flat_map(|((_, token), id)| [token.as_bytes(), id]);
+        pipe::id::hex(&pipe::id::sha256_of(&parts.chain([&specials[..]]).collect::<Vec<_>>()))
+    }
+
     /// How many ids there are: the rows that the text tower's embedding needs.
     pub fn vocab_size(&self) -> usize {
         self.hf.get_vocab_size(true)

@@ -1,0 +1,44 @@
+# Builds, tests and runs; the experiment itself is in pipelines/align.mk.
+#
+#   make reproduce          the miniature experiment, start to end: offline, on a CPU, in minutes
+#   make -n reproduce       what it would do now
+
+MAKEFLAGS += --no-builtin-rules --warn-undefined-variables
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+CARGO_TARGET_DIR ?= target
+PREFIX ?= /usr/local
+DESTDIR ?=
+# Tool names are common words; on a shared machine install them as, say, bdpo-score.
+PROGRAM_PREFIX ?=
+TOOLS := prompts score vote encode train refresh-ref sample winrate report
+
+# One optimised profile for everything: `make test` and `make reproduce` share what is compiled.
+# With `BIN=folder` on the command line the programs of that folder are used as they are.
+ifeq ($(origin BIN),command line)
+build:
+else
+BIN := $(CARGO_TARGET_DIR)/release
+## make build          compile the programs into target/release
+build:
+	cargo build --release --workspace
+endif
+
+## make test           all tests, with the real programs
+test:
+	cargo test --release --workspace
+
+## make install        copy the programs to PREFIX/bin (PREFIX=/usr/local DESTDIR= PROGRAM_PREFIX=)
+install: build
+	install -d $(DESTDIR)$(PREFIX)/bin
+	for tool in $(TOOLS); do install -m 755 $(BIN)/$$tool $(DESTDIR)$(PREFIX)/bin/$(PROGRAM_PREFIX)$$tool; done
+
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+.PHONY: build test install help
+
+include pipelines/align.mk

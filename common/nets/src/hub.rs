@@ -1,0 +1,139 @@
+//! Models by hub id, `org/name[@revision]`: out of the hub's cache on this machine, fetched only when that is allowed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::IsTerminal,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use hf_hub::{Cache, CacheRepo, Repo, RepoType, api::sync::ApiBuilder};
+
+use crate::checkpoint::NAMES;
+
+/// The folder that a model argument means: itself where there is one, else what the hub's cache (`$HF_HOME`) holds under
+/// this id.
+///
+/// # Errors
+/// An id that the cache lacks and that may not, or cannot, be fetched.
+pub fn resolve(arg: &Path, allow_download: bool) -> Result<PathBuf> {
+    let id = arg.to_str().filter(|_| !arg.exists()).and_then(split);
+    let Some((name, revision)) = id else { return Ok(arg.to_owned()) }; // whoever opens it says what is missing
+    let repo = Repo::with_revision(name.into(), RepoType::Model, revision.into());
+    let cached = cached(&Cache::from_env().repo(repo.clone()), revision);
+    if allow_download {
+        return match (fetch(repo), cached) {
+            (Err(_), Some(folder)) => Ok(folder), // offline, but here already
+            (fetched, _) => fetched.with_context(|| format!("cannot fetch {name} from the hub")),
+        };
+    }
+    match cached {
+        Some(folder) => Ok(folder),
+        None => bail!(
+            "{} does not exist, and the hub's cache {} holds no model of this name; --allow-download would fetch it",
+            arg.display(),
+            Cache::from_env().path().display()
+        ),
+    }
+}
+
+/// `org/name[@revision]` -> (`org/name`, revision); anything else is a path.
+fn split(id: &str) -> Option<(&str, &str)> {
+    let (name, revision) = id.split_once('@').unwrap_or((id, "main"));
+    let (org, model) = name.split_once('/')?;
+    let word = |w: &str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        w.starts_with(|c: char| c.is_ascii_alphanumeric()) && w.chars().all(plain)
+    };
+    (word(org) && word(model) && !revision.is_empty()).then_some((name, revision))
+}
+
+/// The snapshot of a branch, a tag or a commit.
+fn cached(repo: &CacheRepo, revision: &str) -> Option<PathBuf> {
+    let commit = repo.pointer_path(revision);
+    if commit.is_dir() { Some(commit) } else { repo.get(".").map(|folder| folder.components().collect()) }
+}
+
+/// Brings what is missing into the cache.
+fn fetch(repo: Repo) -> Result<PathBuf> {
+    let api = ApiBuilder::from_env().with_progress(std::io::stderr().is_terminal()).build()?.repo(repo);
+    let listed: Vec<String> = api.info()?.siblings.into_iter().map(|file| file.rfilename).collect();
+    let mut folder = None;
+    for file in wanted(&listed) {
+        let path = api.get(file).with_context(|| file.to_owned())?;
+        folder = path.ancestors().nth(file.split('/').count()).map(Path::to_owned);
+    }
+    folder.context("there is no model in it")
+}
+
+/// A repository holds the same weights in several formats: those that would be opened, and every small file.
+fn wanted(files: &[String]) -> BTreeSet<&str> {
+    let mut folders: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
+    for file in files {
+        let (folder, name) = file.rsplit_once('/').unwrap_or(("", file));
+        folders.entry(folder).or_default().push((name, file));
+    }
+    folders.remove("safety_checker"); // never needed
+    let mut all = BTreeSet::new();
+    for names in folders.values() {
+        let small = |name: &str| name.ends_with(".json") || name.ends_with(".txt");
+        all.extend(names.iter().filter(|(n, _)| small(n) && !n.ends_with(".index.json")).map(|(_, file)| *file));
+        let of = |best: &&str| {
+            let (stem, kind) = best.rsplit_once('.').unwrap_or((best, ""));
+            let index = format!("{best}.index.json");
+            let shard = |n: &str| n.strip_prefix(stem).is_some_and(|n| n.starts_with("-0") && n.ends_with(kind));
+            let whole = names.iter().filter(|(n, _)| n == best).map(|(_, file)| *file).collect::<Vec<_>>();
+            let parts = names.iter().filter(|(n, _)| *n == index || shard(n)).map(|(_, file)| *file).collect::<Vec<_>>();
+            Some(if whole.is_empty() { parts } else { whole }).filter(|files| !files.is_empty())
+        };
+        all.extend(NAMES.iter().find_map(|best| of(&best)).into_iter().flatten());
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_and_paths() {
+        assert_eq!(split("org/name"), Some(("org/name", "main")));
+        assert_eq!(split("stable-diffusion-v1-5/sd.1_5@fp16"), Some(("stable-diffusion-v1-5/sd.1_5", "fp16")));
+        for path in ["name", "./org/name", "/org/name", "a/b/c", "../name", "org/", "org/name@", "runs dir/x"] {
+            assert_eq!(split(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn one_format_of_each_weight() {
+        let files = [
+            "README.md",
+            "model_index.json",
+            "v1-5-pruned.ckpt",
+            "safety_checker/config.json",
+            "tokenizer/merges.txt",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.bin",
+            "unet/diffusion_pytorch_model.fp16.safetensors",
+            "unet/diffusion_pytorch_model.safetensors",
+            "vae/diffusion_pytorch_model-00001-of-00002.safetensors",
+            "vae/diffusion_pytorch_model-00002-of-00002.safetensors",
+            "vae/diffusion_pytorch_model.safetensors.index.json",
+            "vae/diffusion_pytorch_model.bin",
+        ]
+        .map(String::from);
+        let wanted: Vec<_> = wanted(&files).into_iter().collect();
+        assert_eq!(
+            wanted,
+            [
+                "model_index.json",
+                "tokenizer/merges.txt",
+                "unet/config.json",
+                "unet/diffusion_pytorch_model.safetensors",
+                "vae/diffusion_pytorch_model-00001-of-00002.safetensors",
+                "vae/diffusion_pytorch_model-00002-of-00002.safetensors",
+                "vae/diffusion_pytorch_model.safetensors.index.json",
+            ]
+        );
+    }
+}

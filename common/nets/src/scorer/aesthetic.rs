@@ -1,0 +1,174 @@
+//! LAION's aesthetic predictor: a head on CLIP-L's image embedding of unit length; the caption does not matter.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Tensor};
+use pipe::id;
+
+use super::{
+    Metric, Options, Picture, Scorer, Source,
+    clip_model::{ClipModel, Reading},
+};
+use crate::{checkpoint::Weights, image::Preprocess};
+
+pub const METRIC: Metric = Metric { name: "aesthetic", collapsed_below: 0.02, letterboxed: false, open };
+
+struct Aesthetic {
+    tower: ClipModel,
+    head: Head,
+    id: String,
+}
+
+fn open(source: &Source, options: &Options) -> Result<Box<dyn Scorer>> {
+    let file = match &source.head {
+        Some(file) if !file.is_dir() => file.clone(),
+        Some(folder) => head_in(folder)?,
+        None => head_in(&source.tower)?,
+    };
+    let tower = ClipModel::open(&source.tower, Reading::HuggingFace, false, options).with_context(|| {
+        format!("the aesthetic head needs CLIP-L's image tower (--model {}=TOWER,HEAD)", METRIC.name)
+    })?;
+    let weights = Weights::open(&file)?;
+    let head = Head::read(&weights, tower.width())?;
+    let hash = id::sha256_of(&[tower.hash.as_bytes(), weights.hash()?.as_bytes()]);
+    let id = format!("sha256:{}; {}", id::hex(&hash), tower.preprocess.id());
+    Ok(Box::new(Aesthetic { tower, head, id }))
+}
+
+/// `head.pth`, or the only `.pth` file of a folder.
+fn head_in(folder: &Path) -> Result<PathBuf> {
+    let usual = folder.join("head.pth");
+    if usual.is_file() {
+        return Ok(usual);
+    }
+    let say = || format!("cannot read {}", folder.display());
+    ensure!(folder.is_dir(), "no head was named for {}: --model {}=TOWER,HEAD", folder.display(), METRIC.name);
+    let mut heads = vec![];
+    for entry in folder.read_dir().with_context(say)? {
+        let path = entry.with_context(say)?.path();
+        if path.extension().is_some_and(|e| e == "pth") {
+            heads.push(path);
+        }
+    }
+    match &heads[..] {
+        [one] => Ok(one.clone()),
+        [] => bail!("{} holds no head (a .pth file); name it: --model {}=TOWER,HEAD", folder.display(), METRIC.name),
+        _ => bail!("{} holds several .pth files; name the head: --model {}=TOWER,HEAD", folder.display(), METRIC.name),
+    }
+}
+
+/// y = x W^T + b
+struct Layer {
+    weight: Vec<f64>, // (out, in)
+    bias: Vec<f64>,   // (out)
+}
+
+impl Layer {
+    fn apply(&self, x: &[f64]) -> Vec<f64> {
+        let rows = self.weight.chunks_exact(x.len()).zip(&self.bias);
+        rows.map(|(row, b)| row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>() + b).collect()
+    }
+
+    /// This layer after `before`, as one.
+    fn after(&self, before: &Layer) -> Layer {
+        let (inner, width) = (before.bias.len(), before.weight.len() / before.bias.len());
+        let mut weight = Vec::with_capacity(self.bias.len() * width);
+        for row in self.weight.chunks_exact(inner) {
+            let mut sum = vec![0f64; width];
+            for (w, before) in row.iter().zip(before.weight.chunks_exact(width)) {
+                sum.iter_mut().zip(before).for_each(|(sum, b)| *sum += w * b);
+            }
+            weight.extend(sum);
+        }
+        Layer { weight, bias: self.apply(&before.bias) }
+    }
+}
+
+/// Layers with ReLU between them; one layer where the file has none between.
+struct Head(Vec<Layer>);
+
+/// Which numbers the linear layers of the published heads have: the numbers between belong to dropout and activations.
+const LINEAR: [usize; 5] = [0, 2, 4, 6, 7]; // sac+logos+ava1-l14-linearMSE, ava+logos-l14-linearMSE
+const RELU: [usize; 5] = [0, 3, 6, 9, 11]; // ava+logos-l14-reluMSE
+
+impl Head {
+    /// # Errors
+    /// The layers are not numbered as in a published head, or do not fit each other or the tower's `width`.
+    fn read(weights: &Weights, width: usize) -> Result<Self> {
+        let mut numbers = BTreeMap::new();
+        for name in weights.names() {
+            if let Some(number) = name.strip_prefix("layers.").and_then(|n| n.strip_suffix(".weight")) {
+                numbers.insert(number.parse::<usize>().ok(), name);
+            }
+        }
+        let numbers: Vec<usize> = numbers.into_keys().flatten().collect();
+        ensure!(
+            numbers == LINEAR || numbers == RELU,
+            "{} is no aesthetic head that is known: its linear layers are {numbers:?}, expected layers.{LINEAR:?} (nothing between them) or {RELU:?} (ReLU between them)",
+            weights.name
+        );
+        let mut layers: Vec<Layer> = vec![];
+        let mut inner = width;
+        for n in &numbers {
+            let name = format!("layers.{n}.bias");
+            let out = weights.raw(&name)?.elem_count();
+            layers.push(Layer {
+                weight: doubles(&weights.get(&format!("layers.{n}.weight"), &[out, inner])?)?,
+                bias: doubles(&weights.get(&name, &[out])?)?,
+            });
+            inner = out;
+        }
+        ensure!(inner == 1, "{}: the last layer gives {inner} numbers, expected one", weights.name);
+        if numbers == LINEAR {
+            // Without activations five layers are one affine map.
+            layers = layers.into_iter().reduce(|before, layer| layer.after(&before)).into_iter().collect();
+        }
+        Ok(Self(layers))
+    }
+
+    /// `x`: (width), of unit length.
+    fn apply(&self, x: &[f32]) -> f32 {
+        let mut x: Vec<f64> = x.iter().map(|&v| f64::from(v)).collect();
+        for (i, layer) in self.0.iter().enumerate() {
+            if i > 0 {
+                x.iter_mut().for_each(|v| *v = v.max(0.0));
+            }
+            x = layer.apply(&x);
+        }
+        x[0] as f32
+    }
+}
+
+fn doubles(x: &Tensor) -> Result<Vec<f64>> {
+    Ok(x.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
+}
+
+impl Scorer for Aesthetic {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn preprocess(&self) -> Option<Preprocess> {
+        Some(self.tower.preprocess)
+    }
+
+    fn reads_captions(&self) -> bool {
+        false
+    }
+
+    fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>> {
+        self.tower.image_features(pictures)
+    }
+
+    fn caption_features(&self, captions: &[&str]) -> Result<Vec<Vec<f32>>> {
+        Ok(vec![vec![]; captions.len()])
+    }
+
+    fn score(&self, image: &[f32], _caption: &[f32]) -> f32 {
+        self.head.apply(image)
+    }
+}

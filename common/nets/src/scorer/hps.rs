@@ -1,0 +1,96 @@
+//! HPS v2: the cosine of a CLIP-H that was trained on human choices.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail, ensure};
+
+use super::{
+    HpsVersion, Metric, Options, Picture, Scorer, Source,
+    clip_model::{ClipModel, Layout, Reading},
+};
+use crate::image::Preprocess;
+
+pub const METRIC: Metric = Metric { name: "hps", collapsed_below: 2e-3, letterboxed: true, open };
+
+struct Hps {
+    model: ClipModel,
+    version: Option<String>,
+}
+
+fn open(source: &Source, options: &Options) -> Result<Box<dyn Scorer>> {
+    let tower = published_file(&source.tower, options.hps_version)?;
+    let model = ClipModel::open(&tower, Reading::OpenClip(options.antialias), true, options)?;
+    let version = version(&model.file, model.layout, options.hps_version)?;
+    Ok(Box::new(Hps { model, version }))
+}
+
+/// Both editions may lie in one folder, as on the hub.
+fn published_file(tower: &Path, version: Option<HpsVersion>) -> Result<PathBuf> {
+    let file = |version| match version {
+        HpsVersion::V2_0 => tower.join("HPS_v2_compressed.pt"),
+        HpsVersion::V2_1 => tower.join("HPS_v2.1_compressed.pt"),
+    };
+    let there = [HpsVersion::V2_0, HpsVersion::V2_1].map(|v| file(v).is_file());
+    match version {
+        Some(version) if file(version).is_file() => Ok(file(version)),
+        None if there == [true, true] => {
+            bail!("{} holds HPS 2.0 and 2.1; choose with --hps-version 2.0 or 2.1", tower.display())
+        }
+        _ => Ok(tower.to_owned()),
+    }
+}
+
+/// The edition, from the flag or the file's name. The arithmetic is the same, so nothing else would notice a mistake.
+fn version(file: &Path, layout: Layout, flag: Option<HpsVersion>) -> Result<Option<String>> {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let named = match &*name {
+        n if n.contains("v2.1") => Some(HpsVersion::V2_1),
+        n if n.contains("v2.0") || n.contains("HPS_v2_") => Some(HpsVersion::V2_0),
+        _ => None,
+    };
+    match (flag, named) {
+        (Some(flag), Some(named)) if flag != named => {
+            bail!("--hps-version {} was given, but {} says {}", flag.name(), file.display(), named.name())
+        }
+        (Some(flag), _) => Ok(Some(format!("{} (flag)", flag.name()))),
+        (None, Some(named)) => Ok(Some(format!("{} (file name)", named.name()))),
+        (None, None) => {
+            ensure!(
+                layout == Layout::HuggingFace,
+                "{} does not say which HPS it is; add --hps-version 2.0 or 2.1",
+                file.display()
+            );
+            Ok(None)
+        }
+    }
+}
+
+impl Scorer for Hps {
+    fn id(&self) -> &str {
+        &self.model.id
+    }
+
+    fn version(&self) -> Option<String> {
+        self.version.clone()
+    }
+
+    fn preprocess(&self) -> Option<Preprocess> {
+        Some(self.model.preprocess)
+    }
+
+    fn reads_captions(&self) -> bool {
+        true
+    }
+
+    fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>> {
+        self.model.image_features(pictures)
+    }
+
+    fn caption_features(&self, captions: &[&str]) -> Result<Vec<Vec<f32>>> {
+        self.model.caption_features(captions)
+    }
+
+    fn score(&self, image: &[f32], caption: &[f32]) -> f32 {
+        super::clip_model::dot(image, caption)
+    }
+}

@@ -1,0 +1,124 @@
+# The method, as rules: score, vote, encode, train, sample, score, winrate. One experiment's variables are in $(MK).
+#
+#   make reproduce [X=mini]                  everything, into runs/mini/
+#   make reproduce STEPS=240 RUNS=longer     any variable can be given here; what depends on it is made again
+#
+# Whatever exists is complete (a program writes beside its target and renames), so a killed run goes on with the same command.
+
+X    ?= mini
+MK   ?= pipelines/$(X).mk
+RUNS ?= runs
+# Put before every program that has real work to do: `srun --gres=gpu:1`, `nice`.
+RUN  ?=
+
+ifeq ($(wildcard $(MK)),)
+$(error there is no $(MK); experiments: $(patsubst pipelines/%.mk,X=%,$(filter-out %/align.mk,$(wildcard pipelines/*.mk))))
+endif
+include $(MK)
+
+# Every program uses all cores by itself: two at once would only share them. Not so where RUN sends them elsewhere.
+ifeq ($(strip $(RUN)),)
+.NOTPARALLEL:
+endif
+
+D      := $(RUNS)/$(X)
+unet   := unet/diffusion_pytorch_model.safetensors
+models := base $(POLICIES)
+
+# Folders count by the files in them; of what a program writes as a folder, by the file that it writes last.
+base    := $(wildcard $(BASE)/*.json $(BASE)/*/*)
+scorers := $(wildcard $(MODELS)/*/*)
+latents := $D/latents/latents.parquet
+labels  := $(sort $(foreach p,$(POLICIES),$D/labels/$($p.labels).parquet))
+
+# $(call settings,STAGE,VARIABLES) is a file with the values of these variables. It is written anew when one of them has another
+# value, and what depends on it follows. Make only reads it while it plans, so `make -n` tells the truth and changes nothing.
+settings = $(eval $(call settings_rule,$D/settings/$1,$(foreach v,$2,$v=$(strip $($v)))))$D/settings/$1
+define settings_rule
+ifneq ($$(file <$1),$(strip $2))
+$1: again
+endif
+$1:
+	@mkdir -p $$(@D); echo '$(strip $2)' >$$@
+endef
+again:
+
+# A killed program leaves finished parts in $1.partial, which the same work picks up. Parts that are not younger than what is
+# needed for $1 are of other work: away with them.
+forget = @for i in $(filter-out $(base) $(scorers),$^); do [[ $$i -ot $1.partial/plan.json ]] || rm -rf $1.partial; done
+
+## make reproduce      run an experiment and print its table (X=mini; try `make -n reproduce` first)
+reproduce: $D/scores.parquet $(labels) $(latents) $(POLICIES:%=$D/%/$(unet)) \
+    $D/prompts.parquet $(models:%=$D/images/%.parquet) $(models:%=$D/scored/%.parquet) \
+    $D/winrate.txt $D/winrate.json $D/sheet.png
+	@echo; cat $D/winrate.txt; echo; cd $D; echo 'In $D/:'; \
+	printf '  %-24s %s\n' \
+	    winrate.txt 'this table' \
+	    winrate.json 'the same, numbers unrounded' \
+	    sheet.png 'the same prompts, drawn by each model' \
+	    'images/, scored/' 'every image, and its scores' \
+	    $(foreach p,$(POLICIES),'$p/' 'the policy: unet/ loads in diffusers, log.jsonl has every step') \
+	    'scores.parquet, labels/' 'the scores of the pairs, and the votes'
+
+## make clean-runs     remove what the experiment made (X=mini)
+clean-runs:
+	rm -rf $D
+
+# Labels: every metric scores both images of each pair, and a rule makes one preference of the scores.
+$D/scores.parquet: $(PAIRS) $(scorers) $(call settings,score,METRICS SCORE_FLAGS) | build
+	$(call forget,$@)
+	$(RUN) $(BIN)/score $(PAIRS) --models $(MODELS) --metrics $(METRICS) $(SCORE_FLAGS) -o $@
+
+$(labels): $D/labels/%.parquet: $D/scores.parquet $(call settings,vote,VOTE_FLAGS) | build
+	$(RUN) $(BIN)/vote $D/scores.parquet --rule $(subst -,:,$*) $(VOTE_FLAGS) -o $@
+
+# Training: from the same latents and the same base, a policy each. What has begun goes on from its last checkpoint,
+# unless an input has changed since then.
+$(latents): $(PAIRS) $(base) $(call settings,encode,RESOLUTION AUGMENT) | build
+	$(call forget,$(@D))
+	$(RUN) $(BIN)/encode $(PAIRS) --base $(BASE) --resolution $(RESOLUTION) --augment $(AUGMENT) -o $(@D)
+
+train_settings := STEPS WARMUP LEARNING_RATE BETA BATCH ACCUMULATION RESOLUTION AUGMENT SEED TRAIN_FLAGS
+$(foreach p,$(POLICIES),$(eval $D/$p/begun: $D/labels/$($p.labels).parquet \
+    $(call settings,train-$p,$p.labels $p.refresh $(train_settings))))
+
+$(POLICIES:%=$D/%/begun): $(latents) $(base)
+	rm -rf $(@D); mkdir -p $(@D); touch $@
+
+$(POLICIES:%=$D/%/$(unet)): $D/%/$(unet): $D/%/begun | build
+	$(RUN) $(BIN)/train $D/latents --labels $D/labels/$($*.labels).parquet --base $(BASE) -o $D/$* \
+	    --max_train_steps $(STEPS) --lr_warmup_steps $(WARMUP) --learning_rate $(LEARNING_RATE) --beta_dpo $(BETA) \
+	    --train_batch_size $(BATCH) --gradient_accumulation_steps $(ACCUMULATION) --refresh-every $($*.refresh) \
+	    --resolution $(RESOLUTION) --augment $(AUGMENT) --seed $(SEED) $(TRAIN_FLAGS) \
+	    --checkpointing_steps $(CHECKPOINT_STEPS) --checkpoints_total_limit 1 --resume_from_checkpoint latest
+
+# Evaluation: the same prompts and the same noise for every model.
+$D/prompts.parquet: $(PROMPTS) $(call settings,prompts,PROMPT_FLAGS) | build
+	$(RUN) $(BIN)/prompts $(PROMPTS) $(PROMPT_FLAGS) -o $@
+
+$(foreach p,$(POLICIES),$(eval $D/images/$p.parquet: $D/$p/$(unet)))
+$(models:%=$D/images/%.parquet): $D/images/%.parquet: $D/prompts.parquet $(base) \
+    $(call settings,sample,IMAGES SAMPLE_STEPS GUIDANCE SEED SAMPLE_FLAGS) | build
+	$(call forget,$@)
+	$(RUN) $(BIN)/sample $D/prompts.parquet --base $(BASE) $(if $(filter-out base,$*),--unet $D/$*) --name $* -n $(IMAGES) \
+	    --scheduler ddim --steps $(SAMPLE_STEPS) --guidance $(GUIDANCE) --seed $(SEED) $(SAMPLE_FLAGS) -o $@
+
+$(models:%=$D/scored/%.parquet): $D/scored/%.parquet: $D/images/%.parquet $(scorers) $D/settings/score | build
+	$(call forget,$@)
+	$(RUN) $(BIN)/score $D/images/$*.parquet --models $(MODELS) --metrics $(METRICS) $(SCORE_FLAGS) -o $@
+
+# Candidates come before what they are compared with: the last policy first, the base last.
+reverse = $(if $1,$(call reverse,$(wordlist 2,$(words $1),$1)) $(firstword $1))
+scored := $(patsubst %,$D/scored/%.parquet,$(call reverse,$(models)))
+
+$D/winrate.txt: $(scored) $(call settings,winrate,IMAGES NOTE) | build
+	{ $(BIN)/winrate $(scored) --best-of $(IMAGES); $(if $(strip $(NOTE)),echo; echo '$(NOTE)';) } >$@.partial
+	mv $@.partial $@
+
+$D/winrate.json: $(scored) $D/settings/winrate | build
+	$(BIN)/winrate $(scored) --best-of $(IMAGES) --json -o $@
+
+$D/sheet.png: $(models:%=$D/images/%.parquet) | build
+	$(RUN) $(BIN)/report --images $(models:%=$D/images/%.parquet) --sheet $@
+
+.PHONY: reproduce clean-runs again

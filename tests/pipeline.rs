@@ -1,0 +1,182 @@
+//! `make reproduce`: the whole chain through the real programs, on a few pairs and prompts of the mini world.
+#![cfg(feature = "nets")]
+
+mod util;
+
+use std::{path::Path, process::Command};
+
+use arrow::compute::{concat_batches, filter_record_batch};
+use nets::image::decode;
+use util::*;
+
+/// The chain in the order in which it is told: program, and what it makes.
+const CHAIN: [&str; 16] = [
+    "score scores.parquet",
+    "vote labels/human.parquet",
+    "vote labels/majority.parquet",
+    "encode latents",
+    "train DiffusionDPO",
+    "train BalancedDPO",
+    "prompts prompts.parquet",
+    "sample images/base.parquet",
+    "sample images/DiffusionDPO.parquet",
+    "sample images/BalancedDPO.parquet",
+    "score scored/base.parquet",
+    "score scored/DiffusionDPO.parquet",
+    "score scored/BalancedDPO.parquet",
+    "winrate winrate.txt",
+    "winrate winrate.json",
+    "report sheet.png",
+];
+
+/// The experiment of the mini world, made tiny.
+struct World {
+    dir: Dir,
+    bin: String,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = Dir::new();
+        let mini = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/mini").join(name);
+        let pairs = read_parquet(&mini("pairs.parquet"));
+        dir.put("pairs.parquet", &pairs.slice(0, 12));
+        // Two prompts of every set.
+        let prompts = read_parquet(&mini("prompts.parquet"));
+        let mut sets = std::collections::HashMap::<String, usize>::new();
+        let keep = column_text(&prompts, "set").into_iter().map(|set| {
+            let n = sets.entry(set).or_default();
+            *n += 1;
+            Some(*n <= 2)
+        });
+        let few = filter_record_batch(&prompts, &keep.collect()).unwrap();
+        dir.put("prompts.parquet", &concat_batches(&few.schema(), [&few]).unwrap());
+        let settings = "include pipelines/mini.mk
+            STEPS = 2
+            WARMUP = 1
+            BATCH = 2
+            ACCUMULATION = 1
+            CHECKPOINT_STEPS = 1
+            BalancedDPO.refresh = 1
+            IMAGES = 2
+            SAMPLE_STEPS = 2";
+        let here = dir.path("").display().to_string();
+        let tables = format!("\nPAIRS = {here}pairs.parquet\nPROMPTS = {here}prompts.parquet\n");
+        dir.write("tiny.mk", settings.replace("\n            ", "\n") + &tables);
+        let score = Path::new(option_env!("CARGO_BIN_EXE_score").expect("the programs were built"));
+        let bin = score.parent().unwrap().display().to_string();
+        Self { dir, bin }
+    }
+
+    /// Runs make; returns what it said, and which programs it started (or would have), as in `CHAIN`.
+    #[track_caller]
+    fn make(&self, args: &[&str]) -> (String, Vec<String>) {
+        let path = |name: &str| self.dir.path(name).display().to_string();
+        let runs = path("runs");
+        let output = Command::new("make")
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .args(["X=tiny", &format!("MK={}", path("tiny.mk")), &format!("RUNS={runs}"), &format!("BIN={}", self.bin)])
+            .args(args)
+            .env_remove("MAKEFLAGS")
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        let made = |line: &str| -> Option<String> {
+            let (tool, args) = line.split_once(&format!("{}/", self.bin))?.1.split_once(' ')?;
+            let after = |mark: &str| args.rsplit_once(mark).map(|(_, path)| path);
+            let made = after(" -o ").or(after(" --sheet ")).or(after(" >")).or(after("} >"))?;
+            let made = made.split(' ').next()?.strip_prefix(&format!("{runs}/tiny/"))?.trim_end_matches(".partial");
+            Some(format!("{tool} {made}"))
+        };
+        let started = said.replace("\\\n", " ").lines().filter_map(made).collect();
+        (said, started)
+    }
+
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        self.dir.bytes(&format!("runs/tiny/{name}"))
+    }
+}
+
+#[test]
+fn a_dry_run_tells_the_chain_and_does_nothing() {
+    let world = World::new();
+    let before = world.dir.list();
+    assert_eq!(world.make(&["-n", "reproduce"]).1, CHAIN);
+    assert_eq!(world.dir.list(), before);
+    // The experiment itself, without a word of its settings.
+    let here =
+        Command::new("make").current_dir(env!("CARGO_MANIFEST_DIR")).arg("-n").arg("reproduce").output().unwrap();
+    says(&String::from_utf8(here.stdout).unwrap(), &["cargo build --release", "pipelines/mini/pairs.parquet"]);
+    let unknown =
+        Command::new("make").current_dir(env!("CARGO_MANIFEST_DIR")).args(["reproduce", "X=no"]).output().unwrap();
+    assert_eq!(unknown.status.code(), Some(2));
+    says(&String::from_utf8(unknown.stderr).unwrap(), &["there is no pipelines/no.mk", "X=mini"]);
+}
+
+#[test]
+fn everything_once_and_only_what_is_needed_again() {
+    let world = World::new();
+    let (said, made) = world.make(&["reproduce"]);
+    assert_eq!(made, CHAIN);
+
+    // The table: three comparisons, three sets and all, with n and intervals, and what the scorers are.
+    let table = String::from_utf8(world.bytes("winrate.txt")).unwrap();
+    assert!(said.contains(&table));
+    for comparison in ["DiffusionDPO vs base", "BalancedDPO vs base", "BalancedDPO vs DiffusionDPO"] {
+        for set in ["seen", "unseen-pair", "unseen-name", "all"] {
+            let row =
+                |line: &&str| line.split_once(comparison).is_some_and(|(_, rest)| rest.trim_start().starts_with(set));
+            assert_eq!(table.lines().filter(row).count(), 2, "{comparison}, {set}: {table}");
+        }
+    }
+    says(&table, &["hps", "clip", "pickscore", "aesthetic", " % [", "stand-ins"]);
+    let json: serde_json::Value = serde_json::from_slice(&world.bytes("winrate.json")).unwrap();
+    assert_eq!(json["comparisons"][0]["all"]["n"], 6);
+    let sheet = decode(&world.bytes("sheet.png")).unwrap();
+    assert!(sheet.height > 6 * 128 && sheet.width > 3 * 128);
+    let log = String::from_utf8(world.bytes("BalancedDPO/log.jsonl")).unwrap();
+    let refreshed = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["refreshed"].clone();
+    assert_eq!(log.lines().map(refreshed).collect::<Vec<_>>(), [true, true]);
+
+    // Once more: the same words, and no work.
+    let (again, made) = world.make(&["reproduce"]);
+    assert!(made.is_empty(), "{made:?}");
+    assert!(said.ends_with(&again), "{again}");
+
+    // What depends on a lost file is made again, with the same bytes, and nothing else is.
+    let results =
+        ["scores.parquet", "labels/majority.parquet", "images/BalancedDPO.parquet", "winrate.json", "sheet.png"];
+    let first = results.map(|name| world.bytes(name));
+    let balanced = [
+        "train BalancedDPO",
+        "sample images/BalancedDPO.parquet",
+        "score scored/BalancedDPO.parquet",
+        "winrate winrate.txt",
+        "winrate winrate.json",
+        "report sheet.png",
+    ];
+    for (lost, needed) in [
+        ("labels/majority.parquet", [&["vote labels/majority.parquet"], &balanced[..]].concat()),
+        ("BalancedDPO/unet/diffusion_pytorch_model.safetensors", balanced.to_vec()),
+        ("images/BalancedDPO.parquet", balanced[1..].to_vec()),
+        ("scored/BalancedDPO.parquet", balanced[2..5].to_vec()), // the sheet is of images, not of scores
+        ("winrate.txt", balanced[3..4].to_vec()),
+    ] {
+        std::fs::remove_file(world.dir.path("runs/tiny").join(lost)).unwrap();
+        assert_eq!(world.make(&["-n", "reproduce"]).1, needed, "{lost}");
+        assert_eq!(world.make(&["reproduce"]).1, needed, "{lost}");
+        assert!(results.map(|name| world.bytes(name)) == first, "{lost}");
+    }
+
+    // A setting given by hand counts like one in the file; asking alone changes nothing.
+    assert_eq!(world.make(&["-n", "reproduce", "GUIDANCE=2"]).1[..3], CHAIN[7..10]);
+    assert_eq!(world.make(&["-n", "reproduce", "DiffusionDPO.refresh=1"]).1[..2], [CHAIN[4], CHAIN[8]]);
+    assert!(world.make(&["-n", "reproduce"]).1.is_empty());
+    // Parts of another work are in nobody's way.
+    let parts = "runs/tiny/images/base.parquet.partial";
+    std::fs::create_dir(world.dir.path(parts)).unwrap();
+    world.dir.write(&format!("{parts}/plan.json"), "other work");
+    assert_eq!(world.make(&["reproduce", "SAMPLE_STEPS=1"]).1[..3], CHAIN[7..10]);
+    assert!(!world.dir.path(parts).exists());
+}

@@ -1,0 +1,168 @@
+//! A contact sheet: one prompt a row, one model a column. The words are rendered from SVG, the pictures laid over it.
+
+use std::fmt::Write;
+
+use anyhow::{Context, Result, ensure};
+use nets::image::{self, Filter, Rgb};
+use resvg::{
+    tiny_skia::{Pixmap, Transform},
+    usvg::{Options, Tree},
+};
+
+use crate::text::{FAMILY, FONT, Face, escape};
+
+/// What a sheet shows.
+pub struct Sheet {
+    /// Column heads.
+    pub models: Vec<String>,
+    pub rows: Vec<Row>,
+    /// A line below the pictures.
+    pub note: String,
+}
+
+pub struct Row {
+    pub prompt: String,
+    /// Small, below the prompt.
+    pub set: Option<String>,
+    /// One a model.
+    pub pictures: Vec<Rgb>,
+}
+
+/// Everything in pixels.
+const MARGIN: usize = 20;
+const GAP: usize = 8;
+const HEAD: usize = 220;
+/// Pictures are at least about this large, and at most so large.
+const SMALL: usize = 128;
+const LARGE: usize = 256;
+/// Beyond this a viewer gives up, and so does memory.
+const TALLEST: usize = 32_000;
+
+impl Sheet {
+    /// The sheet as PNG.
+    ///
+    /// # Errors
+    /// It would be too tall.
+    pub fn png(&self) -> Result<Vec<u8>> {
+        let cell = self.cell();
+        let (title, body, small) = (Face::new(15.0)?, Face::new(13.0)?, Face::new(11.0)?);
+        let heads: Vec<_> = self.models.iter().map(|m| title.wrap(m, cell as f32, 3)).collect();
+        let top = MARGIN + 20 * heads.iter().map(Vec::len).max().unwrap_or(1) + 6;
+        let (columns, rows) = (self.models.len(), self.rows.len());
+        let width = MARGIN + HEAD + (cell + GAP) * columns - GAP + MARGIN;
+        let height = top + (cell + GAP) * rows + 16 + MARGIN;
+        ensure!(height <= TALLEST, "{rows} rows of {cell} pixels are too tall for one sheet; choose fewer --prompts");
+
+        let mut svg = String::new();
+        let centre = |column: usize| MARGIN + HEAD + (cell + GAP) * column + cell / 2;
+        for (column, lines) in heads.iter().enumerate() {
+            for (i, line) in lines.iter().enumerate() {
+                let y = top - 12 - 20 * (lines.len() - 1 - i);
+                text(&mut svg, line, (centre(column), y), &title, "#222", "middle")?;
+            }
+        }
+        let mut pictures = vec![];
+        for (r, row) in self.rows.iter().enumerate() {
+            let y = top + (cell + GAP) * r;
+            let lines = body.wrap(&row.prompt, (HEAD - 16) as f32, (cell - 20) / 18);
+            for (i, line) in lines.iter().enumerate() {
+                text(&mut svg, line, (MARGIN, y + 14 + 18 * i), &body, "#222", "start")?;
+            }
+            if let Some(set) = row.set.as_ref().and_then(|s| small.wrap(s, (HEAD - 16) as f32, 1).pop()) {
+                text(&mut svg, &set, (MARGIN, y + 14 + 18 * lines.len()), &small, "#777", "start")?;
+            }
+            for (column, picture) in row.pictures.iter().enumerate() {
+                let scaled = scale(picture, cell);
+                pictures.push((centre(column) - scaled.width / 2, y + (cell - scaled.height) / 2, scaled));
+            }
+        }
+        let note = small.wrap(&self.note, (width - 2 * MARGIN) as f32, 1).pop().unwrap_or_default();
+        text(&mut svg, &note, (MARGIN, height - MARGIN), &small, "#777", "start")?;
+        let svg = format!(
+            r##"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"><rect width="100%" height="100%" fill="#f2f2f2"/>{svg}</svg>"##
+        );
+        let mut pixels = render(&svg)?;
+        for (x, y, picture) in pictures {
+            lay(&mut pixels, &picture, x, y);
+        }
+        pixels.encode_png().context("the sheet cannot be written as PNG")
+    }
+
+    /// The side of the square that each picture lies in.
+    fn cell(&self) -> usize {
+        let pictures = || self.rows.iter().flat_map(|r| &r.pictures);
+        let longest = pictures().map(|p| p.width.max(p.height)).max().unwrap_or(SMALL).max(1);
+        if longest > LARGE { LARGE } else { longest * SMALL.div_ceil(longest) }
+    }
+}
+
+/// Fits a picture into a square: small ones pixel by pixel, so that they stay crisp, large ones averaged.
+fn scale(picture: &Rgb, cell: usize) -> Rgb {
+    let longest = picture.width.max(picture.height).max(1);
+    let times = cell / longest;
+    if times == 0 {
+        let side = |length: usize| ((length * cell + longest / 2) / longest).max(1);
+        return image::resize(picture, side(picture.width), side(picture.height), Filter::Bicubic);
+    }
+    let mut data = Vec::with_capacity(picture.data.len() * times * times);
+    for row in picture.data.chunks_exact(3 * picture.width.max(1)) {
+        let wide: Vec<u8> = row.chunks_exact(3).flat_map(|pixel| pixel.repeat(times)).collect();
+        (0..times).for_each(|_| data.extend_from_slice(&wide));
+    }
+    Rgb { width: picture.width * times, height: picture.height * times, data }
+}
+
+fn text(svg: &mut String, line: &str, (x, y): (usize, usize), face: &Face, colour: &str, anchor: &str) -> Result<()> {
+    let (size, line) = (face.size, escape(line));
+    write!(svg, r#"<text x="{x}" y="{y}" font-size="{size}" fill="{colour}" text-anchor="{anchor}">{line}</text>"#)?;
+    Ok(())
+}
+
+fn render(svg: &str) -> Result<Pixmap> {
+    let mut options = Options { font_family: FAMILY.into(), ..Options::default() };
+    options.fontdb_mut().load_font_data(FONT.to_vec());
+    let tree = Tree::from_str(svg, &options).context("the sheet is no SVG")?;
+    let size = tree.size().to_int_size();
+    let mut pixels = Pixmap::new(size.width(), size.height()).context("there is no memory for the sheet")?;
+    resvg::render(&tree, Transform::identity(), &mut pixels.as_mut());
+    Ok(pixels)
+}
+
+/// Puts a picture, which must lie inside, at (x, y).
+fn lay(pixels: &mut Pixmap, picture: &Rgb, x: usize, y: usize) {
+    let width = pixels.width() as usize;
+    for (i, row) in picture.data.chunks_exact(3 * picture.width.max(1)).enumerate() {
+        let opaque: Vec<u8> = row.chunks_exact(3).flat_map(|p| [p[0], p[1], p[2], 255]).collect();
+        let at = 4 * ((y + i) * width + x);
+        pixels.data_mut()[at..at + opaque.len()].copy_from_slice(&opaque);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture(width: usize, height: usize) -> Rgb {
+        let data = (0..width * height * 3).map(|i| (i * 37 % 256) as u8).collect();
+        Rgb { width, height, data }
+    }
+
+    fn cell(width: usize, height: usize) -> (usize, usize, usize) {
+        let row = Row { prompt: String::new(), set: None, pictures: vec![picture(width, height)] };
+        let sheet = Sheet { models: vec!["m".into()], rows: vec![row], note: String::new() };
+        let scaled = scale(&sheet.rows[0].pictures[0], sheet.cell());
+        (sheet.cell(), scaled.width, scaled.height)
+    }
+
+    #[test]
+    fn small_pictures_grow_by_whole_pixels_and_large_ones_shrink() {
+        assert_eq!(cell(64, 64), (128, 128, 128));
+        assert_eq!(cell(100, 50), (200, 200, 100));
+        assert_eq!(cell(256, 256), (256, 256, 256));
+        assert_eq!(cell(512, 512), (256, 256, 256));
+        assert_eq!(cell(1024, 512), (256, 256, 128));
+        assert_eq!(cell(3000, 1), (256, 256, 1));
+        let twice = scale(&picture(64, 64), 128);
+        assert_eq!(twice.data[3 * (128 * 5 + 9)..][..3], picture(64, 64).data[3 * (64 * 2 + 4)..][..3]);
+    }
+}

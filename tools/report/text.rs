@@ -1,0 +1,121 @@
+//! Text of a known width: the font that the program carries, so that a sheet looks the same on every machine.
+
+use anyhow::{Context, Result};
+use skrifa::{
+    FontRef, MetadataProvider,
+    charmap::Charmap,
+    instance::{LocationRef, Size},
+    metrics::GlyphMetrics,
+};
+
+/// DejaVu Sans, Latin, Greek and Cyrillic; its licence lies beside it.
+pub const FONT: &[u8] = include_bytes!("DejaVuSans.ttf");
+pub const FAMILY: &str = "DejaVu Sans";
+
+/// The font at one size in pixels.
+pub struct Face {
+    pub size: f32,
+    glyphs: GlyphMetrics<'static>,
+    charmap: Charmap<'static>,
+}
+
+impl Face {
+    pub fn new(size: f32) -> Result<Self> {
+        let font = FontRef::new(FONT).context("the built-in font is damaged")?;
+        let glyphs = font.glyph_metrics(Size::new(size), LocationRef::default());
+        Ok(Self { size, glyphs, charmap: font.charmap() })
+    }
+
+    /// Width in pixels, without kerning.
+    pub fn width(&self, text: &str) -> f32 {
+        // A letter that the font lacks is drawn as a box, glyph 0.
+        let glyph = |c| self.charmap.map(c).unwrap_or_default();
+        text.chars().map(|c| self.glyphs.advance_width(glyph(c)).unwrap_or(self.size)).sum()
+    }
+
+    /// Lines of at most `width` pixels, broken between words, a word that is too long anywhere; no more than `lines`, the last
+    /// of which then ends in dots.
+    pub fn wrap(&self, text: &str, width: f32, lines: usize) -> Vec<String> {
+        let mut wrapped = vec![];
+        let mut line = String::new();
+        for word in text.split_whitespace() {
+            let longer = if line.is_empty() { word.to_owned() } else { format!("{line} {word}") };
+            if self.width(&longer) <= width {
+                line = longer;
+                continue;
+            }
+            if !line.is_empty() {
+                wrapped.push(std::mem::take(&mut line));
+            }
+            for c in word.chars() {
+                line.push(c);
+                if self.width(&line) > width && line.chars().count() > 1 {
+                    line.pop();
+                    wrapped.push(std::mem::replace(&mut line, c.to_string()));
+                }
+            }
+        }
+        if !line.is_empty() {
+            wrapped.push(line);
+        }
+        if wrapped.len() > lines {
+            wrapped.truncate(lines);
+            if let Some(last) = wrapped.last_mut() {
+                while !last.is_empty() && self.width(&format!("{last}…")) > width {
+                    last.pop();
+                }
+                *last = format!("{}…", last.trim_end());
+            }
+        }
+        wrapped
+    }
+}
+
+/// Text as XML wants it; what XML cannot hold becomes a space.
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => escaped.push(' '),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_fit_and_nothing_is_lost() {
+        let face = Face::new(14.0).unwrap();
+        let text = "A raccoon wearing formal clothes, wearing a tophat and holding a cane, in the style of Rembrandt";
+        let lines = face.wrap(text, 150.0, 99);
+        assert!(lines.len() > 3 && lines.iter().all(|l| face.width(l) <= 150.0), "{lines:?}");
+        assert_eq!(lines.join(" "), text);
+        let cut = face.wrap(text, 150.0, 2);
+        assert_eq!((cut.len(), &cut[0]), (2, &lines[0]));
+        assert!(cut[1].ends_with('…') && face.width(&cut[1]) <= 150.0, "{cut:?}");
+        let long = "a".repeat(100);
+        let lines = face.wrap(&long, 150.0, 99);
+        assert!(lines.len() > 1 && lines.concat() == long);
+        assert!(face.wrap("", 150.0, 3).is_empty());
+        assert_eq!(face.wrap("W", 1.0, 3), ["W"]);
+    }
+
+    #[test]
+    fn width_is_the_fonts() {
+        // Advance of 'm' in DejaVu Sans: 1995 of 2048 units an em.
+        assert!((Face::new(2048.0).unwrap().width("mm") - 2.0 * 1995.0).abs() < 0.5);
+    }
+
+    #[test]
+    fn xml_stays_well_formed() {
+        assert_eq!(escape("a<b>&\"\u{1}"), "a&lt;b&gt;&amp;&quot; ");
+    }
+}

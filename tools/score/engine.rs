@@ -1,0 +1,341 @@
+//! From rows to scores, each distinct piece of work once.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use anyhow::{Context, Error, Result, bail};
+use nets::{
+    image::Preprocess,
+    scorer::{Picture, preprocesses},
+};
+use pipe::{column::Rows, id, stop};
+use rayon::prelude::*;
+
+use crate::{
+    models::Scorers,
+    rows::{Kind, Place, Places},
+};
+
+/// The first half of a SHA-256: a million images share one with probability 1e-27.
+type Key = [u8; 16];
+
+fn key(parts: &[&[u8]]) -> Key {
+    let mut key = Key::default();
+    key.copy_from_slice(&id::sha256_of(parts)[..16]);
+    key
+}
+
+/// Vectors of images and captions that are kept in case they come again, in MiB; the oldest go first.
+const KEPT: usize = 64;
+
+pub struct Engine {
+    pub scorers: Scorers,
+    preprocesses: Vec<Preprocess>,
+    kind: Kind,
+    /// Images that go through a tower at once.
+    batch: usize,
+    /// Whether several batches go through the towers side by side.
+    side_by_side: bool,
+    skip_bad: bool,
+    /// The scores of each (image, caption) met so far.
+    known: HashMap<Key, u32>,
+    known_scores: Vec<f32>,
+    images: Cache<Option<Vectors>>,
+    captions: Cache<Vectors>,
+    pub work: Work,
+}
+
+/// One vector a scorer.
+type Vectors = Vec<Vec<f32>>;
+
+/// What was done, for the summary.
+#[derive(Default)]
+pub struct Work {
+    pub images: HashSet<u64>,
+    pub captions: HashSet<u64>,
+    pub images_embedded: usize,
+    pub captions_embedded: usize,
+    /// Image places without an image that can be read.
+    pub undecodable: usize,
+    pub null_captions: usize,
+    pub black: usize,
+    pub identical_pairs: usize,
+}
+
+impl Engine {
+    pub fn new(
+        scorers: Scorers,
+        kind: Kind,
+        batch: usize,
+        side_by_side: bool,
+        skip_bad: bool,
+    ) -> Self {
+        Self {
+            preprocesses: preprocesses(scorers.iter().map(|(_, s)| s.as_ref())),
+            scorers,
+            kind,
+            batch,
+            side_by_side,
+            skip_bad,
+            known: HashMap::new(),
+            known_scores: vec![],
+            images: Cache::default(),
+            captions: Cache::default(),
+            work: Work::default(),
+        }
+    }
+
+    /// The scores of every image place of these rows: one list a metric; null where an image or its caption is missing.
+    ///
+    /// # Errors
+    /// Without `--skip-bad`, an image that cannot be read or a null caption; a score that is no number; a signal.
+    pub fn score(&mut self, rows: &Rows) -> Result<Vec<Vec<Option<f32>>>> {
+        let places = Places::of(self.kind, rows)?;
+        let places: Vec<Place> = places.iter().collect();
+        let image_keys: Vec<Option<Key>> = places.par_iter().map(|p| p.image.map(|bytes| key(&[bytes]))).collect();
+        let caption_keys: Vec<Option<Key>> =
+            places.iter().map(|p| p.caption.map(|text| key(&[text.as_bytes()]))).collect();
+        self.refuse_nulls(rows, &places)?;
+
+        // What is new, in the order of the rows.
+        let mut new: Vec<(Key, usize)> = vec![];
+        let (mut new_images, mut new_captions) = (vec![], vec![]);
+        let mut pair_keys = vec![None; places.len()];
+        let mut asked = HashSet::new();
+        for (i, keys) in image_keys.iter().zip(&caption_keys).enumerate() {
+            let (Some(image), Some(caption)) = keys else { continue };
+            self.work.images.insert(short(image));
+            self.work.captions.insert(short(caption));
+            let pair = key(&[image, caption]);
+            pair_keys[i] = Some(pair);
+            if self.known.contains_key(&pair) || !asked.insert(pair) {
+                continue;
+            }
+            new.push((pair, i));
+            if !self.images.has(image) && asked.insert(*image) {
+                new_images.push(i);
+            }
+            if !self.captions.has(caption) && asked.insert(*caption) {
+                new_captions.push(i);
+            }
+        }
+        let images = self.embed_images(rows, &places, &new_images)?;
+        let captions = self.embed_captions(&places, &new_captions)?;
+        self.images.put(new_images.iter().filter_map(|&i| image_keys[i]).zip(images));
+        self.captions.put(new_captions.iter().filter_map(|&i| caption_keys[i]).zip(captions));
+        self.combine(rows, &places, &new, &image_keys, &caption_keys)?;
+        self.images.trim();
+        self.captions.trim();
+
+        self.count(&places, &image_keys);
+        let score = |pair: &Option<Key>, m: usize| {
+            let at = *self.known.get(pair.as_ref()?)? as usize;
+            Some(self.known_scores[at * self.scorers.len() + m]).filter(|s| !s.is_nan())
+        };
+        let all: Vec<Vec<Option<f32>>> =
+            (0..self.scorers.len()).map(|m| pair_keys.iter().map(|p| score(p, m)).collect()).collect();
+        let unread = pair_keys.iter().enumerate().filter(|(i, p)| p.is_some() && all[0][*i].is_none()).count();
+        self.work.undecodable += unread;
+        Ok(all)
+    }
+
+    fn refuse_nulls(&self, rows: &Rows, places: &[Place]) -> Result<()> {
+        let null = places.iter().find(|p| p.image.is_none() || p.caption.is_none()).filter(|_| !self.skip_bad);
+        match null {
+            Some(p) if p.caption.is_none() => bail!(
+                "{}: the caption is null; every row needs one (--skip-bad scores the others)",
+                rows.at(p.row)
+            ),
+            Some(p) => bail!(
+                "{}: '{}' is null; there is no image to score (--skip-bad scores the others)",
+                rows.at(p.row),
+                p.column
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// The vectors of the images at places `new`; `None` where one cannot be read, under `--skip-bad`.
+    fn embed_images(&mut self, rows: &Rows, places: &[Place], new: &[usize]) -> Result<Vec<Option<Vectors>>> {
+        let this = &*self;
+        let decode = |chunk: &[usize]| -> Vec<Result<Picture>> {
+            let decode = |&i: &usize| Picture::decode(places[i].image.unwrap_or_default(), &this.preprocesses);
+            chunk.par_iter().map(decode).collect()
+        };
+        let chunks: Vec<&[usize]> = new.chunks(self.batch).collect();
+        let embedded: Vec<Vec<Embedded>> = match self.side_by_side {
+            true => chunks.par_iter().map(|c| this.embed(decode(c))).collect::<Result<_>>()?,
+            false => {
+                // While one batch is with the towers, the next is decoded.
+                let mut all = vec![];
+                let mut ready = chunks.first().map(|c| decode(c)).unwrap_or_default();
+                for next in 1..=chunks.len() {
+                    let (done, decoded) = rayon::join(
+                        || this.embed(std::mem::take(&mut ready)),
+                        || chunks.get(next).map(|c| decode(c)).unwrap_or_default(),
+                    );
+                    all.push(done?);
+                    ready = decoded;
+                }
+                all
+            }
+        };
+        let mut vectors = vec![];
+        for (embedded, &i) in embedded.into_iter().flatten().zip(new) {
+            match embedded {
+                Embedded::Seen { vectors: v, black } => {
+                    self.work.images_embedded += 1;
+                    self.work.black += usize::from(black);
+                    vectors.push(Some(v));
+                }
+                Embedded::Unreadable(error) => {
+                    if !self.skip_bad {
+                        let place = format!("{}, '{}'", rows.at(places[i].row), places[i].column);
+                        return Err(error.context("(--skip-bad scores the others)").context(place));
+                    }
+                    vectors.push(None);
+                }
+            }
+        }
+        Ok(vectors)
+    }
+
+    fn embed(&self, pictures: Vec<Result<Picture>>) -> Result<Vec<Embedded>> {
+        stop::check()?;
+        let good: Vec<&Picture> = pictures.iter().flatten().collect();
+        let mut by_scorer = vec![];
+        for (_, scorer) in &self.scorers {
+            by_scorer.push(scorer.image_features(&good)?.into_iter());
+        }
+        let embedded = pictures.into_iter().map(|picture| match picture {
+            Ok(picture) => Embedded::Seen {
+                vectors: by_scorer.iter_mut().map(|v| v.next().unwrap_or_default()).collect(),
+                black: picture.rgb.is_black(),
+            },
+            Err(error) => Embedded::Unreadable(error),
+        });
+        Ok(embedded.collect())
+    }
+
+    fn embed_captions(&mut self, places: &[Place], new: &[usize]) -> Result<Vec<Vectors>> {
+        let texts: Vec<&str> = new.iter().filter_map(|&i| places[i].caption).collect();
+        let mut vectors = vec![vec![]; texts.len()];
+        for (_, scorer) in &self.scorers {
+            stop::check()?;
+            for (all, one) in vectors.iter_mut().zip(scorer.caption_features(&texts)?) {
+                all.push(one);
+            }
+        }
+        self.work.captions_embedded += texts.len();
+        Ok(vectors)
+    }
+
+    /// Scores the new (image, caption) pairs and remembers them; NaN stands for an image that cannot be read.
+    fn combine(
+        &mut self,
+        rows: &Rows,
+        places: &[Place],
+        new: &[(Key, usize)],
+        image_keys: &[Option<Key>],
+        caption_keys: &[Option<Key>],
+    ) -> Result<()> {
+        for &(pair, i) in new {
+            let image = image_keys[i].and_then(|k| self.images.get(&k)).context("an image was not embedded")?;
+            let caption = caption_keys[i].and_then(|k| self.captions.get(&k)).context("a caption was not embedded")?;
+            for (m, (name, scorer)) in self.scorers.iter().enumerate() {
+                let score = match image {
+                    Some(image) => scorer.score(&image[m], &caption[m]),
+                    None => f32::NAN,
+                };
+                if image.is_some() && !score.is_finite() {
+                    let place = &places[i];
+                    bail!(
+                        "{}, '{}': {name} gives {score}, which is no score; its model is damaged",
+                        rows.at(place.row),
+                        place.column
+                    );
+                }
+                self.known_scores.push(score);
+            }
+            self.known.insert(pair, u32::try_from(self.known.len()).context("too many distinct images")?);
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, places: &[Place], image_keys: &[Option<Key>]) {
+        self.work.undecodable += places.iter().filter(|p| p.image.is_none()).count();
+        let sides = self.kind.image_columns().len();
+        self.work.null_captions += places.iter().step_by(sides).filter(|p| p.caption.is_none()).count();
+        if sides == 2 {
+            let same = image_keys.chunks_exact(2).filter(|k| k[0].is_some() && k[0] == k[1]);
+            self.work.identical_pairs += same.count();
+        }
+    }
+}
+
+enum Embedded {
+    Seen { vectors: Vectors, black: bool },
+    Unreadable(Error),
+}
+
+/// Enough of a key to count distinct ones.
+fn short(key: &Key) -> u64 {
+    key.iter().take(8).fold(0, |n, &b| n << 8 | u64::from(b))
+}
+
+/// Values by key up to `KEPT`, the oldest forgotten first.
+struct Cache<T> {
+    values: HashMap<Key, T>,
+    order: VecDeque<(Key, usize)>,
+    bytes: usize,
+}
+
+impl<T> Default for Cache<T> {
+    fn default() -> Self {
+        Self { values: HashMap::new(), order: VecDeque::new(), bytes: 0 }
+    }
+}
+
+impl<T: Size> Cache<T> {
+    fn has(&self, key: &Key) -> bool {
+        self.values.contains_key(key)
+    }
+
+    fn get(&self, key: &Key) -> Option<&T> {
+        self.values.get(key)
+    }
+
+    /// All of these can be read until the next `trim`.
+    fn put(&mut self, values: impl Iterator<Item = (Key, T)>) {
+        for (key, value) in values {
+            let size = value.size();
+            self.bytes += size;
+            self.order.push_back((key, size));
+            self.values.insert(key, value);
+        }
+    }
+
+    fn trim(&mut self) {
+        while self.bytes > KEPT << 20 {
+            let Some((key, size)) = self.order.pop_front() else { break };
+            self.bytes -= size;
+            self.values.remove(&key);
+        }
+    }
+}
+
+/// About how many bytes a value takes.
+trait Size {
+    fn size(&self) -> usize;
+}
+
+impl Size for Vectors {
+    fn size(&self) -> usize {
+        128 + self.iter().map(|v| 32 + 4 * v.len()).sum::<usize>()
+    }
+}
+
+impl Size for Option<Vectors> {
+    fn size(&self) -> usize {
+        self.as_ref().map_or(128, Size::size)
+    }
+}

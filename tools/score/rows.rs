@@ -1,0 +1,164 @@
+//! The two kinds of table that can be scored, and what becomes of their columns.
+
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use arrow::{
+    array::{Array, ArrayRef, BinaryArray, Float32Array, StringArray, UInt32Array},
+    datatypes::Schema,
+};
+use pipe::{
+    column::Rows,
+    id,
+    schema::{self, images, pairs, prompts},
+    table::Inputs,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Two images a row -> scores.
+    Pairs,
+    /// One image a row -> scored.
+    Images,
+}
+
+const IMAGES_NEEDED: [&str; 7] = [
+    prompts::PROMPT_ID,
+    prompts::PROMPT,
+    images::IMAGE_UID,
+    images::K,
+    images::SEED,
+    images::MODEL,
+    images::IMAGE,
+];
+
+impl Kind {
+    /// # Errors
+    /// The table is neither, or lacks a column.
+    pub fn of(inputs: &Inputs) -> Result<Self> {
+        if inputs.has(images::IMAGE) {
+            inputs.require(&IMAGES_NEEDED, "`sample` writes images tables")?;
+            return Ok(Self::Images);
+        }
+        if ![pairs::JPG[0], pairs::JPG[1], pairs::CAPTION].iter().any(|c| inputs.has(c)) {
+            bail!(
+                "{} is neither a pairs table (columns {}) nor an images table (columns {})",
+                inputs.name(),
+                pairs::NEEDED.join(", "),
+                IMAGES_NEEDED.join(", ")
+            );
+        }
+        inputs.require(&pairs::NEEDED, "expected a pairs table with Pick-a-Pic's columns")?;
+        Ok(Self::Pairs)
+    }
+
+    /// Where the images are.
+    pub fn image_columns(self) -> &'static [&'static str] {
+        match self {
+            Self::Pairs => &pairs::JPG,
+            Self::Images => &[images::IMAGE],
+        }
+    }
+
+    /// Where the captions are.
+    pub fn caption_column(self) -> &'static str {
+        match self {
+            Self::Pairs => pairs::CAPTION,
+            Self::Images => prompts::PROMPT,
+        }
+    }
+
+    /// What is read.
+    pub fn columns(self) -> Vec<&'static str> {
+        match self {
+            Self::Pairs => [&pairs::NEEDED[..], &[pairs::RANKING_ID, pairs::LABEL[0]]].concat(),
+            Self::Images => [&IMAGES_NEEDED[..], &[prompts::SET, prompts::CATEGORY, prompts::CHALLENGE]].concat(),
+        }
+    }
+
+    pub fn schema(self, metrics: &[String]) -> Schema {
+        match self {
+            Self::Pairs => schema::scores(metrics),
+            Self::Images => schema::scored(metrics),
+        }
+    }
+
+    /// The names of the columns of scores, as they follow each other.
+    pub fn score_columns(self, metrics: &[String]) -> Vec<String> {
+        let of = |m: &String| match self {
+            Self::Pairs => vec![format!("{m}_0"), format!("{m}_1")],
+            Self::Images => vec![m.clone()],
+        };
+        metrics.iter().flat_map(of).collect()
+    }
+
+    /// Everything but the scores. A null caption becomes an empty one here.
+    pub fn keys(self, rows: &Rows, captions: &StringArray) -> Result<Vec<ArrayRef>> {
+        let captions = StringArray::from_iter_values(captions.iter().map(Option::unwrap_or_default));
+        match self {
+            Self::Pairs => {
+                let uids = [rows.text(pairs::UID[0])?, rows.text(pairs::UID[1])?];
+                let ranking = rows.text_if_there(pairs::RANKING_ID)?;
+                let pair_id = |i: usize| {
+                    let ranking = if ranking.is_valid(i) { ranking.value(i) } else { "" };
+                    id::pair_id(captions.value(i), uids[0].value(i), uids[1].value(i), ranking)
+                };
+                let ids = StringArray::from_iter_values((0..rows.len()).map(pair_id));
+                let label_0 = match rows.has(pairs::LABEL[0]) {
+                    true => rows.f32_or_null(pairs::LABEL[0])?,
+                    false => Float32Array::new_null(rows.len()),
+                };
+                let [uid_0, uid_1] = uids;
+                Ok(vec![Arc::new(ids), Arc::new(captions), Arc::new(uid_0), Arc::new(uid_1), Arc::new(label_0)])
+            }
+            Self::Images => {
+                let k = rows.u64(images::K)?;
+                Ok(vec![
+                    Arc::new(rows.text(prompts::PROMPT_ID)?),
+                    Arc::new(captions),
+                    Arc::new(rows.text_if_there(prompts::SET)?),
+                    Arc::new(rows.text_if_there(prompts::CATEGORY)?),
+                    Arc::new(rows.text_if_there(prompts::CHALLENGE)?),
+                    Arc::new(rows.text(images::IMAGE_UID)?),
+                    Arc::new(UInt32Array::from_iter_values(k.values().iter().map(|&k| k as u32))),
+                    Arc::new(rows.u64(images::SEED)?),
+                    Arc::new(rows.text(images::MODEL)?),
+                ])
+            }
+        }
+    }
+}
+
+/// What is scored: the image places of some rows, row by row, image 0 before image 1.
+pub struct Places {
+    kind: Kind,
+    images: Vec<BinaryArray>,
+    pub captions: StringArray,
+}
+
+/// One image place.
+pub struct Place<'a> {
+    pub row: usize,
+    pub column: &'static str,
+    pub image: Option<&'a [u8]>,
+    pub caption: Option<&'a str>,
+}
+
+impl Places {
+    pub fn of(kind: Kind, rows: &Rows) -> Result<Self> {
+        let images = kind.image_columns().iter().map(|c| rows.bytes(c)).collect::<Result<_>>()?;
+        Ok(Self { kind, images, captions: rows.text_or_null(kind.caption_column())? })
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Place<'_>> {
+        (0..self.captions.len()).flat_map(move |row| {
+            let caption = self.captions.is_valid(row).then(|| self.captions.value(row));
+            self.images.iter().zip(self.kind.image_columns()).map(move |(images, column)| Place {
+                row,
+                column,
+                image: images.is_valid(row).then(|| images.value(row)),
+                caption,
+            })
+        })
+    }
+}

@@ -1,0 +1,178 @@
+//! What a person wants to know about a finished table.
+
+use std::io::Write;
+
+use anyhow::{Context, Result};
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::Float32Type;
+use nets::scorer::Metric;
+use pipe::{cli::Common, column::Rows, schema::pairs};
+use serde_json::{Value, json};
+
+use crate::{engine::Work, rows::Kind};
+
+pub struct Summary {
+    pub rows: usize,
+    /// Of these, rows that an earlier run had finished.
+    kept: usize,
+    kind: Kind,
+    metrics: Vec<(&'static Metric, Moments)>,
+    label_ties: usize,
+    label_missing: usize,
+}
+
+/// Of the scores of one metric, all images.
+#[derive(Clone, Copy)]
+struct Moments {
+    n: usize,
+    mean: f64,
+    square: f64,
+    min: f32,
+    max: f32,
+}
+
+impl Moments {
+    const NONE: Self = Self { n: 0, mean: 0.0, square: 0.0, min: f32::INFINITY, max: f32::NEG_INFINITY };
+
+    /// Welford's update.
+    fn add(&mut self, x: f32) {
+        self.n += 1;
+        let from_old = f64::from(x) - self.mean;
+        self.mean += from_old / self.n as f64;
+        self.square += from_old * (f64::from(x) - self.mean);
+        self.min = self.min.min(x);
+        self.max = self.max.max(x);
+    }
+
+    fn sd(&self) -> f64 {
+        if self.n < 2 { 0.0 } else { (self.square / (self.n - 1) as f64).sqrt() }
+    }
+}
+
+/// With fewer scores nothing is said of their spread.
+const ENOUGH: usize = 20;
+
+impl Summary {
+    pub fn new(metrics: &[&'static Metric], kind: Kind) -> Self {
+        let metrics = metrics.iter().map(|m| (*m, Moments::NONE)).collect();
+        Self { rows: 0, kept: 0, kind, metrics, label_ties: 0, label_missing: 0 }
+    }
+
+    /// Rows of the output.
+    pub fn add(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.rows += batch.num_rows();
+        for (metric, moments) in &mut self.metrics {
+            for name in self.kind.score_columns(&[metric.name.to_owned()]) {
+                let column = batch.column_by_name(&name).with_context(|| format!("column '{name}' is missing"))?;
+                column.as_primitive::<Float32Type>().iter().flatten().for_each(|x| moments.add(x));
+            }
+        }
+        if let Some(labels) = batch.column_by_name(pairs::LABEL[0]) {
+            let labels = labels.as_primitive::<Float32Type>();
+            self.label_missing += labels.null_count();
+            self.label_ties += labels.iter().flatten().filter(|&l| l == 0.5).count();
+        }
+        Ok(())
+    }
+
+    /// Rows of the output that an earlier run made.
+    pub fn add_kept(&mut self, rows: &Rows) -> Result<()> {
+        self.kept += rows.len();
+        self.add(&rows.batch)
+    }
+
+    fn collapsed(&self) -> Vec<&'static str> {
+        let collapsed = |(m, x): &&(&'static Metric, Moments)| x.n >= ENOUGH && x.sd() < m.collapsed_below;
+        self.metrics.iter().filter(collapsed).map(|(m, _)| m.name).collect()
+    }
+
+    fn json(&self, work: &Work) -> Value {
+        let metrics: serde_json::Map<String, Value> = self
+            .metrics
+            .iter()
+            .map(|(m, x)| {
+                let range = if x.n > 0 { json!([x.min, x.max]) } else { json!([null, null]) };
+                let value = json!({ "n": x.n, "mean": x.mean, "sd": x.sd(), "min": range[0], "max": range[1] });
+                (m.name.to_owned(), value)
+            })
+            .collect();
+        let mut json = json!({
+            "rows": self.rows,
+            "rows_kept": self.kept,
+            "distinct_images": work.images.len(),
+            "distinct_captions": work.captions.len(),
+            "images_embedded": work.images_embedded,
+            "captions_embedded": work.captions_embedded,
+            "undecodable": work.undecodable,
+            "null_captions": work.null_captions,
+            "black_images": work.black,
+            "metrics": metrics,
+            "collapsed": self.collapsed(),
+        });
+        if self.kind == Kind::Pairs {
+            json["identical_pairs"] = work.identical_pairs.into();
+            json["label_ties"] = self.label_ties.into();
+            json["label_missing"] = self.label_missing.into();
+        }
+        json
+    }
+
+    fn text(&self, work: &Work) -> String {
+        let mut text = format!(
+            "{} rows, {} distinct images ({} embedded), {} distinct captions ({} embedded)",
+            self.rows,
+            work.images.len(),
+            work.images_embedded,
+            work.captions.len(),
+            work.captions_embedded
+        );
+        if self.kept > 0 {
+            text += &format!("; {} of the rows were finished before, and only the others are counted here", self.kept);
+        }
+        text += &format!(
+            "\n{} images undecodable, {} captions null, {} images all black",
+            work.undecodable, work.null_captions, work.black
+        );
+        if self.kind == Kind::Pairs {
+            text += &format!(
+                "; {} pairs of one image with itself, {} human ties, {} without a human label",
+                work.identical_pairs, self.label_ties, self.label_missing
+            );
+        }
+        text += &format!("\n{:<12} {:>9} {:>9} {:>9} {:>9} {:>9}", "metric", "n", "mean", "sd", "min", "max");
+        for (m, x) in &self.metrics {
+            text += &match x.n {
+                0 => format!("\n{:<12} {:>9}", m.name, 0),
+                n => format!(
+                    "\n{:<12} {n:>9} {:>9.4} {:>9.4} {:>9.4} {:>9.4}",
+                    m.name,
+                    x.mean,
+                    x.sd(),
+                    x.min,
+                    x.max
+                ),
+            };
+        }
+        text
+    }
+
+    /// Text on standard error; JSON on standard output, unless the table goes there.
+    pub fn tell(&self, common: &Common, work: &Work) -> Result<()> {
+        if common.json {
+            let line = self.json(work).to_string();
+            if common.output.as_ref().is_some_and(|o| o.as_os_str() == "-") {
+                common.say(line);
+            } else {
+                writeln!(std::io::stdout(), "{line}").context("cannot print the summary")?;
+            }
+        } else {
+            common.say(self.text(work));
+        }
+        for metric in self.collapsed() {
+            common.say(format_args!(
+                "score: warning: {metric} gives nearly the same score to every image; look at its model and head"
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,137 @@
+//! Where the inputs of a step come from: pairs and labels, or a replay file.
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use nets::{base::PromptEncoder, checkpoint::Weights, noise::Schedule, vae::Vae};
+use pipe::{
+    id::file_hash,
+    origin::{InputOrigin, Origin},
+    table::Inputs,
+};
+
+use crate::{
+    args::Args,
+    data::{Data, Visits},
+    loss::Label,
+    replay::Replay,
+};
+
+/// The inputs of one micro-batch of B pairs.
+pub struct Batch {
+    /// Scaled latents, (2B, C, h, w), the preferred images first.
+    pub latents: Tensor,
+    /// (2B, C, h, w), the same for both images of a pair.
+    pub noise: Tensor,
+    /// 2B, the same for both images of a pair.
+    pub timesteps: Vec<u32>,
+    /// The text encoder's states of the captions, (B, T, D); of the empty prompt where the caption was dropped.
+    pub states: Tensor,
+    /// B, of the images in this order.
+    pub labels: Vec<Label>,
+}
+
+pub enum Source {
+    Pairs { data: Box<Data>, inputs: Vec<InputOrigin>, labels: String },
+    Replay { replay: Replay, hash: String },
+}
+
+impl Source {
+    pub fn open(args: &Args, device: &Device) -> Result<Self> {
+        let text = || PromptEncoder::open(&args.base, DType::F32, device);
+        if let Some(path) = &args.replay {
+            return Ok(Source::Replay { replay: Replay::open(path, text()?)?, hash: file_hash(path)? });
+        }
+        let labels = args.labels.as_ref().context("--labels is missing; name what `vote` wrote (or use --replay)")?;
+        ensure!(!args.data.is_empty(), "no DATA was named: pairs tables, an `encode` folder or an images table");
+        let visits = Visits {
+            seed: args.common.seed,
+            resolution: args.resolution,
+            augment: args.augment,
+            empty_prompts: args.proportion_empty_prompts,
+        };
+        let vae = Vae::open(&args.base.join("vae"), DType::F32, device)?;
+        let factor = vae.config.factor();
+        ensure!(
+            args.resolution > 0 && args.resolution % factor == 0,
+            "--resolution {} is not a multiple of the VAE's {factor}",
+            args.resolution
+        );
+        let data = Data::open(&args.data, labels, visits, vae, text)?;
+        let tables = match &args.data[..] {
+            [one] if one.join("latents.parquet").is_file() => {
+                vec![one.join("latents.parquet"), one.join("captions.parquet"), one.join("pairs.parquet")]
+            }
+            many => many.to_vec(),
+        };
+        let mut inputs = Inputs::open(&[labels.clone()])?.origins()?;
+        let labels = inputs.first().and_then(|l| l.sha256.clone()).unwrap_or_default();
+        inputs.extend(Inputs::open(&tables)?.origins()?);
+        let source = Source::Pairs { data: Box::new(data), inputs, labels };
+        source.check_cache(args)?;
+        Ok(source)
+    }
+
+    /// A cache holds what one VAE and one text encoder said; with others the run would be another.
+    fn check_cache(&self, args: &Args) -> Result<()> {
+        let Source::Pairs { inputs, .. } = self else { return Ok(()) };
+        let caches = inputs.iter().filter_map(|i| i.origin.as_ref()).filter(|o| o.tool == "encode");
+        for cache in caches {
+            for role in ["vae", "text_encoder"] {
+                let ours = Weights::open(&args.base.join(role))?.hash()?;
+                let same = cache.models.get(role).is_none_or(|theirs| *theirs == ours);
+                ensure!(same, "the cache was made with another {role} than that of {}", args.base.display());
+            }
+        }
+        Ok(())
+    }
+
+    /// Micro-batch `micro` of optimiser step `step`. Samples are counted, not batches.
+    pub fn batch(&mut self, args: &Args, step: u64, micro: u64, schedule: &Schedule, device: &Device) -> Result<Batch> {
+        let timesteps = schedule.config.num_train_timesteps;
+        match self {
+            Source::Replay { replay, .. } => replay.batch(step, timesteps, device),
+            Source::Pairs { data, .. } => {
+                let size = args.train_batch_size.get() as u64;
+                let from = step * args.effective_batch() as u64 + micro * size;
+                data.batch(from, from + size, timesteps, device)
+            }
+        }
+    }
+
+    pub fn describe(&self, args: &Args) {
+        if let Source::Pairs { data, .. } = self {
+            args.common.say(format_args!(
+                "{} pairs have a say; {} abstain, {} have no label; {} pairs a step",
+                data.len(),
+                data.abstained,
+                data.unlabelled,
+                args.effective_batch()
+            ));
+            if data.lacks_flips() {
+                args.common.say("the cache holds no mirrored images: none are used (`encode --augment` makes them)");
+            }
+        }
+    }
+
+    /// SHA-256 of the labels, or of the replay file.
+    pub fn labels_hash(&self) -> &str {
+        match self {
+            Source::Replay { hash, .. } => hash,
+            Source::Pairs { labels, .. } => labels,
+        }
+    }
+
+    /// What the inputs add to the origin.
+    pub fn describe_origin(&self, origin: Origin, args: &Args) -> Result<Origin> {
+        Ok(match self {
+            Source::Replay { hash, .. } => origin.arg("replay", hash.clone()),
+            Source::Pairs { inputs, .. } => origin
+                .arg("proportion_empty_prompts", args.proportion_empty_prompts)
+                .arg("resolution", args.resolution)
+                .arg("augment", format!("{:?}", args.augment))
+                .model("vae", Weights::open(&args.base.join("vae"))?.hash()?)
+                .model("text_encoder", Weights::open(&args.base.join("text_encoder"))?.hash()?)
+                .inputs(inputs.clone()),
+        })
+    }
+}
