@@ -35,6 +35,16 @@ struct World {
     bin: String,
 }
 
+/// `make` in the repository, knowing nothing of a `make` that may have started this test.
+fn make(args: &[&str]) -> Command {
+    let mut make = Command::new("make");
+    make.current_dir(env!("CARGO_MANIFEST_DIR")).args(args);
+    for inherited in ["MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "CARGO_TARGET_DIR"] {
+        make.env_remove(inherited);
+    }
+    make
+}
+
 impl World {
     fn new() -> Self {
         let dir = Dir::new();
@@ -73,11 +83,9 @@ impl World {
     fn make(&self, args: &[&str]) -> (String, Vec<String>) {
         let path = |name: &str| self.dir.path(name).display().to_string();
         let runs = path("runs");
-        let output = Command::new("make")
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .args(["X=tiny", &format!("MK={}", path("tiny.mk")), &format!("RUNS={runs}"), &format!("BIN={}", self.bin)])
+        let output = make(&["X=tiny", &format!("MK={}", path("tiny.mk")), &format!("RUNS={runs}")])
+            .arg(format!("BIN={}", self.bin))
             .args(args)
-            .env_remove("MAKEFLAGS")
             .output()
             .unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
@@ -104,14 +112,12 @@ fn a_dry_run_tells_the_chain_and_does_nothing() {
     let before = world.dir.list();
     assert_eq!(world.make(&["-n", "reproduce"]).1, CHAIN);
     assert_eq!(world.dir.list(), before);
-    // The experiment itself, without a word of its settings.
-    let here =
-        Command::new("make").current_dir(env!("CARGO_MANIFEST_DIR")).arg("-n").arg("reproduce").output().unwrap();
-    says(&String::from_utf8(here.stdout).unwrap(), &["cargo build --release", "pipelines/mini/pairs.parquet"]);
-    let unknown =
-        Command::new("make").current_dir(env!("CARGO_MANIFEST_DIR")).args(["reproduce", "X=no"]).output().unwrap();
-    assert_eq!(unknown.status.code(), Some(2));
-    says(&String::from_utf8(unknown.stderr).unwrap(), &["there is no pipelines/no.mk", "X=mini"]);
+    // The experiment of the mini world itself.
+    let run = make(&["-n", "reproduce", "RUNS=nowhere"]).output().unwrap();
+    says(&String::from_utf8(run.stdout).unwrap(), &["cargo build --release", "pipelines/mini/pairs.parquet"]);
+    let run = make(&["reproduce", "X=no"]).output().unwrap();
+    assert_eq!(run.status.code(), Some(2));
+    says(&String::from_utf8(run.stderr).unwrap(), &["there is no pipelines/no.mk", "X=mini"]);
 }
 
 #[test]

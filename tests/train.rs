@@ -34,3 +34,637 @@ fn train(dir: &Dir, out: &str, rest: &str) -> Tool {
     args.extend(usual.iter().filter(|(flag, _)| !rest.contains(flag)).flat_map(|(flag, value)| [*flag, *value]));
     dir.tool("train").args(rest.iter().chain(&args))
 }
+
+fn oracle_json() -> Value {
+    serde_json::from_slice(&std::fs::read(oracle("expected.json")).unwrap()).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+#[track_caller]
+fn near(ours: f64, theirs: f64, tolerance: f64) {
+    assert!((ours - theirs).abs() <= tolerance, "{ours} is not {theirs} to {tolerance}");
+}
+
+/// Every gradient to 2e-3 of its length; where it is only rounding, in either, there is nothing to compare.
+#[track_caller]
+fn same_gradients(ours: &Tensors, theirs: &Tensors) -> f64 {
+    let largest = theirs.values().flat_map(values).fold(0.0, |m: f32, v| m.max(v.abs()));
+    assert!(ours.keys().eq(theirs.keys()), "other tensors");
+    let sizeable = theirs.iter().filter(|(_, t)| values(t).iter().any(|v| v.abs() > 1e-6 * largest));
+    let (worst, name) = sizeable.map(|(n, t)| (relative(&ours[n], t), n)).max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+    assert!(worst < 2e-3, "{name} is off by {worst}");
+    worst
+}
+
+#[test]
+fn replay_gives_the_numbers_of_pytorch() {
+    let (dir, expected) = (Dir::new(), oracle_json());
+    let replay = oracle("replay.safetensors").display().to_string();
+    let policy = oracle("policy").display().to_string();
+    let rest = format!(
+        "--replay {replay} --policy {policy} --steps 5 --lr 2e-5 --beta_dpo 2000 --refresh-every 3 --dump-gradients g"
+    );
+    train(&dir, "out", &rest).ok();
+    let lines = log(&dir.path("out"));
+    for (i, (ours, theirs)) in lines.iter().zip(expected["log"].as_array().unwrap()).enumerate() {
+        let tolerance = if i == 0 { 1.0 } else { 10.0 }; // the weights have moved by then, to f32 rounding
+        near(ours["loss"].as_f64().unwrap(), theirs["loss"].as_f64().unwrap(), 5e-4 * tolerance);
+        assert_eq!(ours["implicit_acc"], theirs["implicit_acc"]);
+        for (z, expected) in numbers(&ours["z"]).iter().zip(numbers(&theirs["z"])) {
+            near(*z, expected, 2e-3 * tolerance);
+        }
+        for key in ["policy_winner_mse", "policy_loser_mse", "reference_winner_mse", "reference_loser_mse"] {
+            near(ours[key].as_f64().unwrap(), theirs[key].as_f64().unwrap(), 2e-6 * tolerance);
+        }
+        let (norm, expected) = (ours["grad_norm"].as_f64().unwrap(), theirs["grad_norm"].as_f64().unwrap());
+        near(norm, expected, 2e-3 * expected);
+    }
+    assert_eq!(lines.len(), 5);
+    // After the refresh that follows step 3 the two are one: to the last bit.
+    assert!(numbers(&lines[3]["z"]).iter().all(|z| *z == 0.0));
+    assert_eq!(lines[3]["loss"].as_f64().unwrap(), std::f64::consts::LN_2);
+    assert_eq!(lines.iter().map(|l| l["refreshed"] == true).collect::<Vec<_>>(), [false, false, true, false, false]);
+
+    let theirs = tensors(&oracle("expected.safetensors"));
+    same_gradients(&tensors(&dir.path("g")), &under(&theirs, "grad."));
+    let (max, mean) = distance(&weights(&dir.path("out")), &under(&theirs, "step5."));
+    assert!(max <= 2.0 * 2e-5 && mean <= 1e-6, "after five AdamW steps off by {max}, on average {mean}");
+}
+
+#[test]
+fn replay_gives_the_numbers_of_the_parity_kit() {
+    let Some(kit) = parity("expected/dpo_sd15.json") else { return };
+    let (kit, dir) = (kit.parent().unwrap().parent().unwrap().to_owned(), Dir::new());
+    let read = |name: &str| -> Value { serde_json::from_slice(&std::fs::read(kit.join(name)).unwrap()).unwrap() };
+    let (base, policy) = (kit.join("models/sd15"), kit.join("models/sd15_policy"));
+    let models = format!("--base {} --policy {}", base.display(), policy.display());
+    let replay = kit.join("replay_dpo_sd15.safetensors").display().to_string();
+    for case in read("expected/dpo_sd15.json")["cases"].as_array().unwrap() {
+        let beta = case["beta"].as_f64().unwrap();
+        train(&dir, "one", &format!("{models} --replay {replay} --steps 1 --beta {beta} --dump-gradients g{beta}"))
+            .ok();
+        let line = log(&dir.path("one")).remove(0);
+        near(line["loss"].as_f64().unwrap(), case["loss"].as_f64().unwrap(), 5e-4);
+        near(line["implicit_acc"].as_f64().unwrap(), case["implicit_acc"].as_f64().unwrap(), 1e-6);
+        for (z, expected) in numbers(&line["z"]).iter().zip(numbers(&case["inside"])) {
+            near(*z, expected, 2e-3);
+        }
+        let both = |a: &str, b: &str| (line[a].as_f64().unwrap() + line[b].as_f64().unwrap()) / 2.0;
+        near(both("policy_winner_mse", "policy_loser_mse"), case["raw_model_loss"].as_f64().unwrap(), 1e-6);
+        near(both("reference_winner_mse", "reference_loser_mse"), case["raw_ref_loss"].as_f64().unwrap(), 1e-6);
+    }
+    let worst =
+        same_gradients(&tensors(&dir.path("g5000")), &tensors(&kit.join("expected/dpo_sd15_grads.safetensors")));
+
+    let replay = kit.join("replay_adamw_sd15.safetensors").display().to_string();
+    let rest = format!("{models} --replay {replay} --steps 5 --lr 2e-5 --beta 2000 --refresh-every 3");
+    train(&dir, "five", &rest).ok();
+    let theirs = tensors(&kit.join("expected/train_adamw_step5.safetensors"));
+    let (max, mean) = distance(&weights(&dir.path("five")), &theirs);
+    assert!(max <= 2.0 * 2e-5 && mean <= 1e-6, "after five AdamW steps off by {max}, on average {mean}");
+    println!("worst gradient {worst:.1e}; five AdamW steps: at most {max:.1e}, on average {mean:.1e}");
+}
+
+#[test]
+fn refreshing_inside_equals_refreshing_between_two_runs() {
+    let dir = world();
+    train(&dir, "whole", "--steps 6 --refresh-every 3").ok();
+    train(&dir, "a", "--steps 3").ok();
+    let base = oracle("base").display().to_string();
+    dir.tool("refresh-ref").args(["--policy", "a", "--reference", &base, "-o", "r"]).ok();
+    train(&dir, "b", "--steps 6 --resume_from_checkpoint a --reference r").ok();
+    assert_same(&weights(&dir.path("whole")), &weights(&dir.path("b")));
+    // And the reference matters: without the refresh it is another run.
+    train(&dir, "frozen", "--steps 6").ok();
+    assert!(differ(&weights(&dir.path("whole")), &weights(&dir.path("frozen"))));
+
+    let lines = log(&dir.path("whole"));
+    assert_eq!(lines[3]["loss"].as_f64().unwrap(), std::f64::consts::LN_2);
+    assert_eq!(lines[3]["mean_abs_z"], 0.0);
+    assert!(lines[2]["mean_abs_z"].as_f64().unwrap() > 0.0 && lines[4]["mean_abs_z"].as_f64().unwrap() > 0.0);
+    // A schedule with an end needs it named in the first half.
+    train(&dir, "whole", "--steps 6 --refresh-every 3 --lr_scheduler cosine --lr_warmup_steps 2").ok();
+    train(&dir, "a", "--steps 3 --lr_scheduler cosine --lr_warmup_steps 2 --lr_total_steps 6").ok();
+    dir.tool("refresh-ref").args(["--policy", "a", "--reference", &base, "-o", "r"]).ok();
+    train(&dir, "b", "--steps 6 --resume a --reference r --lr_scheduler cosine --lr_warmup_steps 2").ok();
+    assert_same(&weights(&dir.path("whole")), &weights(&dir.path("b")));
+}
+
+#[test]
+fn a_step_never_moves_the_reference() {
+    let dir = world();
+    let before = tree(&oracle("base"));
+    train(&dir, "out", "--steps 4").ok();
+    assert!(tree(&oracle("base")) == before);
+    // Frozen, so that state/ need not hold it, and the reference's errors are those of a run that does not move.
+    assert!(!tensors(&dir.path("out/state/optimizer.safetensors")).keys().any(|n| n.starts_with("reference.")));
+    train(&dir, "still", "--steps 4 --lr 0").ok();
+    for (moving, still) in log(&dir.path("out")).iter().zip(log(&dir.path("still"))) {
+        assert_eq!(moving["reference_winner_mse"], still["reference_winner_mse"]);
+        assert_eq!(moving["reference_loser_mse"], still["reference_loser_mse"]);
+        assert_eq!(still["mean_abs_z"], 0.0);
+    }
+    // With a refresh it is the policy of that step, and no later one.
+    train(&dir, "r", "--steps 5 --refresh-every 2").ok();
+    train(&dir, "four", "--steps 4 --refresh-every 2").ok();
+    let state = tensors(&dir.path("r/state/optimizer.safetensors"));
+    assert_same(&under(&state, "reference."), &weights(&dir.path("four")));
+}
+
+#[test]
+fn a_killed_run_continues_to_the_same_tensors() {
+    let dir = world();
+    let rest = "--steps 60 --refresh-every 25 --drift_every 0 --train_batch_size 2";
+    train(&dir, "whole", rest).ok();
+    // Between checkpoints.
+    let kept = format!("{rest} --checkpointing_steps 10");
+    let mut child = spawn(train(&dir, "killed", &kept));
+    wait_for("a checkpoint and some steps", || log_lines(&dir.path("killed")) >= 34);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!dir.path("killed/unet").exists());
+    train(&dir, "killed", &format!("{kept} --resume_from_checkpoint latest")).ok();
+    assert_same(&weights(&dir.path("whole")), &weights(&dir.path("killed")));
+    let steps: Vec<_> = log(&dir.path("killed")).iter().map(|l| l["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, (1..=60).collect::<Vec<_>>());
+    for (a, b) in log(&dir.path("whole")).iter().zip(log(&dir.path("killed"))) {
+        assert_eq!((&a["loss"], &a["grad_norm"]), (&b["loss"], &b["grad_norm"]));
+    }
+    // Only the last ones are kept where that was asked for.
+    train(&dir, "few", &format!("{kept} --checkpoints_total_limit 2")).ok();
+    let left: Vec<_> = tree(&dir.path("few")).into_keys().filter(|p| p.ends_with("config.json")).collect();
+    let left: Vec<_> = left.iter().map(|p| p.to_string_lossy().into_owned()).collect();
+    assert_eq!(left, ["checkpoint-40/unet/config.json", "checkpoint-50/unet/config.json", "unet/config.json"]);
+}
+
+fn log_lines(out: &Path) -> usize {
+    std::fs::read_to_string(out.join("log.jsonl")).map_or(0, |text| text.lines().count())
+}
+
+#[test]
+fn a_run_killed_inside_a_checkpoint_continues_to_the_same_tensors() {
+    let dir = world();
+    let rest = "--steps 9 --refresh-every 4 --checkpointing_steps 3";
+    train(&dir, "whole", rest).ok();
+    let whole = weights(&dir.path("whole"));
+    let remove = |path: &str| {
+        let path = dir.path(path);
+        if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+    };
+    let rename = |from: &str, to: &str| {
+        std::fs::create_dir_all(dir.path(to).parent().unwrap()).unwrap();
+        std::fs::rename(dir.path(from), dir.path(to)).unwrap();
+    };
+    // What a kill leaves at each point of writing checkpoint-6.
+    let points: [(&str, &dyn Fn()); 5] = [
+        ("new weights half written", &|| {
+            remove("x/checkpoint-6/state");
+            rename("x/checkpoint-6/unet/diffusion_pytorch_model.safetensors", "x/checkpoint-6/unet.partial/w");
+            let half = dir.bytes("x/checkpoint-6/unet.partial/w");
+            dir.write(
+                "x/checkpoint-6/unet.partial/diffusion_pytorch_model.safetensors.partial",
+                &half[..half.len() / 2],
+            );
+            remove("x/checkpoint-6/unet");
+        }),
+        ("state half written", &|| {
+            rename("x/checkpoint-6/unet", "x/checkpoint-6/unet.partial");
+            rename("x/checkpoint-6/state/optimizer.safetensors", "x/checkpoint-6/state/optimizer.safetensors.partial");
+        }),
+        ("state there, weights waiting", &|| rename("x/checkpoint-6/unet", "x/checkpoint-6/unet.partial")),
+        ("config renamed, weights waiting", &|| {
+            let weights = "diffusion_pytorch_model.safetensors";
+            rename(&format!("x/checkpoint-6/unet/{weights}"), &format!("x/checkpoint-6/unet.partial/{weights}"));
+        }),
+        ("all renamed", &|| std::fs::create_dir(dir.path("x/checkpoint-6/unet.partial")).unwrap()),
+    ];
+    for (point, leave) in points {
+        copy(&dir.path("whole"), &dir.path("x"));
+        for name in ["x/unet", "x/state"] {
+            remove(name);
+        }
+        leave();
+        train(&dir, "x", &format!("{rest} --resume latest")).ok();
+        assert_eq!(log_lines(&dir.path("x")), 9, "{point}");
+        assert_same(&whole, &weights(&dir.path("x")));
+        remove("x");
+    }
+}
+
+/// A finished run that is made longer overwrites its own folder: killed between state/ and unet/, neither step is lost.
+#[test]
+fn the_last_checkpoint_is_never_of_two_steps() {
+    let dir = world();
+    train(&dir, "short", "--steps 3").ok();
+    train(&dir, "long", "--steps 6").ok();
+    copy(&dir.path("short"), &dir.path("x"));
+    // State of step 6 beside weights of step 3, the new weights nowhere: not a checkpoint.
+    copy(&dir.path("long/state"), &dir.path("x/state"));
+    let error = train(&dir, "y", "--steps 9 --resume_from_checkpoint x").fails(2);
+    says(&error, &["x is not a whole checkpoint", "x/unet do not belong to its state/"]);
+    // With the new weights waiting: step 6.
+    copy(&dir.path("long/unet"), &dir.path("x/unet.partial"));
+    train(&dir, "y", "--steps 9 --resume_from_checkpoint x").ok();
+    train(&dir, "whole", "--steps 9").ok();
+    assert_same(&weights(&dir.path("whole")), &weights(&dir.path("y")));
+    assert_same(&weights(&dir.path("long")), &weights(&dir.path("x")));
+}
+
+#[test]
+fn latest_goes_on_with_the_same_run_only() {
+    let dir = world();
+    train(&dir, "out", "--steps 4 --checkpointing_steps 2 --resume_from_checkpoint latest").ok();
+    // Finished: nothing to do, nothing changed.
+    let before = weights(&dir.path("out"));
+    train(&dir, "out", "--steps 4 --checkpointing_steps 2 --resume_from_checkpoint latest").ok();
+    assert_same(&before, &weights(&dir.path("out")));
+    for (change, what) in [
+        ("--lr 1e-5", "learning_rate"),
+        ("--beta 100", "beta_dpo"),
+        ("--refresh-every 2", "refresh_every"),
+        ("--seed 1", "seed"),
+        ("--train_batch_size 2", "effective_batch"),
+        ("--lr_scheduler linear", "lr_scheduler"),
+    ] {
+        let error = train(&dir, "out", &format!("--steps 8 --resume latest {change}")).fails(2);
+        says(&error, &["out was made with another ", what, "--resume_from_checkpoint"]);
+    }
+    dir.put("labels.parquet", &labels(&pairs(24), |_| (1.0, 1.0)));
+    says(&train(&dir, "out", "--steps 8 --resume latest").fails(2), &["another input table"]);
+    says(&train(&dir, "x", "--steps 8 --resume out").fails(2), &["out was made with another --labels", "--policy"]);
+    says(&train(&dir, "x", "--steps 8 --resume pairs.parquet").fails(2), &["pairs.parquet is not a whole checkpoint"]);
+    assert_same(&before, &weights(&dir.path("out")));
+}
+
+#[test]
+fn sigterm_saves_and_the_run_goes_on() {
+    let dir = world();
+    let rest = "--steps 40 --refresh-every 7 --train_batch_size 2";
+    train(&dir, "whole", rest).ok();
+    for (signal, code) in [("TERM", 143), ("INT", 130)] {
+        let mut child = spawn(train(&dir, signal, rest));
+        wait_for("some steps", || log_lines(&dir.path(signal)) >= 9);
+        let kill = std::process::Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
+        assert!(kill.success());
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        let stopped = log_lines(&dir.path(signal));
+        assert!((9..40).contains(&stopped));
+        assert!(dir.path(&format!("{signal}/checkpoint-{stopped}/unet/config.json")).exists());
+        train(&dir, signal, &format!("{rest} --resume_from_checkpoint latest")).ok();
+        assert_same(&weights(&dir.path("whole")), &weights(&dir.path(signal)));
+    }
+}
+
+/// The command line names a reference and refreshes it: the same command, after a kill, goes on with the refreshed one.
+#[test]
+fn a_refreshed_reference_outlives_a_kill() {
+    let dir = world();
+    let reference = oracle("policy").display().to_string();
+    let rest = format!("--steps 7 --refresh-every 3 --reference {reference}");
+    train(&dir, "whole", &rest).ok();
+    train(&dir, "x", &format!("{rest} --checkpointing_steps 5")).ok();
+    for name in ["x/unet", "x/state"] {
+        std::fs::remove_dir_all(dir.path(name)).unwrap();
+    }
+    train(&dir, "x", &format!("{rest} --resume latest")).ok();
+    assert_same(&weights(&dir.path("whole")), &weights(&dir.path("x")));
+    // A reference that the state does not hold must be named again.
+    train(&dir, "a", &format!("--steps 2 --reference {reference}")).ok();
+    says(&train(&dir, "b", "--steps 4 --resume a").fails(2), &["--reference", "name it"]);
+}
+
+#[test]
+fn threads_change_nothing() {
+    let dir = Dir::new();
+    dir.put("pairs.parquet", &pairs(12));
+    dir.put("labels.parquet", &labels(&pairs(12), some));
+    let base = mini().display().to_string();
+    for (out, threads) in [("one", "1"), ("two", "2")] {
+        let rest = format!("--base {base} --resolution 64 --steps 2 --beta 2000 --train_batch_size 2 --gradient_accumulation_steps 2 --threads {threads}");
+        train(&dir, out, &rest).ok();
+    }
+    assert_same(&weights(&dir.path("one")), &weights(&dir.path("two")));
+    assert_eq!(log(&dir.path("one"))[1]["loss"], log(&dir.path("two"))[1]["loss"]);
+}
+
+#[test]
+fn the_split_of_a_batch_changes_rounding_only() {
+    let dir = world();
+    let batch = |out: &str, b: usize, k: usize| {
+        let rest =
+            format!("--train_batch_size {b} --gradient_accumulation_steps {k} --steps 1 --dump-gradients {out}.g");
+        train(&dir, out, &rest).ok();
+        (log(&dir.path(out)).remove(0), tensors(&dir.path(&format!("{out}.g"))))
+    };
+    let (line, whole) = batch("one", 4, 1);
+    for (out, b, k) in [("two", 2, 2), ("three", 1, 4)] {
+        let (other, gradients) = batch(out, b, k);
+        near(other["grad_norm"].as_f64().unwrap(), line["grad_norm"].as_f64().unwrap(), 1e-2);
+        for key in ["loss", "policy_winner_mse", "policy_loser_mse"] {
+            near(other[key].as_f64().unwrap(), line[key].as_f64().unwrap(), 1e-6);
+        }
+        assert!(same_gradients(&gradients, &whole) < 1e-4);
+    }
+}
+
+#[test]
+fn swapping_the_images_and_the_label_changes_nothing() {
+    let dir = world();
+    train(&dir, "a", "--steps 6 --refresh-every 4").ok();
+    let turned = swapped(&pairs(24));
+    dir.put("pairs.parquet", &turned);
+    dir.put("labels.parquet", &labels(&turned, |i| (1.0 - some(i).0, some(i).1)));
+    train(&dir, "b", "--steps 6 --refresh-every 4").ok();
+    assert_same(&weights(&dir.path("a")), &weights(&dir.path("b")));
+    // The label alone is another matter.
+    dir.put("labels.parquet", &labels(&turned, some));
+    train(&dir, "c", "--steps 6 --refresh-every 4").ok();
+    assert!(differ(&weights(&dir.path("a")), &weights(&dir.path("c"))));
+}
+
+#[test]
+fn abstaining_pairs_never_matter() {
+    let dir = world();
+    train(&dir, "a", "--steps 10").ok();
+    // Without a label instead of one of weight 0; then without those pairs.
+    let all = labels(&pairs(24), some);
+    let say: Vec<_> = (0..24).filter(|i| some(*i).1 > 0.0).collect();
+    let only = |t: &arrow::array::RecordBatch| {
+        concat_batches(&t.schema(), &say.iter().map(|&i| t.slice(i, 1)).collect::<Vec<_>>()).unwrap()
+    };
+    dir.put("labels.parquet", &only(&all));
+    train(&dir, "b", "--steps 10").ok();
+    assert_same(&weights(&dir.path("a")), &weights(&dir.path("b")));
+    dir.put("pairs.parquet", &only(&pairs(24)));
+    train(&dir, "c", "--steps 10").ok();
+    assert_same(&weights(&dir.path("a")), &weights(&dir.path("c")));
+    // And what they say is counted.
+    dir.put("labels.parquet", &all);
+    dir.put("pairs.parquet", &pairs(24));
+    let args = ["pairs.parquet", "--labels", "labels.parquet", "--resolution", "16", "-o", "d", "--steps", "1"];
+    let run = dir.tool("train").args(args).args(["--base".into(), oracle("base")]).ok();
+    says(&run.err, &["20 pairs have a say; 4 abstain, 0 have no label"]);
+    dir.put("labels.parquet", &labels(&pairs(24), |_| (0.5, 0.0)));
+    says(&train(&dir, "e", "").fails(2), &["labels.parquet", "24 abstain", "nothing to train on"]);
+    dir.put("labels.parquet", &labels(&swapped(&pairs(24)), some));
+    says(&train(&dir, "e", "").fails(2), &["0 abstain, 24 have none", "are these the labels of these pairs?"]);
+    assert!(!dir.path("e").exists());
+}
+
+#[test]
+fn every_tensor_has_a_gradient_and_the_checkpoint_is_complete() {
+    let dir = world();
+    train(&dir, "out", "--steps 3 --dump-gradients g").ok();
+    let (base, ours) = (weights(&oracle("base")), weights(&dir.path("out")));
+    let gradients = tensors(&dir.path("g"));
+    assert!(gradients.keys().eq(base.keys()));
+    // The first step compares the policy with itself: z is 0, but no gradient is.
+    assert!(gradients.iter().all(|(n, g)| g.dims() == base[n].dims() && values(g).iter().any(|v| *v != 0.0)));
+    // Names and shapes of the base's file, f32, the config as it was.
+    assert!(ours.keys().eq(base.keys()) && ours.iter().all(|(n, t)| t.dims() == base[n].dims()));
+    assert!(ours.values().all(|t| t.dtype() == candle_core::DType::F32));
+    assert_eq!(std::fs::read(oracle("base/unet/config.json")).unwrap(), dir.bytes("out/unet/config.json"));
+    let metadata = nets::checkpoint::metadata(&dir.path("out/unet/diffusion_pytorch_model.safetensors")).unwrap();
+    let origin: Value = serde_json::from_str(&metadata["origin"]).unwrap();
+    assert_eq!((&origin["tool"], &origin["args"]["step"]), (&"train".into(), &3.into()));
+    assert!(!metadata["origin"].contains(env!("CARGO_MANIFEST_DIR")));
+    // Published weights may be rounded; a resumption goes on from what was not.
+    train(&dir, "half", "--steps 3 --save-dtype f16").ok();
+    let half = weights(&dir.path("half"));
+    assert!(half.values().all(|t| t.dtype() == candle_core::DType::F16));
+    let (max, _) = distance(&half, &ours);
+    assert!(max > 0.0 && max < 2e-3, "{max}");
+    train(&dir, "a", "--steps 6").ok();
+    train(&dir, "b", "--steps 6 --resume half").ok();
+    assert_same(&weights(&dir.path("a")), &weights(&dir.path("b")));
+}
+
+#[test]
+fn from_the_cache_of_encode_as_from_pairs() {
+    let dir = world();
+    let encode = |out: &str, rest: &[&str]| {
+        let args = ["pairs.parquet", "-o", out, "--resolution", "16", "-q", "--base"];
+        dir.tool("encode").args(args).args([oracle("base")]).args(rest).ok();
+    };
+    encode("cache", &[]);
+    encode("flips", &["--augment", "independent-flip"]);
+    for (cache, rest) in [("cache", "--augment none"), ("flips", ""), ("flips", "--augment pair-flip")] {
+        train(&dir, "a", &format!("--steps 3 {rest}")).ok();
+        train(&dir, "b", &format!("{cache} --steps 3 {rest}")).ok();
+        for (a, b) in log(&dir.path("a")).iter().zip(log(&dir.path("b"))) {
+            for key in ["policy_winner_mse", "policy_loser_mse", "reference_winner_mse"] {
+                near(b[key].as_f64().unwrap(), a[key].as_f64().unwrap(), 2e-3);
+            }
+        }
+        assert_eq!(log(&dir.path("a"))[0]["loss"], log(&dir.path("b"))[0]["loss"]);
+        assert!(differ(&weights(&dir.path("a")), &weights(&dir.path("b"))), "the cache was not used");
+    }
+    // Without the mirrored images none are used, and that is said.
+    let args = ["cache", "--labels", "labels.parquet", "-o", "c", "--steps", "1", "--resolution", "16", "--base"];
+    let run = dir.tool("train").args(args).args([oracle("base")]).ok();
+    says(&run.err, &["the cache holds no mirrored images"]);
+    // Made with another model it is another training set.
+    let error = train(&dir, "d", &format!("cache --base {}", mini().display())).fails(2);
+    says(&error, &["the cache was made with another vae"]);
+}
+
+#[test]
+fn from_an_images_table_as_from_pairs() {
+    let dir = world();
+    let table = pairs(24);
+    let side = |k: usize| {
+        util::table(vec![
+            ("image_uid", column(&table, &format!("image_{k}_uid")).clone()),
+            ("image", column(&table, &format!("jpg_{k}")).clone()),
+        ])
+    };
+    let both = concat_batches(&side(0).schema(), &[side(1), side(0)]).unwrap();
+    dir.put("images.parquet", &both);
+    train(&dir, "a", "--steps 3").ok();
+    train(&dir, "b", "images.parquet --steps 3").ok();
+    assert_same(&weights(&dir.path("a")), &weights(&dir.path("b")));
+    dir.put("images.parquet", &both.slice(0, 30));
+    let error = train(&dir, "c", "images.parquet --steps 3").fails(2);
+    says(&error, &["labels.parquet, row 6", "is not in the data"]);
+}
+
+#[test]
+fn bad_input_is_one_sentence_and_nothing_is_written() {
+    let dir = world();
+    let good = pairs(24);
+    let bad = |name: &str, table: &arrow::array::RecordBatch| dir.put(name, table);
+    bad("no-caption.parquet", &without(&good, "caption"));
+    bad("none.parquet", &good.slice(0, 0));
+    let whole = dir.bytes("pairs.parquet");
+    dir.write("cut.parquet", &whole[..whole.len() - 100]);
+    let captions = column_text(&good, "caption");
+    let null = arrow::array::StringArray::from_iter((0..24).map(|i| (i != 7).then_some(&captions[i])));
+    bad("null.parquet", &with(&good, "caption", std::sync::Arc::new(null)));
+    let jpgs: Vec<_> = (0..24).map(|i| image(&good, "jpg_1", i)).collect();
+    let jpg = |at: usize, bytes: Option<&'static [u8]>| {
+        images(&(0..24).map(|i| if i == at { bytes } else { Some(&jpgs[i][..]) }).collect::<Vec<_>>())
+    };
+    bad("text.parquet", &with(&good, "jpg_1", jpg(11, Some(b"not an image"))));
+    bad("hole.parquet", &with(&good, "jpg_1", jpg(12, None)));
+    dir.write("plain", "a file");
+    let before = dir.list();
+    for (rest, parts) in [
+        ("no-caption.parquet", &["no-caption.parquet: column 'caption' is missing (found: image_0_uid"][..]),
+        ("none.parquet", &["none.parquet has no rows"]),
+        ("cut.parquet", &["cut.parquet is not a whole table"]),
+        ("absent.parquet", &["absent.parquet", "No such file"]),
+        ("null.parquet", &["null.parquet, row 7", "'caption' is null"]),
+        ("text.parquet --steps 20", &["text.parquet, row 11"]),
+        ("hole.parquet --steps 20", &["hole.parquet, row 12", "'jpg_1' is null"]),
+        ("--labels pairs.parquet", &["pairs.parquet: column 'pair_id' is missing", "`vote`"]),
+        ("--beta 0", &["--beta_dpo must be above 0"]),
+        ("--lr nan", &["--learning_rate"]),
+        ("--steps 0", &["--max_train_steps is 0"]),
+        ("--adam_beta2 1", &["--adam_beta2"]),
+        ("--resolution 15", &["--resolution 15 is not a multiple of the VAE's 2"]),
+        ("--resolution 0", &["--resolution 0"]),
+        ("--base absent", &["absent", "cannot read"]),
+        ("--policy absent", &["absent does not exist", "unet/config.json"]),
+        ("--reference plain", &["plain", "unet/config.json"]),
+        ("--shard 0/2", &["--shard"]),
+        ("--dtype f16", &["f32"]),
+    ] {
+        says(&train(&dir, "out", rest).fails(2), parts);
+        assert_eq!(dir.list().iter().filter(|n| *n != "out").cloned().collect::<Vec<_>>(), before, "{rest}");
+        if !rest.contains("--steps 20") {
+            assert!(!dir.path("out").exists(), "{rest}");
+        }
+        let _ = std::fs::remove_dir_all(dir.path("out"));
+    }
+    says(&train(&dir, "plain/out", "").fails(2), &["cannot write in plain/out", "plain is not a folder"]);
+    says(&train(&dir, "plain", "").fails(2), &["plain is not a folder"]);
+    assert_eq!(dir.bytes("plain"), b"a file");
+    let base = oracle("base").display().to_string();
+    says(&dir.tool("train").args(["--base", &base, "-o", "out"]).fails(2), &["--labels is missing"]);
+    let error = dir.tool("train").args(["--base", &base, "-o", "out", "--labels", "labels.parquet"]).fails(2);
+    says(&error, &["no DATA was named"]);
+}
+
+#[test]
+fn a_caption_of_ten_thousand_characters() {
+    let dir = world();
+    let long: Vec<_> = column_text(&pairs(24), "caption").iter().map(|c| c.repeat(10_000 / c.len() + 1)).collect();
+    assert!(long.iter().all(|c| c.len() >= 10_000));
+    let table = with(&pairs(24), "caption", texts(long));
+    dir.put("pairs.parquet", &table);
+    dir.put("labels.parquet", &labels(&table, some));
+    train(&dir, "out", "--steps 1").ok();
+}
+
+#[test]
+fn a_model_that_is_not_whole_is_named() {
+    let dir = world();
+    let broken = |change: &dyn Fn(&Dir)| {
+        copy(&oracle("base"), &dir.path("base"));
+        change(&dir);
+        let error = train(&dir, "out", "--base base --steps 1").fails(2);
+        assert!(!dir.path("out").exists());
+        std::fs::remove_dir_all(dir.path("base")).unwrap();
+        error
+    };
+    for part in [
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "scheduler/scheduler_config.json",
+        "tokenizer/merges.txt",
+    ] {
+        let error = broken(&|dir| std::fs::remove_file(dir.path("base").join(part)).unwrap());
+        let folder = part.split('/').next().unwrap();
+        says(&error, &[folder]);
+    }
+    let file = "base/unet/diffusion_pytorch_model.safetensors";
+    let edit = |change: &dyn Fn(&mut Tensors)| {
+        broken(&|dir| {
+            let mut all = tensors(&dir.path(file));
+            change(&mut all);
+            write_tensors(&dir.path(file), &all);
+        })
+    };
+    let name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+    says(&edit(&|all| drop(all.remove(name))), &[file, name, "is missing"]);
+    let error = edit(&|all| drop(all.insert(name.into(), all[name].narrow(0, 0, 4).unwrap())));
+    says(&error, &[name, "has shape [4, 8], expected [12, 8]"]);
+    let error = broken(&|dir| drop(dir.write(file, &dir.bytes(file)[..5000])));
+    says(&error, &[file, "is not a whole safetensors file"]);
+    // A policy of another architecture.
+    let error = train(&dir, "out", &format!("--policy {}", mini().display())).fails(2);
+    says(&error, &["policy and reference differ in architecture", "conv_in"]);
+}
+
+#[test]
+fn a_replay_file_that_lacks_something() {
+    let dir = world();
+    let edit = |change: &dyn Fn(&mut Tensors)| {
+        let mut all = tensors(&oracle("replay.safetensors"));
+        change(&mut all);
+        let all: Vec<_> = all.into_iter().collect();
+        let meta = [("prompts".to_owned(), r#"["a", "b"]"#.to_owned())].into();
+        safetensors(&dir.path("replay"), &all, Some(meta));
+        train(&dir, "out", "--replay replay --steps 5 --lr 1e-6")
+    };
+    edit(&|_| ()).ok();
+    std::fs::remove_dir_all(dir.path("out")).unwrap();
+    says(&edit(&|all| drop(all.remove("0.noise"))).fails(2), &["replay: tensor '0.noise' is missing"]);
+    let error = edit(&|all| drop(all.insert("0.latents".into(), all["0.latents"].narrow(0, 0, 3).unwrap()))).fails(2);
+    says(&error, &["step 0 has latents [3, 4, 8, 8]", "for 2 captions"]);
+    let late = candle_core::Tensor::new(&[1000i64; 4], &candle_core::Device::Cpu).unwrap();
+    says(&edit(&|all| drop(all.insert("0.timesteps".into(), late.clone()))).fails(2), &["timestep", "1000"]);
+    assert!(!dir.path("out").exists());
+    // The last step that is there is kept.
+    says(&edit(&|all| drop(all.remove("4.timesteps"))).fails(2), &["tensor '4.timesteps' is missing"]);
+    safetensors(&dir.path("replay"), &[], None);
+    says(&train(&dir, "x", "--replay replay").fails(2), &["replay: the metadata key 'prompts' is missing"]);
+    dir.write("replay", "no tensors");
+    says(&train(&dir, "x", "--replay replay").fails(2), &["replay is not a whole safetensors file"]);
+    let error = train(&dir, "x", "--replay replay --gradient_accumulation_steps 2").fails(2);
+    says(&error, &["--replay", "one a step"]);
+    let run = train(&dir, "x", "--replay replay --labels labels.parquet").exits(2);
+    says(&run.err, &["--replay", "--labels"]);
+    assert!(!dir.path("x").exists());
+}
+
+fn safetensors(
+    path: &Path,
+    all: &[(String, candle_core::Tensor)],
+    meta: Option<std::collections::HashMap<String, String>>,
+) {
+    let tensors: std::collections::HashMap<_, _> = all.iter().cloned().collect();
+    candle_core::safetensors::save(&tensors, path).unwrap();
+    let Some(meta) = meta else { return };
+    // The same file with metadata: a longer header before the same data.
+    let bytes = std::fs::read(path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    header["__metadata__"] = serde_json::to_value(meta).unwrap();
+    let header = serde_json::to_vec(&header).unwrap();
+    let out = [&(header.len() as u64).to_le_bytes()[..], &header, &bytes[8 + length..]].concat();
+    std::fs::write(path, out).unwrap();
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint() {
+    let dir = world();
+    train(&dir, "out", "--steps 2 --checkpointing_steps 1").ok();
+    let kept = weights(&dir.path("out"));
+    let error = train(&dir, "out", "--steps 9 --checkpointing_steps 1 --lr 1e30 --resume out").fails(2);
+    says(&error, &["step ", "the last checkpoint is kept", "--learning_rate"]);
+    assert_same(&kept, &weights(&dir.path("out")));
+    let finite = |t: &Tensors| t.values().all(|t| values(t).iter().all(|v| v.is_finite()));
+    for (name, _) in tree(&dir.path("out")) {
+        if name.ends_with("diffusion_pytorch_model.safetensors") {
+            assert!(finite(&tensors(&dir.path("out").join(&name))), "{}", name.display());
+        }
+    }
+}

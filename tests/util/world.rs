@@ -7,7 +7,7 @@ use std::{
 };
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BinaryArray, Float32Array, RecordBatch},
+    array::{ArrayRef, AsArray, BinaryArray, Float32Array, RecordBatch},
     datatypes::Int64Type,
 };
 use candle_core::{Device, Tensor};

@@ -284,8 +284,7 @@ impl Cache {
             std::fs::remove_dir_all(out).with_context(|| format!("cannot replace {}", out.display()))?;
         }
         atomic::rename(&whole, out)?;
-        std::fs::remove_dir_all(&self.folder)
-            .with_context(|| format!("cannot remove {}", self.folder.display()))?;
+        std::fs::remove_dir_all(&self.folder).with_context(|| format!("cannot remove {}", self.folder.display()))?;
         Ok((rows[LATENTS], rows[CAPTIONS]))
     }
 }

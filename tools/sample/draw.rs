@@ -4,7 +4,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use rayon::prelude::*;
 use nets::{
     base::PromptEncoder,
     image::{self, Rgb},
@@ -12,13 +11,14 @@ use nets::{
     unet::UNet,
     vae::{self, Vae},
 };
+use rayon::prelude::*;
 
 /// A whole Stable Diffusion model.
 pub struct Painter {
     text: PromptEncoder,
     unet: UNet,
     vae: Vae,
-    schedule: Schedule,
+    ddim: Ddim,
     device: Device,
     dtype: DType,
 }
@@ -33,16 +33,31 @@ pub struct Drawing {
 
 impl Painter {
     /// Everything from `base`, the UNet from its own folder.
-    pub fn open(base: &Path, unet: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        Ok(Self {
-            text: PromptEncoder::open(base, dtype, device)?,
-            unet: UNet::open(unet, dtype, device)?,
-            // The VAE of SDXL overflows in f16: decoding is always f32.
-            vae: Vae::open(&base.join("vae"), DType::F32, device)?,
-            schedule: Schedule::open(base)?,
-            device: device.clone(),
-            dtype,
-        })
+    ///
+    /// # Errors
+    /// A part that is missing or damaged; parts that do not fit each other; a number of steps that the schedule lacks.
+    pub fn open(base: &Path, unet: &Path, steps: usize, dtype: DType, device: &Device) -> Result<Self> {
+        let text = PromptEncoder::open(base, dtype, device)?;
+        let of = unet;
+        let unet = UNet::open(unet, dtype, device)?;
+        // The VAE of SDXL overflows in f16: decoding is always f32.
+        let vae = Vae::open(&base.join("vae"), DType::F32, device)?;
+        let (width, takes) = (text.states(&[""])?.dim(2)?, unet.config.cross_attention_dim);
+        ensure!(
+            width == takes,
+            "{} attends to states of width {takes}, the text encoder of {} makes {width}",
+            of.display(),
+            base.display()
+        );
+        let (channels, takes) = (vae.config.latent_channels, unet.config.in_channels);
+        ensure!(
+            channels == takes,
+            "{} takes {takes} channels, the VAE of {} has {channels}",
+            of.display(),
+            base.display()
+        );
+        let ddim = Ddim::new(&Schedule::open(base)?, steps)?;
+        Ok(Self { text, unet, vae, ddim, device: device.clone(), dtype })
     }
 
     /// (C, h, w) of the latents: those given, or of the asked size in pixels.
@@ -72,27 +87,27 @@ impl Painter {
 
     /// `noise` (B, C, h, w), standard normal. On the CPU each thread draws a few images by itself, which keeps it busier
     /// than sharing every operation; an image is the same whatever it is drawn with.
-    pub fn draw(&self, prompts: &[&str], noise: &Tensor, steps: usize, guidance: f64) -> Result<Drawing> {
+    pub fn draw(&self, prompts: &[&str], noise: &Tensor, guidance: f64) -> Result<Drawing> {
         let threads = if self.device.is_cpu() { rayon::current_num_threads() } else { 1 };
         let share = prompts.len().div_ceil(threads);
-        let drawn = prompts.par_chunks(share).enumerate().map(|(i, prompts)| {
-            self.draw_together(prompts, &noise.narrow(0, i * share, prompts.len())?, steps, guidance)
-        });
+        let drawn = prompts
+            .par_chunks(share)
+            .enumerate()
+            .map(|(i, prompts)| self.draw_together(prompts, &noise.narrow(0, i * share, prompts.len())?, guidance));
         let drawn = drawn.collect::<Result<Vec<_>>>()?;
         let latents = drawn.iter().map(|d| &d.latents).collect::<Vec<_>>();
         Ok(Drawing { latents: Tensor::cat(&latents, 0)?, pngs: drawn.iter().flat_map(|d| d.pngs.clone()).collect() })
     }
 
-    fn draw_together(&self, prompts: &[&str], noise: &Tensor, steps: usize, guidance: f64) -> Result<Drawing> {
+    fn draw_together(&self, prompts: &[&str], noise: &Tensor, guidance: f64) -> Result<Drawing> {
         let guided = guidance > 1.0;
         let states = self.text.states(prompts)?; // (B, T, D)
         let context = match guided {
             true => Tensor::cat(&[&self.text.states(&vec![""; prompts.len()])?, &states], 0)?, // (2B, T, D)
             false => states,
         };
-        let ddim = Ddim::new(&self.schedule, steps)?;
         let mut x = noise.to_device(&self.device)?; // (B, C, h, w), f32
-        for &t in &ddim.timesteps {
+        for &t in &self.ddim.timesteps {
             let input = if guided { Tensor::cat(&[&x, &x], 0)? } else { x.clone() };
             let timesteps = vec![t as f32; input.dim(0)?];
             let eps =
@@ -105,7 +120,7 @@ impl Painter {
                 }
                 false => eps,
             };
-            x = ddim.step(&x, &eps, t)?;
+            x = self.ddim.step(&x, &eps, t)?;
         }
         let pixels = self.vae.decode(&x)?; // (B, 3, H, W)
         let (_, _, height, width) = pixels.dims4()?;

@@ -106,6 +106,7 @@ fn sample(args: Args) -> Result<Answer> {
     let out = args.common.output()?;
     ensure!(args.n > 0, "-n is 0: no image to draw");
     ensure!(args.batch > 0, "--batch is 0: no image to draw");
+    ensure!(args.guidance.is_finite(), "--guidance must be a number, it is {}", args.guidance);
     let whole_only = args.common.shard.is_none() || (args.latents.is_none() && args.dump_latents.is_none());
     ensure!(whole_only, "--latents and --dump-latents hold every image in order; they do not go with --shard");
     let resolve = |arg: &PathBuf| hub::resolve(arg, args.allow_download);
@@ -116,7 +117,7 @@ fn sample(args: Args) -> Result<Answer> {
     let prompts = prompt_source::read(&args.prompts, None)?;
     ensure!(!prompts.prompts.is_empty(), "there is no prompt to draw");
     let unet_of = unet_folder(unet.as_deref().unwrap_or(&base))?;
-    let painter = Painter::open(&base, &unet_of, dtype, &device)?;
+    let painter = Painter::open(&base, &unet_of, args.steps, dtype, &device)?;
     let given = args.latents.as_ref().map(|path| read_latents(path)).transpose()?;
     let total = prompts.prompts.len() * args.n as usize;
     let latent = painter.latent_size(args.height, args.width, given.as_ref())?;
@@ -171,7 +172,7 @@ fn sample(args: Args) -> Result<Answer> {
             None => noise(&images, latent)?,
         };
         let texts: Vec<&str> = images.iter().map(|i| i.prompt.prompt.as_str()).collect();
-        let Drawing { latents, pngs } = painter.draw(&texts, &noise, args.steps, args.guidance)?;
+        let Drawing { latents, pngs } = painter.draw(&texts, &noise, args.guidance)?;
         if !work.has(i) {
             work.put(i, &table(&images, &pngs, &name, &unet_hash)?)?;
         }

@@ -1,6 +1,6 @@
 //! From rows to scores, each distinct piece of work once.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Error, Result, bail};
 use nets::{
@@ -11,21 +11,19 @@ use pipe::{column::Rows, id, stop};
 use rayon::prelude::*;
 
 use crate::{
+    cache::{Cache, Vectors},
     models::Scorers,
     rows::{Kind, Place, Places},
 };
 
 /// The first half of a SHA-256: a million images share one with probability 1e-27.
-type Key = [u8; 16];
+pub type Key = [u8; 16];
 
 fn key(parts: &[&[u8]]) -> Key {
     let mut key = Key::default();
     key.copy_from_slice(&id::sha256_of(parts)[..16]);
     key
 }
-
-/// Vectors of images and captions that are kept in case they come again, in MiB; the oldest go first.
-const KEPT: usize = 64;
 
 pub struct Engine {
     pub scorers: Scorers,
@@ -44,9 +42,6 @@ pub struct Engine {
     pub work: Work,
 }
 
-/// One vector a scorer.
-type Vectors = Vec<Vec<f32>>;
-
 /// What was done, for the summary.
 #[derive(Default)]
 pub struct Work {
@@ -62,13 +57,7 @@ pub struct Work {
 }
 
 impl Engine {
-    pub fn new(
-        scorers: Scorers,
-        kind: Kind,
-        batch: usize,
-        side_by_side: bool,
-        skip_bad: bool,
-    ) -> Self {
+    pub fn new(scorers: Scorers, kind: Kind, batch: usize, side_by_side: bool, skip_bad: bool) -> Self {
         Self {
             preprocesses: preprocesses(scorers.iter().map(|(_, s)| s.as_ref())),
             scorers,
@@ -141,10 +130,9 @@ impl Engine {
     fn refuse_nulls(&self, rows: &Rows, places: &[Place]) -> Result<()> {
         let null = places.iter().find(|p| p.image.is_none() || p.caption.is_none()).filter(|_| !self.skip_bad);
         match null {
-            Some(p) if p.caption.is_none() => bail!(
-                "{}: the caption is null; every row needs one (--skip-bad scores the others)",
-                rows.at(p.row)
-            ),
+            Some(p) if p.caption.is_none() => {
+                bail!("{}: the caption is null; every row needs one (--skip-bad scores the others)", rows.at(p.row))
+            }
             Some(p) => bail!(
                 "{}: '{}' is null; there is no image to score (--skip-bad scores the others)",
                 rows.at(p.row),
@@ -190,7 +178,7 @@ impl Engine {
                 Embedded::Unreadable(error) => {
                     if !self.skip_bad {
                         let place = format!("{}, '{}'", rows.at(places[i].row), places[i].column);
-                        return Err(error.context("(--skip-bad scores the others)").context(place));
+                        bail!("{place}: {error:#} (--skip-bad scores the others)");
                     }
                     vectors.push(None);
                 }
@@ -280,62 +268,4 @@ enum Embedded {
 /// Enough of a key to count distinct ones.
 fn short(key: &Key) -> u64 {
     key.iter().take(8).fold(0, |n, &b| n << 8 | u64::from(b))
-}
-
-/// Values by key up to `KEPT`, the oldest forgotten first.
-struct Cache<T> {
-    values: HashMap<Key, T>,
-    order: VecDeque<(Key, usize)>,
-    bytes: usize,
-}
-
-impl<T> Default for Cache<T> {
-    fn default() -> Self {
-        Self { values: HashMap::new(), order: VecDeque::new(), bytes: 0 }
-    }
-}
-
-impl<T: Size> Cache<T> {
-    fn has(&self, key: &Key) -> bool {
-        self.values.contains_key(key)
-    }
-
-    fn get(&self, key: &Key) -> Option<&T> {
-        self.values.get(key)
-    }
-
-    /// All of these can be read until the next `trim`.
-    fn put(&mut self, values: impl Iterator<Item = (Key, T)>) {
-        for (key, value) in values {
-            let size = value.size();
-            self.bytes += size;
-            self.order.push_back((key, size));
-            self.values.insert(key, value);
-        }
-    }
-
-    fn trim(&mut self) {
-        while self.bytes > KEPT << 20 {
-            let Some((key, size)) = self.order.pop_front() else { break };
-            self.bytes -= size;
-            self.values.remove(&key);
-        }
-    }
-}
-
-/// About how many bytes a value takes.
-trait Size {
-    fn size(&self) -> usize;
-}
-
-impl Size for Vectors {
-    fn size(&self) -> usize {
-        128 + self.iter().map(|v| 32 + 4 * v.len()).sum::<usize>()
-    }
-}
-
-impl Size for Option<Vectors> {
-    fn size(&self) -> usize {
-        self.as_ref().map_or(128, Size::size)
-    }
 }

@@ -3,6 +3,7 @@
 //!   score pairs.parquet -o scores.parquet --models scorers/
 //!   score images.parquet -o scored.parquet --metrics clip,aesthetic --model clip=CLIP-H/ --model aesthetic=CLIP-L/,head.pth
 
+mod cache;
 mod engine;
 mod models;
 mod rows;
@@ -30,7 +31,7 @@ use pipe::{
     progress, stop,
     table::{Inputs, Output, target},
 };
-use rows::{Kind, Places};
+use rows::Kind;
 use summary::Summary;
 
 /// Rate images with published metrics: HPS, CLIP, PickScore, LAION's aesthetic predictor.
@@ -199,7 +200,7 @@ fn origin(args: &Args, metrics: &[&Metric], scorers: &models::Scorers, options: 
 }
 
 fn table(kind: Kind, metrics: &[String], rows: &Rows, scores: &[Vec<Option<f32>>]) -> Result<RecordBatch> {
-    let mut columns = kind.keys(rows, &Places::of(kind, rows)?.captions)?;
+    let mut columns = kind.keys(rows)?;
     let sides = kind.image_columns().len();
     for scores in scores {
         for side in 0..sides {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use arrow::{
     array::{Array, ArrayRef, BinaryArray, Float32Array, StringArray, UInt32Array},
     datatypes::Schema,
@@ -22,15 +22,8 @@ pub enum Kind {
     Images,
 }
 
-const IMAGES_NEEDED: [&str; 7] = [
-    prompts::PROMPT_ID,
-    prompts::PROMPT,
-    images::IMAGE_UID,
-    images::K,
-    images::SEED,
-    images::MODEL,
-    images::IMAGE,
-];
+const IMAGES_NEEDED: [&str; 7] =
+    [prompts::PROMPT_ID, prompts::PROMPT, images::IMAGE_UID, images::K, images::SEED, images::MODEL, images::IMAGE];
 
 impl Kind {
     /// # Errors
@@ -93,7 +86,8 @@ impl Kind {
     }
 
     /// Everything but the scores. A null caption becomes an empty one here.
-    pub fn keys(self, rows: &Rows, captions: &StringArray) -> Result<Vec<ArrayRef>> {
+    pub fn keys(self, rows: &Rows) -> Result<Vec<ArrayRef>> {
+        let captions = rows.text_or_null(self.caption_column())?;
         let captions = StringArray::from_iter_values(captions.iter().map(Option::unwrap_or_default));
         match self {
             Self::Pairs => {
@@ -112,7 +106,9 @@ impl Kind {
                 Ok(vec![Arc::new(ids), Arc::new(captions), Arc::new(uid_0), Arc::new(uid_1), Arc::new(label_0)])
             }
             Self::Images => {
-                let k = rows.u64(images::K)?;
+                let k = rows.u64(images::K)?.values().iter().map(|&k| u32::try_from(k)).collect::<Result<Vec<_>, _>>();
+                let k =
+                    k.with_context(|| format!("{}: column '{}' holds a number above 2^32", rows.table, images::K))?;
                 Ok(vec![
                     Arc::new(rows.text(prompts::PROMPT_ID)?),
                     Arc::new(captions),
@@ -120,7 +116,7 @@ impl Kind {
                     Arc::new(rows.text_if_there(prompts::CATEGORY)?),
                     Arc::new(rows.text_if_there(prompts::CHALLENGE)?),
                     Arc::new(rows.text(images::IMAGE_UID)?),
-                    Arc::new(UInt32Array::from_iter_values(k.values().iter().map(|&k| k as u32))),
+                    Arc::new(UInt32Array::from(k)),
                     Arc::new(rows.u64(images::SEED)?),
                     Arc::new(rows.text(images::MODEL)?),
                 ])
@@ -133,7 +129,7 @@ impl Kind {
 pub struct Places {
     kind: Kind,
     images: Vec<BinaryArray>,
-    pub captions: StringArray,
+    captions: StringArray,
 }
 
 /// One image place.

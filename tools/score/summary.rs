@@ -143,14 +143,7 @@ impl Summary {
         for (m, x) in &self.metrics {
             text += &match x.n {
                 0 => format!("\n{:<12} {:>9}", m.name, 0),
-                n => format!(
-                    "\n{:<12} {n:>9} {:>9.4} {:>9.4} {:>9.4} {:>9.4}",
-                    m.name,
-                    x.mean,
-                    x.sd(),
-                    x.min,
-                    x.max
-                ),
+                n => format!("\n{:<12} {n:>9} {:>9.4} {:>9.4} {:>9.4} {:>9.4}", m.name, x.mean, x.sd(), x.min, x.max),
             };
         }
         text

@@ -85,7 +85,9 @@ pub fn verify(
             Ok(Answer::Yes)
         }
         Some(first) => {
-            common.say(format_args!("score: {different} of {compared} scores differ, by up to {worst:.1e}; the first: {first}"));
+            common.say(format_args!(
+                "score: {different} of {compared} scores differ, by up to {worst:.1e}; the first: {first}"
+            ));
             Ok(Answer::No)
         }
     }

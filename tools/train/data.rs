@@ -59,7 +59,11 @@ enum Images {
 enum Captions {
     Encoder(PromptEncoder),
     /// Those that `encode` has made, (T, D) each, by caption.
-    Cache { table: Taker, shape: [usize; 2], rows: HashMap<[u8; 16], u32> },
+    Cache {
+        table: Taker,
+        shape: [usize; 2],
+        rows: HashMap<[u8; 16], u32>,
+    },
 }
 
 /// All pairs that have a say, and what is needed to visit them.
@@ -287,7 +291,8 @@ impl Data {
                 let rows: Vec<usize> =
                     wanted.iter().map(|w| w.rows[usize::from(w.flipped && *flips)] as usize).collect();
                 let found = table.take(&rows, &["mean", "logvar"])?;
-                let gather = |name: &str| Ok::<_, anyhow::Error>(lists(&found, name)?.reshape((rows.len(), *c, *h, *w))?);
+                let gather =
+                    |name: &str| Ok::<_, anyhow::Error>(lists(&found, name)?.reshape((rows.len(), *c, *h, *w))?);
                 Ok(Posterior { mean: gather("mean")?, logvar: gather("logvar")? })
             }
         }
@@ -320,7 +325,8 @@ impl Captions {
             Captions::Cache { table, shape: [t, d], rows } => {
                 let row = |c: &String| {
                     let row = rows.get(&key(c)).copied();
-                    Ok(row.with_context(|| format!("the cache has no caption '{c}'; make it again with `encode`"))? as usize)
+                    Ok(row.with_context(|| format!("the cache has no caption '{c}'; make it again with `encode`"))?
+                        as usize)
                 };
                 let found = table.take(&captions.iter().map(row).collect::<Result<Vec<_>>>()?, &["states"])?;
                 Ok(lists(&found, "states")?.reshape((captions.len(), *t, *d))?)

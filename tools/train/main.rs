@@ -16,7 +16,7 @@ use std::{process::ExitCode, time::Instant};
 
 use anyhow::{Result, ensure};
 use args::Args;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use log::{Line, Log};
 use loss::{Errors, PairLoss, dpo_loss};
 use nets::{
@@ -31,6 +31,7 @@ use pipe::{
     cli::{Answer, run},
     progress, stop,
 };
+use rayon::prelude::*;
 use source::{Batch, Source};
 use state::State;
 
@@ -55,19 +56,28 @@ fn train(args: Args) -> Result<Answer> {
     let mut log = Log::new(&out, state.counters.step);
     let bar = progress::bar("train", Some(args.max_train_steps), args.common.quiet);
     bar.set_position(state.counters.step);
+    let abreast = abreast(&state, &device);
     stop::watch()?;
 
     for step in state.counters.step..args.max_train_steps {
         let began = Instant::now();
         let lr = args.rate(step);
 
-        // The gradient of the mean loss over the step's pairs, summed over micro-batches.
+        // The gradient of the mean loss over the step's pairs, summed over micro-batches in their order.
         let mut grads = Grads::new();
         let mut pairs: Vec<(Errors, PairLoss)> = vec![];
-        for micro in 0..args.gradient_accumulation_steps.get() as u64 {
-            let batch = source.batch(&args, step, micro, &schedule, &device)?;
-            let scale = 1.0 / (batch.labels.len() * args.gradient_accumulation_steps.get()) as f64;
-            pairs.extend(accumulate(&mut grads, &state, &batch, &schedule, args.beta_dpo, scale)?);
+        let micro_batches = args.gradient_accumulation_steps.get();
+        for first in (0..micro_batches).step_by(abreast) {
+            let micros = first..(first + abreast).min(micro_batches);
+            let batches = micros.map(|m| source.batch(&args, step, m as u64, &schedule, &device));
+            let done = batches.collect::<Result<Vec<_>>>()?.into_par_iter().map(|batch| {
+                let scale = 1.0 / (batch.labels.len() * micro_batches) as f64;
+                gradient(&state, &batch, &schedule, args.beta_dpo, scale)
+            });
+            for (some, more) in done.collect::<Result<Vec<_>>>()? {
+                pairs.extend(some);
+                optim::add(&mut grads, more)?;
+            }
         }
         if let Some(path) = args.dump_gradients.as_ref().filter(|_| step == 0) {
             checkpoint::write(path, &grads, Default::default())?;
@@ -122,15 +132,22 @@ fn train(args: Args) -> Result<Answer> {
     Ok(Answer::Yes)
 }
 
-/// One micro-batch: adds `scale` times the gradient of the sum of its pairs' losses.
-fn accumulate(
-    grads: &mut Grads,
+/// How many micro-batches go through the networks side by side. On the CPU a thread each keeps threads busier than sharing
+/// every operation, and the sum is the same; but each needs activations and gradients of its own, so only small networks.
+fn abreast(state: &State, device: &Device) -> usize {
+    const SMALL: usize = 50_000_000; // parameters: 200 MB of gradients
+    let size: usize = state.policy.params.values().map(|p| p.elem_count()).sum();
+    if device.is_cpu() && size < SMALL { rayon::current_num_threads() } else { 1 }
+}
+
+/// One micro-batch: its pairs, and `scale` times the gradient of the sum of their losses.
+fn gradient(
     state: &State,
     batch: &Batch,
     schedule: &Schedule,
     beta: f64,
     scale: f64,
-) -> Result<Vec<(Errors, PairLoss)>> {
+) -> Result<(Vec<(Errors, PairLoss)>, Grads)> {
     let b = batch.labels.len();
     let noisy = schedule.add_noise(&batch.latents, &batch.noise, &batch.timesteps)?; // (2B, C, h, w)
     let target = schedule.target(&batch.latents, &batch.noise, &batch.timesteps)?; // (2B, C, h, w)
@@ -161,11 +178,5 @@ fn accumulate(
     let side = |k: usize| pairs.iter().map(move |(_, p)| (p.gradient[k] * scale) as f32);
     let weights = Tensor::from_vec(side(0).chain(side(1)).collect::<Vec<_>>(), 2 * b, policy.device())?;
     let store = (policy * weights)?.sum_all()?.backward()?;
-    for (name, gradient) in optim::gradients(&state.policy.params, store)? {
-        match grads.get_mut(&name) {
-            Some(sum) => *sum = (&*sum + gradient)?,
-            None => drop(grads.insert(name, gradient)),
-        }
-    }
-    Ok(pairs)
+    Ok((pairs, optim::gradients(&state.policy.params, store)?))
 }

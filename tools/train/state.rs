@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use nets::{
     base::unet_folder,
-    checkpoint::{self, Params, Weights, read_json},
+    checkpoint::{self, Params, Weights},
     optim::{self, AdamW},
     unet::{Trainable, UNet},
 };

@@ -73,11 +73,14 @@ impl Weights {
         Ok(Self { name: self.name, files: self.files, body: Body::Memory(all) })
     }
 
+    /// All names, sorted.
     pub fn names(&self) -> Vec<String> {
-        match &self.body {
+        let mut names: Vec<_> = match &self.body {
             Body::Mapped(mapped) => mapped.tensors().into_iter().map(|(name, _)| name).collect(),
             Body::Memory(all) => all.keys().cloned().collect(),
-        }
+        };
+        names.sort_unstable();
+        names
     }
 
     pub fn has(&self, name: &str) -> bool {

@@ -83,7 +83,8 @@ fn wanted(files: &[String]) -> BTreeSet<&str> {
             let index = format!("{best}.index.json");
             let shard = |n: &str| n.strip_prefix(stem).is_some_and(|n| n.starts_with("-0") && n.ends_with(kind));
             let whole = names.iter().filter(|(n, _)| n == best).map(|(_, file)| *file).collect::<Vec<_>>();
-            let parts = names.iter().filter(|(n, _)| *n == index || shard(n)).map(|(_, file)| *file).collect::<Vec<_>>();
+            let parts =
+                names.iter().filter(|(n, _)| *n == index || shard(n)).map(|(_, file)| *file).collect::<Vec<_>>();
             Some(if whole.is_empty() { parts } else { whole }).filter(|files| !files.is_empty())
         };
         all.extend(NAMES.iter().find_map(|best| of(&best)).into_iter().flatten());

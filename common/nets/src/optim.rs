@@ -27,6 +27,17 @@ pub fn gradients(params: &Params, mut store: GradStore) -> Result<Grads> {
     params.iter().map(take).collect()
 }
 
+/// Adds `more` to `sum`, which may still be empty.
+pub fn add(sum: &mut Grads, more: Grads) -> Result<()> {
+    for (name, gradient) in more {
+        match sum.get_mut(&name) {
+            Some(before) => *before = (&*before + gradient)?,
+            None => drop(sum.insert(name, gradient)),
+        }
+    }
+    Ok(())
+}
+
 /// The Euclidean norm over all gradients, summed in f64 in name order.
 pub fn global_norm(grads: &Grads) -> Result<f64> {
     let mut total = 0f64;

@@ -75,17 +75,30 @@ impl Work {
         match self {
             Work::Stream(output) => output.finish(),
             Work::Kept(kept) => {
-                let Kept { target, folder, schema, origin } = *kept;
+                let Kept { target, folder, schema, origin } = &*kept;
                 let whole = folder.join("whole.parquet");
-                let parts: Vec<_> = (0..count).map(|i| part(&folder, i)).collect();
-                let rows = join(&parts, &whole, schema, &origin)?;
-                atomic::rename(&whole, &target)?;
-                fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+                let parts: Vec<_> = (0..count).map(|i| part(folder, i)).collect();
+                let rows = join(&parts, &whole, schema.clone(), origin)?;
+                atomic::rename(&whole, target)?;
+                fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
                 Ok(rows)
             }
         }
     }
 }
+
+impl Drop for Kept {
+    /// Work that failed before its first part was finished leaves nothing.
+    fn drop(&mut self) {
+        if !part(&self.folder, 0).exists() {
+            let _ = fs::remove_file(self.folder.join(PLAN));
+            let _ = fs::remove_dir(&self.folder);
+        }
+    }
+}
+
+/// Says whose parts these are.
+const PLAN: &str = "plan.json";
 
 /// `TARGET.partial/`, made, or found as the same `plan` left it.
 ///
@@ -94,7 +107,7 @@ impl Work {
 pub fn folder(target: &Path, plan: &str) -> Result<PathBuf> {
     let folder = partial_path(target);
     fs::create_dir_all(&folder).with_context(|| format!("cannot write {}", target.display()))?;
-    let file = folder.join("plan.json");
+    let file = folder.join(PLAN);
     match fs::read_to_string(&file) {
         Ok(theirs) => ensure!(theirs == plan, other_work(&folder)),
         Err(_) => atomic::write(&file, plan.as_bytes())?,

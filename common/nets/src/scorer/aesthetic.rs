@@ -89,7 +89,7 @@ impl Layer {
 }
 
 /// Layers with ReLU between them; one layer where the file has none between.
-struct Head(Vec<Layer>);
+pub(super) struct Head(Vec<Layer>);
 
 /// Which numbers the linear layers of the published heads have: the numbers between belong to dropout and activations.
 const LINEAR: [usize; 5] = [0, 2, 4, 6, 7]; // sac+logos+ava1-l14-linearMSE, ava+logos-l14-linearMSE
@@ -98,7 +98,7 @@ const RELU: [usize; 5] = [0, 3, 6, 9, 11]; // ava+logos-l14-reluMSE
 impl Head {
     /// # Errors
     /// The layers are not numbered as in a published head, or do not fit each other or the tower's `width`.
-    fn read(weights: &Weights, width: usize) -> Result<Self> {
+    pub(super) fn read(weights: &Weights, width: usize) -> Result<Self> {
         let mut numbers = BTreeMap::new();
         for name in weights.names() {
             if let Some(number) = name.strip_prefix("layers.").and_then(|n| n.strip_suffix(".weight")) {
@@ -131,7 +131,7 @@ impl Head {
     }
 
     /// `x`: (width), of unit length.
-    fn apply(&self, x: &[f32]) -> f32 {
+    pub(super) fn apply(&self, x: &[f32]) -> f32 {
         let mut x: Vec<f64> = x.iter().map(|&v| f64::from(v)).collect();
         for (i, layer) in self.0.iter().enumerate() {
             if i > 0 {

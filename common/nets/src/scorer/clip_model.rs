@@ -9,13 +9,11 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use pipe::id;
 use rayon::prelude::*;
-use serde::Deserialize;
-use serde_json::Value;
 
-use super::{Options, Picture, Scorer, open_clip};
+use super::{Options, Picture, Scorer, hugging_face, open_clip};
 use crate::{
-    checkpoint::{Loader, Weights, read_json},
-    image::{Antialias, CLIP, Normalise, Preprocess},
+    checkpoint::{Loader, Weights},
+    image::{Antialias, Normalise, Preprocess},
     text::{TextConfig, TextModel},
     tokenizer::{Style, Tokenizer},
     vit::{VisionConfig, VisionModel},
@@ -52,6 +50,8 @@ pub struct ClipModel {
     /// The weight file, the first where there are several.
     pub file: PathBuf,
     pub preprocess: Preprocess,
+    /// See [`Scorer::version`].
+    pub version: Option<String>,
     /// Over weights, settings and vocabulary.
     pub hash: String,
     pub id: String,
@@ -76,7 +76,7 @@ impl ClipModel {
         };
         let about = match layout {
             Layout::OpenClip => open_clip::describe(&folder, tower)?,
-            Layout::HuggingFace => describe(&folder)?,
+            Layout::HuggingFace => hugging_face::describe(&folder)?,
         };
         let (file, file_hash) = (PathBuf::from(&weights.name), weights.hash()?);
         let weights = if layout == Layout::OpenClip { open_clip::renamed(weights)? } else { weights };
@@ -84,7 +84,8 @@ impl ClipModel {
 
         let loader = Loader::frozen(&weights, options.dtype, &options.device);
         let vision = VisionModel::load(loader.clone(), about.vision.clone())?;
-        let mut settings = tower_settings(&about.vision.num_attention_heads, &about.vision.hidden_act);
+        let v = &about.vision;
+        let mut settings = tower_settings(v.num_attention_heads, &v.hidden_act, v.layer_norm_eps);
         let mut id = preprocess.id();
         let text = match with_text {
             true => {
@@ -97,8 +98,9 @@ impl ClipModel {
                     folder.display(),
                     tokenizer.eos
                 );
-                settings += &tower_settings(&about.text.num_attention_heads, &about.text.hidden_act);
-                settings += &format!("eos {}; vocabulary {}", about.text.eos_token_id, tokenizer.hash());
+                let t = &about.text;
+                settings += &tower_settings(t.num_attention_heads, &t.hidden_act, t.layer_norm_eps);
+                settings += &format!("eos {}; vocabulary {}", t.eos_token_id, tokenizer.hash());
                 id = format!("{id}; {}", tokenizer.id());
                 Some((TextModel::load(loader, about.text)?, tokenizer))
             }
@@ -109,6 +111,7 @@ impl ClipModel {
             layout,
             file,
             preprocess,
+            version: None,
             id: format!("sha256:{hash}; {id}"),
             hash,
             vision,
@@ -188,6 +191,10 @@ impl Scorer for ClipModel {
         &self.id
     }
 
+    fn version(&self) -> Option<String> {
+        self.version.clone()
+    }
+
     fn preprocess(&self) -> Option<Preprocess> {
         Some(self.preprocess)
     }
@@ -210,7 +217,7 @@ impl Scorer for ClipModel {
 }
 
 /// The scalar product, summed in f64.
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>() as f32
 }
 
@@ -232,8 +239,8 @@ fn folder_of(tower: &Path) -> PathBuf {
 }
 
 /// What the shapes of the weights leave open.
-fn tower_settings(heads: &usize, act: &str) -> String {
-    format!("heads {heads}, {act}; ")
+fn tower_settings(heads: usize, act: &str, eps: f64) -> String {
+    format!("heads {heads}, {act}, eps {eps}; ")
 }
 
 /// How `reading` prepares images for this model.
@@ -247,68 +254,4 @@ fn preprocess(about: &Description, reading: Reading) -> Result<Preprocess> {
             Ok(Preprocess::HfClip { size, crop, normalise })
         }
     }
-}
-
-/// `config.json` of a CLIPModel and `preprocessor_config.json` beside it, where it is.
-fn describe(folder: &Path) -> Result<Description> {
-    #[derive(Deserialize)]
-    struct Config {
-        #[serde(default)]
-        text_config: TextConfig,
-        vision_config: VisionConfig,
-        #[serde(default = "projection_dim")]
-        projection_dim: usize,
-    }
-    fn projection_dim() -> usize {
-        512
-    }
-    let Config { text_config: mut text, vision_config: mut vision, projection_dim } =
-        read_json(&folder.join("config.json")).context("the tower has to be a CLIPModel, with its config.json")?;
-    (text.projection_dim, vision.projection_dim) = (projection_dim, projection_dim);
-    let mut about = Description { vision, text, size: None, crop: None, normalise: CLIP };
-
-    let path = folder.join("preprocessor_config.json");
-    if path.is_file() {
-        let config: Value = read_json(&path)?;
-        let say = || format!("{} asks for a preprocessing that CLIP does not have", path.display());
-        for step in ["do_resize", "do_center_crop", "do_normalize", "do_rescale"] {
-            ensure!(config[step] != false, "{}: {step} is off", say());
-        }
-        ensure!(config["resample"].as_u64().unwrap_or(3) == 3, "{}: resample is not 3 (bicubic)", say());
-        about.size = side(&config["size"], "shortest_edge").with_context(say)?;
-        about.crop = side(&config["crop_size"], "height").with_context(say)?;
-        about.normalise = normalise(&config["image_mean"], &config["image_std"]).with_context(say)?;
-    }
-    Ok(about)
-}
-
-/// 224, or {"shortest_edge": 224}, or {"height": 224, "width": 224}.
-fn side(value: &Value, key: &str) -> Result<Option<usize>> {
-    let number = match value {
-        Value::Null => return Ok(None),
-        Value::Object(sides) => {
-            let (height, width) = (sides.get("height"), sides.get("width"));
-            ensure!(height == width, "{value} is not square");
-            sides.get(key).and_then(Value::as_u64)
-        }
-        number => number.as_u64(),
-    };
-    let number = number.filter(|&n| n > 0).with_context(|| format!("{value} is not a size"))?;
-    Ok(Some(usize::try_from(number)?))
-}
-
-/// The constants of a configuration, or CLIP's where it has none.
-pub fn normalise(mean: &Value, std: &Value) -> Result<Normalise> {
-    let three = |value: &Value, default: [f32; 3]| -> Result<[f32; 3]> {
-        if value.is_null() {
-            return Ok(default);
-        }
-        let numbers: Option<Vec<f32>> =
-            value.as_array().and_then(|a| a.iter().map(|v| v.as_f64().map(|v| v as f32)).collect());
-        let numbers = numbers.and_then(|n| <[f32; 3]>::try_from(n).ok());
-        numbers.with_context(|| format!("{value} is not one number for each of red, green and blue"))
-    };
-    let normalise = Normalise { mean: three(mean, CLIP.mean)?, std: three(std, CLIP.std)? };
-    ensure!(normalise.std.iter().all(|&s| s > 0.0), "{std} holds a deviation that is not positive");
-    Ok(normalise)
 }

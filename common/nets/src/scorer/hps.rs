@@ -5,23 +5,17 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail, ensure};
 
 use super::{
-    HpsVersion, Metric, Options, Picture, Scorer, Source,
+    HpsVersion, Metric, Options, Scorer, Source,
     clip_model::{ClipModel, Layout, Reading},
 };
-use crate::image::Preprocess;
 
 pub const METRIC: Metric = Metric { name: "hps", collapsed_below: 2e-3, letterboxed: true, open };
 
-struct Hps {
-    model: ClipModel,
-    version: Option<String>,
-}
-
 fn open(source: &Source, options: &Options) -> Result<Box<dyn Scorer>> {
     let tower = published_file(&source.tower, options.hps_version)?;
-    let model = ClipModel::open(&tower, Reading::OpenClip(options.antialias), true, options)?;
-    let version = version(&model.file, model.layout, options.hps_version)?;
-    Ok(Box::new(Hps { model, version }))
+    let mut model = ClipModel::open(&tower, Reading::OpenClip(options.antialias), true, options)?;
+    model.version = version(&model.file, model.layout, options.hps_version)?;
+    Ok(Box::new(model))
 }
 
 /// Both editions may lie in one folder, as on the hub.
@@ -62,35 +56,5 @@ fn version(file: &Path, layout: Layout, flag: Option<HpsVersion>) -> Result<Opti
             );
             Ok(None)
         }
-    }
-}
-
-impl Scorer for Hps {
-    fn id(&self) -> &str {
-        &self.model.id
-    }
-
-    fn version(&self) -> Option<String> {
-        self.version.clone()
-    }
-
-    fn preprocess(&self) -> Option<Preprocess> {
-        Some(self.model.preprocess)
-    }
-
-    fn reads_captions(&self) -> bool {
-        true
-    }
-
-    fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>> {
-        self.model.image_features(pictures)
-    }
-
-    fn caption_features(&self, captions: &[&str]) -> Result<Vec<Vec<f32>>> {
-        self.model.caption_features(captions)
-    }
-
-    fn score(&self, image: &[f32], caption: &[f32]) -> f32 {
-        super::clip_model::dot(image, caption)
     }
 }

@@ -7,6 +7,7 @@ mod aesthetic;
 mod clip;
 mod clip_model;
 mod hps;
+mod hugging_face;
 mod open_clip;
 mod pickscore;
 
@@ -150,3 +151,6 @@ pub fn preprocesses<'a>(scorers: impl Iterator<Item = &'a dyn Scorer>) -> Vec<Pr
     }
     all
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::clip_model::{Description, normalise};
+use super::{clip_model::Description, hugging_face::normalise};
 use crate::{
     checkpoint::{Weights, read_json},
     image::CLIP,
@@ -164,7 +164,10 @@ pub fn describe(folder: &Path, tower: &Path) -> Result<Description> {
 /// A tensor has a shape that cannot be converted.
 pub fn renamed(weights: Weights) -> Result<Weights> {
     let file = weights.name.clone();
-    weights.renamed(|name, tensor| rename(name, tensor).with_context(|| format!("{file}: tensor '{name}'")))
+    let mut renamed =
+        weights.renamed(|name, tensor| rename(name, tensor).with_context(|| format!("{file}: tensor '{name}'")))?;
+    renamed.name += " (under transformers' names)";
+    Ok(renamed)
 }
 
 fn rename(name: &str, tensor: Tensor) -> Result<Vec<(String, Tensor)>> {

@@ -1,0 +1,82 @@
+//! transformers' files: what their configurations say.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::clip_model::Description;
+use crate::{
+    checkpoint::read_json,
+    image::{CLIP, Normalise},
+    text::TextConfig,
+    vit::VisionConfig,
+};
+
+/// `config.json` of a CLIPModel and `preprocessor_config.json` beside it, where it is.
+///
+/// # Errors
+/// A preprocessing that is not CLIP's.
+pub fn describe(folder: &Path) -> Result<Description> {
+    #[derive(Deserialize)]
+    struct Config {
+        #[serde(default)]
+        text_config: TextConfig,
+        vision_config: VisionConfig,
+        #[serde(default = "projection_dim")]
+        projection_dim: usize,
+    }
+    fn projection_dim() -> usize {
+        512
+    }
+    let Config { text_config: mut text, vision_config: mut vision, projection_dim } =
+        read_json(&folder.join("config.json")).context("the tower has to be a CLIPModel, with its config.json")?;
+    (text.projection_dim, vision.projection_dim) = (projection_dim, projection_dim);
+    let mut about = Description { vision, text, size: None, crop: None, normalise: CLIP };
+
+    let path = folder.join("preprocessor_config.json");
+    if path.is_file() {
+        let config: Value = read_json(&path)?;
+        let say = || format!("{} asks for a preprocessing that CLIP does not have", path.display());
+        for step in ["do_resize", "do_center_crop", "do_normalize", "do_rescale"] {
+            ensure!(config[step] != false, "{}: {step} is off", say());
+        }
+        ensure!(config["resample"].as_u64().unwrap_or(3) == 3, "{}: resample is not 3 (bicubic)", say());
+        about.size = side(&config["size"], "shortest_edge").with_context(say)?;
+        about.crop = side(&config["crop_size"], "height").with_context(say)?;
+        about.normalise = normalise(&config["image_mean"], &config["image_std"]).with_context(say)?;
+    }
+    Ok(about)
+}
+
+/// 224, or {"shortest_edge": 224}, or {"height": 224, "width": 224}.
+fn side(value: &Value, key: &str) -> Result<Option<usize>> {
+    let number = match value {
+        Value::Null => return Ok(None),
+        Value::Object(sides) => {
+            let (height, width) = (sides.get("height"), sides.get("width"));
+            ensure!(height == width, "{value} is not square");
+            sides.get(key).and_then(Value::as_u64)
+        }
+        number => number.as_u64(),
+    };
+    let number = number.filter(|&n| n > 0).with_context(|| format!("{value} is not a size"))?;
+    Ok(Some(usize::try_from(number)?))
+}
+
+/// The constants of a configuration, or CLIP's where it has none.
+pub fn normalise(mean: &Value, std: &Value) -> Result<Normalise> {
+    let three = |value: &Value, default: [f32; 3]| -> Result<[f32; 3]> {
+        if value.is_null() {
+            return Ok(default);
+        }
+        let numbers: Option<Vec<f32>> =
+            value.as_array().and_then(|a| a.iter().map(|v| v.as_f64().map(|v| v as f32)).collect());
+        let numbers = numbers.and_then(|n| <[f32; 3]>::try_from(n).ok());
+        numbers.with_context(|| format!("{value} is not one number for each of red, green and blue"))
+    };
+    let normalise = Normalise { mean: three(mean, CLIP.mean)?, std: three(std, CLIP.std)? };
+    ensure!(normalise.std.iter().all(|&s| s > 0.0), "{std} holds a deviation that is not positive");
+    Ok(normalise)
+}

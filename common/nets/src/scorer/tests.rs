@@ -1,0 +1,139 @@
+//! Features against transformers and open_clip (the parity kit's), and the arithmetic of heads.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+
+use super::{
+    aesthetic::Head,
+    clip_model::{ClipModel, Reading},
+    *,
+};
+use crate::checkpoint::{Weights, write};
+
+fn options() -> Options {
+    Options { device: Device::Cpu, dtype: DType::F32, antialias: Antialias::On, hps_version: None, batch: 3 }
+}
+
+/// A head whose linear layers have these numbers, 4 -> 3 -> 2 -> 2 -> 2 -> 1, and its layers as (weight, bias).
+fn head(folder: &Path, numbers: [usize; 5]) -> (Weights, Vec<(Vec<f64>, Vec<f64>)>) {
+    let sizes = [4, 3, 2, 2, 2, 1];
+    let value = |i: usize| ((i * 37 % 19) as f32 - 9.0) / 8.0;
+    let (mut tensors, mut layers) = (std::collections::BTreeMap::new(), vec![]);
+    for (l, n) in numbers.into_iter().enumerate() {
+        let (inner, out) = (sizes[l], sizes[l + 1]);
+        let weight: Vec<f32> = (0..inner * out).map(|i| value(i + 7 * l)).collect();
+        let bias: Vec<f32> = (0..out).map(|i| value(i + 3 * l + 1)).collect();
+        let doubles = |v: &[f32]| v.iter().map(|&x| f64::from(x)).collect();
+        layers.push((doubles(&weight), doubles(&bias)));
+        tensors.insert(format!("layers.{n}.weight"), Tensor::from_vec(weight, (out, inner), &Device::Cpu).unwrap());
+        tensors.insert(format!("layers.{n}.bias"), Tensor::from_vec(bias, out, &Device::Cpu).unwrap());
+    }
+    let path = folder.join("head.safetensors");
+    write(&path, &tensors, Default::default()).unwrap();
+    (Weights::open(&path).unwrap(), layers)
+}
+
+#[test]
+fn heads_are_affine_or_have_relu_between_as_their_numbers_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let x = [0.5f32, -0.5, 0.1, 0.7];
+    let mut answers = vec![];
+    for (numbers, relu) in [([0, 2, 4, 6, 7], false), ([0, 3, 6, 9, 11], true)] {
+        let (weights, layers) = head(dir.path(), numbers);
+        let mut y: Vec<f64> = x.iter().map(|&v| f64::from(v)).collect();
+        for (l, (weight, bias)) in layers.iter().enumerate() {
+            if relu && l > 0 {
+                y.iter_mut().for_each(|v| *v = v.max(0.0));
+            }
+            let row = |i: usize| weight[i * y.len()..(i + 1) * y.len()].iter().zip(&y).map(|(w, y)| w * y).sum::<f64>();
+            y = (0..bias.len()).map(|i| row(i) + bias[i]).collect();
+        }
+        let ours = Head::read(&weights, 4).unwrap().apply(&x);
+        assert!((f64::from(ours) - y[0]).abs() < 1e-6, "{ours} {y:?}");
+        answers.push(ours);
+        let error = Head::read(&weights, 5).err().unwrap().to_string();
+        assert!(error.contains("'layers.0.weight' has shape [3, 4], expected [3, 5]"), "{error}");
+    }
+    assert_ne!(answers[0], answers[1]);
+    let (weights, _) = head(dir.path(), [0, 2, 4, 6, 8]);
+    let error = Head::read(&weights, 4).err().unwrap().to_string();
+    assert!(error.contains("its linear layers are [0, 2, 4, 6, 8]"), "{error}");
+}
+
+fn kit() -> Option<PathBuf> {
+    let kit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/parity/given");
+    if !kit.exists() {
+        println!("skipped: no parity kit beside this repository");
+    }
+    kit.exists().then_some(kit)
+}
+
+/// The largest difference of rows of unit length.
+fn apart(ours: &[Vec<f32>], theirs: &Tensor) -> f64 {
+    let theirs = theirs.to_vec2::<f32>().unwrap();
+    assert_eq!(ours.len(), theirs.len());
+    let mut worst = 0f64;
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        let length = theirs.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        for (&a, &b) in ours.iter().zip(theirs) {
+            worst = worst.max((f64::from(a) - f64::from(b) / length).abs());
+        }
+    }
+    worst
+}
+
+#[test]
+fn features_are_the_peers() {
+    let Some(kit) = kit() else { return };
+    let expected = candle_core::safetensors::load(kit.join("expected/features.safetensors"), &Device::Cpu).unwrap();
+    let json = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(kit.join("expected").join(name)).unwrap()).unwrap()
+    };
+    let (pairs, prompts) = (json("pairs.json"), json("text_prompts.json"));
+    let prompts: Vec<&str> = prompts.as_array().unwrap().iter().map(|p| p.as_str().unwrap()).collect();
+    let open_clip = Reading::OpenClip(Antialias::On);
+    for (metric, folder, reading) in [
+        ("hps", "hpsv2", open_clip),
+        ("clip", "clip_h_open_clip", open_clip),
+        ("pickscore", "pickscore", Reading::HuggingFace),
+        ("aesthetic", "clip_l", Reading::HuggingFace),
+    ] {
+        let model = ClipModel::open(&kit.join("models").join(folder), reading, true, &options()).unwrap();
+        for (i, pair) in pairs.as_array().unwrap().iter().enumerate() {
+            let picture = |side: &str| {
+                let bytes = std::fs::read(kit.join("images").join(pair[side].as_str().unwrap())).unwrap();
+                Picture::decode(&bytes, &[model.preprocess]).unwrap()
+            };
+            let pictures = [picture("image_0"), picture("image_1")];
+            let ours = model.image_features(&[&pictures[0], &pictures[1]]).unwrap();
+            let gap = apart(&ours, &expected[&format!("{metric}.{i}.image_features")]);
+            assert!(gap < 2e-6, "{metric}, image features of pair {i}: {gap}");
+            if let Some(theirs) = expected.get(&format!("{metric}.{i}.text_features")) {
+                let gap = apart(&model.caption_features(&[pair["prompt"].as_str().unwrap()]).unwrap(), theirs);
+                assert!(gap < 2e-6, "{metric}, text features of pair {i}: {gap}");
+            }
+        }
+        if let Some(theirs) = expected.get(&format!("text.{folder}")) {
+            let gap = apart(&model.caption_features(&prompts).unwrap(), theirs);
+            assert!(gap < 2e-6, "{folder}, text features: {gap}");
+        }
+    }
+}
+
+#[test]
+fn a_caption_has_the_same_features_in_any_company() {
+    let Some(kit) = kit() else { return };
+    let model = ClipModel::open(&kit.join("models/pickscore"), Reading::HuggingFace, true, &options()).unwrap();
+    let captions = ["", "a cat", "one two three four five six seven eight", "a dog", "x, y, z", "ü"];
+    let together = model.caption_features(&captions).unwrap();
+    for (caption, together) in captions.iter().zip(&together) {
+        assert_eq!(&model.caption_features(&[caption]).unwrap()[0], together);
+    }
+}
+
+#[test]
+fn an_unknown_metric_names_those_there_are() {
+    let error = Metric::named("beauty").err().unwrap().to_string();
+    assert_eq!(error, "there is no metric 'beauty'; there are hps, clip, pickscore, aesthetic");
+}

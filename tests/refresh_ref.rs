@@ -1,0 +1,107 @@
+//! `refresh-ref`, through the binary.
+#![cfg(feature = "nets")]
+
+mod util;
+
+use candle_core::{DType, Tensor};
+use util::{world::*, *};
+
+fn refresh(dir: &Dir, policy: &str, reference: &str, rest: &[&str]) -> Tool {
+    let models = ["--policy", policy, "--reference", reference, "-o", "out"];
+    dir.tool("refresh-ref").args(models).args(rest)
+}
+
+/// The small model's two UNets, under short names.
+fn models() -> Dir {
+    let dir = Dir::new();
+    copy(&oracle("policy"), &dir.path("policy"));
+    copy(&oracle("base/unet"), &dir.path("base/unet"));
+    dir
+}
+
+fn f32s(all: &Tensors) -> Tensors {
+    all.iter().map(|(n, t)| (n.clone(), t.to_dtype(DType::F32).unwrap())).collect()
+}
+
+#[test]
+fn rate_1_is_the_policy_and_rate_0_the_reference() {
+    let dir = models();
+    refresh(&dir, "policy", "base", &[]).ok();
+    let out = weights(&dir.path("out"));
+    assert!(out.values().all(|t| t.dtype() == DType::F32), "f32, whatever the models were stored in");
+    assert_same(&out, &f32s(&weights(&dir.path("policy"))));
+    assert_eq!(dir.bytes("out/unet/config.json"), dir.bytes("policy/unet/config.json"));
+    // Also by the unet/ itself, and in place.
+    refresh(&dir, "policy/unet", "base/unet", &["--rate", "0"]).ok();
+    assert_same(&weights(&dir.path("out")), &f32s(&weights(&dir.path("base"))));
+    refresh(&dir, "policy", "out", &["--rate=1"]).ok();
+    assert_same(&weights(&dir.path("out")), &f32s(&weights(&dir.path("policy"))));
+}
+
+#[test]
+fn rate_one_half_is_the_middle() {
+    let dir = models();
+    refresh(&dir, "policy", "base", &["--rate", "0.5"]).ok();
+    let (a, b) = (f32s(&weights(&dir.path("policy"))), f32s(&weights(&dir.path("base"))));
+    for (name, middle) in weights(&dir.path("out")) {
+        let want: Tensor = ((&a[&name] + &b[&name]).unwrap() / 2.0).unwrap();
+        assert!(max_abs(&middle, &want) < 1e-6, "{name}");
+    }
+    // Twice a half is three quarters.
+    refresh(&dir, "policy", "out", &["--rate", "0.5"]).ok();
+    let name = "conv_in.weight";
+    let want = ((&a[name] * 0.75).unwrap() + (&b[name] * 0.25).unwrap()).unwrap();
+    assert!(max_abs(&weights(&dir.path("out"))[name], &want) < 1e-6);
+}
+
+#[test]
+fn same_work_same_bytes_and_its_origin() {
+    let dir = models();
+    refresh(&dir, "policy", "base", &["--rate", "0.25"]).ok();
+    let first = tree(&dir.path("out"));
+    copy(&dir.path("policy"), &dir.path("elsewhere"));
+    refresh(&dir, "elsewhere", "base", &["--rate", "0.25", "--threads", "2"]).ok();
+    assert!(tree(&dir.path("out")) == first);
+    assert_eq!(first.len(), 2, "config and weights, nothing else");
+    let file = dir.path("out/unet/diffusion_pytorch_model.safetensors");
+    let origin: serde_json::Value =
+        serde_json::from_str(&nets::checkpoint::metadata(&file).unwrap()["origin"]).unwrap();
+    assert_eq!((&origin["tool"], &origin["args"]["rate"]), (&"refresh-ref".into(), &0.25.into()));
+    let hash = pipe::id::file_hash(&dir.path("policy/unet/diffusion_pytorch_model.safetensors")).unwrap();
+    assert_eq!(origin["inputs"][0]["sha256"], hash);
+}
+
+#[test]
+fn what_does_not_fit_is_named_and_nothing_is_written() {
+    let dir = models();
+    let mini = mini().display().to_string();
+    says(&refresh(&dir, "policy", &mini, &[]).fails(2), &["policy and reference differ in architecture", "conv_in"]);
+    let file = dir.path("base/unet/diffusion_pytorch_model.safetensors");
+    let whole = tensors(&file);
+    let name = "time_embedding.linear_1.weight";
+    let mut all = whole.clone();
+    all.remove(name);
+    write_tensors(&file, &all);
+    says(&refresh(&dir, "policy", "base", &[]).fails(2), &["differ in architecture", name, "is missing"]);
+    says(&refresh(&dir, "base", "policy", &[]).fails(2), &[name, "is missing"]);
+    all.insert(name.into(), whole[name].narrow(0, 0, 3).unwrap());
+    write_tensors(&file, &all);
+    says(&refresh(&dir, "policy", "base", &[]).fails(2), &[name, "has shape [3, 8], expected [32, 8]"]);
+    dir.write("base/unet/diffusion_pytorch_model.safetensors", &std::fs::read(&file).unwrap()[..3000]);
+    says(&refresh(&dir, "policy", "base", &[]).fails(2), &["base/unet", "is not a whole safetensors file"]);
+    std::fs::remove_file(&file).unwrap();
+    says(&refresh(&dir, "policy", "base", &[]).fails(2), &["base/unet holds no weights"]);
+    for (rest, parts) in [
+        (&["--rate", "1.5"][..], &["--rate", "1.5"][..]),
+        (&["--rate", "nan"], &["--rate"]),
+        (&["--shard", "0/2"], &["--shard"]),
+    ] {
+        says(&refresh(&dir, "policy", "policy", rest).fails(2), parts);
+    }
+    says(&refresh(&dir, "policy", "absent", &[]).fails(2), &["absent does not exist"]);
+    assert_eq!(dir.list(), ["base", "policy"]);
+    dir.write("plain", "a file");
+    let error = dir.tool("refresh-ref").args(["--policy", "policy", "--reference", "policy", "-o", "plain"]).fails(2);
+    says(&error, &["plain"]);
+    assert_eq!(dir.bytes("plain"), b"a file");
+}

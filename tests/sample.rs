@@ -1,0 +1,313 @@
+//! `sample`, through the binary. Bytes are compared between two runs made here and now, numbers with those of
+//! `tests/oracle/dpo.py`, and with the parity kit where it lies beside the repository.
+#![cfg(feature = "nets")]
+
+mod util;
+
+use std::path::Path;
+
+use arrow::{
+    array::{AsArray, RecordBatch},
+    datatypes::UInt64Type,
+};
+use candle_core::{DType, Tensor};
+use util::{world::*, *};
+
+/// Four steps of the small model: 8 x 8 latents, 16 x 16 pixels.
+fn sample(dir: &Dir, prompts: &str, out: &str, rest: &str) -> Tool {
+    let rest: Vec<_> = rest.split_whitespace().collect();
+    let base = oracle("base").display().to_string();
+    let mut args = vec![prompts, "-o", out, "-q"];
+    let usual = [("--base", &base[..]), ("--steps", "4")];
+    args.extend(usual.iter().filter(|(flag, _)| !rest.contains(flag)).flat_map(|(flag, value)| [*flag, *value]));
+    dir.tool("sample").args(rest.iter().chain(&args))
+}
+
+const PROMPTS: &str = "a red bicycle\na robot\ntwo cats on a roof\nthe sea at night\nan old tree\n";
+
+fn world() -> Dir {
+    let dir = Dir::new();
+    dir.write("prompts.txt", PROMPTS);
+    dir
+}
+
+fn pngs(table: &RecordBatch) -> Vec<Vec<u8>> {
+    column(table, "image").as_binary::<i32>().iter().map(|b| b.unwrap().to_vec()).collect()
+}
+
+fn seeds(table: &RecordBatch) -> Vec<u64> {
+    column(table, "seed").as_primitive::<UInt64Type>().values().to_vec()
+}
+
+/// Height, width and pixels.
+fn pixels(png: &[u8]) -> (usize, usize, Vec<u8>) {
+    let rgb = nets::image::decode(png).unwrap();
+    (rgb.height, rgb.width, rgb.data)
+}
+
+/// At most one level apart, and rarely.
+#[track_caller]
+fn same_picture(png: &[u8], expected: &[u8]) {
+    let (_, _, ours) = pixels(png);
+    assert_eq!(ours.len(), expected.len());
+    let far = ours.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+    assert!(far <= 1, "a pixel is {far} levels off");
+}
+
+#[test]
+fn ddim_gives_the_images_of_diffusers() {
+    let dir = Dir::new();
+    let expected = tensors(&oracle("expected.safetensors"));
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(oracle("expected.json")).unwrap()).unwrap();
+    let prompts: Vec<_> = json["prompts"].as_array().unwrap().iter().map(|p| p.as_str().unwrap()).collect();
+    dir.write("prompts.json", serde_json::to_vec(&prompts).unwrap());
+    write_tensors(&dir.path("noise"), &[("latents".into(), expected["sample.noise"].clone())].into());
+    let rest = "--steps 10 --guidance 7.5 --latents noise --dump-latents final";
+    sample(&dir, "prompts.json", "out.parquet", rest).ok();
+    let far = max_abs(&tensors(&dir.path("final"))["latents"], &expected["sample.latents"]);
+    assert!(far < 1e-3, "{far}");
+    let images = expected["sample.image_u8"].chunk(2, 0).unwrap();
+    for (png, image) in pngs(&dir.get("out.parquet")).iter().zip(images) {
+        same_picture(png, &image.flatten_all().unwrap().to_vec1::<u8>().unwrap());
+    }
+}
+
+#[test]
+fn ddim_gives_the_image_of_the_parity_kit() {
+    let Some(file) = parity("expected/sample/sd15_ddim.safetensors") else { return };
+    let (expected, dir) = (tensors(&file), Dir::new());
+    let kit = parity("").unwrap();
+    let settings = std::fs::read_to_string(kit.join("expected/sample.json")).unwrap();
+    let settings: serde_json::Value = serde_json::from_str(&settings.replace("Infinity", "0")).unwrap();
+    let settings = &settings["sd15_ddim"];
+    dir.write("prompts.json", serde_json::to_vec(&[&settings["prompt"]]).unwrap());
+    write_tensors(&dir.path("noise"), &[("latents".into(), expected["noise"].clone())].into());
+    let rest = format!(
+        "--base {} --steps {} --guidance {} --latents noise --dump-latents final",
+        kit.join("models/sd15").display(),
+        settings["steps"],
+        settings["guidance"]
+    );
+    sample(&dir, "prompts.json", "out.parquet", &rest).ok();
+    let far = max_abs(&tensors(&dir.path("final"))["latents"], &expected["latents"]);
+    assert!(far < 1e-3, "{far}");
+    let image = expected["image_u8"].squeeze(0).unwrap().permute((1, 2, 0)).unwrap();
+    same_picture(&pngs(&dir.get("out.parquet"))[0], &image.flatten_all().unwrap().to_vec1::<u8>().unwrap());
+    println!("latents off by {far:.1e}");
+}
+
+#[test]
+fn the_table_says_what_was_drawn() {
+    let dir = world();
+    sample(&dir, "prompts.txt", "out.parquet", "-n 2").ok();
+    let table = dir.get("out.parquet");
+    let names: Vec<_> = table.schema().fields().iter().map(|f| f.name().clone()).collect();
+    let keys = ["prompt_id", "prompt", "set", "category", "challenge"];
+    assert_eq!(names, [&keys[..], &["image_uid", "k", "seed", "model", "image"]].concat());
+    let prompts: Vec<_> = PROMPTS.lines().flat_map(|p| [p, p]).collect();
+    assert_eq!(column_text(&table, "prompt"), prompts);
+    assert_eq!(column_text(&table, "prompt_id")[2], pipe::id::prompt_id("a robot"));
+    assert_eq!((&column_text(&table, "set")[0][..], &column_text(&table, "model")[0][..]), ("prompts", "base"));
+    let uids: std::collections::HashSet<_> = column_text(&table, "image_uid").into_iter().collect();
+    assert_eq!(uids.len(), 10);
+    let all = pngs(&table);
+    assert!(all.iter().all(|png| pixels(png).0 == 16 && pixels(png).1 == 16));
+    assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), 10, "each image is another");
+    let origin: serde_json::Value = serde_json::from_str(&table.schema().metadata()["origin"]).unwrap();
+    assert_eq!(
+        (&origin["tool"], &origin["args"]["steps"], &origin["args"]["n"]),
+        (&"sample".into(), &4.into(), &2.into())
+    );
+    for absent in ["threads", "batch", "shard"] {
+        assert!(origin["args"].get(absent).is_none());
+    }
+    // Another size; a name.
+    sample(&dir, "prompts.txt", "wide.parquet", "--height 12 --width 20 --name mine").ok();
+    let wide = dir.get("wide.parquet");
+    assert_eq!((pixels(&pngs(&wide)[0]).0, pixels(&pngs(&wide)[0]).1), (12, 20));
+    assert_eq!(column_text(&wide, "model")[0], "mine");
+}
+
+#[test]
+fn threads_batches_and_the_machine_s_mood_change_nothing() {
+    let dir = world();
+    sample(&dir, "prompts.txt", "a.parquet", "-n 3 --batch 8").ok();
+    for rest in ["--batch 3", "--batch 1", "--batch 100", "--threads 1", "--threads 2"] {
+        sample(&dir, "prompts.txt", "b.parquet", &format!("-n 3 {rest}")).ok();
+        assert!(dir.bytes("a.parquet") == dir.bytes("b.parquet"), "{rest}");
+    }
+    let piped = sample(&dir, "-", "-", "-n 3").stdin(PROMPTS).ok();
+    assert_eq!(pngs(&piped.table()), pngs(&dir.get("a.parquet")));
+    sample(&dir, "prompts.txt", "b.parquet", "-n 3 --seed 1").ok();
+    assert_ne!(pngs(&dir.get("a.parquet")), pngs(&dir.get("b.parquet")));
+}
+
+#[test]
+fn shards_put_together_are_the_whole() {
+    let dir = world();
+    sample(&dir, "prompts.txt", "whole.parquet", "-n 2").ok();
+    for shard in ["2/3", "0/3", "1/3"] {
+        sample(&dir, "prompts.txt", "parts", &format!("-n 2 --shard {shard}")).ok();
+    }
+    assert_eq!(dir.get("parts").columns(), dir.get("whole.parquet").columns());
+    let names: Vec<_> = tree(&dir.path("parts")).into_keys().map(|p| p.display().to_string()).collect();
+    assert_eq!(names, [0, 1, 2].map(|i| format!("part-{i:05}-of-00003.parquet")));
+}
+
+#[test]
+fn an_image_follows_from_seed_prompt_and_k() {
+    let dir = world();
+    sample(&dir, "prompts.txt", "a.parquet", "-n 2").ok();
+    dir.write("other.txt", "the sea at night\nsomething else\na robot\n");
+    sample(&dir, "other.txt", "b.parquet", "-n 3").ok();
+    let (a, b) = (dir.get("a.parquet"), dir.get("b.parquet"));
+    for (there, here) in [(6, 0), (7, 1), (2, 6), (3, 7)] {
+        assert_eq!((seeds(&a)[there], &pngs(&a)[there]), (seeds(&b)[here], &pngs(&b)[here]));
+        assert_eq!(column_text(&a, "image_uid")[there], column_text(&b, "image_uid")[here]);
+    }
+    // Another model begins with the same noise and ends elsewhere.
+    sample(&dir, "prompts.txt", "c.parquet", &format!("-n 2 --unet {}", oracle("policy").display())).ok();
+    let c = dir.get("c.parquet");
+    assert_eq!(seeds(&a), seeds(&c));
+    assert!(pngs(&a).iter().zip(pngs(&c)).all(|(a, c)| *a != c));
+    assert_ne!(column_text(&a, "image_uid")[0], column_text(&c, "image_uid")[0]);
+    assert_eq!(column_text(&c, "model")[0], "policy");
+}
+
+#[test]
+fn a_killed_run_continues_to_the_same_bytes() {
+    let dir = world();
+    let rest = "-n 12 --batch 2 --steps 20";
+    sample(&dir, "prompts.txt", "whole.parquet", rest).ok();
+    let mut child = spawn(sample(&dir, "prompts.txt", "out.parquet", rest));
+    let part = |i: usize| dir.path(&format!("out.parquet.partial/{i:06}.parquet"));
+    wait_for("three parts", || part(2).exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!dir.path("out.parquet").exists());
+    let stamp = |i| std::fs::metadata(part(i)).unwrap().modified().unwrap();
+    let before = [stamp(0), stamp(1), stamp(2)];
+    for other in ["--seed 1", "--steps 19", "--guidance 3", "-n 11"] {
+        let rest: Vec<_> = rest.split(' ').collect();
+        let flag = other.split(' ').next().unwrap();
+        let kept: Vec<_> = rest.chunks(2).filter(|c| c[0] != flag).flatten().copied().collect();
+        let error = sample(&dir, "prompts.txt", "out.parquet", &format!("{} {other}", kept.join(" "))).fails(2);
+        says(&error, &["out.parquet.partial holds the unfinished parts of other work"]);
+    }
+    dir.write("other.txt", "a red bicycle\n");
+    says(&sample(&dir, "other.txt", "out.parquet", rest).fails(2), &["other work"]);
+    // SIGTERM in the second run, the third one ends it. What is finished is not drawn again.
+    let mut child = spawn(sample(&dir, "prompts.txt", "out.parquet", rest));
+    wait_for("a further part", || part(6).exists());
+    std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(before, [stamp(0), stamp(1), stamp(2)]);
+    sample(&dir, "prompts.txt", "out.parquet", rest).ok();
+    assert!(dir.bytes("out.parquet") == dir.bytes("whole.parquet"));
+    assert!(!dir.path("out.parquet.partial").exists());
+}
+
+#[test]
+fn latents_in_and_out() {
+    let dir = world();
+    sample(&dir, "prompts.txt", "a.parquet", "-n 2 --dump-latents a --batch 3").ok();
+    let last = tensors(&dir.path("a"))["latents"].clone();
+    assert_eq!((last.dims(), last.dtype()), (&[10, 4, 8, 8][..], DType::F32));
+    // Another size: rows in the order prompt, then k.
+    let mut next = noise(3);
+    let mut numbers = |n: usize| (0..n).map(|_| 3.0 * (next() - 0.5)).collect::<Vec<f32>>();
+    let given = Tensor::from_vec(numbers(10 * 4 * 6 * 10), (10, 4, 6, 10), &candle_core::Device::Cpu).unwrap();
+    write_tensors(&dir.path("noise"), &[("latents".into(), given.clone())].into());
+    sample(&dir, "prompts.txt", "b.parquet", "-n 2 --latents noise --dump-latents b").ok();
+    let b = dir.get("b.parquet");
+    assert_eq!((pixels(&pngs(&b)[0]).0, pixels(&pngs(&b)[0]).1), (12, 20));
+    assert_eq!(tensors(&dir.path("b"))["latents"].dims(), [10, 4, 6, 10]);
+    let fourth = given.narrow(0, 3, 1).unwrap();
+    write_tensors(&dir.path("noise"), &[("latents".into(), fourth)].into());
+    dir.write("one.txt", "a robot\n");
+    sample(&dir, "one.txt", "c.parquet", "--latents noise").ok();
+    assert_eq!(pngs(&dir.get("c.parquet"))[0], pngs(&b)[3]);
+    // What does not fit.
+    for (rest, parts) in [
+        ("--latents noise", &["--latents holds 1 rows for 5 prompts with 1 images each"][..]),
+        ("--latents noise --height 16", &["--latents decides the size"]),
+        ("--latents noise --shard 0/2", &["do not go with --shard"]),
+        ("--latents prompts.txt", &["prompts.txt is not a whole safetensors file"]),
+        ("--latents absent", &["absent"]),
+    ] {
+        says(&sample(&dir, "prompts.txt", "x.parquet", rest).fails(2), parts);
+    }
+    let flat = Tensor::zeros((5, 4), DType::F32, &candle_core::Device::Cpu).unwrap();
+    write_tensors(&dir.path("noise"), &[("latents".into(), flat.clone())].into());
+    says(&sample(&dir, "prompts.txt", "x.parquet", "--latents noise").fails(2), &["'latents' has shape [5, 4]"]);
+    write_tensors(&dir.path("noise"), &[("other".into(), flat)].into());
+    says(&sample(&dir, "prompts.txt", "x.parquet", "--latents noise").fails(2), &["tensor 'latents' is missing"]);
+    let three = Tensor::zeros((5, 3, 8, 8), DType::F32, &candle_core::Device::Cpu).unwrap();
+    write_tensors(&dir.path("noise"), &[("latents".into(), three)].into());
+    says(&sample(&dir, "prompts.txt", "x.parquet", "--latents noise").fails(2), &["3 channels, the UNet takes 4"]);
+    assert!(!dir.path("x.parquet").exists() && !dir.path("x.parquet.partial").exists());
+}
+
+/// Guidance 1 is the conditional answer alone; by the formula of guidance g it is also what g -> 1 leads to.
+#[test]
+fn guidance_1_is_no_guidance() {
+    let dir = world();
+    let last = |name: &str, guidance: &str| -> Tensor {
+        let rest = format!("--guidance {guidance} --dump-latents {name}");
+        sample(&dir, "prompts.txt", "x.parquet", &rest).ok();
+        tensors(&dir.path(name))["latents"].clone()
+    };
+    let (one, nearly, strong) = (last("a", "1"), last("b", "1.00001"), last("c", "7.5"));
+    assert!(max_abs(&one, &nearly) < 1e-2, "{}", max_abs(&one, &nearly));
+    assert!(max_abs(&one, &strong) > 0.1);
+}
+
+#[test]
+fn bad_input_is_one_sentence_and_nothing_is_written() {
+    let dir = world();
+    dir.write("empty.txt", "");
+    dir.write("blank.txt", "\n\n");
+    dir.put("other.parquet", &table(vec![("text", texts(["a"]))]));
+    dir.write("plain", "a file");
+    let before = dir.list();
+    for (prompts, rest, parts) in [
+        ("empty.txt", "", &["empty.txt is empty"][..]),
+        ("blank.txt", "", &["blank.txt has no prompts"]),
+        ("absent.txt", "", &["absent.txt"]),
+        ("other.parquet", "", &["other.parquet: column 'caption' is missing"]),
+        ("prompts.txt", "-n 0", &["-n is 0"]),
+        ("prompts.txt", "--batch 0", &["--batch is 0"]),
+        ("prompts.txt", "--steps 0", &["0 sampling steps"]),
+        ("prompts.txt", "--steps 1001", &["1001 sampling steps do not fit 1000"]),
+        ("prompts.txt", "--height 15", &["--height 15 is not a multiple of the VAE's 2"]),
+        ("prompts.txt", "--base absent", &["absent"]),
+        ("prompts.txt", "--unet absent", &["absent does not exist"]),
+        ("prompts.txt", "--unet plain", &["plain"]),
+        ("prompts.txt", "--guidance nan", &["--guidance"]),
+        ("prompts.txt", "--dtype bf16", &["f32"]),
+    ] {
+        says(&sample(&dir, prompts, "out.parquet", rest).fails(2), parts);
+        assert_eq!(dir.list(), before, "{prompts} {rest}");
+    }
+    says(&sample(&dir, "prompts.txt", "plain/out", "").fails(2), &["plain/out"]);
+    let error = sample(&dir, "prompts.txt", "out.parquet", &format!("--unet {}", mini().display())).fails(2);
+    says(&error, &["64", "8", "text encoder"]);
+    assert_eq!(dir.list(), before);
+    // A caption of 10,000 characters.
+    dir.write("long.txt", "a very red bicycle ".repeat(600));
+    sample(&dir, "long.txt", "long.parquet", "").ok();
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_trouble() {
+    use std::io::Read;
+    let dir = world();
+    let mut tool = sample(&dir, "prompts.txt", "-", "-n 20 --batch 2");
+    let mut child =
+        tool.command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut some = [0; 100];
+    child.stdout.take().unwrap().read_exact(&mut some).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), &output.stderr[..]), (Some(0), &b""[..]));
+    assert!(Path::new(&dir.path("prompts.txt")).exists());
+}

@@ -1,0 +1,325 @@
+//! `score`, through the binary, with the scorers of the mini world: tables, resumption, pipes, bad input. What the numbers are is
+//! tests/scorers.rs's to say.
+#![cfg(feature = "nets")]
+
+mod util;
+
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+};
+
+use arrow::{
+    array::{ArrayRef, RecordBatch, StringArray, UInt32Array, UInt64Array},
+    compute::concat_batches,
+};
+use candle_core::{DType, Tensor};
+use serde_json::Value;
+use util::{world::*, *};
+
+const METRICS: [&str; 4] = ["hps", "clip", "pickscore", "aesthetic"];
+const COLUMNS: [&str; 8] =
+    ["hps_0", "hps_1", "clip_0", "clip_1", "pickscore_0", "pickscore_1", "aesthetic_0", "aesthetic_1"];
+
+fn scorers() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/mini/scorers")
+}
+
+/// `score` with the mini world's models.
+fn score(dir: &Dir, args: &str) -> Tool {
+    dir.tool("score").args(args.split_whitespace()).args(["--models", scorers().to_str().unwrap()])
+}
+
+/// A folder with the first `n` pairs.
+fn world(n: usize) -> Dir {
+    let dir = Dir::new();
+    dir.put("pairs.parquet", &pairs(n));
+    dir
+}
+
+/// Every bit of the scores.
+fn bits(table: &RecordBatch) -> Vec<Vec<u32>> {
+    COLUMNS.iter().map(|c| column_f32(table, c).iter().map(|x| x.to_bits()).collect()).collect()
+}
+
+/// The images of pairs as an images table: of each pair first image 0, then image 1.
+fn as_images(pairs: &RecordBatch) -> RecordBatch {
+    let n = pairs.num_rows();
+    let prompts = column_text(pairs, "caption");
+    let both = |f: &dyn Fn(usize, usize) -> String| texts((0..2 * n).map(|i| f(i / 2, i % 2)));
+    let bytes: Vec<Vec<u8>> = (0..2 * n).map(|i| image(pairs, ["jpg_0", "jpg_1"][i % 2], i / 2)).collect();
+    table(vec![
+        ("prompt_id", both(&|i, _| pipe::id::prompt_id(&prompts[i]))),
+        ("prompt", both(&|i, _| prompts[i].clone())),
+        ("set", both(&|_, _| "set".into())),
+        ("category", Arc::new(StringArray::new_null(2 * n))),
+        ("image_uid", both(&|i, k| format!("{i}-{k}"))),
+        ("k", Arc::new(UInt32Array::from_iter_values((0..2 * n).map(|i| (i % 2) as u32)))),
+        ("seed", Arc::new(UInt64Array::from_iter_values((0..2 * n).map(|i| u64::MAX - i as u64)))),
+        ("model", both(&|_, _| "m".into())),
+        ("image", images(&bytes.iter().map(|b| Some(&b[..])).collect::<Vec<_>>())),
+    ])
+}
+
+#[test]
+fn each_image_and_each_caption_goes_through_the_models_once() {
+    let dir = Dir::new();
+    let ten = pairs(10);
+    // The same pairs again, with the images exchanged, and each image 0 against itself.
+    let twice = concat_batches(&ten.schema(), [&ten, &ten]).unwrap();
+    let itself = with(&ten, "jpg_1", column(&ten, "jpg_0").clone());
+    dir.put("pairs.parquet", &concat_batches(&ten.schema(), [&twice, &swapped(&ten), &itself]).unwrap());
+    let summary = score(&dir, "pairs.parquet -o s.parquet --json").ok().json();
+    let uids: std::collections::HashSet<Vec<u8>> =
+        (0..20).map(|i| image(&ten, ["jpg_0", "jpg_1"][i % 2], i / 2)).collect();
+    let captions: std::collections::HashSet<String> = column_text(&ten, "caption").into_iter().collect();
+    assert_eq!(summary["rows"], 40);
+    for (key, count) in [
+        ("distinct_images", uids.len()),
+        ("images_embedded", uids.len()),
+        ("distinct_captions", captions.len()),
+        ("captions_embedded", captions.len()),
+        ("identical_pairs", 10),
+        ("undecodable", 0),
+        ("black_images", 0),
+    ] {
+        assert_eq!(summary[key], count, "{key}");
+    }
+    let metric = &summary["metrics"]["clip"];
+    assert_eq!(metric["n"], 80);
+    assert!(metric["min"].as_f64() < metric["mean"].as_f64() && metric["mean"].as_f64() < metric["max"].as_f64());
+    // Exchanged images are exchanged columns; an image against itself is a tie.
+    let all = bits(&dir.get("s.parquet"));
+    for side_0 in (0..8).step_by(2) {
+        assert_eq!(all[side_0][..10], all[side_0][10..20]);
+        assert_eq!(all[side_0][..10], all[side_0 + 1][20..30]);
+        assert_eq!(all[side_0 + 1][..10], all[side_0][20..30]);
+        assert_eq!(all[side_0][30..], all[side_0 + 1][30..]);
+    }
+}
+
+#[test]
+fn threads_batches_and_shards_change_no_bit() {
+    let dir = world(70);
+    score(&dir, "pairs.parquet -o one.parquet --threads 1 --batch 1").ok();
+    score(&dir, "pairs.parquet -o two.parquet --threads 2 --batch 7").ok();
+    assert!(dir.bytes("one.parquet") == dir.bytes("two.parquet"));
+    for i in 0..3 {
+        score(&dir, &format!("pairs.parquet -o parts --shard {i}/3")).ok();
+    }
+    assert_eq!(dir.list(), ["one.parquet", "pairs.parquet", "parts", "two.parquet"]);
+    let (whole, parts) = (dir.get("one.parquet"), dir.get("parts"));
+    assert_eq!(bits(&whole), bits(&parts));
+    assert_eq!(whole.columns()[..5], parts.columns()[..5]);
+    // Pipes in and out, and a folder of parts as input.
+    let piped = score(&dir, "- -o -").stdin(stream(&pairs(70))).ok().table();
+    assert_eq!(bits(&whole), bits(&piped));
+    std::fs::create_dir(dir.path("folder")).unwrap();
+    dir.put("folder/part-00000-of-00002.parquet", &pairs(70).slice(0, 33));
+    dir.put("folder/part-00001-of-00002.parquet", &pairs(70).slice(33, 37));
+    score(&dir, "folder -o folder.parquet").ok();
+    assert_eq!(bits(&whole), bits(&dir.get("folder.parquet")));
+}
+
+#[test]
+fn a_killed_run_goes_on_and_gives_the_same_bytes() {
+    let dir = world(200);
+    score(&dir, "pairs.parquet -o whole.parquet").ok();
+    let mut child = score(&dir, "pairs.parquet -o s.parquet -q").command.spawn().unwrap();
+    let parts = || std::fs::read_dir(dir.path("s.parquet.partial")).map_or(0, |d| d.count());
+    while parts() < 3 {
+        // The plan and two parts; or it was done before we looked.
+        if child.try_wait().unwrap().is_some() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap(); // SIGKILL
+    child.wait().unwrap();
+    if dir.path("s.parquet.partial").exists() {
+        let error = score(&dir, "pairs.parquet -o s.parquet --hps-resize legacy").fails(2);
+        says(&error, &["s.parquet.partial holds the unfinished parts of other work"]);
+        let summary = score(&dir, "pairs.parquet -o s.parquet --json").ok().json();
+        assert_eq!((&summary["rows"], summary["metrics"]["hps"]["n"].as_u64()), (&200.into(), Some(400)));
+        assert!(summary["rows_kept"].as_u64() >= Some(64) && summary["images_embedded"].as_u64() < Some(300));
+    }
+    assert!(dir.bytes("s.parquet") == dir.bytes("whole.parquet"));
+    assert_eq!(dir.list(), ["pairs.parquet", "s.parquet", "whole.parquet"]);
+}
+
+#[test]
+fn a_signal_keeps_what_is_finished() {
+    let dir = world(200);
+    let mut child = score(&dir, "pairs.parquet -o s.parquet -q").command.stderr(Stdio::piped()).spawn().unwrap();
+    while !dir.path("s.parquet.partial/000000.parquet").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    let mut error = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143), "{error}");
+    says(&error, &["score: stopped by signal 15"]);
+    assert!(dir.path("s.parquet.partial/000000.parquet").exists() && !dir.path("s.parquet").exists());
+}
+
+#[test]
+fn pipes() {
+    let dir = world(70);
+    let scores = score(&dir, "pairs.parquet -o - -q").ok().out;
+    dir.tool("vote").args(["-", "-o", "labels.parquet"]).stdin(scores.clone()).ok();
+    assert_eq!(dir.get("labels.parquet").num_rows(), 70);
+    // A stream that is cut off is no table.
+    dir.tool("vote").args(["-", "-o", "cut.parquet"]).stdin(&scores[..scores.len() - 8]).fails(2);
+    // A reader that leaves early got what it wanted.
+    let mut tool = score(&dir, "pairs.parquet -o -");
+    let mut child = tool.command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdout.take().unwrap().read_exact(&mut [0; 100]).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+    // A summary never goes into the table.
+    let run = score(&dir, "pairs.parquet -o - --json").ok();
+    assert_eq!(run.table().num_rows(), 70);
+    assert!(serde_json::from_str::<Value>(run.err.lines().next().unwrap()).unwrap()["rows"] == 70);
+}
+
+#[test]
+fn images_tables_are_scored_as_pairs_are() {
+    let dir = world(12);
+    dir.put("images.parquet", &as_images(&pairs(12)));
+    score(&dir, "pairs.parquet -o scores.parquet").ok();
+    score(&dir, "images.parquet -o scored.parquet").ok();
+    let (scores, scored) = (dir.get("scores.parquet"), dir.get("scored.parquet"));
+    let names: Vec<_> = scored.schema().fields().iter().map(|f| f.name().clone()).collect();
+    let keys = ["prompt_id", "prompt", "set", "category", "challenge", "image_uid", "k", "seed", "model"];
+    assert_eq!(names, [&keys[..], &METRICS].concat());
+    for metric in METRICS {
+        let both = [0, 1].map(|side| column_f32(&scores, &format!("{metric}_{side}")));
+        let pairs: Vec<f32> = both[0].iter().zip(&both[1]).flat_map(|(a, b)| [*a, *b]).collect();
+        assert_eq!(column_f32(&scored, metric), pairs);
+    }
+    assert_eq!(column_text(&scored, "image_uid")[3], "1-1");
+    // What made the scores can be compared: `winrate` asks for equal ids.
+    let models = |table: &RecordBatch| {
+        let origin: Value = serde_json::from_str(&table.schema().metadata()["origin"]).unwrap();
+        origin["models"].clone()
+    };
+    assert_eq!(models(&scores), models(&scored));
+    let id = models(&scores)["hps"].as_str().unwrap().to_owned();
+    assert!(id.starts_with("sha256:") && id.ends_with("; letterbox-antialias/64; open_clip"), "{id}");
+    assert!(models(&scores)["aesthetic"].as_str().unwrap().ends_with("; hf-clip-430/64"));
+    score(&dir, "pairs.parquet -o legacy.parquet --hps-resize legacy").ok();
+    assert_ne!(models(&dir.get("legacy.parquet"))["hps"], models(&scores)["hps"]);
+    assert_eq!(models(&dir.get("legacy.parquet"))["pickscore"], models(&scores)["pickscore"]);
+}
+
+#[test]
+fn bad_rows_stop_it_or_are_counted() {
+    let good = pairs(6);
+    let at = |name: &str, row: usize| image(&good, name, row);
+    let truncated = at("jpg_0", 2);
+    let truncated = truncated[..truncated.len() / 2].to_vec();
+    // A PNG that claims 100,000 x 100,000 pixels.
+    let mut bomb = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\x01\x86\xa0\0\x01\x86\xa0\x08\x02\0\0\0".to_vec();
+    bomb.extend([0x2f, 0x93, 0x4b, 0x3f]);
+    let zero = [Some(at("jpg_0", 0)), Some(at("jpg_0", 1)), Some(truncated), None, Some(at("jpg_0", 4)), Some(bomb)];
+    let zero: Vec<_> = zero.iter().map(|b| b.as_deref()).collect();
+    let captions = StringArray::from(vec![Some("a"), Some("b"), Some("c"), Some("d"), None, Some("f")]);
+    let cases = [
+        (2, "jpg_0", images(&[zero[0], zero[1], zero[2], zero[0], zero[0], zero[0]]), &["truncated"][..]),
+        (3, "jpg_0", images(&[zero[0], zero[1], zero[0], None, zero[0], zero[0]]), &["null"]),
+        (4, "caption", Arc::new(captions.clone()), &["caption is null"]),
+        (5, "jpg_0", images(&[zero[0], zero[1], zero[0], zero[0], zero[0], zero[5]]), &["PNG"]),
+    ];
+    for (row, name, column, why) in cases {
+        let dir = Dir::new();
+        dir.put("pairs.parquet", &with(&good, name, column));
+        let error = score(&dir, "pairs.parquet -o s.parquet").fails(2);
+        says(&error, &["pairs.parquet", &format!("row {row} (from 0)"), "--skip-bad"]);
+        says(&error, why);
+        assert!(!dir.path("s.parquet").exists());
+    }
+    let dir = Dir::new();
+    dir.put("pairs.parquet", &with(&with(&good, "jpg_0", images(&zero)), "caption", Arc::new(captions)));
+    let summary = score(&dir, "pairs.parquet -o s.parquet --skip-bad --json").ok().json();
+    assert_eq!(
+        (&summary["rows"], &summary["undecodable"], &summary["null_captions"]),
+        (&6.into(), &3.into(), &1.into())
+    );
+    let scores = dir.get("s.parquet");
+    for metric in METRICS {
+        let missing = |side: &str| -> Vec<bool> {
+            column_f32_or_null(&scores, &format!("{metric}_{side}")).iter().map(Option::is_none).collect()
+        };
+        assert_eq!(missing("0"), [false, false, true, true, true, true], "{metric}");
+        assert_eq!(missing("1"), [false, false, false, false, true, false], "{metric}");
+    }
+    assert_eq!(column_text(&scores, "caption")[4], "");
+    dir.tool("vote").args(["s.parquet", "-o", "labels.parquet"]).ok();
+}
+
+#[test]
+fn captions_of_any_length() {
+    let dir = Dir::new();
+    let captions = ["".to_owned(), "word ".repeat(2000), "🙂".repeat(10_000), "<end_of_text> x".into(), "x".into()];
+    dir.put("pairs.parquet", &with(&pairs(5), "caption", texts(captions)));
+    score(&dir, "pairs.parquet -o s.parquet").ok();
+    assert!(column_f32(&dir.get("s.parquet"), "hps_0").iter().all(|x| x.is_finite()));
+}
+
+#[test]
+fn verify_finds_a_changed_score() {
+    let dir = world(20);
+    score(&dir, "pairs.parquet -o s.parquet").ok();
+    let run = score(&dir, "pairs.parquet -o s.parquet --verify 7").ok();
+    says(&run.err, &["s.parquet: 56 scores in 7 rows are the same"]);
+    let scores = dir.get("s.parquet");
+    let mut wrong = column_f32(&scores, "clip_1");
+    wrong[11] += 3e-5;
+    dir.put("s.parquet", &with(&scores, "clip_1", floats(wrong.into_iter().map(Some))));
+    let before = dir.bytes("s.parquet");
+    let error = score(&dir, "pairs.parquet -o s.parquet --verify 100").fails(1);
+    says(&error, &["1 of 160 scores differ", "s.parquet, row 11 (from 0): clip_1 is"]);
+    score(&dir, "pairs.parquet -o s.parquet --verify 100 --metrics hps,aesthetic").ok();
+    assert!(dir.bytes("s.parquet") == before, "--verify writes nothing");
+    dir.put("less.parquet", &pairs(19));
+    says(&score(&dir, "less.parquet -o s.parquet --verify 3").fails(2), &["20 rows", "19"]);
+    says(&score(&dir, "pairs.parquet -o absent.parquet --verify 3").fails(2), &["absent.parquet"]);
+}
+
+#[test]
+fn a_wrong_command_line_says_what_to_do() {
+    let dir = world(3);
+    dir.put("images.parquet", &as_images(&pairs(3)));
+    dir.put("no_jpg.parquet", &without(&pairs(3), "jpg_1"));
+    dir.put("no_prompt.parquet", &without(&as_images(&pairs(3)), "prompt"));
+    dir.put("neither.parquet", &without(&as_images(&pairs(3)), "image"));
+    for (args, parts) in [
+        (
+            "pairs.parquet -o s.parquet --metrics hps,beauty",
+            &["no metric 'beauty'", "hps, clip, pickscore, aesthetic"][..],
+        ),
+        ("pairs.parquet -o s.parquet --metrics hps,hps", &["'hps' twice"]),
+        ("pairs.parquet -o s.parquet --batch 0", &["--batch is 0"]),
+        ("pairs.parquet -o s.parquet --model clip", &["METRIC=TOWER"]),
+        ("pairs.parquet -o s.parquet --model clip=absent", &["absent", "does not exist"]),
+        ("pairs.parquet -o s.parquet --model clip=x --metrics hps", &["--metrics does not name 'clip'"]),
+        ("no_jpg.parquet -o s.parquet", &["no_jpg.parquet: column 'jpg_1' is missing (found: caption"]),
+        ("no_prompt.parquet -o s.parquet", &["column 'prompt' is missing"]),
+        ("neither.parquet -o s.parquet", &["neither a pairs table", "nor an images table"]),
+        ("pairs.parquet", &["-o PATH"]),
+    ] {
+        says(&score(&dir, args).fails(2), parts);
+    }
+    let tool = dir.tool("score").args(["pairs.parquet", "-o", "s.parquet", "--models", "absent"]);
+    says(&tool.fails(2), &["--models absent is not a folder"]);
+    says(
+        &dir.tool("score").args(["pairs.parquet", "-o", "s.parquet"]).fails(2),
+        &["'hps' has no model", "--models DIR"],
+    );
+    std::fs::create_dir(dir.path("empty")).unwrap();
+    let tool = dir.tool("score").args(["pairs.parquet", "-o", "s.parquet", "--models", "empty"]);
+    says(&tool.fails(2), &["empty/hps does not exist", "--model hps=PATH"]);
+    assert!(!dir.list().iter().any(|name| name.starts_with("s.parquet")));
+}
