@@ -73,7 +73,7 @@ impl World {
         let here = dir.path("").display().to_string();
         let tables = format!("\nPAIRS = {here}pairs.parquet\nPROMPTS = {here}prompts.parquet\n");
         dir.write("tiny.mk", settings.replace("\n            ", "\n") + &tables);
-        let score = Path::new(option_env!("CARGO_BIN_EXE_score").expect("the programs were built"));
+        let score = Path::new(env!("CARGO_BIN_EXE_score"));
         let bin = score.parent().unwrap().display().to_string();
         Self { dir, bin }
     }

@@ -12,10 +12,9 @@ use std::{
 };
 
 use arrow::{
-    array::{ArrayRef, RecordBatch, StringArray, UInt32Array, UInt64Array},
+    array::{RecordBatch, StringArray, UInt32Array, UInt64Array},
     compute::concat_batches,
 };
-use candle_core::{DType, Tensor};
 use serde_json::Value;
 use util::{world::*, *};
 

@@ -343,7 +343,9 @@ fn threads_change_nothing() {
     dir.put("labels.parquet", &labels(&pairs(12), some));
     let base = mini().display().to_string();
     for (out, threads) in [("one", "1"), ("two", "2")] {
-        let rest = format!("--base {base} --resolution 64 --steps 2 --beta 2000 --train_batch_size 2 --gradient_accumulation_steps 2 --threads {threads}");
+        let rest = format!(
+            "--base {base} --resolution 64 --steps 2 --beta 2000 --train_batch_size 2 --gradient_accumulation_steps 4 --threads {threads}"
+        );
         train(&dir, out, &rest).ok();
     }
     assert_same(&weights(&dir.path("one")), &weights(&dir.path("two")));

@@ -104,7 +104,7 @@ fn encode(args: Args) -> Result<Answer> {
     let text = PromptEncoder::open(&base, dtype, &device)?;
     let factor = vae.config.factor();
     ensure!(
-        args.resolution > 0 && args.resolution % factor == 0,
+        args.resolution > 0 && args.resolution.is_multiple_of(factor),
         "--resolution {} is not a multiple of the VAE's {factor}",
         args.resolution
     );

@@ -28,14 +28,15 @@ impl Face {
 
     /// Width in pixels, without kerning.
     pub fn width(&self, text: &str) -> f32 {
-        // A letter that the font lacks is drawn as a box, glyph 0.
         let glyph = |c| self.charmap.map(c).unwrap_or_default();
         text.chars().map(|c| self.glyphs.advance_width(glyph(c)).unwrap_or(self.size)).sum()
     }
 
     /// Lines of at most `width` pixels, broken between words, a word that is too long anywhere; no more than `lines`, the last
-    /// of which then ends in dots.
+    /// of which then ends in dots. A letter that the font lacks becomes a question mark, U+FFFD.
     pub fn wrap(&self, text: &str, width: f32, lines: usize) -> Vec<String> {
+        let known = |c: char| if c.is_whitespace() || self.charmap.map(c).is_some() { c } else { '\u{fffd}' };
+        let text: String = text.chars().map(known).collect();
         let mut wrapped = vec![];
         let mut line = String::new();
         for word in text.split_whitespace() {
@@ -106,6 +107,7 @@ mod tests {
         assert!(lines.len() > 1 && lines.concat() == long);
         assert!(face.wrap("", 150.0, 3).is_empty());
         assert_eq!(face.wrap("W", 1.0, 3), ["W"]);
+        assert_eq!(face.wrap("Ünï Ελλ Рус 日本", 999.0, 3), ["Ünï Ελλ Рус \u{fffd}\u{fffd}"]);
     }
 
     #[test]

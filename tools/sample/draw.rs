@@ -79,7 +79,10 @@ impl Painter {
         }
         let side = |asked: Option<usize>, flag: &str| -> Result<usize> {
             let pixels = asked.unwrap_or(self.unet.config.sample_size * factor);
-            ensure!(pixels > 0 && pixels % factor == 0, "{flag} {pixels} is not a multiple of the VAE's {factor}");
+            ensure!(
+                pixels > 0 && pixels.is_multiple_of(factor),
+                "{flag} {pixels} is not a multiple of the VAE's {factor}"
+            );
             Ok(pixels / factor)
         };
         Ok([channels, side(height, "--height")?, side(width, "--width")?])

@@ -8,7 +8,7 @@ use crate::engine::Key;
 pub type Vectors = Vec<Vec<f32>>;
 
 /// MiB of vectors that are kept of images, and again of captions.
-const KEPT: usize = 64;
+const KEPT: usize = 4;
 
 /// Values by key up to `KEPT` MiB, the oldest forgotten first.
 pub struct Cache<T> {

@@ -57,7 +57,7 @@ enum Images {
 
 /// Where the states of captions come from.
 enum Captions {
-    Encoder(PromptEncoder),
+    Encoder(Box<PromptEncoder>),
     /// Those that `encode` has made, (T, D) each, by caption.
     Cache {
         table: Taker,
@@ -171,7 +171,7 @@ impl Data {
         );
         let captions = match folder {
             Some(folder) => Captions::cached(&folder.join("captions.parquet"))?,
-            None => Captions::Encoder(text()?),
+            None => Captions::Encoder(Box::new(text()?)),
         };
         let Visits { seed, resolution, augment, empty_prompts } = visits;
         Ok(Self {

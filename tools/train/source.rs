@@ -52,7 +52,7 @@ impl Source {
         let vae = Vae::open(&args.base.join("vae"), DType::F32, device)?;
         let factor = vae.config.factor();
         ensure!(
-            args.resolution > 0 && args.resolution % factor == 0,
+            args.resolution > 0 && args.resolution.is_multiple_of(factor),
             "--resolution {} is not a multiple of the VAE's {factor}",
             args.resolution
         );
@@ -63,7 +63,7 @@ impl Source {
             }
             many => many.to_vec(),
         };
-        let mut inputs = Inputs::open(&[labels.clone()])?.origins()?;
+        let mut inputs = Inputs::open(std::slice::from_ref(labels))?.origins()?;
         let labels = inputs.first().and_then(|l| l.sha256.clone()).unwrap_or_default();
         inputs.extend(Inputs::open(&tables)?.origins()?);
         let source = Source::Pairs { data: Box::new(data), inputs, labels };

@@ -83,9 +83,10 @@ fn run(args: Args) -> Result<Answer> {
     let tables: Vec<_> = args.tables.iter().zip(inputs).collect();
     let tables = tables.into_iter().map(|(path, input)| Scored::read(path, input, &metrics, n));
     let tables = tables.collect::<Result<Vec<_>>>()?;
+    // The paper's order: everything against the last table, then against the one before it.
     let mut comparisons = vec![];
-    for (i, a) in tables.iter().enumerate() {
-        for b in &tables[i + 1..] {
+    for (j, b) in tables.iter().enumerate().skip(1).rev() {
+        for a in tables[..j].iter().rev() {
             comparisons.push(compare(a, b, metrics.len(), args.by)?);
         }
     }

@@ -87,7 +87,7 @@ fn wanted(files: &[String]) -> BTreeSet<&str> {
                 names.iter().filter(|(n, _)| *n == index || shard(n)).map(|(_, file)| *file).collect::<Vec<_>>();
             Some(if whole.is_empty() { parts } else { whole }).filter(|files| !files.is_empty())
         };
-        all.extend(NAMES.iter().find_map(|best| of(&best)).into_iter().flatten());
+        all.extend(NAMES.iter().find_map(of).into_iter().flatten());
     }
     all
 }

@@ -56,7 +56,7 @@ pub struct GroupNorm {
 impl GroupNorm {
     pub fn load(p: Loader, channels: usize, groups: usize, eps: f64) -> Result<Self> {
         anyhow::ensure!(
-            groups > 0 && channels % groups == 0,
+            groups > 0 && channels.is_multiple_of(groups),
             "{channels} channels do not divide into norm_num_groups = {groups}; the config does not fit itself"
         );
         Ok(Self { weight: p.get("weight", &[channels])?, bias: p.get("bias", &[channels])?, groups, eps })

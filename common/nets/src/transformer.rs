@@ -65,7 +65,7 @@ impl Encoder {
     pub fn load(p: Loader, shape: Shape) -> Result<Self> {
         let w = shape.width;
         anyhow::ensure!(
-            shape.heads > 0 && w % shape.heads == 0,
+            shape.heads > 0 && w.is_multiple_of(shape.heads),
             "width {w} does not divide into {} heads",
             shape.heads
         );

@@ -136,7 +136,7 @@ struct Attention {
 
 impl Attention {
     fn load(p: Loader, width: usize, context: usize, heads: usize) -> Result<Self> {
-        ensure!(heads > 0 && width % heads == 0, "{width} channels do not divide into {heads} heads");
+        ensure!(heads > 0 && width.is_multiple_of(heads), "{width} channels do not divide into {heads} heads");
         Ok(Self {
             to_q: Linear::load_no_bias(p.pp("to_q"), width, width)?,
             to_k: Linear::load_no_bias(p.pp("to_k"), context, width)?,
