@@ -15,8 +15,11 @@ fn options() -> Options {
     Options { device: Device::Cpu, dtype: DType::F32, antialias: Antialias::On, hps_version: None, batch: 3 }
 }
 
+/// Weight (out * in) and bias (out) of a linear layer.
+type Layer = (Vec<f64>, Vec<f64>);
+
 /// A head whose linear layers have these numbers, 4 -> 3 -> 2 -> 2 -> 2 -> 1, and its layers as (weight, bias).
-fn head(folder: &Path, numbers: [usize; 5]) -> (Weights, Vec<(Vec<f64>, Vec<f64>)>) {
+fn head(folder: &Path, numbers: [usize; 5]) -> (Weights, Vec<Layer>) {
     let sizes = [4, 3, 2, 2, 2, 1];
     let value = |i: usize| ((i * 37 % 19) as f32 - 9.0) / 8.0;
     let (mut tensors, mut layers) = (std::collections::BTreeMap::new(), vec![]);
