@@ -65,7 +65,7 @@ impl Output {
             create_parent(path)?;
             let properties = WriterProperties::builder()
                 .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
-                .set_max_row_group_row_count(Some(64 * 1024))
+                .set_max_row_group_row_count(Some(16 * 1024))
                 .set_max_row_group_bytes(Some(64 << 20))
                 .build();
             let writer = ArrowWriter::try_new(AtomicFile::create(path)?, schema.clone(), Some(properties));
