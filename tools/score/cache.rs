@@ -1,69 +1,57 @@
-//! What is kept in case it comes again.
+//! Vectors that are kept in case their image or caption comes again, in one block of memory.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 use crate::engine::Key;
 
 /// Of one image or caption: one vector a scorer.
 pub type Vectors = Vec<Vec<f32>>;
 
-/// MiB of vectors that are kept of images, and again of captions.
+/// MiB of vectors in a cache; the oldest go first.
 const KEPT: usize = 4;
 
-/// Values by key up to `KEPT` MiB, the oldest forgotten first.
-pub struct Cache<T> {
-    values: HashMap<Key, T>,
-    order: VecDeque<(Key, usize)>,
-    bytes: usize,
+#[derive(Default)]
+pub struct Cache {
+    /// Where in `keys`.
+    places: HashMap<Key, usize>,
+    /// Slot by slot.
+    keys: Vec<Key>,
+    values: Vec<f32>,
+    /// The lengths of the vectors, the same for all.
+    lengths: Vec<usize>,
+    /// The slot that is written next.
+    next: usize,
 }
 
-impl<T> Default for Cache<T> {
-    fn default() -> Self {
-        Self { values: HashMap::new(), order: VecDeque::new(), bytes: 0 }
-    }
-}
-
-impl<T: Size> Cache<T> {
-    pub fn has(&self, key: &Key) -> bool {
-        self.values.contains_key(key)
-    }
-
-    pub fn get(&self, key: &Key) -> Option<&T> {
-        self.values.get(key)
+impl Cache {
+    pub fn get(&self, key: &Key) -> Option<Vectors> {
+        let width: usize = self.lengths.iter().sum();
+        let mut rest = &self.values[self.places.get(key)? * width..];
+        let mut take = |n: &usize| {
+            let (vector, after) = rest.split_at(*n);
+            rest = after;
+            vector.to_vec()
+        };
+        Some(self.lengths.iter().map(&mut take).collect())
     }
 
-    /// All of these can be read until the next `trim`.
-    pub fn put(&mut self, values: impl Iterator<Item = (Key, T)>) {
-        for (key, value) in values {
-            let size = value.size();
-            self.bytes += size;
-            self.order.push_back((key, size));
-            self.values.insert(key, value);
+    pub fn put(&mut self, key: Key, vectors: &Vectors) {
+        if self.keys.is_empty() {
+            self.lengths = vectors.iter().map(Vec::len).collect();
         }
-    }
-
-    pub fn trim(&mut self) {
-        while self.bytes > KEPT << 20 {
-            let Some((key, size)) = self.order.pop_front() else { break };
-            self.bytes -= size;
-            self.values.remove(&key);
+        let width: usize = self.lengths.iter().sum();
+        let slots = (KEPT << 18) / width.max(64); // a MiB holds 2^18 numbers
+        if self.keys.len() < slots {
+            self.values.reserve_exact((slots - self.keys.len()) * width);
+            self.values.extend(vectors.iter().flatten());
+            self.keys.push(key);
+        } else if let Some(slot) = self.keys.get_mut(self.next) {
+            self.places.remove(slot);
+            *slot = key;
+            let values = self.values[self.next * width..][..width].iter_mut();
+            values.zip(vectors.iter().flatten()).for_each(|(kept, new)| *kept = *new);
         }
-    }
-}
-
-/// About how many bytes a value takes.
-pub trait Size {
-    fn size(&self) -> usize;
-}
-
-impl Size for Vectors {
-    fn size(&self) -> usize {
-        128 + self.iter().map(|v| 32 + 4 * v.len()).sum::<usize>()
-    }
-}
-
-impl Size for Option<Vectors> {
-    fn size(&self) -> usize {
-        self.as_ref().map_or(128, Size::size)
+        self.places.insert(key, self.next);
+        self.next = (self.next + 1) % slots.max(1);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Error, Result, bail, ensure};
 use nets::{
     image::Preprocess,
     scorer::{Picture, preprocesses},
@@ -25,6 +25,9 @@ fn key(parts: &[&[u8]]) -> Key {
     key
 }
 
+/// Images for which there is room from the start, in a few MiB: as many as fill 2^17 places of a hash table.
+const ROOM: usize = 7 << 14;
+
 pub struct Engine {
     pub scorers: Scorers,
     preprocesses: Vec<Preprocess>,
@@ -37,8 +40,8 @@ pub struct Engine {
     /// The scores of each (image, caption) met so far.
     known: HashMap<Key, u32>,
     known_scores: Vec<f32>,
-    images: Cache<Option<Vectors>>,
-    captions: Cache<Vectors>,
+    images: Cache,
+    captions: Cache,
     pub work: Work,
 }
 
@@ -65,11 +68,11 @@ impl Engine {
             batch,
             side_by_side,
             skip_bad,
-            known: HashMap::new(),
+            known: HashMap::with_capacity(ROOM),
             known_scores: vec![],
             images: Cache::default(),
             captions: Cache::default(),
-            work: Work::default(),
+            work: Work { images: HashSet::with_capacity(ROOM), ..Work::default() },
         }
     }
 
@@ -87,7 +90,7 @@ impl Engine {
 
         // What is new, in the order of the rows.
         let mut new: Vec<(Key, usize)> = vec![];
-        let (mut new_images, mut new_captions) = (vec![], vec![]);
+        let (mut images, mut captions) = (Wanted::default(), Wanted::default());
         let mut pair_keys = vec![None; places.len()];
         let mut asked = HashSet::new();
         for (i, keys) in image_keys.iter().zip(&caption_keys).enumerate() {
@@ -96,24 +99,20 @@ impl Engine {
             self.work.captions.insert(short(caption));
             let pair = key(&[image, caption]);
             pair_keys[i] = Some(pair);
-            if self.known.contains_key(&pair) || !asked.insert(pair) {
-                continue;
-            }
-            new.push((pair, i));
-            if !self.images.has(image) && asked.insert(*image) {
-                new_images.push(i);
-            }
-            if !self.captions.has(caption) && asked.insert(*caption) {
-                new_captions.push(i);
+            if !self.known.contains_key(&pair) && asked.insert(pair) {
+                new.push((pair, i));
+                images.want(*image, i, &self.images);
+                captions.want(*caption, i, &self.captions);
             }
         }
-        let images = self.embed_images(rows, &places, &new_images)?;
-        let captions = self.embed_captions(&places, &new_captions)?;
-        self.images.put(new_images.iter().filter_map(|&i| image_keys[i]).zip(images));
-        self.captions.put(new_captions.iter().filter_map(|&i| caption_keys[i]).zip(captions));
-        self.combine(rows, &places, &new, &image_keys, &caption_keys)?;
-        self.images.trim();
-        self.captions.trim();
+        self.embed_images(rows, &places, &mut images)?;
+        self.embed_captions(&places, &mut captions)?;
+        for (pair, i) in new {
+            let image = image_keys[i].and_then(|k| images.vectors.get(&k));
+            let caption = caption_keys[i].and_then(|k| captions.vectors.get(&k));
+            self.combine(rows, &places[i], image, caption)?;
+            self.known.insert(pair, u32::try_from(self.known.len()).context("too many distinct images")?);
+        }
 
         self.count(&places, &image_keys);
         let score = |pair: &Option<Key>, m: usize| {
@@ -125,6 +124,11 @@ impl Engine {
         let unread = pair_keys.iter().enumerate().filter(|(i, p)| p.is_some() && all[0][*i].is_none()).count();
         self.work.undecodable += unread;
         Ok(all)
+    }
+
+    /// What was done; models and memory are given back.
+    pub fn finish(self) -> Work {
+        self.work
     }
 
     fn refuse_nulls(&self, rows: &Rows, places: &[Place]) -> Result<()> {
@@ -142,13 +146,14 @@ impl Engine {
         }
     }
 
-    /// The vectors of the images at places `new`; `None` where one cannot be read, under `--skip-bad`.
-    fn embed_images(&mut self, rows: &Rows, places: &[Place], new: &[usize]) -> Result<Vec<Option<Vectors>>> {
+    /// Finds the vectors of the images that no cache has; an image that cannot be read has none, under `--skip-bad`.
+    fn embed_images(&mut self, rows: &Rows, places: &[Place], wanted: &mut Wanted) -> Result<()> {
         let this = &*self;
         let decode = |chunk: &[usize]| -> Vec<Result<Picture>> {
             let decode = |&i: &usize| Picture::decode(places[i].image.unwrap_or_default(), &this.preprocesses);
             chunk.par_iter().map(decode).collect()
         };
+        let new: Vec<usize> = wanted.new.iter().map(|(_, i)| *i).collect();
         let chunks: Vec<&[usize]> = new.chunks(self.batch).collect();
         let embedded: Vec<Vec<Embedded>> = match self.side_by_side {
             true => chunks.par_iter().map(|c| this.embed(decode(c))).collect::<Result<_>>()?,
@@ -167,24 +172,22 @@ impl Engine {
                 all
             }
         };
-        let mut vectors = vec![];
-        for (embedded, &i) in embedded.into_iter().flatten().zip(new) {
+        for (embedded, &(key, i)) in embedded.into_iter().flatten().zip(&wanted.new) {
             match embedded {
-                Embedded::Seen { vectors: v, black } => {
+                Embedded::Seen { vectors, black } => {
                     self.work.images_embedded += 1;
                     self.work.black += usize::from(black);
-                    vectors.push(Some(v));
+                    self.images.put(key, &vectors);
+                    wanted.vectors.insert(key, vectors);
                 }
-                Embedded::Unreadable(error) => {
-                    if !self.skip_bad {
-                        let place = format!("{}, '{}'", rows.at(places[i].row), places[i].column);
-                        bail!("{place}: {error:#} (--skip-bad scores the others)");
-                    }
-                    vectors.push(None);
+                Embedded::Unreadable(error) if !self.skip_bad => {
+                    let place = &places[i];
+                    bail!("{}, '{}': {error:#} (--skip-bad scores the others)", rows.at(place.row), place.column);
                 }
+                Embedded::Unreadable(_) => {}
             }
         }
-        Ok(vectors)
+        Ok(())
     }
 
     fn embed(&self, pictures: Vec<Result<Picture>>) -> Result<Vec<Embedded>> {
@@ -204,47 +207,46 @@ impl Engine {
         Ok(embedded.collect())
     }
 
-    fn embed_captions(&mut self, places: &[Place], new: &[usize]) -> Result<Vec<Vectors>> {
-        let texts: Vec<&str> = new.iter().filter_map(|&i| places[i].caption).collect();
-        let mut vectors = vec![vec![]; texts.len()];
+    fn embed_captions(&mut self, places: &[Place], wanted: &mut Wanted) -> Result<()> {
+        let texts: Vec<&str> = wanted.new.iter().filter_map(|&(_, i)| places[i].caption).collect();
+        let mut all: Vec<Vectors> = vec![vec![]; texts.len()];
         for (_, scorer) in &self.scorers {
             stop::check()?;
-            for (all, one) in vectors.iter_mut().zip(scorer.caption_features(&texts)?) {
-                all.push(one);
+            for (vectors, vector) in all.iter_mut().zip(scorer.caption_features(&texts)?) {
+                vectors.push(vector);
             }
         }
         self.work.captions_embedded += texts.len();
-        Ok(vectors)
+        for (&(key, _), vectors) in wanted.new.iter().zip(all) {
+            self.captions.put(key, &vectors);
+            wanted.vectors.insert(key, vectors);
+        }
+        Ok(())
     }
 
-    /// Scores the new (image, caption) pairs and remembers them; NaN stands for an image that cannot be read.
+    /// The scores of an image with a caption; NaN stands for those of an image that cannot be read.
     fn combine(
         &mut self,
         rows: &Rows,
-        places: &[Place],
-        new: &[(Key, usize)],
-        image_keys: &[Option<Key>],
-        caption_keys: &[Option<Key>],
+        place: &Place,
+        image: Option<&Vectors>,
+        caption: Option<&Vectors>,
     ) -> Result<()> {
-        for &(pair, i) in new {
-            let image = image_keys[i].and_then(|k| self.images.get(&k)).context("an image was not embedded")?;
-            let caption = caption_keys[i].and_then(|k| self.captions.get(&k)).context("a caption was not embedded")?;
-            for (m, (name, scorer)) in self.scorers.iter().enumerate() {
-                let score = match image {
-                    Some(image) => scorer.score(&image[m], &caption[m]),
-                    None => f32::NAN,
-                };
-                if image.is_some() && !score.is_finite() {
-                    let place = &places[i];
-                    bail!(
+        for (m, (name, scorer)) in self.scorers.iter().enumerate() {
+            let score = match (image, caption) {
+                (Some(image), Some(caption)) => {
+                    let score = scorer.score(&image[m], &caption[m]);
+                    ensure!(
+                        score.is_finite(),
                         "{}, '{}': {name} gives {score}, which is no score; its model is damaged",
                         rows.at(place.row),
                         place.column
                     );
+                    score
                 }
-                self.known_scores.push(score);
-            }
-            self.known.insert(pair, u32::try_from(self.known.len()).context("too many distinct images")?);
+                _ => f32::NAN,
+            };
+            self.known_scores.push(score);
         }
         Ok(())
     }
@@ -256,6 +258,26 @@ impl Engine {
         if sides == 2 {
             let same = image_keys.chunks_exact(2).filter(|k| k[0].is_some() && k[0] == k[1]);
             self.work.identical_pairs += same.count();
+        }
+    }
+}
+
+/// The images, or the captions, that some rows need.
+#[derive(Default)]
+struct Wanted {
+    vectors: HashMap<Key, Vectors>,
+    /// Those without vectors yet, each with a place where it stands.
+    new: Vec<(Key, usize)>,
+    asked: HashSet<Key>,
+}
+
+impl Wanted {
+    fn want(&mut self, key: Key, place: usize, cache: &Cache) {
+        if self.asked.insert(key) {
+            match cache.get(&key) {
+                Some(vectors) => drop(self.vectors.insert(key, vectors)),
+                None => self.new.push((key, place)),
+            }
         }
     }
 }

@@ -174,9 +174,10 @@ fn score(args: Args) -> Result<Answer> {
         stop::check()?;
     }
     ensure!(summary.rows > 0 || common.shard.is_some(), "{} has no rows", inputs.name());
+    let done = engine.finish();
     work.finish(parts)?;
     bar.finish_and_clear();
-    summary.tell(common, &engine.work)?;
+    summary.tell(common, &done)?;
     Ok(Answer::Yes)
 }
 
