@@ -15,6 +15,11 @@ ifeq ($(wildcard $(MK)),)
 $(error there is no $(MK); experiments: $(patsubst pipelines/%.mk,X=%,$(filter-out %/align.mk,$(wildcard pipelines/*.mk))))
 endif
 include $(MK)
+SCHEDULER ?= ddim
+# Where networks run, and their arithmetic there.
+DEVICE ?= cpu
+DTYPE  ?= f32
+where := --device $(DEVICE) --dtype $(DTYPE)
 
 # Every program uses all cores by itself: two at once would only share them. Not so where RUN sends them elsewhere.
 ifeq ($(strip $(RUN)),)
@@ -24,6 +29,9 @@ endif
 D      := $(RUNS)/$(X)
 unet   := unet/diffusion_pytorch_model.safetensors
 models := base $(POLICIES)
+
+# $(call own,NAME.KEY,DEFAULT): what the experiment says of this policy or these labels, where it says anything.
+own = $(if $(filter undefined,$(origin $1)),$2,$($1))
 
 # Folders count by the files in them; of what a program writes as a folder, by the file that it writes last.
 base    := $(wildcard $(BASE)/*.json $(BASE)/*/*)
@@ -64,23 +72,30 @@ reproduce: $D/scores.parquet $(labels) $(latents) $(POLICIES:%=$D/%/$(unet)) \
 clean-runs:
 	rm -rf $D
 
+# What an experiment starts from is the user's to fetch.
+$(PAIRS) $(PROMPTS):
+	@echo '$@ is not there; the top of $(MK) says where it comes from' >&2; exit 2
+
 # Labels: every metric scores both images of each pair, and a rule makes one preference of the scores.
 $D/scores.parquet: $(PAIRS) $(scorers) $(call settings,score,METRICS SCORE_FLAGS) | build
 	$(call forget,$@)
-	$(RUN) $(BIN)/score $(PAIRS) --models $(MODELS) --metrics $(METRICS) $(SCORE_FLAGS) -o $@
+	$(RUN) $(BIN)/score $(PAIRS) --models $(MODELS) --metrics $(METRICS) $(SCORE_FLAGS) $(where) -o $@
 
-$(labels): $D/labels/%.parquet: $D/scores.parquet $(call settings,vote,VOTE_FLAGS) | build
-	$(RUN) $(BIN)/vote $D/scores.parquet --rule $(subst -,:,$*) $(VOTE_FLAGS) -o $@
+# Labels are named after their rule, `single-hps`, unless NAME.rule says more: `weighted --fit dawid-skene`.
+rule = $(call own,$1.rule,$(subst -,:,$1))
+$(foreach l,$(labels),$(eval $l: $(call settings,vote-$(basename $(notdir $l)),VOTE_FLAGS $(filter $(basename $(notdir $l)).rule,$(.VARIABLES)))))
+$(labels): $D/labels/%.parquet: $D/scores.parquet | build
+	$(RUN) $(BIN)/vote $D/scores.parquet --rule $(call rule,$*) $(VOTE_FLAGS) -o $@
 
 # Training: from the same latents and the same base, a policy each. What has begun goes on from its last checkpoint,
 # unless an input has changed since then.
 $(latents): $(PAIRS) $(base) $(call settings,encode,RESOLUTION AUGMENT) | build
 	$(call forget,$(@D))
-	$(RUN) $(BIN)/encode $(PAIRS) --base $(BASE) --resolution $(RESOLUTION) --augment $(AUGMENT) -o $(@D)
+	$(RUN) $(BIN)/encode $(PAIRS) --base $(BASE) --resolution $(RESOLUTION) --augment $(AUGMENT) $(where) -o $(@D)
 
 train_settings := STEPS WARMUP LEARNING_RATE BETA BATCH ACCUMULATION RESOLUTION AUGMENT SEED TRAIN_FLAGS
 $(foreach p,$(POLICIES),$(eval $D/$p/begun: $D/labels/$($p.labels).parquet \
-    $(call settings,train-$p,$p.labels $p.refresh $(train_settings))))
+    $(call settings,train-$p,$p.labels $p.refresh $(filter $p.seed $p.train,$(.VARIABLES)) $(train_settings))))
 
 $(POLICIES:%=$D/%/begun): $(latents) $(base)
 	rm -rf $(@D); mkdir -p $(@D); touch $@
@@ -89,7 +104,7 @@ $(POLICIES:%=$D/%/$(unet)): $D/%/$(unet): $D/%/begun | build
 	$(RUN) $(BIN)/train $D/latents --labels $D/labels/$($*.labels).parquet --base $(BASE) -o $D/$* \
 	    --max_train_steps $(STEPS) --lr_warmup_steps $(WARMUP) --learning_rate $(LEARNING_RATE) --beta_dpo $(BETA) \
 	    --train_batch_size $(BATCH) --gradient_accumulation_steps $(ACCUMULATION) --refresh-every $($*.refresh) \
-	    --resolution $(RESOLUTION) --augment $(AUGMENT) --seed $(SEED) $(TRAIN_FLAGS) \
+	    --resolution $(RESOLUTION) --augment $(AUGMENT) --seed $(call own,$*.seed,$(SEED)) $(TRAIN_FLAGS) $(call own,$*.train,) $(where) \
 	    --checkpointing_steps $(CHECKPOINT_STEPS) --checkpoints_total_limit 1 --resume_from_checkpoint latest
 
 # Evaluation: the same prompts and the same noise for every model.
@@ -98,14 +113,14 @@ $D/prompts.parquet: $(PROMPTS) $(call settings,prompts,PROMPT_FLAGS) | build
 
 $(foreach p,$(POLICIES),$(eval $D/images/$p.parquet: $D/$p/$(unet)))
 $(models:%=$D/images/%.parquet): $D/images/%.parquet: $D/prompts.parquet $(base) \
-    $(call settings,sample,IMAGES SAMPLE_STEPS GUIDANCE SEED SAMPLE_FLAGS) | build
+    $(call settings,sample,IMAGES SCHEDULER SAMPLE_STEPS GUIDANCE SEED SAMPLE_FLAGS) | build
 	$(call forget,$@)
 	$(RUN) $(BIN)/sample $D/prompts.parquet --base $(BASE) $(if $(filter-out base,$*),--unet $D/$*) --name $* -n $(IMAGES) \
-	    --scheduler ddim --steps $(SAMPLE_STEPS) --guidance $(GUIDANCE) --seed $(SEED) $(SAMPLE_FLAGS) -o $@
+	    --scheduler $(SCHEDULER) --steps $(SAMPLE_STEPS) --guidance $(GUIDANCE) --seed $(SEED) $(SAMPLE_FLAGS) $(where) -o $@
 
 $(models:%=$D/scored/%.parquet): $D/scored/%.parquet: $D/images/%.parquet $(scorers) $D/settings/score | build
 	$(call forget,$@)
-	$(RUN) $(BIN)/score $D/images/$*.parquet --models $(MODELS) --metrics $(METRICS) $(SCORE_FLAGS) -o $@
+	$(RUN) $(BIN)/score $D/images/$*.parquet --models $(MODELS) --metrics $(METRICS) $(SCORE_FLAGS) $(where) -o $@
 
 # Candidates come before what they are compared with: the last policy first, the base last.
 reverse = $(if $1,$(call reverse,$(wordlist 2,$(words $1),$1)) $(firstword $1))
