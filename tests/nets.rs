@@ -5,7 +5,7 @@
 mod util;
 
 use candle_core::{DType, Device};
-use nets::{base::PromptEncoder, unet::UNet, vae::Vae};
+use nets::{prompt::PromptEncoder, unet::UNet, vae::Vae};
 use util::world::*;
 
 const CPU: Device = Device::Cpu;
@@ -19,7 +19,7 @@ fn prompts() -> Vec<String> {
 fn text_encoder() {
     let expected = tensors(&oracle("expected.safetensors"));
     let text = PromptEncoder::open(&oracle("base"), DType::F32, &CPU).unwrap();
-    let states = text.states(&[prompts(), vec![String::new()]].concat()).unwrap();
+    let states = text.encode(&[prompts(), vec![String::new()]].concat()).unwrap().states;
     assert!(max_abs(&states, &expected["text.states"]) < 5e-5);
 }
 
@@ -29,7 +29,7 @@ fn unet() {
     let text = PromptEncoder::open(&oracle("base"), DType::F32, &CPU).unwrap();
     let unet = UNet::open(&oracle("policy/unet"), DType::F32, &CPU).unwrap();
     let timesteps = values(&expected["unet.timestep"]);
-    let states = text.states(&prompts()).unwrap();
+    let states = text.encode(&prompts()).unwrap().states;
     let out = unet.forward(&expected["unet.sample"], &timesteps, &states, None).unwrap();
     assert!(max_abs(&out, &expected["unet.out"]) < 5e-5);
 }

@@ -20,10 +20,11 @@ use candle_core::{DType, Device, Tensor};
 use clap::{Parser, ValueEnum};
 use half::f16;
 use nets::{
-    base::{self, PromptEncoder},
+    base,
     checkpoint::Weights,
     hub,
     image::{self, TrainCrop},
+    prompt::PromptEncoder,
     vae::Vae,
 };
 use pipe::{
@@ -166,7 +167,7 @@ impl Cache {
     fn open(out: &Path, args: &Args, vae: &Vae, text: &PromptEncoder, origin: Origin) -> Result<Self> {
         let side = args.resolution / vae.config.factor();
         let latent = format!("[{},{side},{side}]", vae.config.latent_channels);
-        let (_, tokens, width) = text.states(&[""])?.dims3()?;
+        let ([tokens, width], _) = text.shape();
         let state = format!("[{tokens},{width}]");
         let tables = [
             ("latents", schema::latents().with_metadata(Metadata::default().with("latent_shape", latent))),
@@ -228,7 +229,7 @@ impl Cache {
         let states = match new.is_empty() {
             true => vec![],
             false => {
-                let states: ArrayRef = Arc::new(halves(&text.states(&new)?)?);
+                let states: ArrayRef = Arc::new(halves(&text.encode(&new)?.states)?);
                 vec![vec![Arc::new(StringArray::from_iter_values(new)) as ArrayRef, states]]
             }
         };

@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use nets::{
-    base::PromptEncoder,
     image::{self, Rgb},
     noise::{Ddim, Schedule},
+    prompt::{Conditioning, PromptEncoder, TimeIds},
     unet::UNet,
     vae::{self, Vae},
 };
@@ -42,7 +42,7 @@ impl Painter {
         let unet = UNet::open(unet, dtype, device)?;
         // The VAE of SDXL overflows in f16: decoding is always f32.
         let vae = Vae::open(&base.join("vae"), DType::F32, device)?;
-        let (width, takes) = (text.states(&[""])?.dim(2)?, unet.config.cross_attention_dim);
+        let (([_, width], _), takes) = (text.shape(), unet.config.cross_attention_dim);
         ensure!(
             width == takes,
             "{} attends to states of width {takes}, the text encoder of {} makes {width}",
@@ -104,17 +104,21 @@ impl Painter {
 
     fn draw_together(&self, prompts: &[&str], noise: &Tensor, guidance: f64) -> Result<Drawing> {
         let guided = guidance > 1.0;
-        let states = self.text.states(prompts)?; // (B, T, D)
-        let context = match guided {
-            true => Tensor::cat(&[&self.text.states(&vec![""; prompts.len()])?, &states], 0)?, // (2B, T, D)
-            false => states,
+        let told = self.text.encode(prompts)?; // (B, ...)
+        let told = match guided {
+            true => Conditioning::cat(&[&self.text.negative(None)?.repeat(prompts.len())?, &told])?, // (2B, ...)
+            false => told,
         };
+        let (_, _, h, w) = noise.dims4()?;
+        let factor = self.vae.config.factor();
+        let rows = told.states.dim(0)?;
+        let added = told.added(&vec![TimeIds::whole(h * factor, w * factor); rows])?;
         let mut x = noise.to_device(&self.device)?; // (B, C, h, w), f32
         for &t in &self.ddim.timesteps {
             let input = if guided { Tensor::cat(&[&x, &x], 0)? } else { x.clone() };
             let timesteps = vec![t as f32; input.dim(0)?];
-            let eps =
-                self.unet.forward(&input.to_dtype(self.dtype)?, &timesteps, &context, None)?.to_dtype(DType::F32)?;
+            let eps = self.unet.forward(&input.to_dtype(self.dtype)?, &timesteps, &told.states, added.as_ref())?;
+            let eps = eps.to_dtype(DType::F32)?;
             let eps = match guided {
                 true => {
                     let (without, with) =

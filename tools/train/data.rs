@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use arrow::array::{Array, AsArray, BooleanArray};
 use candle_core::{Device, Tensor};
 use nets::{
-    base::PromptEncoder,
     image,
+    prompt::PromptEncoder,
     vae::{Posterior, Vae},
 };
 use pipe::{
@@ -321,7 +321,7 @@ impl Captions {
     /// (B, T, D)
     fn states(&self, captions: &[String]) -> Result<Tensor> {
         match self {
-            Captions::Encoder(text) => text.states(captions),
+            Captions::Encoder(text) => Ok(text.encode(captions)?.states),
             Captions::Cache { table, shape: [t, d], rows } => {
                 let row = |c: &String| {
                     let row = rows.get(&key(c)).copied();

@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use nets::{base::PromptEncoder, checkpoint};
+use nets::{checkpoint, prompt::PromptEncoder};
 
 use crate::{loss::Label, source::Batch};
 
@@ -28,7 +28,7 @@ impl Replay {
         let tensors = candle_core::safetensors::load(path, &Device::Cpu)
             .with_context(|| format!("{name} is not a whole safetensors file"))?;
         ensure!(!captions.is_empty(), "{name}: the metadata key 'prompts' lists no captions");
-        Ok(Self { name, tensors, pairs: captions.len(), states: text.states(&captions)? })
+        Ok(Self { name, tensors, pairs: captions.len(), states: text.encode(&captions)?.states })
     }
 
     /// The inputs of step `i`, one entry a step, on a schedule of `trained` timesteps; every pair is sure of its winner.

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use nets::{base::PromptEncoder, checkpoint::Weights, noise::Schedule, vae::Vae};
+use nets::{checkpoint::Weights, noise::Schedule, prompt::PromptEncoder, vae::Vae};
 use pipe::{
     id::file_hash,
     origin::{InputOrigin, Origin},

@@ -1,15 +1,10 @@
-//! A Stable Diffusion folder (diffusers' layout): where its parts lie, and its text encoder with tokenizer.
+//! What a tool that runs networks begins with: device, arithmetic, worker threads, and where a UNet lies.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use pipe::cli;
-
-use crate::{
-    text::TextModel,
-    tokenizer::{Style, Tokenizer},
-};
 
 /// The device that `--device` names.
 ///
@@ -68,27 +63,4 @@ pub fn unet_folder(path: &Path) -> Result<PathBuf> {
     }
     ensure!(path.exists(), "{} does not exist; expected a checkpoint folder with unet/config.json", path.display());
     bail!("{} holds no unet/config.json: not a checkpoint folder", path.display())
-}
-
-/// Prompts to the states that the UNet attends to.
-pub struct PromptEncoder {
-    tokenizer: Tokenizer,
-    text: TextModel,
-}
-
-impl PromptEncoder {
-    /// From `base/tokenizer` and `base/text_encoder`.
-    pub fn open(base: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        let folder = base.join("text_encoder");
-        let text = TextModel::open(&folder, dtype, device)?;
-        let tokenizer = Tokenizer::from_folder(&base.join("tokenizer"), Style::Hf)?;
-        Ok(Self { tokenizer, text })
-    }
-
-    /// Last hidden state after the final norm, (B, T, D), one row a prompt; "" is the unconditional prompt.
-    pub fn states<S: AsRef<str>>(&self, prompts: &[S]) -> Result<Tensor> {
-        let context = self.text.config.max_position_embeddings;
-        let ids = prompts.iter().map(|p| self.tokenizer.encode(p.as_ref(), context)).collect::<Result<Vec<_>>>()?;
-        Ok(self.text.forward(&ids)?.last)
-    }
 }

@@ -11,6 +11,7 @@ pub mod noise;
 pub mod ops;
 pub mod optim;
 pub mod pickle;
+pub mod prompt;
 pub mod scorer;
 pub mod text;
 pub mod tokenizer;

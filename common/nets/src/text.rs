@@ -139,6 +139,13 @@ impl TextModel {
         row.iter().position(|&id| id == eos).unwrap_or(0)
     }
 
+    /// # Errors
+    /// The checkpoint has no projection.
+    pub fn check_projection(&self) -> Result<()> {
+        ensure!(self.text_projection.is_some(), "this text encoder has no text_projection");
+        Ok(())
+    }
+
     /// The pooled state through `text_projection`, (B, projection_dim).
     ///
     /// # Errors

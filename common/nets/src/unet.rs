@@ -230,7 +230,7 @@ struct UpBlock {
     upsampler: Option<Conv2d>,
 }
 
-/// SDXL's extra conditioning.
+/// SDXL's extra conditioning; [`crate::prompt::Conditioning::added`] makes it.
 pub struct Added {
     /// Pooled text state of the second encoder, (B, D).
     pub text_embeds: Tensor,
