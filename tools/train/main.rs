@@ -5,6 +5,7 @@
 
 mod args;
 mod data;
+mod gradients;
 mod log;
 mod loss;
 mod replay;
@@ -16,24 +17,20 @@ use std::{process::ExitCode, time::Instant};
 
 use anyhow::{Result, ensure};
 use args::Args;
-use candle_core::{Device, Tensor};
+use gradients::{Sum, abreast};
 use log::{Line, Log};
-use loss::{Errors, PairLoss, dpo_loss};
 use nets::{
     base::{self, unet_folder},
     checkpoint::{self, Weights},
     noise::Schedule,
-    optim::{self, Grads},
-    unet::UNet,
+    optim,
 };
 use pipe::{
     atomic,
     cli::{Answer, run},
     progress, stop,
 };
-use rayon::prelude::*;
-use source::{Batch, Source};
-use state::State;
+use source::Source;
 
 fn main() -> ExitCode {
     run("train", |args| base::on_workers(|| train(args)))
@@ -63,22 +60,16 @@ fn train(args: Args) -> Result<Answer> {
         let began = Instant::now();
         let lr = args.rate(step);
 
-        // The gradient of the mean loss over the step's pairs, summed over micro-batches in their order.
-        let mut grads = Grads::new();
-        let mut pairs: Vec<(Errors, PairLoss)> = vec![];
+        let mut sum = Sum::default();
         let micro_batches = args.gradient_accumulation_steps.get();
         for first in (0..micro_batches).step_by(abreast) {
             let micros = first..(first + abreast).min(micro_batches);
             let batches = micros.map(|m| source.batch(&args, step, m as u64, &schedule, &device));
-            let done = batches.collect::<Result<Vec<_>>>()?.into_par_iter().map(|batch| {
-                let scale = 1.0 / (batch.labels.len() * micro_batches) as f64;
-                gradient(&state, &batch, &schedule, args.beta_dpo, scale)
-            });
-            for (some, more) in done.collect::<Result<Vec<_>>>()? {
-                pairs.extend(some);
-                optim::add(&mut grads, more)?;
-            }
+            let batches = batches.collect::<Result<Vec<_>>>()?;
+            let pairs = micro_batches * batches[0].labels.len();
+            sum.add(&state, batches, &schedule, args.beta_dpo, pairs)?;
         }
+        let Sum { pairs, mut grads } = sum;
         if let Some(path) = args.dump_gradients.as_ref().filter(|_| step == 0) {
             checkpoint::write(path, &grads, Default::default())?;
         }
@@ -130,53 +121,4 @@ fn train(args: Args) -> Result<Answer> {
     }
     state.write(&out, &config_of, args.save_dtype, &origin)?;
     Ok(Answer::Yes)
-}
-
-/// How many micro-batches go through the networks side by side. On the CPU a thread each keeps threads busier than sharing
-/// every operation, and the sum is the same; but each needs activations and gradients of its own, so only small networks.
-fn abreast(state: &State, device: &Device) -> usize {
-    const SMALL: usize = 50_000_000; // parameters: 200 MB of gradients
-    let size: usize = state.policy.params.values().map(|p| p.elem_count()).sum();
-    if device.is_cpu() && size < SMALL { rayon::current_num_threads() } else { 1 }
-}
-
-/// One micro-batch: its pairs, and `scale` times the gradient of the sum of their losses.
-fn gradient(
-    state: &State,
-    batch: &Batch,
-    schedule: &Schedule,
-    beta: f64,
-    scale: f64,
-) -> Result<(Vec<(Errors, PairLoss)>, Grads)> {
-    let b = batch.labels.len();
-    let noisy = schedule.add_noise(&batch.latents, &batch.noise, &batch.timesteps)?; // (2B, C, h, w)
-    let target = schedule.target(&batch.latents, &batch.noise, &batch.timesteps)?; // (2B, C, h, w)
-    let context = Tensor::cat(&[&batch.states, &batch.states], 0)?; // (2B, T, D)
-    let timesteps: Vec<f32> = batch.timesteps.iter().map(|&t| t as f32).collect();
-    let errors = |unet: &UNet| -> Result<Tensor> {
-        let prediction = unet.forward(&noisy, &timesteps, &context, None)?;
-        Ok((prediction - &target)?.sqr()?.flatten_from(1)?.mean(1)?) // (2B)
-    };
-
-    // The same arithmetic for both, so that equal weights give equal errors to the last bit.
-    let reference = errors(&state.reference.unet)?.to_vec1::<f32>()?;
-    let policy = errors(&state.policy.unet)?;
-    let values = policy.to_vec1::<f32>()?;
-    let pairs: Vec<(Errors, PairLoss)> = (0..b)
-        .map(|i| {
-            let e = Errors {
-                policy_winner: values[i] as f64,
-                policy_loser: values[b + i] as f64,
-                reference_winner: reference[i] as f64,
-                reference_loser: reference[b + i] as f64,
-            };
-            (e, dpo_loss(e, batch.labels[i], beta))
-        })
-        .collect();
-
-    // dL/dtheta = sum_i dL/de_i de_i/dtheta
-    let side = |k: usize| pairs.iter().map(move |(_, p)| (p.gradient[k] * scale) as f32);
-    let weights = Tensor::from_vec(side(0).chain(side(1)).collect::<Vec<_>>(), 2 * b, policy.device())?;
-    let store = (policy * weights)?.sum_all()?.backward()?;
-    Ok((pairs, optim::gradients(&state.policy.params, store)?))
 }
