@@ -2,6 +2,8 @@
 //! `tests/oracle/dpo.py`, and with the parity kit where it lies beside the repository.
 #![cfg(feature = "nets")]
 
+#[path = "train/method.rs"]
+mod method;
 mod util;
 
 use std::path::Path;
@@ -284,7 +286,7 @@ fn latest_goes_on_with_the_same_run_only() {
     for (change, what) in [
         ("--lr 1e-5", "learning_rate"),
         ("--beta 100", "beta_dpo"),
-        ("--refresh-every 2", "refresh_every"),
+        ("--refresh-every 2", "reference_mode"),
         ("--seed 1", "seed"),
         ("--train_batch_size 2", "effective_batch"),
         ("--lr_scheduler linear", "lr_scheduler"),

@@ -113,8 +113,11 @@ fn encode(args: Args) -> Result<Answer> {
         .arg("resolution", args.resolution)
         .arg("flips", args.augment != Augment::None)
         .model("vae", Weights::open(&base.join("vae"))?.hash()?)
-        .model("text_encoder", Weights::open(&base.join("text_encoder"))?.hash()?)
         .inputs(inputs.origins()?);
+    let encoder = |origin: Origin, part: &&str| {
+        Ok::<_, anyhow::Error>(origin.model(part, Weights::open(&base.join(part))?.hash()?))
+    };
+    let origin = text.parts().iter().try_fold(origin, encoder)?;
     stop::watch()?;
 
     let mut cache = Cache::open(&out, &args, &vae, &text, origin)?;
@@ -167,11 +170,14 @@ impl Cache {
     fn open(out: &Path, args: &Args, vae: &Vae, text: &PromptEncoder, origin: Origin) -> Result<Self> {
         let side = args.resolution / vae.config.factor();
         let latent = format!("[{},{side},{side}]", vae.config.latent_channels);
-        let ([tokens, width], _) = text.shape();
-        let state = format!("[{tokens},{width}]");
+        let ([tokens, width], pooled) = text.shape();
+        let mut states = Metadata::default().with("state_shape", format!("[{tokens},{width}]"));
+        if let Some(width) = pooled {
+            states = states.with("pooled_shape", format!("[{width}]"));
+        }
         let tables = [
             ("latents", schema::latents().with_metadata(Metadata::default().with("latent_shape", latent))),
-            ("captions", schema::captions().with_metadata(Metadata::default().with("state_shape", state))),
+            ("captions", schema::captions(pooled.is_some()).with_metadata(states)),
             ("pairs", schema::pair_list()),
         ];
         let folder = parts::folder(out, &format!("{CHUNK} pairs a part\n{}", origin.to_json()))?;
@@ -229,8 +235,13 @@ impl Cache {
         let states = match new.is_empty() {
             true => vec![],
             false => {
-                let states: ArrayRef = Arc::new(halves(&text.encode(&new)?.states)?);
-                vec![vec![Arc::new(StringArray::from_iter_values(new)) as ArrayRef, states]]
+                let told = text.encode(&new)?;
+                let mut columns: Vec<ArrayRef> =
+                    vec![Arc::new(StringArray::from_iter_values(new)), Arc::new(halves(&told.states)?)];
+                if let Some(pooled) = &told.pooled {
+                    columns.push(Arc::new(halves(pooled)?));
+                }
+                vec![columns]
             }
         };
 

@@ -4,10 +4,20 @@ use std::{num::NonZeroUsize, path::PathBuf};
 
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
-use nets::{hub, optim::LrSchedule};
+use nets::{
+    hub,
+    lora::LoraConfig,
+    optim::{AdafactorConfig, AdamWConfig, LrSchedule, Rule},
+};
 use pipe::cli::Common;
 
-use crate::data::Augment;
+use crate::{
+    data::Augment,
+    guard::Guard,
+    loss::{Form, Objective},
+    method::ErrorOf,
+    reference::Mode,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -71,24 +81,67 @@ pub struct Args {
     /// Length of a linear or cosine schedule, where it is not --max_train_steps
     #[arg(long, value_name = "N", help_heading = "Optimisation")]
     pub lr_total_steps: Option<u64>,
+    /// How a gradient becomes a step
+    #[arg(long, value_enum, default_value_t = OptimizerName::Adamw, help_heading = "Optimisation")]
+    pub optimizer: OptimizerName,
+    /// The same as --optimizer adafactor
+    #[arg(long, conflicts_with = "optimizer", help_heading = "Optimisation")]
+    pub use_adafactor: bool,
+    /// How AdamW's moments are stored; bf16 halves them
+    #[arg(long, value_enum, default_value_t = Moments::F32, help_heading = "Optimisation")]
+    pub moments: Moments,
     #[arg(long, value_name = "X", default_value_t = 0.9, help_heading = "Optimisation")]
     pub adam_beta1: f64,
     #[arg(long, value_name = "X", default_value_t = 0.999, help_heading = "Optimisation")]
     pub adam_beta2: f64,
     #[arg(long, value_name = "X", default_value_t = 1e-8, help_heading = "Optimisation")]
     pub adam_epsilon: f64,
+    /// Weight decay, of Adafactor too
     #[arg(long, value_name = "X", default_value_t = 1e-2, help_heading = "Optimisation")]
     pub adam_weight_decay: f64,
-    /// Gradients longer than this are scaled down to it
-    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = "Optimisation")]
-    pub max_grad_norm: f64,
+    /// Gradients longer than this are scaled down to it [default: 1 for AdamW; Adafactor bounds its updates itself]
+    #[arg(long, value_name = "X", help_heading = "Optimisation")]
+    pub max_grad_norm: Option<f64>,
 
+    /// What is minimised
+    #[arg(long, value_enum, default_value_t = Form::Dpo, help_heading = "Method")]
+    pub loss: Form,
+    /// The same as --loss sft
+    #[arg(long, conflicts_with = "loss", help_heading = "Method")]
+    pub sft: bool,
     /// Strength of the tie to the reference, in Diffusion-DPO's code convention (mean squared errors, with the 1/2)
     #[arg(long, visible_alias = "beta", value_name = "X", default_value_t = 5000.0, help_heading = "Method")]
     pub beta_dpo: f64,
-    /// Replace the reference by the policy after every K-th optimiser step (0: never, plain Diffusion-DPO)
-    #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Method")]
-    pub refresh_every: u64,
+    /// Probability that a label is wrong (conservative DPO); the best z is then finite
+    #[arg(long, value_name = "P", default_value_t = 0.0, help_heading = "Method")]
+    pub label_smoothing: f64,
+    /// `sdpo`: scale the loser's gradient so that the winner's error cannot rise to first order; `sdpo:MU` keeps the share
+    /// MU of its fall
+    #[arg(long, value_name = "none|sdpo[:MU]", default_value = "none", help_heading = "Method")]
+    pub guard: Guard,
+    /// What the squared error is taken of in a v-prediction model
+    #[arg(long, value_enum, default_value_t = ErrorOf::Prediction, help_heading = "Method")]
+    pub error: ErrorOf,
+    /// `frozen` (plain Diffusion-DPO), `hard:K` (the reference becomes the policy after every K-th optimiser step) or
+    /// `ema:RATE` (after every step it goes this share of the way to the policy)
+    #[arg(long, value_name = "MODE", default_value = "frozen", help_heading = "Method")]
+    pub reference_mode: Mode,
+    /// The same as --reference-mode hard:K (0: frozen)
+    #[arg(long, value_name = "K", conflicts_with = "reference_mode", help_heading = "Method")]
+    pub refresh_every: Option<u64>,
+    /// Train low-rank adapters of this rank beside a frozen UNet, instead of all its weights
+    #[arg(long, alias = "rank", value_name = "R", help_heading = "LoRA")]
+    pub lora_rank: Option<NonZeroUsize>,
+    /// Adapters count ALPHA / R times [default: R]
+    #[arg(long, value_name = "ALPHA", requires = "lora_rank", help_heading = "LoRA")]
+    pub lora_alpha: Option<f64>,
+    /// The linear layers that get one, under PEFT's names
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "to_q,to_k,to_v,to_out.0")]
+    #[arg(help_heading = "LoRA")]
+    pub lora_targets: Vec<String>,
+    /// Write unet/ too, base and adapters in one, for `sample --unet`
+    #[arg(long, requires = "lora_rank", help_heading = "LoRA")]
+    pub merge: bool,
     /// Share of captions replaced by the empty prompt, so that guidance keeps working
     #[arg(long, value_name = "P", default_value_t = 0.2, help_heading = "Method")]
     pub proportion_empty_prompts: f64,
@@ -139,7 +192,8 @@ impl Args {
             ("--learning_rate", self.learning_rate),
             ("--adam_weight_decay", self.adam_weight_decay),
             ("--adam_epsilon", self.adam_epsilon),
-            ("--max_grad_norm", self.max_grad_norm),
+            ("--max_grad_norm", self.max_grad_norm.unwrap_or_default()),
+            ("--lora_alpha", self.lora_alpha.unwrap_or_default()),
         ] {
             ensure!(sound(value), "{flag} must not be below 0, it is {value}");
         }
@@ -152,8 +206,13 @@ impl Args {
             self.proportion_empty_prompts
         );
         ensure!(
-            self.replay.is_none() || self.effective_batch() == 1,
-            "--replay brings its own batches, one a step: leave out --train_batch_size and --gradient_accumulation_steps"
+            (0.0..0.5).contains(&self.label_smoothing),
+            "--label_smoothing is a probability below 0.5, it is {}",
+            self.label_smoothing
+        );
+        ensure!(
+            self.replay.is_none() || self.gradient_accumulation_steps.get() == 1,
+            "--replay brings its own batches, one a step: leave out --gradient_accumulation_steps"
         );
         Ok(())
     }
@@ -173,6 +232,44 @@ impl Args {
         (format!("{:?}", self.lr_scheduler), self.lr_warmup_steps, ends.then_some(total))
     }
 
+    /// How the reference moves.
+    pub fn reference_mode(&self) -> Mode {
+        match self.refresh_every {
+            None => self.reference_mode,
+            Some(0) => Mode::Frozen,
+            Some(k) => Mode::Hard(k),
+        }
+    }
+
+    /// The adapters to train, if not the whole UNet.
+    pub fn lora(&self) -> Option<LoraConfig> {
+        let rank = self.lora_rank?.get();
+        Some(LoraConfig { rank, alpha: self.lora_alpha.unwrap_or(rank as f64), targets: self.lora_targets.clone() })
+    }
+
+    pub fn objective(&self) -> Objective {
+        let form = if self.sft { Form::Sft } else { self.loss };
+        Objective { form, beta: self.beta_dpo, smoothing: self.label_smoothing }
+    }
+
+    pub fn rule(&self) -> Rule {
+        match self.optimizer {
+            OptimizerName::Adamw if !self.use_adafactor => Rule::AdamW(AdamWConfig {
+                beta1: self.adam_beta1,
+                beta2: self.adam_beta2,
+                eps: self.adam_epsilon,
+                weight_decay: self.adam_weight_decay,
+            }),
+            _ => Rule::Adafactor(AdafactorConfig { weight_decay: self.adam_weight_decay }),
+        }
+    }
+
+    /// The norm above which gradients are scaled down; Diffusion-DPO's code leaves Adafactor's alone.
+    pub fn longest_gradient(&self) -> f64 {
+        let usual = if matches!(self.rule(), Rule::AdamW(_)) { 1.0 } else { f64::INFINITY };
+        self.max_grad_norm.unwrap_or(usual)
+    }
+
     /// Learning rate of the step after `done` finished ones.
     pub fn rate(&self, done: u64) -> f64 {
         let scale = if self.scale_lr { self.effective_batch() as f64 } else { 1.0 };
@@ -182,11 +279,26 @@ impl Args {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OptimizerName {
+    Adamw,
+    /// As transformers', scale_parameter and relative_step off: next to no memory; Diffusion-DPO's choice for SDXL
+    Adafactor,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Moments {
+    F32,
+    Bf16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum Schedule {
     Constant,
     ConstantWithWarmup,
     Linear,
+    /// diffusers' cosine_with_restarts has one cycle by default: the same
+    #[value(alias = "cosine_with_restarts")]
     Cosine,
 }
 

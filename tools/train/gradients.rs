@@ -3,14 +3,16 @@
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use nets::{
-    noise::Schedule,
     optim::{self, Grads},
+    prompt::Conditioning,
     unet::UNet,
 };
 use rayon::prelude::*;
 
 use crate::{
-    loss::{Errors, PairLoss, dpo_loss},
+    guard::Guard,
+    loss::{Errors, PairLoss},
+    method::Method,
     source::Batch,
     state::State,
 };
@@ -30,15 +32,8 @@ pub struct Sum {
 impl Sum {
     /// Adds micro-batches; on the CPU small networks take as many side by side as `abreast` says. `pairs` is the number
     /// of pairs in the whole step, over which the loss is a mean.
-    pub fn add(
-        &mut self,
-        state: &State,
-        batches: Vec<Batch>,
-        schedule: &Schedule,
-        beta: f64,
-        pairs: usize,
-    ) -> Result<()> {
-        let one = |batch: Batch| gradients(state, &batch, schedule, beta, 1.0 / pairs as f64);
+    pub fn add(&mut self, state: &State, batches: Vec<Batch>, method: &Method, pairs: usize) -> Result<()> {
+        let one = |batch: Batch| gradients(state, &batch, method, 1.0 / pairs as f64);
         for (some, more) in batches.into_par_iter().map(one).collect::<Result<Vec<_>>>()? {
             self.pairs.extend(some);
             optim::add(&mut self.grads, more)?;
@@ -52,24 +47,28 @@ impl Sum {
 pub fn abreast(state: &State, device: &Device) -> usize {
     const SMALL: usize = 50_000_000; // parameters: 200 MB of gradients
     let size: usize = state.policy.params.values().map(|p| p.elem_count()).sum();
-    if device.is_cpu() && size < SMALL { rayon::current_num_threads() } else { 1 }
+    if device.is_cpu() && size < SMALL && state.counters.lora.is_none() { rayon::current_num_threads() } else { 1 }
 }
 
 /// One micro-batch: its pairs, and `scale` times the gradient of the sum of their losses.
-fn gradients(state: &State, batch: &Batch, schedule: &Schedule, beta: f64, scale: f64) -> Result<(Vec<Pair>, Grads)> {
+fn gradients(state: &State, batch: &Batch, method: &Method, scale: f64) -> Result<(Vec<Pair>, Grads)> {
+    let schedule = &method.schedule;
     let noisy = schedule.add_noise(&batch.latents, &batch.noise, &batch.timesteps)?; // (2B, C, h, w)
     let target = schedule.target(&batch.latents, &batch.noise, &batch.timesteps)?; // (2B, C, h, w)
-    let context = Tensor::cat(&[&batch.states, &batch.states], 0)?; // (2B, T, D)
+    let told = Conditioning::cat(&[&batch.told, &batch.told])?; // 2B
+    let added = told.added(&batch.sizes)?; // SDXL's
     let timesteps: Vec<f32> = batch.timesteps.iter().map(|&t| t as f32).collect();
-    let predict = |unet: &UNet| unet.forward(&noisy, &timesteps, &context, None);
+    let predict = |unet: &UNet| unet.forward(&noisy, &timesteps, &told.states, added.as_ref());
 
     // The same arithmetic for both, so that equal weights give equal errors to the last bit. The reference goes first: it
     // needs no memory any more when the policy's activations come.
-    let reference = errors(&predict(&state.reference.unet)?, &target)?;
+    let weights = method.weights(&batch.timesteps); // 2B
+    let reference = errors(&(predict(&state.reference.unet)? - &target)?, &weights)?;
     let prediction = predict(&state.policy.unet)?;
-    let policy = errors(&prediction.detach(), &target)?;
+    let residual = (prediction.detach() - &target)?; // (2B, C, h, w)
+    let policy = errors(&residual, &weights)?;
     let b = batch.labels.len();
-    let pairs: Vec<Pair> = (0..b)
+    let mut pairs: Vec<Pair> = (0..b)
         .map(|i| {
             let e = Errors {
                 policy_winner: policy[i],
@@ -77,26 +76,38 @@ fn gradients(state: &State, batch: &Batch, schedule: &Schedule, beta: f64, scale
                 reference_winner: reference[i],
                 reference_loser: reference[b + i],
             };
-            (e, dpo_loss(e, batch.labels[i], beta))
+            (e, method.objective.pair(e, batch.labels[i]))
         })
         .collect();
+    if method.guard != Guard::None {
+        let (winner, loser) = (residual.narrow(0, 0, b)?, residual.narrow(0, b, b)?);
+        let products = sums(&(&winner * &winner)?)?.into_iter().zip(sums(&(winner * loser)?)?);
+        for ((_, pair), (ww, wl)) in pairs.iter_mut().zip(products) {
+            pair.gradient = method.guard.hold(pair.gradient, ww, wl);
+        }
+    }
 
-    let seed = (seed(&prediction.detach(), &target, &pairs)? * scale)?;
+    let seed = (seed(&residual, &pairs, &weights)? * scale)?;
     let store = (prediction * seed)?.sum_all()?.backward()?;
     Ok((pairs, optim::gradients(&state.policy.params, store)?))
 }
 
-/// e of every image: the mean over C, h, w of (prediction - target)^2.
-fn errors(prediction: &Tensor, target: &Tensor) -> Result<Vec<f64>> {
-    let means = (prediction - target)?.sqr()?.flatten_from(1)?.mean(1)?; // (2B)
-    Ok(means.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
+/// e of every image: the mean over C, h, w of (prediction - target)^2, times w(lambda_t).
+fn errors(residual: &Tensor, weights: &[f64]) -> Result<Vec<f64>> {
+    let means = residual.sqr()?.flatten_from(1)?.mean(1)?; // (2B)
+    Ok(means.to_vec1::<f32>()?.into_iter().zip(weights).map(|(e, w)| f64::from(e) * w).collect())
+}
+
+/// The sum over C, h, w of every image.
+fn sums(x: &Tensor) -> Result<Vec<f64>> {
+    Ok(x.flatten_from(1)?.sum(1)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
 }
 
 /// dL/d(prediction) = dL/de de/d(prediction), (2B, C, h, w): known before any backward pass begins.
-fn seed(prediction: &Tensor, target: &Tensor, pairs: &[Pair]) -> Result<Tensor> {
-    let n = prediction.elem_count() / (2 * pairs.len());
-    let side = |k: usize| pairs.iter().map(move |(_, p)| (2.0 * p.gradient[k] / n as f64) as f32);
-    let slopes: Vec<f32> = side(0).chain(side(1)).collect();
-    let slopes = Tensor::from_vec(slopes, (2 * pairs.len(), 1, 1, 1), prediction.device())?;
-    Ok((prediction - target)?.broadcast_mul(&slopes)?)
+fn seed(residual: &Tensor, pairs: &[Pair], weights: &[f64]) -> Result<Tensor> {
+    let n = residual.elem_count() / weights.len();
+    let side = |k: usize| pairs.iter().map(move |(_, p)| p.gradient[k]);
+    let slopes = side(0).chain(side(1)).zip(weights).map(|(slope, w)| (2.0 * slope * w / n as f64) as f32);
+    let slopes = Tensor::from_vec(slopes.collect::<Vec<_>>(), (weights.len(), 1, 1, 1), residual.device())?;
+    Ok(residual.broadcast_mul(&slopes)?)
 }

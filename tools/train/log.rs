@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::loss::{Errors, PairLoss};
+use crate::{
+    loss::{Errors, PairLoss},
+    state::Drift,
+};
 
 /// One line. Errors are means over the step's pairs of the mean squared prediction error.
 #[derive(Clone, Debug, Serialize)]
@@ -33,6 +36,8 @@ pub struct Line {
     pub lr: f64,
     /// |theta - theta_base| / |theta_base|, after the step; null where it was not measured.
     pub drift: Option<f64>,
+    /// The same from the reference of now; 0 right after it was replaced.
+    pub drift_reference: Option<f64>,
     /// The reference was replaced after this step.
     pub refreshed: bool,
     pub pairs_per_second: f64,
@@ -56,6 +61,7 @@ impl Line {
             grad_norm: 0.0,
             lr: 0.0,
             drift: None,
+            drift_reference: None,
             refreshed: false,
             pairs_per_second: pairs.len() as f64 / took.as_secs_f64(),
             memory_mib: peak_memory(),
@@ -63,8 +69,9 @@ impl Line {
     }
 
     /// And what the optimiser did.
-    pub fn with(self, grad_norm: f64, lr: f64, drift: Option<f64>, refreshed: bool) -> Self {
-        Self { grad_norm, lr, drift, refreshed, ..self }
+    pub fn with(self, grad_norm: f64, lr: f64, drift: Option<Drift>, refreshed: bool) -> Self {
+        let (base, reference) = (drift.map(|d| d.base), drift.map(|d| d.reference));
+        Self { grad_norm, lr, drift: base, drift_reference: reference, refreshed, ..self }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The Diffusion-DPO loss with the vote inside, on plain numbers: errors in, loss and its derivatives out.
+//! The losses, on plain numbers: a pair's errors in, loss and its derivatives out.
 //!
 //! e_m(k) is the mean over C, H, W of (prediction - target)^2 of model m on image k. The networks only have to carry the
 //! derivatives dL/de through: exact at every z, with no automatic differentiation of a logarithm.
@@ -30,17 +30,84 @@ pub struct PairLoss {
     pub gradient: [f64; 2],
 }
 
-/// Diffusion-DPO Eq. 14 in the form of its code, T and w(lambda) inside beta; BalancedDPO Eq. 8 when the label is a vote:
+/// Which loss a pair has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Form {
+    /// Diffusion-DPO's logistic loss
+    Dpo,
+    /// A margin to reach and not to exceed: (z - 1/2)^2
+    Ipo,
+    /// The preferred image's error alone: plain fine-tuning, without a reference
+    Sft,
+}
+
+/// What is minimised: a loss, its strength, and how far labels are trusted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Objective {
+    pub form: Form,
+    /// Tie to the reference, for mean errors and with the 1/2.
+    pub beta: f64,
+    /// Probability that a label is wrong, 0..0.5.
+    pub smoothing: f64,
+}
+
+impl Objective {
+    pub fn pair(self, e: Errors, label: Label) -> PairLoss {
+        let label = smoothed(label, self.smoothing);
+        match self.form {
+            Form::Dpo => dpo_loss(e, label, self.beta),
+            Form::Ipo => ipo_loss(e, label, self.beta),
+            Form::Sft => sft_loss(e, label, self.beta),
+        }
+    }
+}
+
+/// z > 0 when the policy favours the winner more than the reference does (Diffusion-DPO Eq. 14, in the form of its code, T
+/// and w(lambda) inside beta):
 ///
-///   z    = -(beta/2) [(e_policy^w - e_policy^l) - (e_reference^w - e_reference^l)]
+///   z = -(beta/2) [(e_policy^w - e_policy^l) - (e_reference^w - e_reference^l)]
+pub fn margin(e: Errors, beta: f64) -> f64 {
+    -0.5 * beta * ((e.policy_winner - e.policy_loser) - (e.reference_winner - e.reference_loser))
+}
+
+/// Diffusion-DPO Eq. 14; BalancedDPO Eq. 8 when the label is a vote:
+///
 ///   loss = -weight [target log sigma(z) + (1 - target) log sigma(-z)]
 pub fn dpo_loss(e: Errors, label: Label, beta: f64) -> PairLoss {
     let Label { target, weight } = label;
-    // z > 0 when the policy favours the winner more than the reference does
-    let z = -0.5 * beta * ((e.policy_winner - e.policy_loser) - (e.reference_winner - e.reference_loser));
+    let z = margin(e, beta);
     let loss = -weight * (target * log_sigmoid(z) + (1.0 - target) * log_sigmoid(-z));
     let dz = weight * (sigmoid(z) - target); // Eq. 9
     PairLoss { z, loss, gradient: [-0.5 * beta * dz, 0.5 * beta * dz] }
+}
+
+/// IPO (Azar et al. 2023, Eq. 17: (h - 1/(2 tau))^2 with tau h = z), times tau^2 so that its size does not depend on beta:
+///
+///   loss = weight [target (z - 1/2)^2 + (1 - target) (z + 1/2)^2]
+pub fn ipo_loss(e: Errors, label: Label, beta: f64) -> PairLoss {
+    let Label { target, weight } = label;
+    let z = margin(e, beta);
+    let loss = weight * (target * (z - 0.5).powi(2) + (1.0 - target) * (z + 0.5).powi(2));
+    let dz = weight * (2.0 * z + 1.0 - 2.0 * target);
+    PairLoss { z, loss, gradient: [-0.5 * beta * dz, 0.5 * beta * dz] }
+}
+
+/// Fine-tuning on what is preferred (Eq. 13, as Diffusion-DPO's --sft):
+///
+///   loss = weight [target e_policy^w + (1 - target) e_policy^l]
+///
+/// `beta` is for z alone, which is logged.
+pub fn sft_loss(e: Errors, label: Label, beta: f64) -> PairLoss {
+    let Label { target, weight } = label;
+    let loss = weight * (target * e.policy_winner + (1.0 - target) * e.policy_loser);
+    PairLoss { z: margin(e, beta), loss, gradient: [weight * target, weight * (1.0 - target)] }
+}
+
+/// Conservative DPO (Mitchell 2023): a label is wrong with probability `smoothing`,
+///
+///   target' = (1 - smoothing) target + smoothing (1 - target)
+pub fn smoothed(label: Label, smoothing: f64) -> Label {
+    Label { target: (1.0 - smoothing) * label.target + smoothing * (1.0 - label.target), ..label }
 }
 
 /// log sigma(z), without overflow at either end.
@@ -72,20 +139,24 @@ mod tests {
 
     #[test]
     fn an_abstaining_pair_has_no_gradient_at_all() {
-        let pair = dpo_loss(errors(0.1, 0.9, 0.4, 0.2), Label { target: 0.5, weight: 0.0 }, 5000.0);
-        assert_eq!(pair.loss.abs(), 0.0);
-        assert!(pair.gradient.iter().all(|g| *g == 0.0));
+        for loss in [dpo_loss, ipo_loss, sft_loss] {
+            let pair = loss(errors(0.1, 0.9, 0.4, 0.2), Label { target: 0.5, weight: 0.0 }, 5000.0);
+            assert_eq!(pair.loss.abs(), 0.0);
+            assert!(pair.gradient.iter().all(|g| *g == 0.0));
+        }
     }
 
     #[test]
     fn swapping_images_and_label_changes_nothing() {
         let e = errors(0.31, 0.33, 0.32, 0.325);
         let swapped = errors(e.policy_loser, e.policy_winner, e.reference_loser, e.reference_winner);
-        for target in [1.0, 0.75, 0.0] {
-            let a = dpo_loss(e, Label { target, weight: 1.0 }, 2000.0);
-            let b = dpo_loss(swapped, Label { target: 1.0 - target, weight: 1.0 }, 2000.0);
-            assert!((a.loss - b.loss).abs() < 1e-12);
-            assert!((a.gradient[0] - b.gradient[1]).abs() < 1e-9 && (a.gradient[1] - b.gradient[0]).abs() < 1e-9);
+        for loss in [dpo_loss, ipo_loss, sft_loss] {
+            for target in [1.0, 0.75, 0.0] {
+                let a = loss(e, Label { target, weight: 1.0 }, 2000.0);
+                let b = loss(swapped, Label { target: 1.0 - target, weight: 1.0 }, 2000.0);
+                assert!((a.loss - b.loss).abs() < 1e-9);
+                assert!((a.gradient[0] - b.gradient[1]).abs() < 1e-9 && (a.gradient[1] - b.gradient[0]).abs() < 1e-9);
+            }
         }
     }
 
@@ -99,13 +170,37 @@ mod tests {
     }
 
     #[test]
+    fn ipo_rests_at_its_margin() {
+        let at = |z: f64| ipo_loss(errors(0.5 - 2.0 * z / 300.0, 0.5, 0.5, 0.5), SURE, 300.0);
+        assert!((at(0.5).z - 0.5).abs() < 1e-9 && at(0.5).loss < 1e-18 && at(0.5).gradient[0].abs() < 1e-9);
+        assert!(at(0.2).gradient[0] > 0.0 && at(0.8).gradient[0] < 0.0);
+        assert!((at(0.0).loss - 0.25).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_smoothed_label_has_a_finite_best_z() {
+        let label = smoothed(SURE, 0.1);
+        assert_eq!((label.target, smoothed(Label { target: 0.5, weight: 1.0 }, 0.3).target), (0.9, 0.5));
+        let best = (0.9f64 / 0.1).ln(); // z = logit(target)
+        let pair = dpo_loss(errors(0.5 - 2.0 * best / 300.0, 0.5, 0.5, 0.5), label, 300.0);
+        assert!((pair.z - best).abs() < 1e-9 && pair.gradient[0].abs() < 1e-9);
+        let objective = Objective { form: Form::Dpo, beta: 300.0, smoothing: 0.1 };
+        assert_eq!(
+            objective.pair(errors(0.4, 0.5, 0.5, 0.5), SURE),
+            dpo_loss(errors(0.4, 0.5, 0.5, 0.5), label, 300.0)
+        );
+    }
+
+    #[test]
     fn the_gradient_is_that_of_the_loss() {
         let (e, label, h) = (errors(0.31, 0.33, 0.32, 0.325), Label { target: 0.8, weight: 0.7 }, 1e-7);
-        let at = |dw: f64, dl: f64| {
-            dpo_loss(errors(e.policy_winner + dw, e.policy_loser + dl, 0.32, 0.325), label, 300.0).loss
-        };
-        let numeric = [(at(h, 0.0) - at(-h, 0.0)) / (2.0 * h), (at(0.0, h) - at(0.0, -h)) / (2.0 * h)];
-        let exact = dpo_loss(e, label, 300.0).gradient;
-        assert!(numeric.iter().zip(exact).all(|(n, g)| (n - g).abs() < 1e-4 * g.abs()));
+        for loss in [dpo_loss, ipo_loss, sft_loss] {
+            let at = |dw: f64, dl: f64| {
+                loss(errors(e.policy_winner + dw, e.policy_loser + dl, 0.32, 0.325), label, 300.0).loss
+            };
+            let numeric = [(at(h, 0.0) - at(-h, 0.0)) / (2.0 * h), (at(0.0, h) - at(0.0, -h)) / (2.0 * h)];
+            let exact = loss(e, label, 300.0).gradient;
+            assert!(numeric.iter().zip(exact).all(|(n, g)| (n - g).abs() < 1e-4 * g.abs()), "{numeric:?} {exact:?}");
+        }
     }
 }

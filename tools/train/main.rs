@@ -6,8 +6,11 @@
 mod args;
 mod data;
 mod gradients;
+mod guard;
 mod log;
 mod loss;
+mod method;
+mod reference;
 mod replay;
 mod source;
 mod start;
@@ -19,6 +22,7 @@ use anyhow::{Result, ensure};
 use args::Args;
 use gradients::{Sum, abreast};
 use log::{Line, Log};
+use method::Method;
 use nets::{
     base::{self, unet_folder},
     checkpoint::{self, Weights},
@@ -31,6 +35,7 @@ use pipe::{
     progress, stop,
 };
 use source::Source;
+use state::State;
 
 fn main() -> ExitCode {
     run("train", |args| base::on_workers(|| train(args)))
@@ -40,20 +45,26 @@ fn train(args: Args) -> Result<Answer> {
     let out = args.common.output()?.clone();
     args.common.refuse_shard("one training run is one job")?;
     args.check()?;
-    let args = args.with_models()?;
+    let mut args = args.with_models()?;
     let device = base::device(args.common.device)?;
     base::dtype(args.common.dtype, &device)?;
     atomic::probe(&out)?;
     let mut source = Source::open(&args, &device)?;
-    let schedule = Schedule::open(&args.base)?;
-    let (mut state, origin) = start::start(&args, &source, &out, &device)?;
+    if let Some(pairs) = source.pairs_a_step() {
+        let one = args.train_batch_size.get() == 1 || args.train_batch_size == pairs;
+        ensure!(one, "--train_batch_size {}: each step of the --replay file has {pairs} pairs", args.train_batch_size);
+        args.train_batch_size = pairs;
+    }
+    let method = Method::new(&args, Schedule::open(&args.base)?);
+    let (mut state, recipe, origin) = start::start(&args, &source, &out, &device)?;
     source.describe(&args);
-    let config_of = unet_folder(args.policy.as_deref().unwrap_or(&args.base))?;
+    advise(&args, &source, &state)?;
     let base_weights = Weights::open(&unet_folder(&args.base)?)?;
     let mut log = Log::new(&out, state.counters.step);
     let bar = progress::bar("train", Some(args.max_train_steps), args.common.quiet);
     bar.set_position(state.counters.step);
     let abreast = abreast(&state, &device);
+    let mut warned = false;
     stop::watch()?;
 
     for step in state.counters.step..args.max_train_steps {
@@ -64,10 +75,10 @@ fn train(args: Args) -> Result<Answer> {
         let micro_batches = args.gradient_accumulation_steps.get();
         for first in (0..micro_batches).step_by(abreast) {
             let micros = first..(first + abreast).min(micro_batches);
-            let batches = micros.map(|m| source.batch(&args, step, m as u64, &schedule, &device));
+            let batches = micros.map(|m| source.batch(&args, step, m as u64, &method.schedule, &device));
             let batches = batches.collect::<Result<Vec<_>>>()?;
             let pairs = micro_batches * batches[0].labels.len();
-            sum.add(&state, batches, &schedule, args.beta_dpo, pairs)?;
+            sum.add(&state, batches, &method, pairs)?;
         }
         let Sum { pairs, mut grads } = sum;
         if let Some(path) = args.dump_gradients.as_ref().filter(|_| step == 0) {
@@ -83,14 +94,14 @@ fn train(args: Args) -> Result<Answer> {
              --learning_rate or --beta_dpo may help",
             step + 1
         );
-        optim::clip(&mut grads, grad_norm, args.max_grad_norm)?;
-        state.adam.step(&state.policy.params, &grads, step + 1, lr)?;
+        optim::clip(&mut grads, grad_norm, args.longest_gradient())?;
+        state.optimizer.step(&state.policy.params, &grads, step + 1, lr)?;
         state.counters.step = step + 1;
 
-        // Every K steps the reference becomes the policy: the next z is 0, the next loss ln 2.
-        let refreshed = args.refresh_every > 0 && (step + 1) % args.refresh_every == 0;
-        if refreshed {
-            state.refresh_reference()?;
+        // After a refresh reference and policy are one: the next z is 0, the next loss ln 2.
+        let rate = args.reference_mode().rate_after(step + 1);
+        if let Some(rate) = rate {
+            state.move_reference(rate)?;
         }
 
         let last = step + 1 == args.max_train_steps;
@@ -100,17 +111,21 @@ fn train(args: Args) -> Result<Answer> {
         let measures = saves || (args.drift_every > 0 && (step + 1) % args.drift_every == 0);
         let drift = if measures { Some(state.drift(&base_weights)?) } else { None };
         ensure!(
-            drift.is_none_or(f64::is_finite),
+            drift.is_none_or(|d| d.base.is_finite()),
             "step {}: the weights are no numbers any more; the last checkpoint is kept. A smaller --learning_rate may help",
             step + 1
         );
         let every_z = args.replay.is_some();
-        log.write(&Line::of(step + 1, &pairs, every_z, began.elapsed()).with(grad_norm, lr, drift, refreshed))?;
+        log.write(&Line::of(step + 1, &pairs, every_z, began.elapsed()).with(grad_norm, lr, drift, rate == Some(1.0)))?;
+        if let Some(warning) = method::saturated(pairs.iter().map(|(_, p)| p)).filter(|_| !warned && step >= 10) {
+            args.common.say(format_args!("step {}: {warning}", step + 1));
+            warned = true;
+        }
         bar.set_message(format!("loss {loss:.4}"));
         bar.inc(1);
 
         if saves && !last {
-            state.write(&state::checkpoint_path(&out, step + 1), &config_of, args.save_dtype, &origin)?;
+            state.write(&state::checkpoint_path(&out, step + 1), &recipe, &origin)?;
             if let Some(limit) = args.checkpoints_total_limit {
                 state::prune(&out, limit)?;
             }
@@ -119,6 +134,17 @@ fn train(args: Args) -> Result<Answer> {
             return Err(stopped.into());
         }
     }
-    state.write(&out, &config_of, args.save_dtype, &origin)?;
+    state.write(&out, &recipe, &origin)?;
     Ok(Answer::Yes)
+}
+
+/// What a person should know of the settings before the first step.
+fn advise(args: &Args, source: &Source, state: &State) -> Result<()> {
+    args.common.say(method::beta_elsewhere(args.beta_dpo, source.latent_numbers()?));
+    let path = (0..args.max_train_steps).map(|step| args.rate(step)).sum();
+    let size = if state.counters.lora.is_none() { state.weight_size()? } else { 0.0 }; // adapters begin at 0
+    if let Some(warning) = method::too_small_a_step(path, size) {
+        args.common.say(warning);
+    }
+    Ok(())
 }

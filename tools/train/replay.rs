@@ -4,7 +4,11 @@ use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use nets::{checkpoint, prompt::PromptEncoder};
+use nets::{
+    checkpoint,
+    prompt::{Conditioning, PromptEncoder, TimeIds},
+    vae::VaeConfig,
+};
 
 use crate::{loss::Label, source::Batch};
 
@@ -12,13 +16,15 @@ pub struct Replay {
     name: String,
     tensors: HashMap<String, Tensor>,
     pairs: usize,
-    states: Tensor,
+    told: Conditioning,
+    /// Pixels a latent.
+    factor: usize,
 }
 
 impl Replay {
     /// # Errors
     /// No whole safetensors file, or no list of captions in its metadata.
-    pub fn open(path: &Path, text: PromptEncoder) -> Result<Self> {
+    pub fn open(path: &Path, base: &Path, text: PromptEncoder) -> Result<Self> {
         let name = path.display().to_string();
         let metadata = checkpoint::metadata(path)?;
         let prompts =
@@ -28,7 +34,20 @@ impl Replay {
         let tensors = candle_core::safetensors::load(path, &Device::Cpu)
             .with_context(|| format!("{name} is not a whole safetensors file"))?;
         ensure!(!captions.is_empty(), "{name}: the metadata key 'prompts' lists no captions");
-        Ok(Self { name, tensors, pairs: captions.len(), states: text.encode(&captions)?.states })
+        let vae: VaeConfig = checkpoint::read_json(&base.join("vae/config.json"))?;
+        Ok(Self { name, tensors, pairs: captions.len(), told: text.encode(&captions)?, factor: vae.factor() })
+    }
+
+    /// Captions in the file: pairs a step.
+    pub fn pairs(&self) -> usize {
+        self.pairs
+    }
+
+    /// C h w of a latent.
+    pub fn latent_numbers(&self) -> Result<usize> {
+        let first =
+            self.tensors.get("0.latents").with_context(|| format!("{}: tensor '0.latents' is missing", self.name))?;
+        Ok(first.elem_count() / first.dim(0)?.max(1))
     }
 
     /// The inputs of step `i`, one entry a step, on a schedule of `trained` timesteps; every pair is sure of its winner.
@@ -56,11 +75,31 @@ impl Replay {
         let late = timesteps.iter().find(|&&t| t as usize >= trained);
         ensure!(late.is_none(), "{}: step {i} has timestep {late:?} of a schedule of {trained}", self.name);
         Ok(Batch {
+            sizes: self.sizes(i, &latents)?,
+            told: self.told.to_device(device)?,
             latents: latents.to_device(device)?,
             noise: noise.to_device(device)?,
             timesteps,
-            states: self.states.clone(),
             labels: vec![Label { target: 1.0, weight: 1.0 }; pairs],
         })
+    }
+
+    /// `<i>.time_ids`, or without them images as large as their latents.
+    fn sizes(&self, i: u64, latents: &Tensor) -> Result<Vec<TimeIds>> {
+        let (images, _, h, w) = latents.dims4()?;
+        let key = format!("{i}.time_ids");
+        let Some(ids) = self.tensors.get(&key) else {
+            return Ok(vec![TimeIds::whole(h * self.factor, w * self.factor); images]);
+        };
+        let rows: Option<Vec<[f32; 6]>> = match ids.dims() {
+            [n, 6] if *n == images => {
+                ids.to_dtype(DType::F32)?.to_vec2()?.into_iter().map(|row| row.try_into().ok()).collect()
+            }
+            _ => None,
+        };
+        let rows = rows.with_context(|| {
+            format!("{}: '{key}' has shape {:?}; expected 6 numbers for each of {images} images", self.name, ids.dims())
+        })?;
+        Ok(rows.into_iter().map(TimeIds).collect())
     }
 }

@@ -1,8 +1,15 @@
 //! Where the inputs of a step come from: pairs and labels, or a replay file.
 
+use std::num::NonZeroUsize;
+
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use nets::{checkpoint::Weights, noise::Schedule, prompt::PromptEncoder, vae::Vae};
+use nets::{
+    checkpoint::Weights,
+    noise::Schedule,
+    prompt::{Conditioning, PromptEncoder, TimeIds},
+    vae::Vae,
+};
 use pipe::{
     id::file_hash,
     origin::{InputOrigin, Origin},
@@ -11,7 +18,7 @@ use pipe::{
 
 use crate::{
     args::Args,
-    data::{Data, Visits},
+    data::{Data, Visits, cache_folder},
     loss::Label,
     replay::Replay,
 };
@@ -24,8 +31,10 @@ pub struct Batch {
     pub noise: Tensor,
     /// 2B, the same for both images of a pair.
     pub timesteps: Vec<u32>,
-    /// The text encoder's states of the captions, (B, T, D); of the empty prompt where the caption was dropped.
-    pub states: Tensor,
+    /// What the UNet is told of the B captions; of the empty prompt where a caption was dropped.
+    pub told: Conditioning,
+    /// 2B, for SDXL: original size, crop and size of each image.
+    pub sizes: Vec<TimeIds>,
     /// B, of the images in this order.
     pub labels: Vec<Label>,
 }
@@ -39,7 +48,7 @@ impl Source {
     pub fn open(args: &Args, device: &Device) -> Result<Self> {
         let text = || PromptEncoder::open(&args.base, DType::F32, device);
         if let Some(path) = &args.replay {
-            return Ok(Source::Replay { replay: Replay::open(path, text()?)?, hash: file_hash(path)? });
+            return Ok(Source::Replay { replay: Replay::open(path, &args.base, text()?)?, hash: file_hash(path)? });
         }
         let labels = args.labels.as_ref().context("--labels is missing; name what `vote` wrote (or use --replay)")?;
         ensure!(!args.data.is_empty(), "no DATA was named: pairs tables, an `encode` folder or an images table");
@@ -57,11 +66,9 @@ impl Source {
             args.resolution
         );
         let data = Data::open(&args.data, labels, visits, vae, text)?;
-        let tables = match &args.data[..] {
-            [one] if one.join("latents.parquet").is_file() => {
-                vec![one.join("latents.parquet"), one.join("captions.parquet"), one.join("pairs.parquet")]
-            }
-            many => many.to_vec(),
+        let tables = match cache_folder(&args.data) {
+            Some(folder) => ["latents", "captions", "pairs"].map(|t| folder.join(format!("{t}.parquet"))).to_vec(),
+            None => args.data.clone(),
         };
         let mut inputs = Inputs::open(std::slice::from_ref(labels))?.origins()?;
         let labels = inputs.first().and_then(|l| l.sha256.clone()).unwrap_or_default();
@@ -76,7 +83,10 @@ impl Source {
         let Source::Pairs { inputs, .. } = self else { return Ok(()) };
         let caches = inputs.iter().filter_map(|i| i.origin.as_ref()).filter(|o| o.tool == "encode");
         for cache in caches {
-            for role in ["vae", "text_encoder"] {
+            for role in ["vae", "text_encoder", "text_encoder_2"] {
+                if !args.base.join(role).is_dir() {
+                    continue;
+                }
                 let ours = Weights::open(&args.base.join(role))?.hash()?;
                 let same = cache.models.get(role).is_none_or(|theirs| *theirs == ours);
                 ensure!(same, "the cache was made with another {role} than that of {}", args.base.display());
@@ -113,6 +123,22 @@ impl Source {
         }
     }
 
+    /// Pairs a step, where the inputs decide that.
+    pub fn pairs_a_step(&self) -> Option<NonZeroUsize> {
+        match self {
+            Source::Replay { replay, .. } => NonZeroUsize::new(replay.pairs()),
+            Source::Pairs { .. } => None,
+        }
+    }
+
+    /// C h w of a latent.
+    pub fn latent_numbers(&self) -> Result<usize> {
+        match self {
+            Source::Replay { replay, .. } => replay.latent_numbers(),
+            Source::Pairs { data, .. } => Ok(data.latent_numbers()),
+        }
+    }
+
     /// SHA-256 of the labels, or of the replay file.
     pub fn labels_hash(&self) -> &str {
         match self {
@@ -125,13 +151,20 @@ impl Source {
     pub fn describe_origin(&self, origin: Origin, args: &Args) -> Result<Origin> {
         Ok(match self {
             Source::Replay { hash, .. } => origin.arg("replay", hash.clone()),
-            Source::Pairs { inputs, .. } => origin
-                .arg("proportion_empty_prompts", args.proportion_empty_prompts)
-                .arg("resolution", args.resolution)
-                .arg("augment", format!("{:?}", args.augment))
-                .model("vae", Weights::open(&args.base.join("vae"))?.hash()?)
-                .model("text_encoder", Weights::open(&args.base.join("text_encoder"))?.hash()?)
-                .inputs(inputs.clone()),
+            Source::Pairs { inputs, .. } => {
+                let mut origin = origin
+                    .arg("proportion_empty_prompts", args.proportion_empty_prompts)
+                    .arg("resolution", args.resolution)
+                    .arg("augment", format!("{:?}", args.augment))
+                    .inputs(inputs.clone());
+                for role in ["vae", "text_encoder", "text_encoder_2"] {
+                    let folder = args.base.join(role);
+                    if folder.is_dir() {
+                        origin = origin.model(role, Weights::open(&folder)?.hash()?);
+                    }
+                }
+                origin
+            }
         })
     }
 }

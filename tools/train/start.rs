@@ -3,20 +3,107 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
-use candle_core::Device;
-use nets::optim::{AdamW, AdamWConfig};
+use candle_core::{DType, Device};
+use nets::{
+    base::unet_folder,
+    checkpoint::Weights,
+    lora::{self, Adapters, LoraConfig},
+    optim::Optimizer,
+    unet::{Trainable, UNet},
+};
 use pipe::origin::Origin;
 
 use crate::{
-    args::Args,
+    args::{Args, Moments, SaveDtype},
     source::Source,
-    state::{self, Counters, State},
+    state::{self, Counters, Recipe, State},
 };
 
 /// Policy, reference and moments, as new or as the checkpoint to go on from left them.
-pub fn start(args: &Args, source: &Source, out: &Path, device: &Device) -> Result<(State, Origin)> {
-    let (policy, policy_hash) = state::open_unet(args.policy.as_ref().unwrap_or(&args.base), device, false)?;
-    let (reference, reference_hash) = state::open_unet(args.reference.as_ref().unwrap_or(&args.base), device, true)?;
+pub fn start(args: &Args, source: &Source, out: &Path, device: &Device) -> Result<(State, Recipe, Origin)> {
+    let Models { policy, reference, hashes: [policy_hash, reference_hash], unet } = match args.lora() {
+        None => whole(args, device)?,
+        Some(config) => adapted(args, &config, device)?,
+    };
+    let dtype = match args.moments {
+        Moments::F32 => DType::F32,
+        Moments::Bf16 => DType::BF16,
+    };
+    let optimizer = Optimizer::new(&policy.params, args.rule(), dtype)?;
+    let counters = Counters {
+        step: 0,
+        seed: args.common.seed,
+        effective_batch: args.effective_batch(),
+        labels: source.labels_hash().to_owned(),
+        reference: reference_hash.clone(),
+        named: args.reference.as_ref().map(|_| reference_hash.clone()),
+        lora: args.lora(),
+    };
+    let origin = Origin::new("train")
+        .arg("effective_batch", args.effective_batch())
+        .arg("learning_rate", args.learning_rate)
+        .arg("scale_lr", args.scale_lr)
+        .arg("lr_scheduler", serde_json::json!(args.schedule()))
+        .arg("optimizer", format!("{:?}", args.rule()))
+        .arg("moments", format!("{:?}", args.moments))
+        .arg("max_grad_norm", args.longest_gradient().to_string())
+        .arg("loss", format!("{:?}", args.objective().form))
+        .arg("beta_dpo", args.beta_dpo)
+        .arg("label_smoothing", args.label_smoothing)
+        .arg("guard", format!("{:?}", args.guard))
+        .arg("error", format!("{:?}", args.error))
+        .arg("reference_mode", args.reference_mode().to_string())
+        .arg("seed", args.common.seed)
+        .model("policy", policy_hash)
+        .model("reference", reference_hash);
+    let origin = match args.lora() {
+        None => origin,
+        Some(config) => {
+            let base = Weights::open(&unet)?.hash()?;
+            origin.arg("lora", serde_json::to_value(&config)?).model("adapted", base)
+        }
+    };
+    let origin = source.describe_origin(origin, args)?;
+    let dtype = match args.save_dtype {
+        SaveDtype::F32 => DType::F32,
+        SaveDtype::F16 => DType::F16,
+        SaveDtype::Bf16 => DType::BF16,
+    };
+    let recipe = Recipe { unet, dtype, merge: args.merge };
+
+    let mut state = State { policy, reference, optimizer, counters };
+    if let Some(checkpoint) = resumption(args, out, &origin)? {
+        state.resume(&checkpoint)?;
+        args.common.say(format_args!("going on after step {} of {}", state.counters.step, checkpoint.display()));
+    }
+    Ok((state, recipe, origin))
+}
+
+/// The checkpoint to go on from, if one was asked for and, for `latest`, is there.
+fn resumption(args: &Args, out: &Path, origin: &Origin) -> Result<Option<PathBuf>> {
+    match args.resume_from_checkpoint.as_deref() {
+        Some(path) if path.as_os_str() == "latest" => state::latest(out, origin),
+        path => Ok(path.map(Path::to_owned)),
+    }
+}
+
+/// The networks of a run.
+struct Models {
+    policy: Trainable,
+    reference: Trainable,
+    /// SHA-256 of the weights of policy and reference.
+    hashes: [String; 2],
+    /// The folder of the UNet that training began with.
+    unet: PathBuf,
+}
+
+/// All weights of the policy are trained; the reference is a second UNet.
+fn whole(args: &Args, device: &Device) -> Result<Models> {
+    let folders = [&args.policy, &args.reference].map(|path| unet_folder(path.as_ref().unwrap_or(&args.base)));
+    let [unet, other] = folders;
+    let (unet, other) = (unet?, other?);
+    let policy = UNet::open_variables(&unet, device, false)?;
+    let reference = UNet::open_variables(&other, device, true)?;
     for (name, var) in &policy.params {
         let same = reference.params.get(name).is_some_and(|r| r.dims() == var.dims());
         ensure!(same, "policy and reference differ in architecture: tensor '{name}' has no counterpart of its shape");
@@ -27,47 +114,40 @@ pub fn start(args: &Args, source: &Source, out: &Path, device: &Device) -> Resul
         "policy and reference differ in architecture: the policy has no tensor '{}'",
         extra.map_or("", |n| n)
     );
-    let config = AdamWConfig {
-        beta1: args.adam_beta1,
-        beta2: args.adam_beta2,
-        eps: args.adam_epsilon,
-        weight_decay: args.adam_weight_decay,
-    };
-    let adam = AdamW::new(&policy.params, config)?;
-    let counters = Counters {
-        step: 0,
-        seed: args.common.seed,
-        effective_batch: args.effective_batch(),
-        labels: source.labels_hash().to_owned(),
-        reference: reference_hash.clone(),
-        named: args.reference.as_ref().map(|_| reference_hash.clone()),
-    };
-    let origin = Origin::new("train")
-        .arg("effective_batch", args.effective_batch())
-        .arg("learning_rate", args.learning_rate)
-        .arg("scale_lr", args.scale_lr)
-        .arg("lr_scheduler", serde_json::json!(args.schedule()))
-        .arg("adam", serde_json::json!([config.beta1, config.beta2, config.eps, config.weight_decay]))
-        .arg("max_grad_norm", args.max_grad_norm)
-        .arg("beta_dpo", args.beta_dpo)
-        .arg("refresh_every", args.refresh_every)
-        .arg("seed", args.common.seed)
-        .model("policy", policy_hash)
-        .model("reference", reference_hash);
-    let origin = source.describe_origin(origin, args)?;
-
-    let mut state = State { policy, reference, adam, counters };
-    if let Some(checkpoint) = resumption(args, out, &origin)? {
-        state.resume(&checkpoint)?;
-        args.common.say(format_args!("going on after step {} of {}", state.counters.step, checkpoint.display()));
-    }
-    Ok((state, origin))
+    let hashes = [Weights::open(&unet)?.hash()?, Weights::open(&other)?.hash()?];
+    Ok(Models { policy, reference, hashes, unet })
 }
 
-/// The checkpoint to go on from, if one was asked for and, for `latest`, is there.
-fn resumption(args: &Args, out: &Path, origin: &Origin) -> Result<Option<PathBuf>> {
-    match args.resume_from_checkpoint.as_deref() {
-        Some(path) if path.as_os_str() == "latest" => state::latest(out, origin),
-        path => Ok(path.map(Path::to_owned)),
+/// Adapters are trained beside a frozen UNet, which the reference shares: it is the same with adapters of its own, which at
+/// first add nothing.
+fn adapted(args: &Args, config: &LoraConfig, device: &Device) -> Result<Models> {
+    let adapters = [&args.policy, &args.reference].map(|path| path.as_deref().and_then(lora::find));
+    let under = args.policy.as_ref().filter(|_| adapters[0].is_none()).unwrap_or(&args.base);
+    let unet = unet_folder(under)?;
+    let [policy, reference] = UNet::open_adapted(&unet, config, args.common.seed, device)?;
+    let base = Weights::open(&unet)?.hash()?;
+    let mut hashes = [base.clone(), base.clone()];
+    for ((file, hash), network) in adapters.iter().zip(&mut hashes).zip([&policy, &reference]) {
+        let Some(file) = file else { continue };
+        let given = Adapters::open(file)?;
+        let (rank, alpha) = (given.config.rank, given.config.alpha);
+        let same = rank == config.rank && alpha == config.alpha;
+        ensure!(
+            same,
+            "{}: its adapters have rank {rank} and alpha {alpha}; give --lora_rank and --lora_alpha",
+            file.display()
+        );
+        given.fill(&network.params)?;
+        *hash = pipe::id::file_hash(file)?;
     }
+    if let (Some(path), None) = (&args.reference, &adapters[1]) {
+        let theirs = Weights::open(&unet_folder(path)?)?.hash()?;
+        ensure!(
+            theirs == base,
+            "with --lora_rank the reference is the UNet under the adapters, or that with adapters of its own: --reference {} \
+             is another UNet",
+            path.display()
+        );
+    }
+    Ok(Models { policy, reference, hashes, unet })
 }

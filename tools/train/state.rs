@@ -7,19 +7,19 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use nets::{
-    base::unet_folder,
     checkpoint::{self, Params, Weights},
-    optim::{self, AdamW},
-    unet::{Trainable, UNet},
+    lora::{self, LoraConfig},
+    optim::{self, Optimizer},
+    unet::Trainable,
 };
 use pipe::{atomic, origin::Origin};
 use serde::{Deserialize, Serialize};
 
 type Map = serde_json::Map<String, serde_json::Value>;
 
-use crate::args::SaveDtype;
+use crate::reference;
 
 /// The counters of a run, and what must be the same for a resumption to be the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,14 +35,42 @@ pub struct Counters {
     pub reference: String,
     /// SHA-256 of the reference that the command line named, if it did.
     pub named: Option<String>,
+    /// The adapters that are trained, where not the whole UNet is.
+    #[serde(default)]
+    pub lora: Option<LoraConfig>,
+}
+
+/// How far the policy has come, as a share of the base's norm.
+#[derive(Clone, Copy, Debug)]
+pub struct Drift {
+    /// |theta - theta_base| / |theta_base|
+    pub base: f64,
+    /// |theta - theta_reference| / |theta_base|
+    pub reference: f64,
+}
+
+impl Drift {
+    fn new(from_base: f64, from_reference: f64, size: f64) -> Self {
+        let share = |square: f64| (square / size.max(f64::MIN_POSITIVE)).sqrt();
+        Self { base: share(from_base), reference: share(from_reference) }
+    }
 }
 
 /// Everything that moves during a run.
 pub struct State {
     pub policy: Trainable,
     pub reference: Trainable,
-    pub adam: AdamW,
+    pub optimizer: Optimizer,
     pub counters: Counters,
+}
+
+/// How weights are published.
+pub struct Recipe {
+    /// The UNet that training began with: its config.json, and under the adapters its weights.
+    pub unet: PathBuf,
+    pub dtype: DType,
+    /// Adapters and base in one, too.
+    pub merge: bool,
 }
 
 const REFRESHED: &str = "refreshed";
@@ -70,52 +98,78 @@ impl Saved {
 }
 
 impl State {
-    /// theta_reference <- theta, in place.
-    pub fn refresh_reference(&mut self) -> Result<()> {
-        for (name, reference) in &self.reference.params {
-            reference.set(&self.policy.params[name].as_detached_tensor())?;
-        }
+    /// Moves the reference by `rate` of the way to the policy; from then on it is no longer what the command line named.
+    pub fn move_reference(&mut self, rate: f64) -> Result<()> {
+        reference::follow(&self.reference.params, &self.policy.params, rate)?;
         self.counters.reference = REFRESHED.into();
         Ok(())
     }
 
-    /// |theta - theta_base| / |theta_base| over all tensors.
-    pub fn drift(&self, base: &Weights) -> Result<f64> {
-        let (mut moved, mut size) = (BTreeMap::new(), BTreeMap::new());
-        for (name, var) in &self.policy.params {
-            let theta0 = base.get(name, var.dims())?.to_dtype(DType::F32)?.to_device(var.device())?;
-            moved.insert(name.clone(), (var.as_detached_tensor() - &theta0)?);
-            size.insert(name.clone(), theta0);
+    /// How far the policy is from the base and from the reference of now.
+    pub fn drift(&self, base: &Weights) -> Result<Drift> {
+        let (mut from_base, mut from_reference, mut size) = (0.0, 0.0, 0.0);
+        if let Some(config) = &self.counters.lora {
+            for name in base.names() {
+                size += optim::square(&base.raw(&name)?.to_dtype(DType::F32)?)?;
+            }
+            for module in lora::modules(self.policy.params.keys()) {
+                let [a, b] = lora::names(&module);
+                let delta = |params: &Params| lora::delta(&params[&a], &params[&b], config.scale());
+                let moved = delta(&self.policy.params)?;
+                from_base += optim::square(&moved)?;
+                from_reference += optim::square(&(moved - delta(&self.reference.params)?)?)?;
+            }
+            return Ok(Drift::new(from_base, from_reference, size));
         }
-        Ok(optim::global_norm(&moved)? / optim::global_norm(&size)?.max(f64::MIN_POSITIVE))
+        for (name, var) in &self.policy.params {
+            let theta = var.as_detached_tensor();
+            let theta0 = base.get(name, var.dims())?.to_dtype(DType::F32)?.to_device(var.device())?;
+            from_base += optim::square(&(&theta - &theta0)?)?;
+            from_reference += optim::square(&(theta - self.reference.params[name].as_detached_tensor())?)?;
+            size += optim::square(&theta0)?;
+        }
+        Ok(Drift::new(from_base, from_reference, size))
+    }
+
+    /// The root mean square of the trained weights.
+    pub fn weight_size(&self) -> Result<f64> {
+        let (mut sum, mut n) = (0.0, 0);
+        for var in self.policy.params.values() {
+            sum += optim::square(&var.as_detached_tensor())?;
+            n += var.elem_count();
+        }
+        Ok((sum / n as f64).sqrt())
     }
 
     /// Writes a checkpoint folder. The new weights are on the disk before state/ changes, and get their name after it: a
     /// run that is killed anywhere in between leaves the old checkpoint or the new one (`complete`).
-    pub fn write(&self, folder: &Path, config_of: &Path, save: SaveDtype, origin: &Origin) -> Result<()> {
+    pub fn write(&self, folder: &Path, recipe: &Recipe, origin: &Origin) -> Result<()> {
         let origin = origin.clone().arg("step", self.counters.step);
-        let mut kept = BTreeMap::new();
-        for (prefix, moments) in [("m", &self.adam.m), ("v", &self.adam.v)] {
-            kept.extend(moments.iter().map(|(n, t)| (format!("{prefix}.{n}"), t.as_detached_tensor())));
-        }
+        let mut kept: BTreeMap<_, _> = detached(&self.optimizer.moments).collect();
         if self.counters.reference == REFRESHED {
             kept.extend(detached(&self.reference.params).map(|(n, t)| (format!("reference.{n}"), t)));
         }
         // Published weights may be rounded; the run goes on from these.
-        if save != SaveDtype::F32 {
+        if recipe.dtype != DType::F32 {
             kept.extend(detached(&self.policy.params).map(|(n, t)| (format!("policy.{n}"), t)));
         }
-        let dtype = match save {
-            SaveDtype::F32 => DType::F32,
-            SaveDtype::F16 => DType::F16,
-            SaveDtype::Bf16 => DType::BF16,
-        };
-        let published = detached(&self.policy.params).map(|(n, t)| Ok((n, t.to_dtype(dtype)?)));
-        let next = folder.join(NEXT);
-        checkpoint::write_model(&next, config_of, &published.collect::<Result<_>>()?, &origin)?;
-        let saved = serde_json::to_string(&Saved { counters: self.counters.clone(), origin })?;
+        let published = detached(&self.policy.params).map(|(n, t)| Ok((n, t.to_dtype(recipe.dtype)?)));
+        let published = published.collect::<Result<BTreeMap<_, _>>>()?;
+        match &self.counters.lora {
+            None => checkpoint::write_model(&folder.join(UNET.next), &recipe.unet, &published, &origin)?,
+            Some(config) => lora::write(&folder.join(LORA.next), config, &published, &origin)?,
+        }
+        let saved = serde_json::to_string(&Saved { counters: self.counters.clone(), origin: origin.clone() })?;
         checkpoint::write(&folder.join(STATE), &kept, [(Saved::KEY.to_owned(), saved)].into())?;
-        adopt(folder)
+        adopt(folder, published_in(folder))?;
+        if let Some(config) = self.counters.lora.as_ref().filter(|_| recipe.merge) {
+            let base = Weights::open(&recipe.unet)?;
+            let adapters = detached(&self.policy.params).collect();
+            let merged = lora::merged(&base, config, &adapters)?.into_iter();
+            let merged = merged.map(|(n, t)| Ok((n, t.to_dtype(recipe.dtype)?))).collect::<Result<_>>()?;
+            checkpoint::write_model(&folder.join(UNET.folder), &recipe.unet, &merged, &origin)?;
+        }
+        Ok(())
     }
 
     /// Takes policy, moments, counters and (once refreshed) the reference from a checkpoint folder. A reference that the
@@ -135,6 +189,7 @@ impl State {
                 theirs.effective_batch == ours.effective_batch,
             ),
             ("--labels", theirs.labels == ours.labels),
+            ("--lora_rank, --lora_alpha or --lora_targets", theirs.lora == ours.lora),
             (
                 "--reference (the run measured against a reference that its state does not hold: name it)",
                 named || theirs.reference == REFRESHED || theirs.reference == ours.reference,
@@ -148,16 +203,20 @@ impl State {
             );
         }
         let kept = Weights::open(&folder.join(STATE))?;
-        let unet = Weights::open(&folder.join("unet"))?;
+        let which = published_in(folder);
+        let published = Weights::open(&folder.join(which.folder).join(which.main))?;
         for (name, var) in &self.policy.params {
             let held = format!("policy.{name}");
-            let tensor = if kept.has(&held) { kept.get(&held, var.dims())? } else { unet.get(name, var.dims())? };
+            let name = format!("{}{name}", which.prefix);
+            let tensor =
+                if kept.has(&held) { kept.get(&held, var.dims())? } else { published.get(&name, var.dims())? };
             var.set(&tensor.to_dtype(DType::F32)?.to_device(var.device())?)?;
         }
-        for (prefix, moments) in [("m", &self.adam.m), ("v", &self.adam.v)] {
-            for (name, var) in moments {
-                var.set(&kept.get(&format!("{prefix}.{name}"), var.dims())?.to_device(var.device())?)?;
-            }
+        for (name, var) in &self.optimizer.moments {
+            let other = || format!("{} was made with another --optimizer", folder.display());
+            let moment = kept.get(name, var.dims()).with_context(other)?;
+            ensure!(moment.dtype() == var.dtype(), "{} was made with another --moments", folder.display());
+            var.set(&moment.to_device(var.device())?)?;
         }
         let refreshed = !named && theirs.reference == REFRESHED;
         if refreshed {
@@ -173,12 +232,6 @@ impl State {
 
 fn detached(params: &Params) -> impl Iterator<Item = (String, Tensor)> + '_ {
     params.iter().map(|(n, v)| (n.clone(), v.as_detached_tensor()))
-}
-
-/// A UNet from a checkpoint or base folder, and the SHA-256 of its weights. The reference sees its variables untracked.
-pub fn open_unet(path: &Path, device: &Device, detached: bool) -> Result<(Trainable, String)> {
-    let folder = unet_folder(path)?;
-    Ok((UNet::open_variables(&folder, device, detached)?, Weights::open(&folder)?.hash()?))
 }
 
 /// `out/checkpoint-<step>`
@@ -199,32 +252,64 @@ fn checkpoints(out: &Path) -> Vec<(u64, PathBuf)> {
     all
 }
 
-/// Where new weights wait until state/ is theirs.
-const NEXT: &str = "unet.partial";
+/// What a checkpoint folder publishes.
+struct Published {
+    folder: &'static str,
+    /// Where new weights wait until state/ is theirs.
+    next: &'static str,
+    /// Its files, the last of them `main`, whose metadata hold the origin.
+    files: [&'static str; 2],
+    main: &'static str,
+    /// Before the names of tensors.
+    prefix: &'static str,
+}
+
+const UNET: Published = Published {
+    folder: "unet",
+    next: "unet.partial",
+    files: ["config.json", checkpoint::DIFFUSERS_WEIGHTS],
+    main: checkpoint::DIFFUSERS_WEIGHTS,
+    prefix: "",
+};
+
+const LORA: Published = Published {
+    folder: "lora",
+    next: "lora.partial",
+    files: [lora::KOHYA_FILE, lora::PEFT_FILE],
+    main: lora::PEFT_FILE,
+    prefix: "unet.",
+};
+
+/// Adapters where there are any: a UNet beside them is only their sum with the base.
+fn published_in(folder: &Path) -> &'static Published {
+    let adapters = [LORA.folder, LORA.next].iter().any(|name| folder.join(name).is_dir());
+    if adapters { &LORA } else { &UNET }
+}
 
 /// Gives the waiting weights their name.
-fn adopt(folder: &Path) -> Result<()> {
-    let (next, unet) = (folder.join(NEXT), folder.join("unet"));
-    fs::create_dir_all(&unet).with_context(|| format!("cannot write {}", unet.display()))?;
-    for file in ["config.json", checkpoint::DIFFUSERS_WEIGHTS] {
+fn adopt(folder: &Path, which: &Published) -> Result<()> {
+    let (next, now) = (folder.join(which.next), folder.join(which.folder));
+    fs::create_dir_all(&now).with_context(|| format!("cannot write {}", now.display()))?;
+    for file in which.files {
         if next.join(file).exists() {
-            atomic::rename(&next.join(file), &unet.join(file))?;
+            atomic::rename(&next.join(file), &now.join(file))?;
         }
     }
     fs::remove_dir_all(&next).with_context(|| format!("cannot remove {}", next.display()))
 }
 
-/// The counters of a checkpoint folder; finishes a write that was killed between state/ and unet/.
+/// The counters of a checkpoint folder; finishes a write that was killed between state/ and the weights.
 ///
 /// # Errors
 /// State and weights do not belong together, or are missing.
 fn complete(folder: &Path) -> Result<Saved> {
     let saved = Saved::read(folder)?;
-    let of = |unet: &str| Weights::open(&folder.join(unet)).ok().and_then(|w| w.origin());
-    if of("unet").as_ref() != Some(&saved.origin) {
-        let theirs = of(NEXT).as_ref() == Some(&saved.origin);
-        ensure!(theirs, "the weights in {} do not belong to its state/", folder.join("unet").display());
-        adopt(folder)?;
+    let which = published_in(folder);
+    let of = |name: &str| Weights::open(&folder.join(name).join(which.main)).ok().and_then(|w| w.origin());
+    if of(which.folder).as_ref() != Some(&saved.origin) {
+        let theirs = of(which.next).as_ref() == Some(&saved.origin);
+        ensure!(theirs, "the weights in {} do not belong to its state/", folder.join(which.folder).display());
+        adopt(folder, which)?;
     }
     Ok(saved)
 }

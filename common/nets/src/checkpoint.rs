@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     collections::HashMap,
+    io::Write,
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -12,7 +13,10 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor, Var, safetensors::MmapedSafetensors};
 use serde::de::DeserializeOwned;
 
-use crate::pickle;
+use crate::{
+    lora::{self, Adapter, LoraConfig},
+    pickle,
+};
 
 /// Named tensors, in files or in memory.
 pub struct Weights {
@@ -209,20 +213,52 @@ pub struct Loader<'a> {
     prefix: String,
     device: Device,
     dtype: DType,
-    params: Option<Rc<RefCell<Params>>>,
-    /// Tensors share the variables' memory but are not tracked: for a reference that can be refreshed in place.
+    trained: Trained,
+    params: Rc<RefCell<Params>>,
+    /// Frozen tensors handed out before, for networks that share them.
+    shared: Option<Rc<RefCell<BTreeMap<String, Tensor>>>>,
+    /// The network sees the variables' memory but is not tracked: for a reference that can be refreshed in place.
     detached: bool,
+}
+
+/// Which of a network's tensors are variables.
+#[derive(Clone)]
+enum Trained {
+    Nothing,
+    Everything,
+    /// Low-rank adapters beside frozen layers, begun from a seed.
+    Adapters(Rc<LoraConfig>, u64),
 }
 
 impl<'a> Loader<'a> {
     /// Tensors that stay as they are.
     pub fn frozen(weights: &'a Weights, dtype: DType, device: &Device) -> Self {
-        Self { weights, prefix: String::new(), device: device.clone(), dtype, params: None, detached: false }
+        Self {
+            weights,
+            prefix: String::new(),
+            device: device.clone(),
+            dtype,
+            trained: Trained::Nothing,
+            params: Default::default(),
+            shared: None,
+            detached: false,
+        }
     }
 
     /// Variables, f32, gathered in `params()`; with `detached`, what the network sees is not tracked.
     pub fn variables(weights: &'a Weights, device: &Device, detached: bool) -> Self {
-        Self { params: Some(Default::default()), detached, ..Self::frozen(weights, DType::F32, device) }
+        Self { trained: Trained::Everything, detached, ..Self::frozen(weights, DType::F32, device) }
+    }
+
+    /// Frozen tensors of which every network that is loaded through a clone of this loader holds the same.
+    pub fn shared(weights: &'a Weights, device: &Device) -> Self {
+        Self { shared: Some(Default::default()), ..Self::frozen(weights, DType::F32, device) }
+    }
+
+    /// The same, with new adapters on the layers that `config` names; these are what `params()` gathers.
+    pub fn adapted(&self, config: &LoraConfig, seed: u64, detached: bool) -> Self {
+        let trained = Trained::Adapters(Rc::new(config.clone()), seed);
+        Self { trained, detached, params: Default::default(), ..self.clone() }
     }
 
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
@@ -241,44 +277,94 @@ impl<'a> Loader<'a> {
     /// See [`Weights::get`].
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let path = self.path(name);
-        let tensor = self.weights.get(&path, shape)?.to_dtype(self.dtype)?.to_device(&self.device)?;
-        let Some(params) = &self.params else { return Ok(tensor) };
-        let var = Var::from_tensor(&tensor)?;
+        let load =
+            || Ok::<_, anyhow::Error>(self.weights.get(&path, shape)?.to_dtype(self.dtype)?.to_device(&self.device)?);
+        if let Trained::Everything = self.trained {
+            return Ok(self.seen(path.clone(), Var::from_tensor(&load()?)?));
+        }
+        let Some(shared) = &self.shared else { return load() };
+        if let Some(tensor) = shared.borrow().get(&path) {
+            return Ok(tensor.clone());
+        }
+        let tensor = load()?;
+        shared.borrow_mut().insert(path, tensor.clone());
+        Ok(tensor)
+    }
+
+    /// The adapter of the linear layer at this path, if it has one; `weight`: the shape of the layer's weight.
+    pub fn adapter(&self, weight: &[usize]) -> Result<Option<Adapter>> {
+        let Trained::Adapters(config, seed) = &self.trained else { return Ok(None) };
+        if !config.adapts(&self.prefix) {
+            return Ok(None);
+        }
+        let (a, b) = lora::initial(&self.prefix, weight, config.rank, *seed, &self.device)?;
+        let [name_a, name_b] = lora::names(&self.prefix);
+        Ok(Some(Adapter { a: self.seen(name_a, a), b: self.seen(name_b, b), scale: config.scale() }))
+    }
+
+    /// # Errors
+    /// Adapters are asked for here, on a layer that is not linear.
+    pub fn refuse_adapter(&self) -> Result<()> {
+        let asked = matches!(&self.trained, Trained::Adapters(config, _) if config.adapts(&self.prefix));
+        ensure!(!asked, "'{}' is no linear layer: leave it out of the layers to adapt", self.prefix);
+        Ok(())
+    }
+
+    fn seen(&self, path: String, var: Var) -> Tensor {
         let seen = if self.detached { var.as_detached_tensor() } else { var.as_tensor().clone() };
-        params.borrow_mut().insert(path, var);
-        Ok(seen)
+        self.params.borrow_mut().insert(path, var);
+        seen
     }
 
     /// All variables handed out so far.
     pub fn params(&self) -> Params {
-        self.params.as_ref().map(|p| p.borrow().clone()).unwrap_or_default()
+        self.params.borrow().clone()
     }
 }
 
-/// Writes named f32 tensors and metadata, whole or not at all.
-pub fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: HashMap<String, String>) -> Result<()> {
-    use safetensors::tensor::{Dtype, TensorView};
-    let mut bytes = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
-        let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
-        let (dtype, data) = match tensor.dtype() {
-            DType::F32 => {
-                (Dtype::F32, flat.to_vec1::<f32>()?.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
-            }
-            DType::F16 => (Dtype::F16, flat.to_vec1::<half::f16>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
-            DType::BF16 => (Dtype::BF16, flat.to_vec1::<half::bf16>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
+/// Writes named float tensors and metadata as safetensors, whole or not at all; no more than one tensor is copied at a time.
+pub fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: BTreeMap<String, String>) -> Result<()> {
+    // Wide numbers first, as safetensors' own writer, so that each lies at a multiple of its width.
+    let mut order: Vec<(&String, &Tensor)> = tensors.iter().collect();
+    order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype().size_in_bytes()));
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), serde_json::json!(metadata));
+    }
+    let mut from = 0;
+    for (name, tensor) in &order {
+        let dtype = match tensor.dtype() {
+            DType::F32 => "F32",
+            DType::F16 => "F16",
+            DType::BF16 => "BF16",
             other => bail!("tensor '{name}' holds {other:?}, which checkpoints do not store"),
         };
-        bytes.push((name, dtype, tensor.dims().to_vec(), data));
+        let to = from + tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let entry = serde_json::json!({"dtype": dtype, "shape": tensor.dims(), "data_offsets": [from, to]});
+        header.insert((*name).clone(), entry);
+        from = to;
     }
-    let mut views = vec![];
-    for (name, dtype, shape, data) in &bytes {
-        views.push((name.as_str(), TensorView::new(*dtype, shape.clone(), data)?));
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let mut file = pipe::atomic::AtomicFile::create(path)?;
+    let say = || format!("cannot write {}", path.display());
+    file.write_all(&(header.len() as u64).to_le_bytes()).with_context(say)?;
+    file.write_all(&header).with_context(say)?;
+    for (_, tensor) in order {
+        let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
+        match tensor.dtype() {
+            DType::F32 => put(&mut file, flat.to_vec1()?, f32::to_le_bytes),
+            DType::F16 => put(&mut file, flat.to_vec1()?, half::f16::to_le_bytes),
+            _ => put(&mut file, flat.to_vec1()?, half::bf16::to_le_bytes),
+        }
+        .with_context(say)?;
     }
-    // One key, so that the order of a hash map's keys cannot change the bytes.
-    ensure!(metadata.len() <= 1, "a checkpoint carries one metadata key");
-    let blob = safetensors::serialize(views, Some(metadata)).context("cannot lay out the checkpoint")?;
-    pipe::atomic::write(path, &blob)
+    file.commit()
+}
+
+fn put<T: Copy, const N: usize>(file: &mut impl Write, values: Vec<T>, bytes: fn(T) -> [u8; N]) -> std::io::Result<()> {
+    values.chunks(1 << 14).try_for_each(|c| file.write_all(&c.iter().flat_map(|v| bytes(*v)).collect::<Vec<u8>>()))
 }
 
 /// The weight file of a diffusers model folder.
@@ -295,7 +381,7 @@ pub fn write_model(
     let config = config_of.join("config.json");
     let text = std::fs::read(&config).with_context(|| format!("cannot read {}", config.display()))?;
     pipe::atomic::write(&folder.join("config.json"), &text)?;
-    let metadata = HashMap::from([(pipe::origin::KEY.to_owned(), origin.to_json())]);
+    let metadata = BTreeMap::from([(pipe::origin::KEY.to_owned(), origin.to_json())]);
     write(&folder.join(DIFFUSERS_WEIGHTS), tensors, metadata)
 }
 
@@ -308,7 +394,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("w.safetensors");
         let t = Tensor::from_vec(vec![1f32, 2., 3., 4.], (2, 2), &Device::Cpu).unwrap();
-        let meta = HashMap::from([("origin".to_string(), "x".to_string())]);
+        let meta = BTreeMap::from([("origin".to_string(), "x".to_string())]);
         write(&path, &BTreeMap::from([("a.weight".to_string(), t)]), meta).unwrap();
         let w = Weights::open(&path).unwrap();
         assert_eq!(w.get("a.weight", &[2, 2]).unwrap().to_vec2::<f32>().unwrap(), [[1., 2.], [3., 4.]]);

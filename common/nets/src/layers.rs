@@ -3,29 +3,42 @@
 use anyhow::Result;
 use candle_core::{Result as Candle, Tensor};
 
-use crate::{checkpoint::Loader, ops};
+use crate::{checkpoint::Loader, lora::Adapter, ops};
 
 pub struct Linear {
     weight: Tensor, // (out, in), or (out, in, 1, 1) where it was stored as a 1x1 convolution
     bias: Option<Tensor>,
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
     pub fn load(p: Loader, inner: usize, out: usize) -> Result<Self> {
-        Ok(Self { weight: p.get("weight", &[out, inner])?, bias: Some(p.get("bias", &[out])?) })
+        Self::with(p, &[out, inner], true)
     }
 
     pub fn load_no_bias(p: Loader, inner: usize, out: usize) -> Result<Self> {
-        Ok(Self { weight: p.get("weight", &[out, inner])?, bias: None })
+        Self::with(p, &[out, inner], false)
     }
 
     /// A 1x1 convolution used on tokens: the tensor keeps its four dimensions, so that it is written back as it came.
     pub fn load_1x1(p: Loader, inner: usize, out: usize) -> Result<Self> {
-        Ok(Self { weight: p.get("weight", &[out, inner, 1, 1])?, bias: Some(p.get("bias", &[out])?) })
+        Self::with(p, &[out, inner, 1, 1], true)
+    }
+
+    fn with(p: Loader, weight: &[usize], bias: bool) -> Result<Self> {
+        Ok(Self {
+            weight: p.get("weight", weight)?,
+            bias: bias.then(|| p.get("bias", &weight[..1])).transpose()?,
+            adapter: p.adapter(weight)?,
+        })
     }
 
     pub fn forward(&self, x: &Tensor) -> Candle<Tensor> {
-        ops::linear(x, &self.weight, self.bias.as_ref())
+        let y = ops::linear(x, &self.weight, self.bias.as_ref())?;
+        match &self.adapter {
+            Some(adapter) => y + adapter.forward(x)?,
+            None => Ok(y),
+        }
     }
 }
 
@@ -38,6 +51,7 @@ pub struct Conv2d {
 
 impl Conv2d {
     pub fn load(p: Loader, inner: usize, out: usize, k: usize, stride: usize, padding: usize) -> Result<Self> {
+        p.refuse_adapter()?;
         Ok(Self { weight: p.get("weight", &[out, inner, k, k])?, bias: p.get("bias", &[out])?, stride, padding })
     }
 

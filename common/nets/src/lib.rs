@@ -7,6 +7,7 @@ pub mod clean;
 pub mod hub;
 pub mod image;
 pub mod layers;
+pub mod lora;
 pub mod noise;
 pub mod ops;
 pub mod optim;

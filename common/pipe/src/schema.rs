@@ -129,10 +129,12 @@ pub fn latents() -> Schema {
 }
 
 /// captions.parquet: the text encoder's states of each caption, f16, T x D with the shape in the schema metadata as
-/// `state_shape`. The first row is the empty prompt.
-pub fn captions() -> Schema {
-    let states = DataType::List(Field::new("item", DataType::Float16, false).into());
-    Schema::new(vec![field(pairs::CAPTION, DataType::Utf8, false), field("states", states, false)])
+/// `state_shape`, and in SDXL the pooled state, P as `pooled_shape`. The first row is the empty prompt.
+pub fn captions(pooled: bool) -> Schema {
+    let list = |name: &str| field(name, DataType::List(Field::new("item", DataType::Float16, false).into()), false);
+    let mut fields = vec![field(pairs::CAPTION, DataType::Utf8, false), list("states")];
+    fields.extend(pooled.then(|| list("pooled")));
+    Schema::new(fields)
 }
 
 /// pairs.parquet: which images and captions `encode` saw together, so that `train` needs no images.

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use crate::{
     checkpoint::{Loader, Params, Weights, read_json},
     layers::{Conv2d, GroupNorm, LayerNorm, Linear, ResnetBlock},
+    lora::{self, LoraConfig},
     ops::{self, Activation, Mask},
 };
 
@@ -272,6 +273,30 @@ impl UNet {
         let unet = Self::load(loader.clone(), read_config(folder)?)
             .with_context(|| format!("{} does not fit its config.json", folder.display()))?;
         Ok(Trainable { unet, params: loader.params() })
+    }
+
+    /// Two networks on the same frozen tensors, each with adapters of its own: what is trained, and a reference that does
+    /// not track its adapters. New adapters add nothing.
+    ///
+    /// # Errors
+    /// No layer, or one that is not linear, is what `config` names.
+    pub fn open_adapted(folder: &Path, config: &LoraConfig, seed: u64, device: &Device) -> Result<[Trainable; 2]> {
+        let weights = Weights::open(folder)?;
+        let shared = Loader::shared(&weights, device);
+        let adapted = |detached| {
+            let loader = shared.adapted(config, seed, detached);
+            let unet = Self::load(loader.clone(), read_config(folder)?)
+                .with_context(|| format!("{} does not fit its config.json", folder.display()))?;
+            Ok::<_, anyhow::Error>(Trainable { unet, params: loader.params() })
+        };
+        let [policy, reference] = [adapted(false)?, adapted(true)?];
+        let modules = lora::modules(policy.params.keys());
+        let unused = config.targets.iter().find(|target| {
+            let one = LoraConfig { targets: vec![(*target).clone()], ..config.clone() };
+            !modules.iter().any(|module| one.adapts(module))
+        });
+        ensure!(unused.is_none(), "this UNet has no linear layer '{}' to adapt", unused.map_or("", |t| t));
+        Ok([policy, reference])
     }
 
     pub fn load(p: Loader, c: UNetConfig) -> Result<Self> {

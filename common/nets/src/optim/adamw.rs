@@ -1,0 +1,117 @@
+//! AdamW, in place, as torch's.
+
+use anyhow::Result;
+use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result as Candle, Tensor, Var};
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use super::kernel::{CHUNK, Moment, blend, operand, target};
+
+/// AdamW's constants (torch's names).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWConfig {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+}
+
+/// One tensor's step; `seed` decides how bf16 moments are rounded.
+#[allow(clippy::too_many_arguments)]
+pub fn step(c: AdamWConfig, p: &Var, m: &Var, v: &Var, g: &Tensor, t: u64, lr: f64, seed: u32) -> Result<()> {
+    let (correction1, correction2) = (1.0 - c.beta1.powf(t as f64), 1.0 - c.beta2.powf(t as f64));
+    let update = Update {
+        decay: (1.0 - lr * c.weight_decay) as f32,
+        rate: (lr / correction1) as f32,
+        root2: correction2.sqrt() as f32,
+        eps: c.eps as f32,
+    };
+    if p.device().is_cpu() {
+        m.inplace_op2(g, &First { beta1: c.beta1 as f32, seed })?;
+        v.inplace_op2(g, &Second { beta2: c.beta2 as f32, seed: !seed })?;
+        Ok(p.inplace_op3(m, v, &update)?)
+    } else {
+        Ok(composed(p, m, v, g, c, &update)?)
+    }
+}
+
+/// The same in candle's operations, for devices without our kernels.
+fn composed(p: &Var, m: &Var, v: &Var, g: &Tensor, c: AdamWConfig, u: &Update) -> Candle<()> {
+    let old = m.as_detached_tensor();
+    m.set(&(&old + ((g - &old)? * (1.0 - c.beta1))?)?)?;
+    v.set(&((v.as_detached_tensor() * c.beta2)? + (g.sqr()? * (1.0 - c.beta2))?)?)?;
+    let denominator = ((v.as_detached_tensor().sqrt()? / u.root2 as f64)? + u.eps as f64)?;
+    let moved = ((m.as_detached_tensor() / denominator)? * u.rate as f64)?;
+    p.set(&((p.as_detached_tensor() * u.decay as f64)? - moved)?)
+}
+
+/// m += (1 - beta1) (g - m)
+struct First {
+    beta1: f32,
+    seed: u32,
+}
+
+impl InplaceOp2 for First {
+    fn name(&self) -> &'static str {
+        "adamw_m"
+    }
+
+    fn cpu_fwd(&self, m: &mut CpuStorage, _: &Layout, g: &CpuStorage, lg: &Layout) -> Candle<()> {
+        let weight = 1.0 - self.beta1;
+        blend(m, operand(g, lg)?, self.seed, |m, g| m + weight * (g - m))
+    }
+}
+
+/// v = beta2 v + (1 - beta2) g^2
+struct Second {
+    beta2: f32,
+    seed: u32,
+}
+
+impl InplaceOp2 for Second {
+    fn name(&self) -> &'static str {
+        "adamw_v"
+    }
+
+    fn cpu_fwd(&self, v: &mut CpuStorage, _: &Layout, g: &CpuStorage, lg: &Layout) -> Candle<()> {
+        let (beta2, weight) = (self.beta2, 1.0 - self.beta2);
+        blend(v, operand(g, lg)?, self.seed, |v, g| beta2 * v + weight * g * g)
+    }
+}
+
+/// p = decay p - rate m / (sqrt(v) / root2 + eps)
+struct Update {
+    decay: f32,
+    rate: f32,
+    root2: f32,
+    eps: f32,
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn update_chunk(u: &Update, p: &mut [f32], m: &[f32], v: &[f32]) {
+    for (p, (m, v)) in p.iter_mut().zip(m.iter().zip(v)) {
+        *p = u.decay * *p - u.rate * m / (v.sqrt() / u.root2 + u.eps);
+    }
+}
+
+impl InplaceOp3 for Update {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(
+        &self,
+        p: &mut CpuStorage,
+        _: &Layout,
+        m: &CpuStorage,
+        _: &Layout,
+        v: &CpuStorage,
+        _: &Layout,
+    ) -> Candle<()> {
+        let (m, v) = (Moment::of(m)?, Moment::of(v)?);
+        target(p)?.par_chunks_mut(CHUNK).enumerate().for_each_init(Default::default, |(a, b), (i, p)| {
+            update_chunk(self, p, m.chunk(i, a), v.chunk(i, b));
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,219 @@
+//! Optimisers whose moments can be saved, gradient clipping, and learning-rate schedules.
+
+mod adafactor;
+mod adamw;
+mod kernel;
+mod schedule;
+
+use std::collections::BTreeMap;
+
+pub use adafactor::AdafactorConfig;
+pub use adamw::AdamWConfig;
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
+pub use schedule::LrSchedule;
+
+use crate::checkpoint::Params;
+
+/// Gradients by name, f32, without history.
+pub type Grads = BTreeMap<String, Tensor>;
+
+/// Takes the gradient of every variable out of a backward pass; where none arrived (the loss does not depend on it), zeros.
+/// Detached, because candle's gradients hold on to the whole graph.
+pub fn gradients(params: &Params, mut store: GradStore) -> Result<Grads> {
+    let take = |(name, var): (&String, &Var)| {
+        let grad = match store.remove(var) {
+            Some(grad) => grad.detach(),
+            None => var.zeros_like()?.detach(),
+        };
+        Ok((name.clone(), grad))
+    };
+    params.iter().map(take).collect()
+}
+
+/// Adds `more` to `sum`, which may still be empty.
+pub fn add(sum: &mut Grads, more: Grads) -> Result<()> {
+    for (name, gradient) in more {
+        match sum.get_mut(&name) {
+            Some(before) => *before = (&*before + gradient)?,
+            None => drop(sum.insert(name, gradient)),
+        }
+    }
+    Ok(())
+}
+
+/// The Euclidean norm over all gradients, summed in f64 in name order.
+pub fn global_norm(grads: &Grads) -> Result<f64> {
+    let mut total = 0f64;
+    for grad in grads.values() {
+        total += square(grad)?;
+    }
+    Ok(total.sqrt())
+}
+
+/// The sum of squares of one tensor.
+pub fn square(x: &Tensor) -> Result<f64> {
+    match x.device() {
+        Device::Cpu => {
+            let values = x.flatten_all()?.to_vec1::<f32>()?;
+            Ok(values.chunks(4096).map(|c| c.iter().map(|&v| v as f64 * v as f64).sum::<f64>()).sum())
+        }
+        _ => Ok(x.sqr()?.sum_all()?.to_scalar::<f32>()? as f64),
+    }
+}
+
+/// Scales gradients so that their norm is at most `max_norm`, as torch's clip_grad_norm_.
+pub fn clip(grads: &mut Grads, norm: f64, max_norm: f64) -> Result<()> {
+    let scale = max_norm / (norm + 1e-6);
+    if scale < 1.0 {
+        for grad in grads.values_mut() {
+            *grad = (&*grad * scale)?;
+        }
+    }
+    Ok(())
+}
+
+/// How a gradient becomes a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    AdamW(AdamWConfig),
+    Adafactor(AdafactorConfig),
+}
+
+/// A rule and what it remembers.
+pub struct Optimizer {
+    pub rule: Rule,
+    /// Moments by the name under which a checkpoint stores them: `m.TENSOR` and `v.TENSOR`, and where Adafactor keeps sums
+    /// of rows and columns only, `row.TENSOR` and `col.TENSOR`.
+    pub moments: BTreeMap<String, Var>,
+}
+
+impl Optimizer {
+    /// Moments of zero. `dtype`: f32, or bf16 for AdamW on the CPU.
+    ///
+    /// # Errors
+    /// bf16 where it is not supported.
+    pub fn new(params: &Params, rule: Rule, dtype: DType) -> Result<Self> {
+        let mut moments = BTreeMap::new();
+        for (name, p) in params {
+            let shapes: Vec<(&str, Vec<usize>)> = match rule {
+                Rule::AdamW(_) => vec![("m", p.dims().to_vec()), ("v", p.dims().to_vec())],
+                Rule::Adafactor(_) => adafactor::shapes(p.dims()),
+            };
+            ensure!(
+                dtype == DType::F32 || (matches!(rule, Rule::AdamW(_)) && p.device().is_cpu()),
+                "moments in bf16 are for AdamW on the CPU; Adafactor keeps next to nothing anyway"
+            );
+            for (prefix, shape) in shapes {
+                moments.insert(format!("{prefix}.{name}"), Var::zeros(shape, dtype, p.device())?);
+            }
+        }
+        Ok(Self { rule, moments })
+    }
+
+    /// The `t`-th step (from 1) at learning rate `lr`, in place.
+    pub fn step(&mut self, params: &Params, grads: &Grads, t: u64, lr: f64) -> Result<()> {
+        let moment = |prefix: &str, name: &str| {
+            let key = format!("{prefix}.{name}");
+            self.moments.get(&key).with_context(|| format!("the optimiser has no moment '{key}'"))
+        };
+        for (name, p) in params {
+            let g = grads.get(name).with_context(|| format!("there is no gradient for '{name}'"))?.contiguous()?;
+            match self.rule {
+                Rule::AdamW(c) => {
+                    let seed = kernel::seed(name, t);
+                    adamw::step(c, p, moment("m", name)?, moment("v", name)?, &g, t, lr, seed)?
+                }
+                Rule::Adafactor(c) if p.rank() < 2 => adafactor::step(c, p, moment("v", name)?, &g, t, lr)?,
+                Rule::Adafactor(c) => {
+                    adafactor::step_factored(c, p, moment("row", name)?, moment("col", name)?, &g, t, lr)?
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of all moments.
+    pub fn bytes(&self) -> usize {
+        self.moments.values().map(|m| m.elem_count() * m.dtype().size_in_bytes()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three steps on `p` with the gradients `g`, at rate 0.1.
+    fn three(rule: Rule, dtype: DType, p: &Tensor, g: &[Tensor]) -> Vec<f32> {
+        let p = Var::from_tensor(p).unwrap();
+        let params = Params::from([("p".to_string(), p.clone())]);
+        let mut optimizer = Optimizer::new(&params, rule, dtype).unwrap();
+        for (t, g) in g.iter().enumerate() {
+            let grads = Grads::from([("p".to_string(), g.clone())]);
+            optimizer.step(&params, &grads, t as u64 + 1, 0.1).unwrap();
+        }
+        p.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn cpu(values: &[f32], shape: &[usize]) -> Tensor {
+        Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
+    }
+
+    #[track_caller]
+    fn near(got: &[f32], want: &[f32], tolerance: f32) {
+        assert_eq!(got.len(), want.len());
+        assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < tolerance), "{got:?} {want:?}");
+    }
+
+    const ADAMW: Rule = Rule::AdamW(AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 });
+    const ADAFACTOR: Rule = Rule::Adafactor(AdafactorConfig { weight_decay: 0.01 });
+
+    /// ```python
+    /// import torch
+    /// p = torch.nn.Parameter(torch.tensor([1., -2., 3.])); o = torch.optim.AdamW([p], lr=0.1, weight_decay=0.01)
+    /// for g in ([1., -2., .5], [.5, 0., -1.], [2., 2., 2.]): p.grad = torch.tensor(g); o.step()
+    /// print(p)   # [0.713169515132904, -1.835853934288025, 2.885817289352417]
+    /// ```
+    #[test]
+    fn three_steps_of_adamw_equal_torchs() {
+        let g = [[1f32, -2., 0.5], [0.5, 0., -1.], [2., 2., 2.]].map(|g| cpu(&g, &[3]));
+        let want = [0.7131695, -1.8358539, 2.8858173];
+        near(&three(ADAMW, DType::F32, &cpu(&[1., -2., 3.], &[3]), &g), &want, 1e-5);
+        near(&three(ADAMW, DType::BF16, &cpu(&[1., -2., 3.], &[3]), &g), &want, 5e-3);
+    }
+
+    /// ```python
+    /// import torch, transformers
+    /// p = torch.nn.Parameter(torch.tensor([[[1., -2., 3.], [.5, 1., -1.]]])); q = torch.nn.Parameter(torch.tensor([1., -2.]))
+    /// o = transformers.Adafactor([p, q], lr=0.1, weight_decay=0.01, scale_parameter=False, relative_step=False)
+    /// for s in (1., -.5, 2.):
+    ///     p.grad = s * torch.tensor([[[1., -2., .5], [.25, 4., -1.]]]); q.grad = s * torch.tensor([3., -.5]); o.step()
+    /// print(p.flatten().tolist(), q.tolist())
+    /// ```
+    #[test]
+    fn three_steps_of_adafactor_equal_transformers() {
+        let scaled = |values: &[f32], shape: &[usize]| {
+            [1f32, -0.5, 2.].map(|s| cpu(&values.iter().map(|v| s * v).collect::<Vec<_>>(), shape))
+        };
+        let matrix = cpu(&[1., -2., 3., 0.5, 1., -1.], &[1, 2, 3]);
+        let got = three(ADAFACTOR, DType::F32, &matrix, &scaled(&[1., -2., 0.5, 0.25, 4., -1.], &[1, 2, 3]));
+        near(&got, &[0.7804848, -1.894196, 2.8911991, 0.46847585, 0.8862738, -0.8862738], 2e-6);
+        let got = three(ADAFACTOR, DType::F32, &cpu(&[1., -2.], &[2]), &scaled(&[3., -0.5], &[2]));
+        near(&got, &[0.8634076, -1.8604105], 2e-6);
+    }
+
+    /// Rounding to the nearest bf16 would hold v where it is: each step shrinks it by a thousandth, half a digit is more.
+    #[test]
+    fn bf16_moments_shrink_as_f32_ones_do() {
+        let p = Var::zeros(4096, DType::F32, &Device::Cpu).unwrap();
+        let params = Params::from([("p".to_string(), p)]);
+        let mut optimizer = Optimizer::new(&params, ADAMW, DType::BF16).unwrap();
+        optimizer.moments["v.p"].set(&Tensor::ones(4096, DType::BF16, &Device::Cpu).unwrap()).unwrap();
+        let grads = Grads::from([("p".to_string(), Tensor::zeros(4096, DType::F32, &Device::Cpu).unwrap())]);
+        for t in 1..=200 {
+            optimizer.step(&params, &grads, t, 0.0).unwrap();
+        }
+        let v = optimizer.moments["v.p"].to_dtype(DType::F32).unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!((v - 0.999f32.powi(200)).abs() < 2e-3, "{v}");
+    }
+}

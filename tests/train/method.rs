@@ -1,0 +1,169 @@
+//! What is minimised, how the reference moves, and the optimisers.
+
+use super::*;
+
+/// The log's numbers of one step on the oracle's replay file, and its gradient.
+fn step(dir: &Dir, rest: &str) -> (Value, Tensors) {
+    let (replay, policy) = (oracle("replay.safetensors"), oracle("policy"));
+    let rest =
+        format!("--replay {} --policy {} --steps 1 --dump-gradients g {rest}", replay.display(), policy.display());
+    train(dir, "out", &rest).ok();
+    (log(&dir.path("out")).remove(0), tensors(&dir.path("g")))
+}
+
+fn number(line: &Value, key: &str) -> f64 {
+    line[key].as_f64().unwrap()
+}
+
+#[test]
+fn the_loss_is_the_one_that_is_named() {
+    let dir = Dir::new();
+    let (dpo, _) = step(&dir, "--beta 300");
+    let z = numbers(&dpo["z"]);
+    let mean = |f: &dyn Fn(f64) -> f64| z.iter().map(|&z| f(z)).sum::<f64>() / z.len() as f64;
+    let log_sigmoid = |z: f64| -(1.0 + (-z).exp()).ln();
+    near(number(&dpo, "loss"), mean(&|z| -log_sigmoid(z)), 1e-9);
+    let (line, gradients) = step(&dir, "--beta 300 --loss ipo");
+    assert_eq!(line["z"], dpo["z"]);
+    near(number(&line, "loss"), mean(&|z| (z - 0.5) * (z - 0.5)), 1e-9);
+    let (line, _) = step(&dir, "--beta 300 --label-smoothing 0.1");
+    near(number(&line, "loss"), mean(&|z| -0.9 * log_sigmoid(z) - 0.1 * log_sigmoid(-z)), 1e-9);
+    let (line, sft) = step(&dir, "--sft");
+    near(number(&line, "loss"), number(&line, "policy_winner_mse"), 1e-12);
+    assert!(differ(&gradients, &sft));
+    // The same by its other name.
+    assert_same(&sft, &step(&dir, "--loss sft").1);
+    says(&train(&dir, "x", "--loss ipo --sft").exits(2).err, &["--loss", "--sft"]);
+}
+
+/// With one pair and nothing left of the loser's part, the gradient is that of the winner's error, which is what --sft has.
+#[test]
+fn the_guard_takes_the_loser_out() {
+    let dir = Dir::new();
+    let winner_and_loser = candle_core::Tensor::new(&[0u32, 2], &candle_core::Device::Cpu).unwrap();
+    let all = tensors(&oracle("replay.safetensors"));
+    let one: Vec<_> = all.iter().map(|(n, t)| (n.clone(), t.index_select(&winner_and_loser, 0).unwrap())).collect();
+    safetensors(&dir.path("replay"), &one, Some([("prompts".to_owned(), r#"["a"]"#.to_owned())].into()));
+    let gradient = |rest: &str| {
+        let policy = oracle("policy").display().to_string();
+        train(&dir, "out", &format!("--replay replay --policy {policy} --steps 1 --dump-gradients g {rest}")).ok();
+        tensors(&dir.path("g"))
+    };
+    let plain = gradient("--beta 300");
+    let (none, some, sft) =
+        (gradient("--beta 300 --guard sdpo:1"), gradient("--beta 300 --guard sdpo:0.5"), gradient("--sft"));
+    let length = |t: &Tensors| t.values().flat_map(values).map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let dot = |a: &Tensors, b: &Tensors| -> f64 {
+        let products =
+            |n: &String| values(&a[n]).into_iter().zip(values(&b[n])).map(|(a, b)| f64::from(a) * f64::from(b));
+        a.keys().flat_map(products).sum()
+    };
+    let cosine = |a: &Tensors, b: &Tensors| dot(a, b) / length(a) / length(b);
+    assert!((cosine(&none, &sft) - 1.0).abs() < 1e-6, "{}", cosine(&none, &sft));
+    assert!(cosine(&plain, &sft) < 0.99 && differ(&plain, &some) && differ(&none, &some));
+    // A step along the guarded gradient takes the winner down more than one along the plain one.
+    assert!(dot(&some, &sft) > dot(&plain, &sft));
+}
+
+#[test]
+fn an_average_inside_equals_averages_between_runs() {
+    let dir = world();
+    let rest = "--reference-mode ema:0.3";
+    train(&dir, "whole", &format!("--steps 3 {rest}")).ok();
+    let base = oracle("base").display().to_string();
+    let mut reference = base.clone();
+    train(&dir, "p1", "--steps 1").ok();
+    for step in 1..3 {
+        let (policy, next) = (format!("p{step}"), format!("r{step}"));
+        let args = ["--policy", &policy, "--reference", &reference, "-o", &next, "--rate", "0.3"];
+        dir.tool("refresh-ref").args(args).ok();
+        train(&dir, &format!("p{}", step + 1), &format!("--steps {} --resume {policy} --reference {next}", step + 1))
+            .ok();
+        reference = next;
+    }
+    assert_same(&weights(&dir.path("whole")), &weights(&dir.path("p3")));
+    train(&dir, "frozen", "--steps 3").ok();
+    assert!(differ(&weights(&dir.path("whole")), &weights(&dir.path("frozen"))));
+    // And it outlives a stop.
+    train(&dir, "long", &format!("--steps 6 {rest}")).ok();
+    train(&dir, "b", &format!("--steps 6 --resume whole {rest}")).ok();
+    assert_same(&weights(&dir.path("long")), &weights(&dir.path("b")));
+    let reference = |out: &str| under(&tensors(&dir.path(&format!("{out}/state/optimizer.safetensors"))), "reference.");
+    assert_same(&reference("long"), &reference("b"));
+    for (a, b) in log(&dir.path("long"))[3..].iter().zip(log(&dir.path("b"))) {
+        assert_eq!((&a["loss"], &a["drift"], &a["drift_reference"]), (&b["loss"], &b["drift"], &b["drift_reference"]));
+    }
+    says(&train(&dir, "x", "--reference-mode ema:2").exits(2).err, &["ema:RATE", "share"]);
+    says(&train(&dir, "x", "--reference-mode hard:2 --refresh-every 2").exits(2).err, &["--refresh-every"]);
+}
+
+#[test]
+fn drift_is_told_from_base_and_reference() {
+    let dir = world();
+    train(&dir, "out", "--steps 4 --reference-mode hard:2 --drift-every 1").ok();
+    let lines = log(&dir.path("out"));
+    let of = |key: &str| lines.iter().map(|l| number(l, key)).collect::<Vec<_>>();
+    let (base, reference) = (of("drift"), of("drift_reference"));
+    assert_eq!(base[0], reference[0]);
+    assert_eq!((reference[1], reference[3]), (0.0, 0.0));
+    assert!(base.windows(2).all(|w| w[0] < w[1]) && 0.0 < reference[2] && reference[2] < base[2]);
+}
+
+#[test]
+fn other_optimisers_go_on_as_if_never_stopped() {
+    let dir = world();
+    for rest in ["--use_adafactor", "--moments bf16"] {
+        train(&dir, "whole", &format!("--steps 6 --refresh-every 2 {rest}")).ok();
+        train(&dir, "a", &format!("--steps 3 --refresh-every 2 {rest}")).ok();
+        train(&dir, "b", &format!("--steps 6 --refresh-every 2 --resume a {rest}")).ok();
+        assert_same(&weights(&dir.path("whole")), &weights(&dir.path("b")));
+        // Moments matter, and these are not AdamW's in f32.
+        train(&dir, "adamw", "--steps 6 --refresh-every 2").ok();
+        assert!(differ(&weights(&dir.path("whole")), &weights(&dir.path("adamw"))));
+        let bytes = |out: &str| dir.bytes(&format!("{out}/state/optimizer.safetensors")).len();
+        assert!(bytes("whole") < bytes("adamw"));
+        let error = train(&dir, "x", "--steps 6 --refresh-every 2 --resume a").fails(2);
+        says(&error, &["a was made with another --"]);
+    }
+    assert_same(&weights(&dir.path("a")), &{
+        train(&dir, "c", "--steps 3 --refresh-every 2 --moments bf16 --threads 1").ok();
+        weights(&dir.path("c"))
+    });
+    says(&train(&dir, "x", "--use_adafactor --moments bf16").fails(2), &["bf16", "AdamW"]);
+}
+
+#[test]
+fn adafactor_gives_the_numbers_of_the_parity_kit() {
+    let Some(kit) = parity("expected/train_adafactor_step3.safetensors") else { return };
+    let (kit, dir) = (kit.parent().unwrap().parent().unwrap().to_owned(), Dir::new());
+    let model = |name: &str| kit.join("models").join(name).display().to_string();
+    let replay = kit.join("replay_adamw_sd15.safetensors").display().to_string();
+    let (base, policy) = (model("sd15"), model("sd15_policy"));
+    let rest = format!(
+        "--base {base} --policy {policy} --replay {replay} --steps 3 --lr 2e-5 --beta 2000 --optimizer adafactor"
+    );
+    train(&dir, "out", &rest).ok();
+    let (ours, theirs) = (weights(&dir.path("out")), tensors(&kit.join("expected/train_adafactor_step3.safetensors")));
+    let ours = ours.into_iter().filter(|(n, _)| theirs.contains_key(n)).collect();
+    let (max, mean) = distance(&ours, &theirs);
+    println!("three Adafactor steps: at most {max:.1e}, on average {mean:.1e}");
+    assert!(max <= 2.0 * 2e-5 && mean <= 1e-6, "after three Adafactor steps off by {max}, on average {mean}");
+}
+
+#[test]
+fn settings_that_cannot_work_are_warned_of() {
+    let dir = world();
+    let base = oracle("base").display().to_string();
+    let run = |rest: &[&str]| {
+        let args = ["pairs.parquet", "--labels", "labels.parquet", "--resolution", "16", "-o", "out", "--base", &base];
+        dir.tool("train").args(args.iter().chain(rest)).ok().err
+    };
+    let told = run(&["--steps", "1", "--lr", "1e-8"]);
+    says(
+        &told,
+        &["beta 5000", "is 2500 without the 1/2", "summed over the 256 numbers", "warning: all steps together"],
+    );
+    let told = run(&["--steps", "16", "--lr", "2e-3", "--beta", "1e6", "--lr_scheduler", "constant"]);
+    says(&told, &["warning: of 1 pairs", "--beta_dpo"]);
+    assert!(!told.contains("all steps together"));
+}

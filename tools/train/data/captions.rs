@@ -1,0 +1,60 @@
+//! Where the states of captions come from.
+
+use std::{collections::HashMap, path::Path};
+
+use anyhow::{Context, Result};
+use nets::prompt::{Conditioning, PromptEncoder};
+use pipe::{
+    schema::pairs,
+    table::{BATCH, Inputs},
+    take::Taker,
+};
+
+use super::{images::lists, keys::key, shape_of};
+
+pub enum Captions {
+    Encoder(Box<PromptEncoder>),
+    /// Those that `encode` has made: states (T, D) and in SDXL the pooled state (P), by caption.
+    Cache {
+        table: Taker,
+        shape: [usize; 2],
+        pooled: Option<usize>,
+        rows: HashMap<[u8; 16], u32>,
+    },
+}
+
+impl Captions {
+    pub fn cached(path: &Path) -> Result<Self> {
+        let mut inputs = Inputs::open(&[path.to_owned()])?;
+        let shape = shape_of(&inputs, "state_shape")?;
+        let pooled = if inputs.has("pooled") { Some(shape_of::<1>(&inputs, "pooled_shape")?[0]) } else { None };
+        let table = Taker::open(&inputs)?;
+        let mut rows = HashMap::new();
+        for batch in inputs.read(Some(&[pairs::CAPTION]), 0..usize::MAX, BATCH)? {
+            for caption in batch?.text(pairs::CAPTION)?.iter().flatten() {
+                rows.insert(key(caption), rows.len() as u32);
+            }
+        }
+        Ok(Self::Cache { table, shape, pooled, rows })
+    }
+
+    /// What the UNet is told of B captions.
+    pub fn told(&self, captions: &[String]) -> Result<Conditioning> {
+        match self {
+            Captions::Encoder(text) => text.encode(captions),
+            Captions::Cache { table, shape: [t, d], pooled, rows } => {
+                let row = |c: &String| {
+                    let row = rows.get(&key(c)).copied();
+                    Ok(row.with_context(|| format!("the cache has no caption '{c}'; make it again with `encode`"))?
+                        as usize)
+                };
+                let wanted = captions.iter().map(row).collect::<Result<Vec<_>>>()?;
+                let found = table.take(&wanted, &["states", "pooled"])?;
+                let states = lists(&found, "states")?.reshape((captions.len(), *t, *d))?;
+                let pooled =
+                    pooled.map(|p| Ok::<_, anyhow::Error>(lists(&found, "pooled")?.reshape((captions.len(), p))?));
+                Ok(Conditioning { states, pooled: pooled.transpose()? })
+            }
+        }
+    }
+}

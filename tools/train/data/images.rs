@@ -1,0 +1,126 @@
+//! Where the images of a pair lie, and how they become posteriors of the VAE.
+
+use std::{collections::HashMap, path::PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use arrow::array::{Array, AsArray, BooleanArray, PrimitiveArray};
+use arrow::datatypes::Int32Type;
+use candle_core::{Device, Tensor};
+use nets::{
+    image::{self, TrainCrop},
+    prompt::TimeIds,
+    vae::{Posterior, Vae},
+};
+use pipe::{
+    column::Rows,
+    schema::{images, pairs},
+    table::{BATCH, Inputs},
+    take::Taker,
+};
+use rayon::prelude::*;
+
+use super::keys::key;
+
+pub enum Images {
+    /// Columns `jpg_0` and `jpg_1` of the pair's own row.
+    Pairs(Taker),
+    /// Column `image` of an images table.
+    Table(Taker),
+    /// Posteriors that `encode` has made, (C, h, w) each.
+    Cache { table: Taker, shape: [usize; 3], flips: bool },
+}
+
+/// One image of one visit.
+#[derive(Clone, Copy)]
+pub struct Wanted {
+    pub side: usize,
+    /// Rows of the plain and of the mirrored image; the same where images are mirrored here.
+    pub rows: [u32; 2],
+    pub flipped: bool,
+}
+
+/// uid -> rows of the plain and of the mirrored image (the plain one where there is none).
+pub type RowsOf = HashMap<[u8; 16], [u32; 2]>;
+
+impl Images {
+    /// Posteriors of B images at this resolution, (B, C, h, w), and what SDXL is told of their sizes.
+    pub fn posterior(&self, wanted: &[Wanted], vae: &Vae, resolution: usize) -> Result<(Posterior, Vec<TimeIds>)> {
+        match self {
+            Images::Pairs(taker) => encode(taker, wanted, |w| pairs::JPG[w.side], vae, resolution),
+            Images::Table(taker) => encode(taker, wanted, |_| images::IMAGE, vae, resolution),
+            Images::Cache { table, shape: [c, h, w], flips } => {
+                let row = |w: &Wanted| w.rows[usize::from(w.flipped && *flips)] as usize;
+                let rows: Vec<usize> = wanted.iter().map(row).collect();
+                let sizes = ["original_height", "original_width", "crop_top", "crop_left"];
+                let found = table.take(&rows, &[&["mean", "logvar"], &sizes[..]].concat())?;
+                let gather =
+                    |name: &str| Ok::<_, anyhow::Error>(lists(&found, name)?.reshape((rows.len(), *c, *h, *w))?);
+                let side = h * vae.config.factor();
+                let told = found.iter().map(|row| {
+                    let [oh, ow, top, left] = sizes.map(|name| integer(row, name));
+                    Ok(TimeIds::new([oh?, ow?], [top?, left?], [side, side]))
+                });
+                let posterior = Posterior { mean: gather("mean")?, logvar: gather("logvar")? };
+                Ok((posterior, told.collect::<Result<_>>()?))
+            }
+        }
+    }
+
+    /// Rows by uid, and whether mirrored images are among them.
+    pub fn rows(data: &[PathBuf]) -> Result<(RowsOf, bool)> {
+        let (mut all, mut flips, mut row) = (RowsOf::new(), false, 0u32);
+        for rows in Inputs::open(data)?.read(Some(&[images::IMAGE_UID, "flipped"]), 0..usize::MAX, BATCH)? {
+            let rows = rows?;
+            let uids = rows.text(images::IMAGE_UID)?;
+            let flipped: Option<&BooleanArray> = rows.batch.column_by_name("flipped").and_then(|c| c.as_boolean_opt());
+            for i in 0..rows.len() {
+                let mirrored = flipped.is_some_and(|f| f.value(i));
+                flips |= mirrored;
+                let entry = all.entry(key(uids.value(i))).or_insert([row; 2]);
+                entry[usize::from(mirrored)] = row;
+                row += 1;
+            }
+        }
+        Ok((all, flips))
+    }
+}
+
+/// Decodes, resizes and crops the images in this column, and runs the VAE over them.
+fn encode(
+    taker: &Taker,
+    wanted: &[Wanted],
+    column: impl Fn(&Wanted) -> &'static str + Sync,
+    vae: &Vae,
+    side: usize,
+) -> Result<(Posterior, Vec<TimeIds>)> {
+    let rows: Vec<usize> = wanted.iter().map(|w| w.rows[0] as usize).collect();
+    let found = taker.take(&rows, &[pairs::JPG[0], pairs::JPG[1], images::IMAGE])?;
+    let ready = wanted.par_iter().zip(&found).map(|(w, row)| {
+        let bytes = row.bytes(column(w))?;
+        ensure!(bytes.is_valid(0), "{}: '{}' is null; there is no image to train on", row.at(0), column(w));
+        let rgb = image::decode(bytes.value(0)).with_context(|| row.at(0))?;
+        let rgb = if w.flipped { rgb.mirrored() } else { rgb };
+        Ok(image::dpo_train(&rgb, side))
+    });
+    let (pixels, crops): (Vec<_>, Vec<TrainCrop>) = ready.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+    let told = |c: &TrainCrop| TimeIds::new([c.original_height, c.original_width], [c.top, c.left], [side, side]);
+    let pixels = Tensor::from_vec(pixels.concat(), (wanted.len(), 3, side, side), &Device::Cpu)?;
+    Ok((vae.encode(&pixels)?, crops.iter().map(told).collect()))
+}
+
+/// The numbers of a list column, all rows one after the other.
+pub fn lists(rows: &[Rows], name: &str) -> Result<Tensor> {
+    let mut all = vec![];
+    for row in rows {
+        all.extend_from_slice(row.f32_list(name)?.values());
+    }
+    let n = all.len();
+    Ok(Tensor::from_vec(all, n, &Device::Cpu)?)
+}
+
+fn integer(row: &Rows, name: &str) -> Result<usize> {
+    let column: Option<&PrimitiveArray<Int32Type>> =
+        row.batch.column_by_name(name).and_then(|c| c.as_primitive_opt::<Int32Type>());
+    let column = column.with_context(|| format!("{}: column '{name}' is missing; make it with `encode`", row.table))?;
+    Ok(column.value(0).max(0) as usize)
+}
