@@ -2,8 +2,14 @@
 //! `tests/oracle/dpo.py`, and with the parity kit where it lies beside the repository.
 #![cfg(feature = "nets")]
 
+#[path = "train/lora.rs"]
+mod lora;
 #[path = "train/method.rs"]
 mod method;
+#[path = "train/models.rs"]
+mod models;
+#[path = "train/runs.rs"]
+mod runs;
 mod util;
 
 use std::path::Path;
@@ -470,6 +476,7 @@ fn from_the_cache_of_encode_as_from_pairs() {
     let args = ["cache", "--labels", "labels.parquet", "-o", "c", "--steps", "1", "--resolution", "16", "--base"];
     let run = dir.tool("train").args(args).args([oracle("base")]).ok();
     says(&run.err, &["the cache holds no mirrored images"]);
+    says(&train(&dir, "d", "cache --resolution 32").fails(2), &["holds images of 16 pixels", "--resolution"]);
     // Made with another model it is another training set.
     let error = train(&dir, "d", &format!("cache --base {}", mini().display())).fails(2);
     says(&error, &["the cache was made with another vae"]);

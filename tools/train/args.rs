@@ -5,15 +5,20 @@ use std::{num::NonZeroUsize, path::PathBuf};
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use nets::{
+    base::unet_folder,
+    checkpoint::read_json,
     hub,
     lora::LoraConfig,
     optim::{AdafactorConfig, AdamWConfig, LrSchedule, Rule},
+    unet::UNetConfig,
 };
-use pipe::cli::Common;
+use pipe::cli::{Common, Dtype};
 
 use crate::{
+    calm::OnSpike,
     data::Augment,
     guard::Guard,
+    log::ReportTo,
     loss::{Form, Objective},
     method::ErrorOf,
     reference::Mode,
@@ -28,7 +33,7 @@ Examples:
 The output is a checkpoint folder: unet/ (loads in diffusers), state/ (what --resume_from_checkpoint needs) and log.jsonl.";
 
 /// Fine-tune a Stable Diffusion UNet on preference labels with the Diffusion-DPO loss.
-#[derive(Parser, Debug)]
+#[derive(Parser, Clone, Debug)]
 #[command(name = "train", version, after_help = EXAMPLES)]
 pub struct Args {
     /// What to train on: pairs tables, one `encode` folder, or an images table whose uids the labels name
@@ -40,6 +45,9 @@ pub struct Args {
     /// Stable Diffusion folder or hub id: text encoder, VAE, scheduler, and the UNet to start from
     #[arg(long, alias = "pretrained-model-name-or-path", value_name = "DIR")]
     pub base: PathBuf,
+    /// A VAE to use instead of the base's own (SDXL's that works in half precision, for one)
+    #[arg(long, alias = "pretrained-vae-model-name-or-path", value_name = "DIR")]
+    pub vae: Option<PathBuf>,
     /// Checkpoint to start from instead of the base's own UNet
     #[arg(long, value_name = "DIR")]
     pub policy: Option<PathBuf>,
@@ -146,9 +154,9 @@ pub struct Args {
     #[arg(long, value_name = "P", default_value_t = 0.2, help_heading = "Method")]
     pub proportion_empty_prompts: f64,
 
-    /// Side of the training images in pixels
-    #[arg(long, value_name = "N", default_value_t = 512, help_heading = "Data")]
-    pub resolution: usize,
+    /// Side of the training images in pixels [default: what the UNet was made for]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub resolution: Option<usize>,
     /// Mirror images at random: each by itself (Diffusion-DPO), both of a pair together, or not
     #[arg(long, value_enum, default_value_t = Augment::IndependentFlip, help_heading = "Data")]
     pub augment: Augment,
@@ -166,11 +174,44 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Checkpoints")]
     pub drift_every: u64,
 
+    /// What to do when the loss is no number, or above --spike times the usual
+    #[arg(long, value_enum, default_value_t = OnSpike::Stop, help_heading = "Runs")]
+    pub on_spike: OnSpike,
+    /// How far above its mean over some 50 steps a loss is a spike; single losses of small batches go to ten times
+    #[arg(long, value_name = "X", default_value_t = 20.0, help_heading = "Runs")]
+    pub spike: f64,
+    /// Where the numbers of each step go besides log.jsonl
+    #[arg(long, value_enum, default_value_t = ReportTo::None, help_heading = "Runs")]
+    pub report_to: ReportTo,
+    /// Threads that read and prepare the data ahead (0: none); no result depends on it
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Runs")]
+    pub dataloader_num_workers: usize,
+    /// Take two steps, print what a run would take, and write nothing
+    #[arg(long, help_heading = "Runs")]
+    pub dry_run: bool,
+
     /// Fetch models that are named by a hub id (org/name[@revision]) and are not in the cache
     #[arg(long)]
     pub allow_download: bool,
     #[command(flatten)]
+    pub pasted: Pasted,
+    #[command(flatten)]
     pub common: Common,
+}
+
+/// Flags of Diffusion-DPO's launch lines that are said otherwise here, or mean nothing.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Pasted {
+    #[arg(long, hide = true, conflicts_with = "data")]
+    dataset_name: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    sdxl: bool,
+    #[arg(long, hide = true, value_parser = ["no", "fp16", "bf16"], conflicts_with = "dtype")]
+    mixed_precision: Option<String>,
+    #[arg(long, hide = true)]
+    cache_dir: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    allow_tf32: bool,
 }
 
 impl Args {
@@ -205,6 +246,7 @@ impl Args {
             "--proportion_empty_prompts is a share between 0 and 1, it is {}",
             self.proportion_empty_prompts
         );
+        ensure!(self.spike > 1.0, "--spike must be above 1, it is {}", self.spike);
         ensure!(
             (0.0..0.5).contains(&self.label_smoothing),
             "--label_smoothing is a probability below 0.5, it is {}",
@@ -217,12 +259,63 @@ impl Args {
         Ok(())
     }
 
+    /// With flags of a pasted launch line as ours, and those that mean nothing here named.
+    ///
+    /// # Errors
+    /// The data set is a name on the hub and no file.
+    pub fn unpasted(mut self) -> Result<Self> {
+        let Pasted { dataset_name, mixed_precision, cache_dir, allow_tf32, .. } = self.pasted.clone();
+        if let Some(path) = dataset_name {
+            ensure!(
+                path.exists(),
+                "--dataset_name {}: there is no such file; name the data set's Parquet files, and labels that `vote` made \
+                 of them (`vote --rule human` for people's)",
+                path.display()
+            );
+            self.data = vec![path];
+        }
+        match mixed_precision.as_deref() {
+            Some("fp16") => self.common.dtype = Dtype::F16,
+            Some("bf16") => self.common.dtype = Dtype::Bf16,
+            _ => {}
+        }
+        for (flag, given) in [("--cache_dir", cache_dir.is_some()), ("--allow_tf32", allow_tf32)] {
+            if given {
+                self.common.say(format_args!("{flag} means nothing here"));
+            }
+        }
+        Ok(self)
+    }
+
+    /// Where the VAE lies.
+    pub fn vae_folder(&self) -> PathBuf {
+        match &self.vae {
+            Some(path) if path.join("vae").is_dir() => path.join("vae"),
+            Some(path) => path.clone(),
+            None => self.base.join("vae"),
+        }
+    }
+
+    /// Side of the training images: as given, or the side that the UNet was made for, `factor` pixels a latent.
+    pub fn resolution(&self, factor: usize) -> Result<usize> {
+        match self.resolution {
+            Some(side) => Ok(side),
+            None => Ok(read_json::<UNetConfig>(&unet_folder(&self.base)?.join("config.json"))?.sample_size * factor),
+        }
+    }
+
     /// With hub ids replaced by the folders they stand for.
     pub fn with_models(self) -> Result<Self> {
         let resolve = |arg: &PathBuf| hub::resolve(arg, self.allow_download);
         let (base, policy) = (resolve(&self.base)?, self.policy.as_ref().map(resolve).transpose()?);
         let reference = self.reference.as_ref().map(resolve).transpose()?;
-        Ok(Self { base, policy, reference, ..self })
+        let vae = self.vae.as_ref().map(resolve).transpose()?;
+        ensure!(
+            !self.pasted.sdxl || base.join("text_encoder_2").is_dir(),
+            "--sdxl: {} is no SDXL model, it has no text_encoder_2/",
+            base.display()
+        );
+        Ok(Self { base, vae, policy, reference, ..self })
     }
 
     /// Name, warm-up and, where it matters, length of the learning-rate schedule.
@@ -268,6 +361,11 @@ impl Args {
     pub fn longest_gradient(&self) -> f64 {
         let usual = if matches!(self.rule(), Rule::AdamW(_)) { 1.0 } else { f64::INFINITY };
         self.max_grad_norm.unwrap_or(usual)
+    }
+
+    /// How far above the usual a loss is a spike, if that matters.
+    pub fn spike_factor(&self) -> Option<f64> {
+        (self.on_spike != OnSpike::Ignore).then_some(self.spike)
     }
 
     /// Learning rate of the step after `done` finished ones.

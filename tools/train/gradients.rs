@@ -10,6 +10,8 @@ use nets::{
 use rayon::prelude::*;
 
 use crate::{
+    ahead::Batches,
+    args::Args,
     guard::Guard,
     loss::{Errors, PairLoss},
     method::Method,
@@ -30,9 +32,20 @@ pub struct Sum {
 }
 
 impl Sum {
+    /// Of the next step: all its micro-batches, on the CPU as many side by side as `abreast` says.
+    pub fn of(state: &State, batches: &mut Batches, args: &Args, method: &Method, device: &Device) -> Result<Self> {
+        let (mut sum, abreast) = (Sum::default(), abreast(state, device));
+        let micro_batches = args.gradient_accumulation_steps.get();
+        for first in (0..micro_batches).step_by(abreast) {
+            let these = batches.take(abreast.min(micro_batches - first))?;
+            sum.add(state, these, method, args.effective_batch())?;
+        }
+        Ok(sum)
+    }
+
     /// Adds micro-batches; on the CPU small networks take as many side by side as `abreast` says. `pairs` is the number
     /// of pairs in the whole step, over which the loss is a mean.
-    pub fn add(&mut self, state: &State, batches: Vec<Batch>, method: &Method, pairs: usize) -> Result<()> {
+    fn add(&mut self, state: &State, batches: Vec<Batch>, method: &Method, pairs: usize) -> Result<()> {
         let one = |batch: Batch| gradients(state, &batch, method, 1.0 / pairs as f64);
         for (some, more) in batches.into_par_iter().map(one).collect::<Result<Vec<_>>>()? {
             self.pairs.extend(some);
@@ -44,7 +57,7 @@ impl Sum {
 
 /// How many micro-batches go through the networks side by side. On the CPU a thread each keeps threads busier than sharing
 /// every operation, and the sum is the same; but each needs activations and gradients of its own, so only small networks.
-pub fn abreast(state: &State, device: &Device) -> usize {
+fn abreast(state: &State, device: &Device) -> usize {
     const SMALL: usize = 50_000_000; // parameters: 200 MB of gradients
     let size: usize = state.policy.params.values().map(|p| p.elem_count()).sum();
     if device.is_cpu() && size < SMALL && state.counters.lora.is_none() { rayon::current_num_threads() } else { 1 }

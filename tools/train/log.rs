@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     loss::{Errors, PairLoss},
     state::Drift,
+    tensorboard::Events,
 };
 
 /// One line. Errors are means over the step's pairs of the mean squared prediction error.
@@ -81,24 +82,43 @@ pub fn mean(pairs: &[(Errors, PairLoss)], f: impl Fn(&(Errors, PairLoss)) -> f64
 }
 
 pub struct Log {
+    out: PathBuf,
     path: PathBuf,
     step: u64,
-    file: Option<File>,
+    report_to: ReportTo,
+    files: Option<(File, Option<Events>)>,
+}
+
+/// Where the numbers of each step go besides log.jsonl.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ReportTo {
+    None,
+    /// Event files in OUT_DIR/tensorboard/
+    Tensorboard,
 }
 
 impl Log {
     /// `out/log.jsonl`, which keeps the lines up to `step` of the run that is resumed. Nothing is written before the first line.
-    pub fn new(out: &Path, step: u64) -> Self {
-        Self { path: out.join("log.jsonl"), step, file: None }
+    pub fn new(out: &Path, step: u64, report_to: ReportTo) -> Self {
+        Self { out: out.to_owned(), path: out.join("log.jsonl"), step, report_to, files: None }
     }
 
     pub fn write(&mut self, line: &Line) -> Result<()> {
         let text = serde_json::to_string(line)? + "\n";
-        if self.file.is_none() {
-            self.file = Some(self.open()?);
+        if self.files.is_none() {
+            let events = match self.report_to {
+                ReportTo::None => None,
+                ReportTo::Tensorboard => Some(Events::create(&self.out, self.step)?),
+            };
+            self.files = Some((self.open()?, events));
         }
-        let Some(file) = &mut self.file else { return Ok(()) };
-        file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))
+        let Some((file, events)) = &mut self.files else { return Ok(()) };
+        file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))?;
+        let Some(events) = events else { return Ok(()) };
+        let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text)?;
+        let numbers = fields.into_iter().filter(|(name, _)| name != "step");
+        let numbers: Vec<_> = numbers.filter_map(|(name, value)| Some((name, value.as_f64()?))).collect();
+        events.add(line.step, &numbers)
     }
 
     fn open(&self) -> Result<File> {
@@ -116,7 +136,7 @@ impl Log {
 }
 
 /// Peak resident memory in MiB (0 where the system does not tell).
-fn peak_memory() -> f64 {
+pub fn peak_memory() -> f64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
     let kib = line.and_then(|l| l.trim().strip_suffix("kB")).and_then(|l| l.trim().parse::<f64>().ok());

@@ -3,8 +3,11 @@
 //!   train pairs.parquet --labels labels.parquet --base sd15 -o policy --max_train_steps 1000 --refresh-every 125
 //!   train pairs.parquet --labels labels.parquet --base sd15 -o policy --resume_from_checkpoint latest
 
+mod ahead;
 mod args;
+mod calm;
 mod data;
+mod dry_run;
 mod gradients;
 mod guard;
 mod log;
@@ -15,12 +18,14 @@ mod replay;
 mod source;
 mod start;
 mod state;
+mod tensorboard;
 
 use std::{process::ExitCode, time::Instant};
 
+use ahead::Batches;
 use anyhow::{Result, ensure};
 use args::Args;
-use gradients::{Sum, abreast};
+use gradients::Sum;
 use log::{Line, Log};
 use method::Method;
 use nets::{
@@ -45,11 +50,11 @@ fn train(args: Args) -> Result<Answer> {
     let out = args.common.output()?.clone();
     args.common.refuse_shard("one training run is one job")?;
     args.check()?;
-    let mut args = args.with_models()?;
+    let mut args = args.unpasted()?.with_models()?;
     let device = base::device(args.common.device)?;
     base::dtype(args.common.dtype, &device)?;
     atomic::probe(&out)?;
-    let mut source = Source::open(&args, &device)?;
+    let source = Source::open(&args, &device)?;
     if let Some(pairs) = source.pairs_a_step() {
         let one = args.train_batch_size.get() == 1 || args.train_batch_size == pairs;
         ensure!(one, "--train_batch_size {}: each step of the --replay file has {pairs} pairs", args.train_batch_size);
@@ -60,40 +65,40 @@ fn train(args: Args) -> Result<Answer> {
     source.describe(&args);
     advise(&args, &source, &state)?;
     let base_weights = Weights::open(&unet_folder(&args.base)?)?;
-    let mut log = Log::new(&out, state.counters.step);
+    let mut batches = Batches::new(source, &args, &method.schedule, &device);
+    batches.go_to(&state.counters)?;
+    if args.dry_run {
+        dry_run::report(&args, &mut state, &mut batches, &method, &device)?;
+        return Ok(Answer::Yes);
+    }
+    let mut log = Log::new(&out, state.counters.step, args.report_to);
     let bar = progress::bar("train", Some(args.max_train_steps), args.common.quiet);
     bar.set_position(state.counters.step);
-    let abreast = abreast(&state, &device);
-    let mut warned = false;
+    let (mut warned, mut rollbacks) = (false, 0);
     stop::watch()?;
 
-    for step in state.counters.step..args.max_train_steps {
+    while state.counters.step < args.max_train_steps {
+        let step = state.counters.step;
         let began = Instant::now();
         let lr = args.rate(step);
 
-        let mut sum = Sum::default();
-        let micro_batches = args.gradient_accumulation_steps.get();
-        for first in (0..micro_batches).step_by(abreast) {
-            let micros = first..(first + abreast).min(micro_batches);
-            let batches = micros.map(|m| source.batch(&args, step, m as u64, &method.schedule, &device));
-            let batches = batches.collect::<Result<Vec<_>>>()?;
-            let pairs = micro_batches * batches[0].labels.len();
-            sum.add(&state, batches, &method, pairs)?;
-        }
-        let Sum { pairs, mut grads } = sum;
+        let Sum { pairs, mut grads } = Sum::of(&state, &mut batches, &args, &method, &device)?;
         if let Some(path) = args.dump_gradients.as_ref().filter(|_| step == 0) {
             checkpoint::write(path, &grads, Default::default())?;
         }
 
-        // One optimiser step, unless something is no number any more.
+        // One optimiser step, unless something is no number any more or far from what is usual.
         let grad_norm = optim::global_norm(&grads)?;
         let loss = log::mean(&pairs, |(_, p)| p.loss);
-        ensure!(
-            loss.is_finite() && grad_norm.is_finite(),
-            "step {}: the loss is {loss} and the gradient's norm {grad_norm}; the last checkpoint is kept. A smaller \
-             --learning_rate or --beta_dpo may help",
-            step + 1
-        );
+        if let Some(trouble) = state.counters.usual.trouble(loss, grad_norm, args.spike_factor()) {
+            rollbacks += 1;
+            args.common.say(calm::recover(&args, &mut state, &out, step, &trouble, rollbacks)?);
+            batches.go_to(&state.counters)?;
+            log = Log::new(&out, state.counters.step, args.report_to);
+            bar.set_position(state.counters.step);
+            continue;
+        }
+        state.counters.usual.add(loss);
         optim::clip(&mut grads, grad_norm, args.longest_gradient())?;
         state.optimizer.step(&state.policy.params, &grads, step + 1, lr)?;
         state.counters.step = step + 1;
@@ -126,6 +131,7 @@ fn train(args: Args) -> Result<Answer> {
 
         if saves && !last {
             state.write(&state::checkpoint_path(&out, step + 1), &recipe, &origin)?;
+            rollbacks = 0;
             if let Some(limit) = args.checkpoints_total_limit {
                 state::prune(&out, limit)?;
             }

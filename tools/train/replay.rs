@@ -24,7 +24,7 @@ pub struct Replay {
 impl Replay {
     /// # Errors
     /// No whole safetensors file, or no list of captions in its metadata.
-    pub fn open(path: &Path, base: &Path, text: PromptEncoder) -> Result<Self> {
+    pub fn open(path: &Path, vae: &Path, text: PromptEncoder) -> Result<Self> {
         let name = path.display().to_string();
         let metadata = checkpoint::metadata(path)?;
         let prompts =
@@ -34,7 +34,7 @@ impl Replay {
         let tensors = candle_core::safetensors::load(path, &Device::Cpu)
             .with_context(|| format!("{name} is not a whole safetensors file"))?;
         ensure!(!captions.is_empty(), "{name}: the metadata key 'prompts' lists no captions");
-        let vae: VaeConfig = checkpoint::read_json(&base.join("vae/config.json"))?;
+        let vae: VaeConfig = checkpoint::read_json(&vae.join("config.json"))?;
         Ok(Self { name, tensors, pairs: captions.len(), told: text.encode(&captions)?, factor: vae.factor() })
     }
 

@@ -1,6 +1,6 @@
 //! Where the inputs of a step come from: pairs and labels, or a replay file.
 
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -48,23 +48,26 @@ impl Source {
     pub fn open(args: &Args, device: &Device) -> Result<Self> {
         let text = || PromptEncoder::open(&args.base, DType::F32, device);
         if let Some(path) = &args.replay {
-            return Ok(Source::Replay { replay: Replay::open(path, &args.base, text()?)?, hash: file_hash(path)? });
+            return Ok(Source::Replay {
+                replay: Replay::open(path, &args.vae_folder(), text()?)?,
+                hash: file_hash(path)?,
+            });
         }
         let labels = args.labels.as_ref().context("--labels is missing; name what `vote` wrote (or use --replay)")?;
         ensure!(!args.data.is_empty(), "no DATA was named: pairs tables, an `encode` folder or an images table");
+        let vae = Vae::open(&args.vae_folder(), DType::F32, device)?;
+        let factor = vae.config.factor();
+        let resolution = args.resolution(factor)?;
+        ensure!(
+            resolution > 0 && resolution.is_multiple_of(factor),
+            "--resolution {resolution} is not a multiple of the VAE's {factor}"
+        );
         let visits = Visits {
             seed: args.common.seed,
-            resolution: args.resolution,
+            resolution,
             augment: args.augment,
             empty_prompts: args.proportion_empty_prompts,
         };
-        let vae = Vae::open(&args.base.join("vae"), DType::F32, device)?;
-        let factor = vae.config.factor();
-        ensure!(
-            args.resolution > 0 && args.resolution.is_multiple_of(factor),
-            "--resolution {} is not a multiple of the VAE's {factor}",
-            args.resolution
-        );
         let data = Data::open(&args.data, labels, visits, vae, text)?;
         let tables = match cache_folder(&args.data) {
             Some(folder) => ["latents", "captions", "pairs"].map(|t| folder.join(format!("{t}.parquet"))).to_vec(),
@@ -80,30 +83,32 @@ impl Source {
 
     /// A cache holds what one VAE and one text encoder said; with others the run would be another.
     fn check_cache(&self, args: &Args) -> Result<()> {
-        let Source::Pairs { inputs, .. } = self else { return Ok(()) };
+        let Source::Pairs { data, inputs, .. } = self else { return Ok(()) };
         let caches = inputs.iter().filter_map(|i| i.origin.as_ref()).filter(|o| o.tool == "encode");
         for cache in caches {
-            for role in ["vae", "text_encoder", "text_encoder_2"] {
-                if !args.base.join(role).is_dir() {
-                    continue;
-                }
-                let ours = Weights::open(&args.base.join(role))?.hash()?;
+            for (role, folder) in parts(args) {
+                let ours = Weights::open(&folder)?.hash()?;
                 let same = cache.models.get(role).is_none_or(|theirs| *theirs == ours);
                 ensure!(same, "the cache was made with another {role} than that of {}", args.base.display());
             }
         }
+        let (theirs, ours) = (data.resolution(), args.resolution);
+        ensure!(
+            ours.is_none_or(|ours| ours == theirs),
+            "the cache holds images of {theirs} pixels: --resolution cannot be {}",
+            ours.unwrap_or_default()
+        );
         Ok(())
     }
 
-    /// Micro-batch `micro` of optimiser step `step`. Samples are counted, not batches.
-    pub fn batch(&mut self, args: &Args, step: u64, micro: u64, schedule: &Schedule, device: &Device) -> Result<Batch> {
+    /// Micro-batch `i` of all steps, from 0. Samples are counted, not batches.
+    pub fn batch(&mut self, args: &Args, i: u64, schedule: &Schedule, device: &Device) -> Result<Batch> {
         let timesteps = schedule.config.num_train_timesteps;
         match self {
-            Source::Replay { replay, .. } => replay.batch(step, timesteps, device),
+            Source::Replay { replay, .. } => replay.batch(i, timesteps, device),
             Source::Pairs { data, .. } => {
                 let size = args.train_batch_size.get() as u64;
-                let from = step * args.effective_batch() as u64 + micro * size;
-                data.batch(from, from + size, timesteps, device)
+                data.batch(i * size, (i + 1) * size, timesteps, device)
             }
         }
     }
@@ -151,20 +156,23 @@ impl Source {
     pub fn describe_origin(&self, origin: Origin, args: &Args) -> Result<Origin> {
         Ok(match self {
             Source::Replay { hash, .. } => origin.arg("replay", hash.clone()),
-            Source::Pairs { inputs, .. } => {
+            Source::Pairs { data, inputs, .. } => {
                 let mut origin = origin
                     .arg("proportion_empty_prompts", args.proportion_empty_prompts)
-                    .arg("resolution", args.resolution)
+                    .arg("resolution", data.resolution())
                     .arg("augment", format!("{:?}", args.augment))
                     .inputs(inputs.clone());
-                for role in ["vae", "text_encoder", "text_encoder_2"] {
-                    let folder = args.base.join(role);
-                    if folder.is_dir() {
-                        origin = origin.model(role, Weights::open(&folder)?.hash()?);
-                    }
+                for (role, folder) in parts(args) {
+                    origin = origin.model(role, Weights::open(&folder)?.hash()?);
                 }
                 origin
             }
         })
     }
+}
+
+/// The networks besides the UNet, and where they lie.
+fn parts(args: &Args) -> Vec<(&'static str, PathBuf)> {
+    let encoders = ["text_encoder", "text_encoder_2"].map(|role| (role, args.base.join(role)));
+    [("vae", args.vae_folder())].into_iter().chain(encoders).filter(|(_, folder)| folder.is_dir()).collect()
 }

@@ -15,6 +15,7 @@ use pipe::origin::Origin;
 
 use crate::{
     args::{Args, Moments, SaveDtype},
+    calm::Usual,
     source::Source,
     state::{self, Counters, Recipe, State},
 };
@@ -38,6 +39,8 @@ pub fn start(args: &Args, source: &Source, out: &Path, device: &Device) -> Resul
         reference: reference_hash.clone(),
         named: args.reference.as_ref().map(|_| reference_hash.clone()),
         lora: args.lora(),
+        usual: Usual::default(),
+        skipped: 0,
     };
     let origin = Origin::new("train")
         .arg("effective_batch", args.effective_batch())

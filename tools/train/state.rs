@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 type Map = serde_json::Map<String, serde_json::Value>;
 
-use crate::reference;
+use crate::{calm::Usual, reference};
 
 /// The counters of a run, and what must be the same for a resumption to be the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,6 +38,12 @@ pub struct Counters {
     /// The adapters that are trained, where not the whole UNet is.
     #[serde(default)]
     pub lora: Option<LoraConfig>,
+    /// The usual loss, to tell a spike by.
+    #[serde(default)]
+    pub usual: Usual,
+    /// Steps whose pairs were passed over after a spike.
+    #[serde(default)]
+    pub skipped: u64,
 }
 
 /// How far the policy has come, as a share of the base's norm.
@@ -312,6 +318,11 @@ fn complete(folder: &Path) -> Result<Saved> {
         adopt(folder, which)?;
     }
     Ok(saved)
+}
+
+/// The newest of the checkpoints that a run keeps on its way.
+pub fn newest(out: &Path) -> Option<PathBuf> {
+    checkpoints(out).pop().map(|(_, path)| path)
 }
 
 /// The newest checkpoint in `out`: one of `checkpoint-<step>`, or `out` itself where a run ended.

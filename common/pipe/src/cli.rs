@@ -19,7 +19,7 @@ pub enum Answer {
 #[command(next_help_heading = "Common options")]
 pub struct Common {
     /// Where to write: a path, or `-` for standard output
-    #[arg(short, long, value_name = "PATH")]
+    #[arg(short, long, alias = "output-dir", value_name = "PATH")]
     pub output: Option<PathBuf>,
     /// Where networks run: `cpu`, `cuda` or `cuda:N`
     #[arg(long, default_value = "cpu")]

@@ -145,12 +145,17 @@ impl Data {
         self.entries.len()
     }
 
+    /// Side of the images: as asked for, or as the cache has them.
+    pub fn resolution(&self) -> usize {
+        match &self.images {
+            Images::Cache { shape: [_, h, _], .. } => h * self.vae.config.factor(),
+            _ => self.visits.resolution,
+        }
+    }
+
     /// C h w of a latent.
     pub fn latent_numbers(&self) -> usize {
-        match &self.images {
-            Images::Cache { shape, .. } => shape.iter().product(),
-            _ => self.vae.config.latent_channels * (self.visits.resolution / self.vae.config.factor()).pow(2),
-        }
+        self.vae.config.latent_channels * (self.resolution() / self.vae.config.factor()).pow(2)
     }
 
     /// The pairs of samples `from..to`, counted over all epochs: one permutation an epoch, from (seed, epoch).

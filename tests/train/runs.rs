@@ -1,0 +1,120 @@
+//! Long runs: spikes, dry runs, event files, data that are read ahead, and launch lines as they are published.
+
+use super::*;
+
+/// From the middle of a run on, one pair's latents are far too large: its loss is a spike.
+fn spiked(dir: &Dir, at: usize) {
+    let all = tensors(&oracle("replay.safetensors"));
+    let mut steps = Tensors::new();
+    for i in 0..40 {
+        for what in ["latents", "noise", "timesteps"] {
+            let tensor = &all[&format!("{}.{what}", i % 5)];
+            // Not the noise that is predicted, so that the error is large.
+            let scale = if i == at && what == "noise" { 300.0 } else { 1.0 };
+            let scaled = if scale == 1.0 { tensor.clone() } else { (tensor * scale).unwrap() };
+            steps.insert(format!("{i}.{what}"), scaled);
+        }
+    }
+    let steps: Vec<_> = steps.into_iter().collect();
+    safetensors(&dir.path("replay"), &steps, Some([("prompts".to_owned(), r#"["a", "b"]"#.to_owned())].into()));
+}
+
+#[test]
+fn a_spike_stops_the_run_or_is_passed_over() {
+    let dir = Dir::new();
+    spiked(&dir, 27);
+    let policy = oracle("policy").display().to_string();
+    let rest = format!("--replay replay --policy {policy} --steps 32 --lr 1e-6 --loss sft");
+    let kept = format!("{rest} --checkpointing_steps 10");
+    let error = train(&dir, "stop", &kept).fails(2);
+    says(&error, &["step 28: the loss is ", "times the usual", "the last checkpoint is kept", "--on_spike rollback"]);
+    assert!(dir.path("stop/checkpoint-20/unet/config.json").exists() && !dir.path("stop/unet").exists());
+    // Nothing is unusual to those who do not look.
+    train(&dir, "ignore", &format!("{kept} --on-spike ignore")).ok();
+    // Back to step 20, past the pairs of steps 21 to 28; the steps go on.
+    train(&dir, "back", &format!("{kept} --on-spike rollback")).ok();
+    let lines = log(&dir.path("back"));
+    assert_eq!(lines.iter().map(|l| l["step"].as_u64().unwrap()).collect::<Vec<_>>(), (1..=32).collect::<Vec<_>>());
+    assert!(lines.iter().all(|l| l["loss"].as_f64().unwrap() < 20.0));
+    // And that outlives a stop: a checkpoint knows what was passed over.
+    train(&dir, "again", &format!("{kept} --on-spike rollback --resume back/checkpoint-30")).ok();
+    assert_same(&weights(&dir.path("back")), &weights(&dir.path("again")));
+    let error = train(&dir, "none", &format!("{rest} --on-spike rollback")).fails(2);
+    says(&error, &["there is no checkpoint in none to go back to"]);
+}
+
+#[test]
+fn a_dry_run_reports_and_writes_nothing() {
+    let dir = world();
+    let run = train(&dir, "out", "--dry-run --gradient_accumulation_steps 3 --scale_lr --lr 1e-8 --steps 100").ok();
+    let numbers = weights(&oracle("base")).values().map(|t| t.elem_count()).sum::<usize>();
+    says(
+        run.text(),
+        &[
+            &format!("{numbers} parameters are trained"),
+            "12 pairs a step: 4 at once, 3 times",
+            "1.200e-7",
+            "steps an hour",
+        ],
+    );
+    assert!(!dir.path("out").exists());
+    let run = train(&dir, "out", "--dry-run --json --lora-rank 2 --use_adafactor").ok();
+    let told = run.json();
+    assert!(told["trained_parameters"].as_u64().unwrap() < numbers as u64 / 2);
+    assert!(told["peak_memory_mib"].as_f64().unwrap() > 1.0 && told["steps_an_hour"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn event_files_hold_what_the_log_holds() {
+    let dir = world();
+    train(&dir, "out", "--steps 3 --report_to tensorboard").ok();
+    let files: Vec<_> = tree(&dir.path("out/tensorboard")).into_iter().collect();
+    assert_eq!(files.len(), 1);
+    let (name, bytes) = &files[0];
+    assert!(name.to_string_lossy().starts_with("events.out.tfevents."));
+    // Frames: length, checksum, data, checksum. Two of the beginning and one a step.
+    let (mut frames, mut rest) = (vec![], &bytes[..]);
+    while !rest.is_empty() {
+        let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+        frames.push(&rest[12..12 + length]);
+        rest = &rest[16 + length..];
+    }
+    assert_eq!(frames.len(), 5);
+    assert!(frames[0].windows(13).any(|w| w == b"brain.Event:2"));
+    for (frame, line) in frames[2..].iter().zip(log(&dir.path("out"))) {
+        // Value { tag = "grad_norm", simple_value }
+        let at = frame.windows(9).position(|w| w == b"grad_norm").unwrap() + 9;
+        let number = f32::from_le_bytes(frame[at + 1..at + 5].try_into().unwrap());
+        assert_eq!(number, line["grad_norm"].as_f64().unwrap() as f32);
+    }
+}
+
+#[test]
+fn data_read_ahead_are_the_same_data() {
+    let dir = world();
+    let rest = "--steps 6 --train_batch_size 2 --gradient_accumulation_steps 2";
+    for (out, workers) in [("none", 0), ("one", 1), ("three", 3)] {
+        train(&dir, out, &format!("{rest} --dataloader_num_workers {workers} --threads 1")).ok();
+        assert_same(&weights(&dir.path("none")), &weights(&dir.path(out)));
+    }
+}
+
+/// launchers/sd15.sh and sdxl.sh of Diffusion-DPO, but for where things lie.
+#[test]
+fn published_launch_lines_can_be_pasted() {
+    let dir = world();
+    let base = oracle("base").display().to_string();
+    let line = format!(
+        "--pretrained_model_name_or_path={base} --dataset_name=pairs.parquet --train_batch_size=1 \
+         --dataloader_num_workers=16 --gradient_accumulation_steps=2 --max_train_steps=2 \
+         --lr_scheduler=constant_with_warmup --lr_warmup_steps=1 --learning_rate=1e-8 --scale_lr --cache_dir=cache/ \
+         --checkpointing_steps 500 --beta_dpo 5000 --output_dir=tmp-sd15"
+    );
+    let ours = ["--labels", "labels.parquet", "--resolution", "16"];
+    let run = dir.tool("train").args(line.split_whitespace().chain(ours)).ok();
+    says(&run.err, &["20 pairs have a say", "2 pairs a step", "--cache_dir"]);
+    assert!(dir.path("tmp-sd15/unet/config.json").exists());
+    let sdxl = format!("{line} --sdxl --pretrained_vae_model_name_or_path={base}/vae --mixed_precision no");
+    let error = dir.tool("train").args(sdxl.split_whitespace().chain(ours)).fails(2);
+    says(&error, &["--sdxl", "text_encoder_2"]);
+}

@@ -1,0 +1,95 @@
+//! Whether a run is still calm: a loss or weights that are no numbers, or a loss far above what is usual.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    args::Args,
+    state::{self, State},
+};
+
+/// What to do when it is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnSpike {
+    /// Go on, unless something is no number
+    Ignore,
+    /// End with the last good checkpoint kept
+    Stop,
+    /// Go back to the last checkpoint and past the pairs that came after it, as PaLM's trainers did; three times at most
+    Rollback,
+}
+
+/// The usual loss: an exponential mean over some 50 steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usual {
+    loss: f64,
+    steps: u64,
+}
+
+impl Usual {
+    const STEPS: u64 = 50;
+    /// Steps that must have been seen before anything can be unusual.
+    const FIRST: u64 = 20;
+
+    pub fn add(&mut self, loss: f64) {
+        self.steps += 1;
+        self.loss += (loss - self.loss) / self.steps.min(Self::STEPS) as f64;
+    }
+
+    /// What is wrong with this step, if anything is; a loss above `factor` times the usual one is a spike.
+    pub fn trouble(&self, loss: f64, grad_norm: f64, factor: Option<f64>) -> Option<String> {
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            return Some(format!("the loss is {loss} and the gradient's norm {grad_norm}"));
+        }
+        let factor = factor.filter(|_| self.steps >= Self::FIRST)?;
+        (loss > factor * self.loss)
+            .then(|| format!("the loss is {loss:.4}, {:.0} times the usual {:.4}", loss / self.loss, self.loss))
+    }
+}
+
+/// Goes back to the newest checkpoint and past the pairs up to those of `step`, or ends the run. Returns what to say.
+///
+/// # Errors
+/// The run ends here: that was asked for, there is no checkpoint in `out`, or nothing has come of going back before.
+pub fn recover(
+    args: &Args,
+    state: &mut State,
+    out: &Path,
+    step: u64,
+    trouble: &str,
+    rollbacks: usize,
+) -> Result<String> {
+    const MOST: usize = 3; // without a new checkpoint between
+    let at = step + 1;
+    ensure!(
+        args.on_spike == OnSpike::Rollback,
+        "step {at}: {trouble}; the last checkpoint is kept. A smaller --learning_rate or --beta_dpo may help, or \
+         --on_spike rollback"
+    );
+    ensure!(rollbacks <= MOST, "step {at}: {trouble}, after going back {MOST} times; the last checkpoint is kept");
+    let newest = state::newest(out).with_context(|| {
+        format!("step {at}: {trouble}, and there is no checkpoint in {} to go back to", out.display())
+    })?;
+    let skipped = state.counters.skipped;
+    state.resume(&newest)?;
+    state.counters.skipped = skipped + at - state.counters.step;
+    Ok(format!("step {at}: {trouble}; going on from {}, past the pairs up to this step", newest.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spike_is_far_above_the_usual() {
+        let mut usual = Usual::default();
+        assert!(usual.trouble(100.0, 1.0, Some(10.0)).is_none());
+        (0..30).for_each(|i| usual.add(if i % 2 == 0 { 0.6 } else { 0.8 }));
+        assert!(usual.trouble(6.9, 1.0, Some(10.0)).is_none());
+        assert!(usual.trouble(7.5, 1.0, Some(10.0)).is_some_and(|t| t.contains("times the usual 0.7")));
+        assert!(usual.trouble(7.5, 1.0, None).is_none());
+        assert!(usual.trouble(f64::NAN, 1.0, None).is_some() && usual.trouble(0.7, f64::INFINITY, None).is_some());
+    }
+}
