@@ -124,3 +124,31 @@ fn base_and_adapters_in_one_draw_as_they_do_apart() {
     near(of("a"), of("b"), 1e-6);
     assert!((of("a") - log(&dir.path("a"))[0]["reference_winner_mse"].as_f64().unwrap()).abs() > 1e-5);
 }
+
+/// What a kill leaves between state/ and lora/.
+#[test]
+fn a_run_killed_inside_a_checkpoint_goes_on() {
+    let dir = world();
+    let rest = "--steps 4 --lora-rank 2 --checkpointing_steps 2";
+    train(&dir, "whole", rest).ok();
+    let mut killed = vec![];
+    for name in ["all waiting", "one waiting"] {
+        copy(&dir.path("whole"), &dir.path(name));
+        for part in ["lora", "state"] {
+            std::fs::remove_dir_all(dir.path(name).join(part)).unwrap();
+        }
+        let checkpoint = dir.path(name).join("checkpoint-2");
+        std::fs::rename(checkpoint.join("lora"), checkpoint.join("lora.partial")).unwrap();
+        if name == "one waiting" {
+            std::fs::create_dir(checkpoint.join("lora")).unwrap();
+            let kohya = |folder: &str| checkpoint.join(folder).join("kohya.safetensors");
+            std::fs::rename(kohya("lora.partial"), kohya("lora")).unwrap();
+        }
+        train(&dir, name, &format!("{rest} --resume latest")).ok();
+        killed.push(adapters(&dir.path(name)));
+    }
+    for adapters_of in killed {
+        assert_same(&adapters(&dir.path("whole")), &adapters_of);
+    }
+    assert_eq!(log(&dir.path("all waiting")).len(), 4);
+}

@@ -118,3 +118,33 @@ fn published_launch_lines_can_be_pasted() {
     let error = dir.tool("train").args(sdxl.split_whitespace().chain(ours)).fails(2);
     says(&error, &["--sdxl", "text_encoder_2"]);
 }
+
+/// N steps are k steps, a stop and N - k steps: for everything that can be trained, from the cache (from pairs: elsewhere).
+#[test]
+fn a_run_from_the_cache_goes_on_as_if_never_stopped() {
+    let dir = world();
+    let args = ["pairs.parquet", "-o", "cache", "--resolution", "16", "--augment", "pair-flip", "-q", "--base"];
+    dir.tool("encode").args(args).args([oracle("base")]).ok();
+    for rest in [
+        "",
+        "--use_adafactor --reference-mode ema:0.1",
+        "--lora-rank 2 --refresh-every 2",
+        "--guard sdpo --moments bf16",
+    ] {
+        let (kind, published) = match rest.contains("lora") {
+            true => ("lora", "lora/pytorch_lora_weights.safetensors"),
+            false => ("unet", "unet/diffusion_pytorch_model.safetensors"),
+        };
+        let [whole, a, b] = ["whole", "a", "b"].map(|name| format!("{name}-{kind}"));
+        train(&dir, &whole, &format!("cache --steps 5 {rest}")).ok();
+        train(&dir, &a, &format!("cache --steps 3 {rest}")).ok();
+        train(&dir, &b, &format!("cache --steps 5 --resume {a} {rest}")).ok();
+        let of = |out: &str| tensors(&dir.path(out).join(published));
+        assert_same(&of(&whole), &of(&b));
+        assert!(differ(&of(&whole), &of(&a)));
+        let state = |out: &str| dir.bytes(&format!("{out}/state/optimizer.safetensors"));
+        assert!(state(&whole) == state(&b), "{rest}");
+    }
+    says(&train(&dir, "whole-lora", "").fails(2), &["whole-lora holds adapters of another run", "-o"]);
+    says(&train(&dir, "whole-unet", "--lora-rank 2").fails(2), &["whole-unet holds a whole UNet of another run"]);
+}

@@ -21,10 +21,12 @@ pub enum OnSpike {
     Rollback,
 }
 
-/// The usual loss: an exponential mean over some 50 steps.
+/// The usual loss: an exponential mean over some 50 steps, or that of the first steps where it has fallen below. (A loss that
+/// has gone down to almost nothing may well return to where it began.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usual {
-    loss: f64,
+    now: f64,
+    first: f64,
     steps: u64,
 }
 
@@ -35,7 +37,10 @@ impl Usual {
 
     pub fn add(&mut self, loss: f64) {
         self.steps += 1;
-        self.loss += (loss - self.loss) / self.steps.min(Self::STEPS) as f64;
+        self.now += (loss - self.now) / self.steps.min(Self::STEPS) as f64;
+        if self.steps <= Self::FIRST {
+            self.first = self.now;
+        }
     }
 
     /// What is wrong with this step, if anything is; a loss above `factor` times the usual one is a spike.
@@ -44,8 +49,9 @@ impl Usual {
             return Some(format!("the loss is {loss} and the gradient's norm {grad_norm}"));
         }
         let factor = factor.filter(|_| self.steps >= Self::FIRST)?;
-        (loss > factor * self.loss)
-            .then(|| format!("the loss is {loss:.4}, {:.0} times the usual {:.4}", loss / self.loss, self.loss))
+        let usual = self.now.max(self.first);
+        (loss > factor * usual)
+            .then(|| format!("the loss is {loss:.4}, {:.0} times the usual {usual:.4}", loss / usual))
     }
 }
 
@@ -90,6 +96,8 @@ mod tests {
         assert!(usual.trouble(6.9, 1.0, Some(10.0)).is_none());
         assert!(usual.trouble(7.5, 1.0, Some(10.0)).is_some_and(|t| t.contains("times the usual 0.7")));
         assert!(usual.trouble(7.5, 1.0, None).is_none());
+        (0..300).for_each(|_| usual.add(0.001));
+        assert!(usual.trouble(0.7, 1.0, Some(10.0)).is_none() && usual.trouble(7.5, 1.0, Some(10.0)).is_some());
         assert!(usual.trouble(f64::NAN, 1.0, None).is_some() && usual.trouble(0.7, f64::INFINITY, None).is_some());
     }
 }

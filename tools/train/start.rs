@@ -22,6 +22,7 @@ use crate::{
 
 /// Policy, reference and moments, as new or as the checkpoint to go on from left them.
 pub fn start(args: &Args, source: &Source, out: &Path, device: &Device) -> Result<(State, Recipe, Origin)> {
+    state::refuse_other_kind(out, args.lora_rank.is_some())?;
     let Models { policy, reference, hashes: [policy_hash, reference_hash], unet } = match args.lora() {
         None => whole(args, device)?,
         Some(config) => adapted(args, &config, device)?,

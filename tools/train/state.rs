@@ -167,7 +167,7 @@ impl State {
         }
         let saved = serde_json::to_string(&Saved { counters: self.counters.clone(), origin: origin.clone() })?;
         checkpoint::write(&folder.join(STATE), &kept, [(Saved::KEY.to_owned(), saved)].into())?;
-        adopt(folder, published_in(folder))?;
+        adopt(folder, self.counters.published())?;
         if let Some(config) = self.counters.lora.as_ref().filter(|_| recipe.merge) {
             let base = Weights::open(&recipe.unet)?;
             let adapters = detached(&self.policy.params).collect();
@@ -209,7 +209,7 @@ impl State {
             );
         }
         let kept = Weights::open(&folder.join(STATE))?;
-        let which = published_in(folder);
+        let which = theirs.published();
         let published = Weights::open(&folder.join(which.folder).join(which.main))?;
         for (name, var) in &self.policy.params {
             let held = format!("policy.{name}");
@@ -286,10 +286,21 @@ const LORA: Published = Published {
     prefix: "unet.",
 };
 
-/// Adapters where there are any: a UNet beside them is only their sum with the base.
-fn published_in(folder: &Path) -> &'static Published {
-    let adapters = [LORA.folder, LORA.next].iter().any(|name| folder.join(name).is_dir());
-    if adapters { &LORA } else { &UNET }
+impl Counters {
+    /// What a checkpoint of this run publishes.
+    fn published(&self) -> &'static Published {
+        if self.lora.is_some() { &LORA } else { &UNET }
+    }
+}
+
+/// # Errors
+/// The folder holds what a run of the other kind published, beside which this one's would be taken for the same.
+pub fn refuse_other_kind(out: &Path, lora: bool) -> Result<()> {
+    let [whole, adapters] = [UNET.folder, LORA.folder].map(|name| out.join(name).is_dir());
+    let other = if lora { whole && !adapters } else { adapters };
+    let of = if lora { "a whole UNet" } else { "adapters" };
+    ensure!(!other, "{} holds {of} of another run; choose another folder with -o", out.display());
+    Ok(())
 }
 
 /// Gives the waiting weights their name.
@@ -310,7 +321,7 @@ fn adopt(folder: &Path, which: &Published) -> Result<()> {
 /// State and weights do not belong together, or are missing.
 fn complete(folder: &Path) -> Result<Saved> {
     let saved = Saved::read(folder)?;
-    let which = published_in(folder);
+    let which = saved.counters.published();
     let of = |name: &str| Weights::open(&folder.join(name).join(which.main)).ok().and_then(|w| w.origin());
     if of(which.folder).as_ref() != Some(&saved.origin) {
         let theirs = of(which.next).as_ref() == Some(&saved.origin);
