@@ -379,7 +379,7 @@ impl Args {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OptimizerName {
     Adamw,
-    /// As transformers', scale_parameter and relative_step off: next to no memory; Diffusion-DPO's choice for SDXL
+    /// As transformers', scale_parameter and relative_step off: a quarter of AdamW's memory; Diffusion-DPO's choice for SDXL
     Adafactor,
 }
 

@@ -102,7 +102,7 @@ impl Optimizer {
             };
             ensure!(
                 dtype == DType::F32 || (matches!(rule, Rule::AdamW(_)) && p.device().is_cpu()),
-                "moments in bf16 are for AdamW on the CPU; Adafactor keeps next to nothing anyway"
+                "moments in bf16 are for AdamW on the CPU"
             );
             for (prefix, shape) in shapes {
                 moments.insert(format!("{prefix}.{name}"), Var::zeros(shape, dtype, p.device())?);
