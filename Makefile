@@ -42,3 +42,4 @@ help:
 .PHONY: build test install help
 
 include pipelines/align.mk
+include pipelines/rounds.mk
