@@ -95,7 +95,7 @@ $(latents): $(PAIRS) $(base) $(call settings,encode,RESOLUTION AUGMENT) | build
 
 train_settings := STEPS WARMUP LEARNING_RATE BETA BATCH ACCUMULATION RESOLUTION AUGMENT SEED TRAIN_FLAGS
 $(foreach p,$(POLICIES),$(eval $D/$p/begun: $D/labels/$($p.labels).parquet \
-    $(call settings,train-$p,$p.labels $p.refresh $(filter $p.seed $p.train,$(.VARIABLES)) $(train_settings))))
+    $(call settings,train-$p,$p.labels $p.reference $(filter $p.seed $p.train,$(.VARIABLES)) $(train_settings))))
 
 $(POLICIES:%=$D/%/begun): $(latents) $(base)
 	rm -rf $(@D); mkdir -p $(@D); touch $@
@@ -103,7 +103,7 @@ $(POLICIES:%=$D/%/begun): $(latents) $(base)
 $(POLICIES:%=$D/%/$(unet)): $D/%/$(unet): $D/%/begun | build
 	$(RUN) $(BIN)/train $D/latents --labels $D/labels/$($*.labels).parquet --base $(BASE) -o $D/$* \
 	    --max_train_steps $(STEPS) --lr_warmup_steps $(WARMUP) --learning_rate $(LEARNING_RATE) --beta_dpo $(BETA) \
-	    --train_batch_size $(BATCH) --gradient_accumulation_steps $(ACCUMULATION) --refresh-every $($*.refresh) \
+	    --train_batch_size $(BATCH) --gradient_accumulation_steps $(ACCUMULATION) --reference-mode $($*.reference) \
 	    --resolution $(RESOLUTION) --augment $(AUGMENT) --seed $(call own,$*.seed,$(SEED)) $(TRAIN_FLAGS) $(call own,$*.train,) $(where) \
 	    --checkpointing_steps $(CHECKPOINT_STEPS) --checkpoints_total_limit 1 --resume_from_checkpoint latest
 

@@ -16,10 +16,10 @@ VOTE_FLAGS = --ties abstain
 # The two methods that the paper compares, from the same base: people's labels with a reference that stays, and the majority
 # of the metrics with a reference that becomes the policy after half of the steps.
 POLICIES             = DiffusionDPO BalancedDPO
-DiffusionDPO.labels  = human
-DiffusionDPO.refresh = 0
+DiffusionDPO.labels    = human
+DiffusionDPO.reference = frozen
 BalancedDPO.labels   = majority
-BalancedDPO.refresh  = 60
+BalancedDPO.reference  = hard:60
 
 RESOLUTION = 64
 # The values below were found without mirrored images, of which `encode` would have to make a second set of latents.

@@ -39,11 +39,11 @@ SCORE_FLAGS = --hps-version 2.0
 VOTE_FLAGS  = --ties abstain
 
 POLICIES             = DiffusionDPO BalancedDPO
-DiffusionDPO.labels  = human
-DiffusionDPO.refresh = 0
+DiffusionDPO.labels    = human
+DiffusionDPO.reference = frozen
 BalancedDPO.labels   = majority
 # [ours] A sixteenth of the steps. The paper says "frequent" and "periodic".
-BalancedDPO.refresh  = 125
+BalancedDPO.reference  = hard:125
 
 # [dpo] 512 pixels, each image of a pair mirrored by itself.
 RESOLUTION = 512

@@ -17,7 +17,7 @@ WARMUP       = 200
 TRAIN_FLAGS  = --use_adafactor --gradient_checkpointing
 BATCH        = 1
 ACCUMULATION = 64
-BalancedDPO.refresh = 62
+BalancedDPO.reference = hard:62
 # [dpo] guidance 5; Euler is the scheduler that SDXL is published with.
 GUIDANCE  = 5
 SCHEDULER = euler

@@ -67,7 +67,7 @@ impl World {
             BATCH = 2
             ACCUMULATION = 1
             CHECKPOINT_STEPS = 1
-            BalancedDPO.refresh = 1
+            BalancedDPO.reference = hard:1
             IMAGES = 2
             SAMPLE_STEPS = 2";
         let here = dir.path("").display().to_string();
@@ -177,7 +177,7 @@ fn everything_once_and_only_what_is_needed_again() {
 
     // A setting given by hand counts like one in the file; asking alone changes nothing.
     assert_eq!(world.make(&["-n", "reproduce", "GUIDANCE=2"]).1[..3], CHAIN[7..10]);
-    assert_eq!(world.make(&["-n", "reproduce", "DiffusionDPO.refresh=1"]).1[..2], [CHAIN[4], CHAIN[8]]);
+    assert_eq!(world.make(&["-n", "reproduce", "DiffusionDPO.reference=hard:1"]).1[..2], [CHAIN[4], CHAIN[8]]);
     assert!(world.make(&["-n", "reproduce"]).1.is_empty());
     // Parts of another work are in nobody's way.
     let parts = "runs/tiny/images/base.parquet.partial";

@@ -1,0 +1,47 @@
+# The paper's ablations in the mini world, and ours. One row is one change from BalancedDPO or from DiffusionDPO; every row has the
+# same steps, batch, learning rate and beta, and three training seeds.
+#
+#   make ablations                          all rows: hours on two cores; a killed run goes on with the same command
+#   make ablations ROWS='vote-hps K-30'     some of them
+#
+# mini.mk's values hold where nothing is said here.
+
+include pipelines/mini.mk
+
+SEEDS ?= 0 1 2
+ROWS  ?= $(table-3) $(table-4) $(ours)
+
+# Table III: whose vote is the label. The reference is refreshed in all of them; the paper does not say.
+table-3 := vote-hps vote-clip vote-pickscore vote-aesthetic vote-random vote-sum vote-zsum BalancedDPO
+$(foreach m,hps clip pickscore aesthetic,$(eval vote-$m.labels = single-$m))
+vote-random.labels = random
+vote-sum.labels    = sum
+vote-zsum.labels   = zsum
+
+# Table IV: refresh and several metrics, each with and without the other. Without both it is DiffusionDPO.
+table-4 := DiffusionDPO refresh-only majority-only
+DiffusionDPO.labels     = human
+DiffusionDPO.reference  = frozen
+refresh-only.labels     = human
+majority-only.reference = frozen
+
+# Ours: more of a vote than its sign, a guard for the winner, and how often the reference follows.
+ours := soft weighted quorum-3 guard K-30 K-15 K-8 ema
+soft.labels     = soft
+weighted.labels = dawid-skene
+quorum-3.labels = quorum-3
+guard.train     = --guard sdpo
+$(foreach k,30 15 8,$(eval K-$k.reference = hard:$k))
+# The mean age of what the average holds is 60 steps, BalancedDPO's period.
+ema.reference   = ema:0.0167
+
+dawid-skene.rule = weighted --fit dawid-skene
+
+# A policy is a row and a seed; what a row does not say is as in BalancedDPO.
+POLICIES := $(foreach row,$(ROWS),$(foreach s,$(SEEDS),$(row)-$s))
+or = $(if $(filter undefined,$(origin $1)),$2,$($1))
+$(foreach row,$(ROWS),$(foreach s,$(SEEDS),\
+    $(eval $(row)-$s.labels    := $(call or,$(row).labels,majority))\
+    $(eval $(row)-$s.reference := $(call or,$(row).reference,hard:60))\
+    $(eval $(row)-$s.train     := $(call or,$(row).train,))\
+    $(eval $(row)-$s.seed      := $s)))
