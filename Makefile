@@ -36,10 +36,14 @@ install: build
 	install -d $(DESTDIR)$(PREFIX)/bin
 	for tool in $(TOOLS); do install -m 755 $(BIN)/$$tool $(DESTDIR)$(PREFIX)/bin/$(PROGRAM_PREFIX)$$tool; done
 
+## make ablations      the paper's ablations and ours, three seeds each, into runs/ablations/: hours (ROWS=... chooses)
+ablations:
+	$(MAKE) reproduce X=ablations
+
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
-.PHONY: build test install help
+.PHONY: build test install ablations help
 
 include pipelines/align.mk
 include pipelines/rounds.mk

@@ -39,9 +39,12 @@ dawid-skene.rule = weighted --fit dawid-skene
 
 # A policy is a row and a seed; what a row does not say is as in BalancedDPO.
 POLICIES := $(foreach row,$(ROWS),$(foreach s,$(SEEDS),$(row)-$s))
-or = $(if $(filter undefined,$(origin $1)),$2,$($1))
 $(foreach row,$(ROWS),$(foreach s,$(SEEDS),\
-    $(eval $(row)-$s.labels    := $(call or,$(row).labels,majority))\
-    $(eval $(row)-$s.reference := $(call or,$(row).reference,hard:60))\
-    $(eval $(row)-$s.train     := $(call or,$(row).train,))\
-    $(eval $(row)-$s.seed      := $s)))
+    $(eval $(row)-$s.labels    := $(call own,$(row).labels,majority))\
+    $(eval $(row)-$s.reference := $(call own,$(row).reference,hard:60))\
+    $(eval $(row)-$s.train     := $(call own,$(row).train,))\
+    $(eval $(row)-$s.seed      := $s)\
+    $(eval $(row)-$s.name      := $(row))))
+
+# Each row against the two that every row is asked about, its seeds together.
+WINRATE_FLAGS = --seeds --against base,DiffusionDPO

@@ -14,8 +14,14 @@ RUN  ?=
 ifeq ($(wildcard $(MK)),)
 $(error there is no $(MK); experiments: $(patsubst pipelines/%.mk,X=%,$(filter-out %/align.mk,$(wildcard pipelines/*.mk))))
 endif
+
+# $(call own,NAME.KEY,DEFAULT): what the experiment says of this policy or these labels, where it says anything.
+own = $(if $(filter undefined,$(origin $1)),$2,$($1))
+
 include $(MK)
+
 SCHEDULER ?= ddim
+WINRATE_FLAGS ?=
 # Where networks run, and their arithmetic there.
 DEVICE ?= cpu
 DTYPE  ?= f32
@@ -29,9 +35,6 @@ endif
 D      := $(RUNS)/$(X)
 unet   := unet/diffusion_pytorch_model.safetensors
 models := base $(POLICIES)
-
-# $(call own,NAME.KEY,DEFAULT): what the experiment says of this policy or these labels, where it says anything.
-own = $(if $(filter undefined,$(origin $1)),$2,$($1))
 
 # Folders count by the files in them; of what a program writes as a folder, by the file that it writes last.
 base    := $(wildcard $(BASE)/*.json $(BASE)/*/*)
@@ -95,7 +98,7 @@ $(latents): $(PAIRS) $(base) $(call settings,encode,RESOLUTION AUGMENT) | build
 
 train_settings := STEPS WARMUP LEARNING_RATE BETA BATCH ACCUMULATION RESOLUTION AUGMENT SEED TRAIN_FLAGS
 $(foreach p,$(POLICIES),$(eval $D/$p/begun: $D/labels/$($p.labels).parquet \
-    $(call settings,train-$p,$p.labels $p.reference $(filter $p.seed $p.train,$(.VARIABLES)) $(train_settings))))
+    $(call settings,train-$p,$p.labels $p.reference $(sort $(filter $p.seed $p.train,$(.VARIABLES))) $(train_settings))))
 
 $(POLICIES:%=$D/%/begun): $(latents) $(base)
 	rm -rf $(@D); mkdir -p $(@D); touch $@
@@ -115,7 +118,7 @@ $(foreach p,$(POLICIES),$(eval $D/images/$p.parquet: $D/$p/$(unet)))
 $(models:%=$D/images/%.parquet): $D/images/%.parquet: $D/prompts.parquet $(base) \
     $(call settings,sample,IMAGES SCHEDULER SAMPLE_STEPS GUIDANCE SEED SAMPLE_FLAGS) | build
 	$(call forget,$@)
-	$(RUN) $(BIN)/sample $D/prompts.parquet --base $(BASE) $(if $(filter-out base,$*),--unet $D/$*) --name $* -n $(IMAGES) \
+	$(RUN) $(BIN)/sample $D/prompts.parquet --base $(BASE) $(if $(filter-out base,$*),--unet $D/$*) --name $(call own,$*.name,$*) -n $(IMAGES) \
 	    --scheduler $(SCHEDULER) --steps $(SAMPLE_STEPS) --guidance $(GUIDANCE) --seed $(SEED) $(SAMPLE_FLAGS) $(where) -o $@
 
 $(models:%=$D/scored/%.parquet): $D/scored/%.parquet: $D/images/%.parquet $(scorers) $D/settings/score | build
@@ -126,12 +129,12 @@ $(models:%=$D/scored/%.parquet): $D/scored/%.parquet: $D/images/%.parquet $(scor
 reverse = $(if $1,$(call reverse,$(wordlist 2,$(words $1),$1)) $(firstword $1))
 scored := $(patsubst %,$D/scored/%.parquet,$(call reverse,$(models)))
 
-$D/winrate.txt: $(scored) $(call settings,winrate,IMAGES NOTE) | build
-	{ $(BIN)/winrate $(scored) --best-of $(IMAGES); $(if $(strip $(NOTE)),echo; echo '$(NOTE)';) } >$@.partial
+$D/winrate.txt: $(scored) $(call settings,winrate,IMAGES WINRATE_FLAGS NOTE) | build
+	{ $(BIN)/winrate $(scored) --best-of $(IMAGES) $(WINRATE_FLAGS); $(if $(strip $(NOTE)),echo; echo '$(NOTE)';) } >$@.partial
 	mv $@.partial $@
 
 $D/winrate.json: $(scored) $D/settings/winrate | build
-	$(BIN)/winrate $(scored) --best-of $(IMAGES) --json -o $@
+	$(BIN)/winrate $(scored) --best-of $(IMAGES) $(WINRATE_FLAGS) --json -o $@
 
 $D/sheet.png: $(models:%=$D/images/%.parquet) | build
 	$(RUN) $(BIN)/report --images $(models:%=$D/images/%.parquet) --sheet $@
