@@ -73,6 +73,23 @@ fn rules_and_tie_policies() {
         (&["--rule", "human"], [0.0, 0.0, 1.0, 0.5]),
         (&["--rule", "human", "--ties", "first"], [0.0, 0.0, 1.0, 0.5]),
         (&["--metrics", "hps,clip,aesthetic"], [1.0, 0.0, 1.0, 0.5]),
+        (&["--rule", "sum"], [1.0, 0.0, 0.0, 0.5]),
+        (&["--rule", "sum", "--weights", "hps=9,clip=9,pickscore=0,aesthetic=1"], [1.0, 0.0, 1.0, 0.5]),
+        (&["--rule", "unanimous"], [0.5, 0.5, 0.5, 0.5]),
+        (&["--rule", "unanimous", "--metrics", "hps,clip,pickscore"], [1.0, 0.0, 0.5, 0.5]),
+        (&["--rule", "unanimous", "--metrics", "hps,clip,pickscore", "--ties", "second"], [1.0, 0.0, 0.0, 0.0]),
+        (&["--rule", "quorum:2"], [1.0, 0.0, 0.5, 0.5]),
+        (&["--rule", "quorum:3"], [1.0, 0.0, 0.5, 0.5]),
+        (&["--rule", "quorum:4"], [0.5, 0.5, 0.5, 0.5]),
+        (&["--rule", "weighted", "--weights", "hps=1,clip=1,pickscore=1,aesthetic=4"], [0.0, 1.0, 0.0, 0.5]),
+        // 0.1 + 0.2 - 0.3 is 6e-17 in binary, and a tie.
+        (&["--rule", "weighted", "--weights", "hps=0.1,clip=0.2,pickscore=0,aesthetic=0.3"], [0.5, 0.5, 0.5, 0.5]),
+        (&["--margin", "aesthetic=0.5"], [1.0, 0.0, 1.0, 0.5]),
+        (&["--margin", "aesthetic=0.49"], [1.0, 0.0, 0.5, 0.5]),
+        (&["--rule", "sum", "--margin", "aesthetic=0.5,pickscore=1"], [1.0, 0.0, 1.0, 0.5]),
+        (&["--human-voter"], [1.0, 0.0, 1.0, 0.5]),
+        (&["--rule", "quorum:3", "--human-voter"], [1.0, 0.0, 1.0, 0.5]),
+        (&["--rule", "single:human", "--human-voter"], [0.0, 0.0, 1.0, 0.5]),
     ] {
         let labels = vote(&four(), args);
         assert_eq!(column_f32(&labels, "target"), target, "{args:?}");
@@ -80,6 +97,245 @@ fn rules_and_tie_policies() {
         assert_eq!(column_f32(&labels, "weight"), weight, "{args:?}");
         assert_eq!(column_f32(&labels, "label_0"), target, "{args:?}");
     }
+}
+
+#[test]
+fn soft_labels_are_shares_of_the_votes() {
+    let soft = |args: &[&str]| {
+        let labels = vote(&four(), &[&["--rule", "soft"], args].concat());
+        assert_eq!(column_f32(&labels, "target"), column_f32(&labels, "label_0"));
+        (column_f32(&labels, "target"), column_f32(&labels, "weight"))
+    };
+    assert_eq!(soft(&[]), (vec![0.75, 0.25, 0.5, 0.5], vec![1.0, 1.0, 0.0, 0.0]));
+    assert_eq!(soft(&["--ties", "soft"]), (vec![0.75, 0.25, 0.5, 0.5], vec![1.0; 4]));
+    assert_eq!(soft(&["--ties", "second"]).0, [0.75, 0.25, 0.0, 0.0]);
+    let weights = ["--weights", "hps=1,clip=1,pickscore=1,aesthetic=5"];
+    assert_eq!(soft(&weights).0, [0.375, 0.625, 0.25, 0.5]);
+    // A soft tie under a hard rule: half of each, and learned from.
+    let labels = vote(&four(), &["--ties", "soft"]);
+    assert_eq!(column_f32(&labels, "target"), [1.0, 0.0, 0.5, 0.5]);
+    assert_eq!(column_f32(&labels, "weight"), [1.0; 4]);
+}
+
+/// Differences of raw scores, of z-scores, and of shares of the range, written out again here.
+#[test]
+fn sums_are_sums() {
+    let table = many(3000, 11);
+    let metrics = ["hps", "clip", "pickscore", "aesthetic"];
+    let sides = metrics.map(|m| ["0", "1"].map(|side| column_f32_or_null(&table, &format!("{m}_{side}"))));
+    let target = |scale: &dyn Fn(&[f64]) -> f64| -> Vec<f32> {
+        let scales = sides.each_ref().map(|[a, b]| {
+            let all: Vec<f64> = a.iter().chain(b).flatten().map(|&x| f64::from(x)).collect();
+            scale(&all)
+        });
+        let sum = |i: usize| -> f64 {
+            let d = |m: usize| Some((f64::from(sides[m][0][i]?) - f64::from(sides[m][1][i]?)) / scales[m]);
+            (0..4).filter_map(d).sum()
+        };
+        let sign = |x: f64| if x.abs() < 1e-9 { 0.5 } else { f32::from(u8::from(x > 0.0)) };
+        (0..3000).map(|i| sign(sum(i))).collect()
+    };
+    let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
+    let sd = |x: &[f64]| (x.iter().map(|v| (v - mean(x)).powi(2)).sum::<f64>() / x.len() as f64).sqrt();
+    let range = |x: &[f64]| x.iter().fold(f64::MIN, |a, &b| a.max(b)) - x.iter().fold(f64::MAX, |a, &b| a.min(b));
+    assert_eq!(column_f32(&vote(&table, &["--rule", "sum"]), "target"), target(&|_| 1.0));
+    assert_eq!(column_f32(&vote(&table, &["--rule", "zsum"]), "target"), target(&sd));
+    assert_eq!(column_f32(&vote(&table, &["--rule", "minmax"]), "target"), target(&range));
+    assert_ne!(target(&sd), target(&|_| 1.0));
+}
+
+#[test]
+fn scales_are_of_the_whole_table_or_of_a_file() {
+    let dir = Dir::new();
+    dir.put("a.parquet", &many(1700, 12));
+    dir.put("b.parquet", &many(2300, 13));
+    let both = ["a.parquet", "b.parquet", "--rule", "zsum", "-q"];
+    dir.tool("vote").args(both).args(["-o", "whole.parquet"]).ok();
+    for shard in ["0/2", "1/2"] {
+        dir.tool("vote").args(both).args(["-o", "parts", "--shard", shard]).ok();
+    }
+    let target = |name: &str| column_f32(&dir.get(name), "target");
+    assert_eq!(target("whole.parquet"), target("parts"));
+    // What another vote printed is a file of scales.
+    let summary = dir.tool("vote").args(["a.parquet", "b.parquet", "-o", "x.parquet", "--json", "-q"]).ok();
+    dir.write("scales.json", &summary.out);
+    dir.tool("vote").args(both).args(["-o", "file.parquet", "--scales", "scales.json"]).ok();
+    assert_eq!(target("whole.parquet"), target("file.parquet"));
+    // From a pipe only with a file.
+    let piped = |args: &[&str]| dir.tool("vote").args(["-", "-o", "-", "-q"]).args(args).stdin(stream(&many(1700, 12)));
+    let error = piped(&["--rule", "minmax"]).fails(2);
+    says(&error, &["--rule minmax", "first pass", "standard input can be read only once", "--scales"]);
+    let whole = piped(&["--rule", "zsum", "--scales", "scales.json"]).ok().table();
+    assert_eq!(column_f32(&whole, "target"), target("whole.parquet")[..1700]);
+    for (text, parts) in [
+        (r#"{"hps": {"sd": 1, "min": 0, "max": 1}}"#, ["bad.json", "clip"]),
+        (r#"{"hps": {"sd": 0, "min": 0, "max": 1}}"#, ["hps", "no spread"]),
+        ("hps=1", ["bad.json", "not JSON"]),
+    ] {
+        dir.write("bad.json", text);
+        says(&dir.tool("vote").args(both).args(["-o", "y.parquet", "--scales", "bad.json"]).fails(2), &parts);
+    }
+}
+
+#[test]
+fn a_random_metric_belongs_to_its_pair() {
+    // Three metrics for image 0, one for image 1.
+    let (up, down) = (vec![Some(1.0); 4000], vec![Some(0.0); 4000]);
+    let table =
+        scores(&vec![None; 4000], &[("a", &up, &down), ("b", &up, &down), ("c", &up, &down), ("d", &down, &up)]);
+    let target = |args: &[&str]| column_f32(&vote(&table, &[&["--rule", "random"], args].concat()), "target");
+    let share = target(&[]).iter().sum::<f32>() / 4000.0;
+    assert!((share - 0.75).abs() < 0.03, "{share}");
+    assert_eq!(target(&[]), target(&["--threads", "1"]));
+    assert_ne!(target(&[]), target(&["--seed", "1"]));
+    // A metric that did not score the pair is not drawn.
+    let none = vec![None; 4000];
+    let table =
+        scores(&vec![None; 4000], &[("a", &none, &down), ("b", &none, &down), ("c", &none, &down), ("d", &down, &up)]);
+    assert_eq!(column_f32(&vote(&table, &["--rule", "random"]), "target"), [0.0; 4000]);
+}
+
+#[test]
+fn people_may_vote_too() {
+    let labels = vote(&four(), &["--human-voter"]);
+    assert_eq!(column_i8(&labels, "vote_human"), [-1, -1, 1, 0]);
+    assert_eq!(column_i32(&labels, "votes"), [1, -3, 1, 0]);
+    assert_eq!(column_i32(&labels, "voters"), [5, 5, 5, 0]);
+    let dir = Dir::new();
+    dir.put("s.parquet", &four());
+    let json = dir.tool("vote").args(["s.parquet", "-o", "l.parquet", "--human-voter", "--json"]).ok().json();
+    assert_eq!(json["voters"].as_object().unwrap().len(), 5);
+    assert_eq!(json["agreement"].as_array().unwrap().len(), 10);
+    dir.put("no-label.parquet", &without(&four(), "label_0"));
+    let error = dir.tool("vote").args(["no-label.parquet", "-o", "x.parquet", "--human-voter"]).fails(2);
+    says(&error, &["'label_0' is missing", "--human-voter"]);
+}
+
+/// Four voters that are right in 85, 75, 65 and 60 % of pairs, by themselves; nobody knows the truth but this test.
+fn known(n: usize) -> (Vec<f32>, RecordBatch) {
+    let mut next = noise(21);
+    let truth: Vec<f32> = (0..n).map(|_| f32::from(u8::from(next() < 0.5))).collect();
+    let names = ["a", "b", "c", "d"];
+    let votes = [0.85, 0.75, 0.65, 0.6]
+        .map(|p| -> Vec<Option<f32>> { truth.iter().map(|&t| Some(if next() < p { t } else { 1.0 - t })).collect() });
+    let others = votes.each_ref().map(|v| v.iter().map(|x| x.map(|x| 1.0 - x)).collect::<Vec<_>>());
+    let metrics: Vec<_> = (0..4).map(|m| (names[m], &votes[m][..], &others[m][..])).collect();
+    (truth, scores(&vec![None; n], &metrics))
+}
+
+#[test]
+fn fitted_weights_know_the_good_voters() {
+    let dir = Dir::new();
+    let (truth, table) = known(8000);
+    dir.put("s.parquet", &table);
+    let args = ["s.parquet", "-o", "l.parquet", "--rule", "weighted", "--fit", "dawid-skene"];
+    let run = dir.tool("vote").args(args).args(["--json"]).ok();
+    let fit = &run.json()["fit"];
+    for (voter, known) in [("a", 0.85), ("b", 0.75), ("c", 0.65), ("d", 0.6)] {
+        let found = fit["accuracy"][voter].as_f64().unwrap();
+        assert!((found - known).abs() < 0.03, "{voter}: {found}, known {known}");
+        let weight = fit["weights"][voter].as_f64().unwrap();
+        assert!((weight - (found / (1.0 - found)).ln()).abs() < 1e-9, "{voter}: {weight}");
+    }
+    let right = |labels: &RecordBatch| -> f32 {
+        let hit = |(t, target): (&f32, f32)| if target == 0.5 { 0.5 } else { f32::from(u8::from(*t == target)) };
+        truth.iter().zip(column_f32(labels, "target")).map(hit).sum::<f32>() / truth.len() as f32
+    };
+    let (fitted, majority) = (right(&dir.get("l.parquet")), right(&vote(&table, &[])));
+    assert!(fitted > majority + 0.01, "{fitted}, majority {majority}");
+    says(&dir.tool("vote").args(args).ok().err, &["fitted voter", "nothing says that voters err together"]);
+    let error =
+        dir.tool("vote").args(["-", "-o", "-", "--rule", "weighted", "--fit", "dawid-skene"]).stdin(stream(&table));
+    says(&error.fails(2), &["--fit", "first pass", "standard input can be read only once"]);
+    let error = dir.tool("vote").args(args).args(["--metrics", "a,b"]).fails(2);
+    says(&error, &["--fit needs 3 to 16 voters"]);
+}
+
+/// Scored images of three prompts: scores that rank them 0 > 1 > 2, a circle, and a single image.
+fn three_prompts() -> RecordBatch {
+    let ranks = [
+        [[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [3.0, 2.0, 1.0]],
+        // Each metric turns the order by one: 0 > 1 > 2, 1 > 2 > 0, 2 > 0 > 1.
+        [[3.0, 2.0, 1.0], [1.0, 3.0, 2.0], [2.0, 1.0, 3.0]],
+    ];
+    let k: Vec<Vec<f32>> = vec![vec![0.0; 3], vec![0.0; 3], vec![0.0]];
+    let table = scored("policy", &["a", "b", "c"], &k, |_, x| x);
+    let mut columns = table.columns().to_vec();
+    for (m, name) in ["a", "b", "c"].iter().enumerate() {
+        let values = (0..7).map(|row| Some(if row < 6 { ranks[row / 3][m][row % 3] } else { 0.5 }));
+        columns[table.schema().index_of(name).unwrap()] = floats(values);
+    }
+    RecordBatch::try_new(table.schema(), columns).unwrap()
+}
+
+#[test]
+fn images_of_a_prompt_become_pairs() {
+    let dir = Dir::new();
+    dir.put("images.parquet", &three_prompts());
+    let run = dir.tool("vote").args(["images.parquet", "-o", "all.parquet", "--pairs", "all", "--json"]).ok();
+    let all = dir.get("all.parquet");
+    let uids = |t: &RecordBatch| -> Vec<_> {
+        column_text(t, "image_0_uid")
+            .into_iter()
+            .zip(column_text(t, "image_1_uid"))
+            .map(|(a, b)| format!("{a} {b}"))
+            .collect()
+    };
+    let pairs =
+        |p: usize| ["0 1", "0 2", "1 2"].map(|k| format!("policy-{p}-{}", k.replace(' ', &format!(" policy-{p}-"))));
+    assert_eq!(uids(&all), [pairs(0), pairs(1)].concat());
+    assert_eq!(column_text(&all, "caption")[3], "prompt 1");
+    // 0 > 1, 0 > 2, 1 > 2; then 0 > 1, 2 > 0, 1 > 2.
+    assert_eq!(column_f32(&all, "target"), [1.0, 1.0, 1.0, 1.0, 0.0, 1.0]);
+    assert_eq!(column_i32(&all, "votes"), [3, 3, 3, 1, -1, 1]);
+    let prompts = &run.json()["prompts"];
+    assert_eq!(
+        (&prompts["prompts"], &prompts["cycles"], &prompts["winners"], &prompts["alone"]),
+        (&3.into(), &1.into(), &1.into(), &1.into())
+    );
+    let mut ids = column_text(&all, "pair_id");
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 6);
+
+    // In a circle all are alike: the first stands as best, the last as worst, and the label says what the votes of this pair say.
+    let run = dir.tool("vote").args(["images.parquet", "-o", "two.parquet", "--pairs", "best-worst", "--json"]).ok();
+    let two = dir.get("two.parquet");
+    assert_eq!(uids(&two), ["policy-0-0 policy-0-2", "policy-1-0 policy-1-2"]);
+    assert_eq!(column_f32(&two, "target"), [1.0, 0.0]);
+    assert_eq!((&run.json()["rows"], &run.json()["prompts"]["reversed"]), (&2.into(), &1.into()));
+    let origin: serde_json::Value = serde_json::from_str(&two.schema().metadata()["origin"]).unwrap();
+    assert_eq!(origin["args"]["pairs"], "best-worst");
+    says(
+        &dir.tool("vote").args(["images.parquet", "-o", "two.parquet", "--pairs", "all"]).ok().err,
+        &["1 whose preferences run in a circle"],
+    );
+    // A pipe, other rules.
+    let piped = dir
+        .tool("vote")
+        .args(["-", "-o", "-", "--pairs", "all", "-q", "--rule", "soft"])
+        .stdin(stream(&three_prompts()));
+    assert_eq!(column_f32(&piped.ok().table(), "target")[..3], [1.0, 1.0, 1.0]);
+}
+
+#[test]
+fn images_that_make_no_pairs_are_named() {
+    let dir = Dir::new();
+    dir.put("images.parquet", &three_prompts());
+    let fails = |args: &[&str]| dir.tool("vote").args(args).args(["-o", "x.parquet"]).fails(2);
+    says(&fails(&["images.parquet"]), &["'pair_id' is missing", "--pairs"]);
+    says(&fails(&["images.parquet", "--pairs", "all", "--shard", "0/2"]), &["--shard", "belong together"]);
+    says(&fails(&["images.parquet", "--pairs", "all", "--rule", "human"]), &["label_0", "--rule human"]);
+    says(&fails(&["images.parquet", "--pairs", "all", "--human-voter"]), &["--human-voter"]);
+    let table = three_prompts();
+    dir.put("alone.parquet", &table.slice(6, 1));
+    says(&fails(&["alone.parquet", "--pairs", "all"]), &["alone.parquet", "no prompt has two images"]);
+    let again = concat_batches(&table.schema(), &[table.slice(0, 4), table.slice(0, 1)]).unwrap();
+    dir.put("again.parquet", &again);
+    says(&fails(&["again.parquet", "--pairs", "all"]), &["again.parquet, row 4", "'prompt 0' comes again"]);
+    let twice = concat_batches(&table.schema(), &[table.slice(0, 2), table.slice(1, 1)]).unwrap();
+    dir.put("twice.parquet", &twice);
+    says(&fails(&["twice.parquet", "--pairs", "all"]), &["twice.parquet, row 2", "policy-0-1 stands twice"]);
 }
 
 #[test]
@@ -145,13 +401,22 @@ fn swapping_the_images_negates_every_vote() {
         (&["--ties", "human"], &["--ties", "human"]),
         (&["--rule", "human"], &["--rule", "human"]),
         (&["--rule", "single:clip"], &["--rule", "single:clip"]),
+        (&["--rule", "sum"], &["--rule", "sum"]),
+        (&["--rule", "zsum"], &["--rule", "zsum"]),
+        (&["--rule", "minmax", "--ties", "first"], &["--rule", "minmax", "--ties", "second"]),
+        (&["--rule", "soft", "--ties", "soft"], &["--rule", "soft", "--ties", "soft"]),
+        (&["--rule", "unanimous"], &["--rule", "unanimous"]),
+        (&["--rule", "quorum:2", "--human-voter"], &["--rule", "quorum:2", "--human-voter"]),
+        (&["--margin", "clip=0.3,hps=0.25"], &["--margin", "clip=0.3,hps=0.25"]),
     ] {
         let (a, b) = (vote(&table, there), vote(&swapped, back));
         for m in ["vote_hps", "vote_clip", "vote_pickscore", "vote_aesthetic"] {
             let negated: Vec<_> = column_i8(&b, m).iter().map(|v| -v).collect();
             assert_eq!(column_i8(&a, m), negated, "{there:?}");
         }
-        assert_eq!(column_f32(&a, "label_0"), column_f32(&b, "label_1"), "{there:?}");
+        let near = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-6;
+        let (target, mirrored) = (column_f32(&a, "label_0"), column_f32(&b, "label_1"));
+        assert!(target.iter().zip(&mirrored).all(near), "{there:?}");
         assert_eq!(column_f32(&a, "weight"), column_f32(&b, "weight"), "{there:?}");
     }
 }
@@ -166,7 +431,11 @@ fn shards_put_together_are_the_whole() {
     for shard in ["0/3", "2/3", "1/3"] {
         dir.tool("vote").args(args).args(["-o", "parts", "--shard", shard]).ok();
     }
-    assert_eq!(dir.get("whole.parquet"), dir.get("parts"));
+    // A part's summary is that of its own rows; everything else is the same.
+    let (whole, parts) = (dir.get("whole.parquet"), dir.get("parts"));
+    assert_eq!(columns(&whole), columns(&parts));
+    assert_eq!(whole.schema().fields(), parts.schema().fields());
+    assert_eq!(whole.schema().metadata()["origin"], parts.schema().metadata()["origin"]);
     assert!(dir.path("parts/part-00001-of-00003.parquet").exists());
     // A folder of parts is a table like any other.
     std::fs::create_dir(dir.path("scores")).unwrap();
@@ -303,7 +572,7 @@ fn summary_counts() {
     dir.put("s.parquet", &four());
     let json = dir.tool("vote").args(["s.parquet", "-o", "l.parquet", "--json", "--ties", "second"]).ok().json();
     assert_eq!(json["rows"], 4);
-    assert_eq!(json["votes"], serde_json::json!({"image_0": 1, "image_1": 3, "abstained": 0}));
+    assert_eq!(json["votes"], serde_json::json!({"image_0": 1, "image_1": 3, "even": 0, "abstained": 0}));
     assert_eq!((&json["tied"], &json["tied_share"]), (&2.into(), &0.5.into()));
     assert_eq!(json["voters"]["hps"]["image_0"], 2);
     assert_eq!(json["voters"]["hps"]["equal"], 1);
@@ -322,6 +591,21 @@ fn summary_counts() {
     assert!((kappa - 0.4).abs() < 1e-12, "{kappa}");
     // A human tie is left out.
     assert_eq!(between("hps", "human")["pairs"], 3);
+    // 3 to 1, 1 to 3: each of the three could have made it a tie, the one nothing else.
+    let voters = ["hps", "clip", "pickscore", "aesthetic"].map(|m| json["voters"][m].clone());
+    assert_eq!(
+        voters.each_ref().map(|v| (v["sided"].as_u64(), v["decided"].as_u64())),
+        [(Some(2), Some(2)), (Some(2), Some(2)), (Some(2), Some(2)), (Some(0), Some(0))]
+    );
+    // People said image 1 twice where S is 1 and -1.
+    assert_eq!(
+        (&json["agreement_with_people"]["pairs"], &json["agreement_with_people"]["agree"]),
+        (&2.into(), &1.into())
+    );
+    assert_eq!((&json["voters"]["aesthetic"]["min"], &json["voters"]["aesthetic"]["max"]), (&5.0.into(), &6.0.into()));
+    // The table keeps the summary.
+    let kept: serde_json::Value = serde_json::from_str(&dir.get("l.parquet").schema().metadata()["summary"]).unwrap();
+    assert_eq!(kept, json);
     let text = dir.tool("vote").args(["s.parquet", "-o", "l.parquet"]).ok();
     says(&text.err, &["4 pairs", "abstained", "50.0 %", "66.7 % (0.40)", "aesthetic"]);
     assert_eq!(text.out, b"");
@@ -364,6 +648,25 @@ fn what_is_missing_is_said() {
     says(&vote(&["s.parquet", "--metrics", "hps,hps"]), &["'hps' twice"]);
     says(&vote(&["s.parquet", "--rule", "single:blip"]), &["'blip'", "hps, clip"]);
     says(&vote(&["s.parquet", "--rule", "single:hps", "--metrics", "clip"]), &["'hps'", "clip"]);
+    says(&vote(&["s.parquet", "--rule", "quorum:5"]), &["quorum:5", "only 4 vote"]);
+    says(&vote(&["s.parquet", "--rule", "weighted"]), &["--weights", "--fit dawid-skene"]);
+    says(&vote(&["s.parquet", "--weights", "hps=1"]), &["--weights has no meaning under --rule majority"]);
+    says(&vote(&["s.parquet", "--rule", "weighted", "--weights", "hps=1,clip=1"]), &["does not name pickscore"]);
+    says(&vote(&["s.parquet", "--rule", "sum", "--weights", "hps=0,clip=0,pickscore=0,aesthetic=0"]), &["all 0"]);
+    says(&vote(&["s.parquet", "--rule", "sum", "--fit", "dawid-skene"]), &["--fit has no meaning under --rule sum"]);
+    says(&vote(&["s.parquet", "--scales", "data"]), &["--scales has no meaning under --rule majority"]);
+    says(&vote(&["s.parquet", "--margin", "blip=1"]), &["--margin", "'blip'", "hps, clip"]);
+    says(&vote(&["s.parquet", "--margin", "hps=1,hps=2"]), &["'hps' twice"]);
+    for bad in [
+        &["--rule", "quorum:0"][..],
+        &["--rule", "median"],
+        &["--margin", "hps=-1"],
+        &["--margin", "hps"],
+        &["--weights", "hps=nan"],
+    ] {
+        let run = dir.tool("vote").args(["s.parquet", "-o", "l.parquet"]).args(bad).exits(2);
+        says(&run.err, &["invalid value", "--help"]);
+    }
     dir.put("no-id.parquet", &without(&four(), "pair_id"));
     says(&vote(&["no-id.parquet"]), &["no-id.parquet", "'pair_id' is missing", "`score`"]);
     dir.put("no-label.parquet", &without(&four(), "label_0"));

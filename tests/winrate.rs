@@ -28,6 +28,80 @@ fn dir() -> Dir {
 
 const BOTH: [&str; 4] = ["policy.parquet", "base.parquet", "--best-of", "2"];
 
+/// The table of these scores, `scores[metric][prompt][k]`.
+fn table_of(model: &str, metrics: &[&str], scores: &serde_json::Value) -> RecordBatch {
+    let of = |m: usize| -> Vec<Vec<f32>> { serde_json::from_value(scores[m].clone()).unwrap() };
+    let table = scored(model, metrics, &of(0), |_, x| x);
+    let mut columns = table.columns().to_vec();
+    for (m, name) in metrics.iter().enumerate() {
+        columns[table.schema().index_of(name).unwrap()] = floats(of(m).into_iter().flatten().map(Some));
+    }
+    RecordBatch::try_new(table.schema(), columns).unwrap()
+}
+
+fn near(value: &serde_json::Value, expected: &serde_json::Value, tolerance: f64, what: &str) {
+    let (x, y) = (value.as_f64().unwrap(), expected.as_f64().unwrap());
+    assert!((x - y).abs() <= tolerance, "{what}: {x}, expected {y}");
+}
+
+/// Counts, intervals and probabilities of three models, against SciPy's (tests/oracle/winrate.py).
+#[test]
+fn the_statistics_are_scipys() {
+    let oracle: serde_json::Value = serde_json::from_str(include_str!("fixtures/winrate.json")).unwrap();
+    let dir = Dir::new();
+    let models = ["balanced", "dpo", "base"];
+    for model in models {
+        let table = without(&table_of(model, &["hps", "clip"], &oracle["scores"][model]), "set");
+        dir.put(&format!("{model}.parquet"), &table);
+    }
+    let args = ["balanced.parquet", "dpo.parquet", "base.parquet", "--best-of", "3", "-q"];
+    let json = dir.tool("winrate").args(args).args(["--json"]).ok().json();
+    let rate = |ours: &serde_json::Value, theirs: &serde_json::Value, what: &str| {
+        for count in ["wins", "losses", "ties"] {
+            assert_eq!(ours[count], theirs[count], "{what} {count}");
+        }
+        for exact in ["low", "high", "p", "p_holm"] {
+            near(&ours[exact], &theirs[exact], 1e-7, &format!("{what} {exact}"));
+        }
+        // Another generator's draws: the ends differ by chance, and by the steps of a share of 60.
+        for drawn in ["bootstrap_low", "bootstrap_high"] {
+            near(&ours[drawn], &theirs[drawn], 0.0167, &format!("{what} {drawn}"));
+        }
+        let clear = theirs["p_holm"].as_f64().unwrap() <= 0.05;
+        let ahead = if theirs["wins"].as_u64() > theirs["losses"].as_u64() { "a" } else { "b" };
+        assert_eq!(ours["winner"].as_str(), clear.then_some(ahead), "{what}");
+    };
+    for (i, theirs) in oracle["cells"].as_array().unwrap().iter().enumerate() {
+        let comparison = &json["comparisons"][i / 2];
+        assert_eq!((&comparison["a"], &comparison["b"]), (&theirs["a"], &theirs["b"]));
+        let ours = &comparison["all"]["metrics"][theirs["metric"].as_str().unwrap()];
+        let what = format!("{} vs {}, {}", theirs["a"], theirs["b"], theirs["metric"]);
+        rate(ours, &theirs["best"], &what);
+        rate(&ours["mean_of_n"], &theirs["mean_of_n"], &format!("{what}, mean"));
+        near(&ours["diff"], &theirs["diff"], 1e-7, &what);
+        near(&ours["sd_b"], &theirs["sd_b"], 1e-7, &what);
+        near(&ours["diff_low"], &theirs["diff_low"], 0.012, &what);
+        near(&ours["diff_high"], &theirs["diff_high"], 0.012, &what);
+        let in_sd = theirs["diff"].as_f64().unwrap() / theirs["sd_b"].as_f64().unwrap();
+        near(&ours["change_sd"], &in_sd.into(), 1e-6, &what);
+    }
+    // Another seed draws otherwise; the draws of a seed are always the same.
+    let low = |json: &serde_json::Value| json["comparisons"][1]["all"]["metrics"]["hps"]["diff_low"].clone();
+    let other = dir.tool("winrate").args(args).args(["--json", "--seed", "1"]).ok().json();
+    assert_ne!(low(&json), low(&other));
+    assert_eq!(json, dir.tool("winrate").args(args).args(["--json", "--threads", "1"]).ok().json());
+    // Signs stand where somebody is ahead, and nowhere else.
+    let text = dir.tool("winrate").args(args).ok();
+    let clear = oracle["cells"].as_array().unwrap().iter();
+    let clear = clear.flat_map(|c| [&c["best"], &c["mean_of_n"]]).filter(|c| c["p_holm"].as_f64().unwrap() <= 0.05);
+    assert_eq!(
+        text.text().matches("] +").count() + text.text().matches(" +\n").count(),
+        clear.count(),
+        "{}",
+        text.text()
+    );
+}
+
 #[test]
 fn text_for_people() {
     // hps: best 0.9 0.4 0.5 0.8 against 0.8 0.5 0.5 0.3, so won, lost, tied, won;
@@ -37,18 +111,22 @@ fn text_for_people() {
     let run = dir().tool("winrate").args(BOTH).ok();
     let text = "\
 win rate, best of 2 images a prompt [95 % interval]
+Who is ahead: + the candidate, - the baseline, no sign nobody, within the noise (exact sign test, Holm over these 6 rates, 5 %)
                 set   n                          hps                 clip
 policy vs base  even  2   50.0 % [9.5, 90.5], ties 1   50.0 % [9.5, 90.5]
 policy vs base  odd   2           50.0 % [9.5, 90.5]   50.0 % [9.5, 90.5]
 policy vs base  all   4  50.0 % [15.0, 85.0], ties 1  50.0 % [15.0, 85.0]
 
-mean score (change in sd of the baseline)
-                set   n             hps             clip
-policy vs base  even  2  0.5000 (+0.32)  -0.5000 (-0.32)
-policy vs base  odd   2  0.4250 (+0.79)  -0.4250 (-0.79)
-policy vs base  all   4  0.4625 (+0.44)  -0.4625 (-0.44)
+win rate, mean of 2 images a prompt
+                set   n                   hps                  clip
+policy vs base  even  2   50.0 % [9.5, 90.5]   50.0 % [9.5, 90.5]
+policy vs base  odd   2   50.0 % [9.5, 90.5]   50.0 % [9.5, 90.5]
+policy vs base  all   4  50.0 % [15.0, 85.0]  50.0 % [15.0, 85.0]
+
+change of the mean score, in sd of the baseline's images [95 % paired bootstrap over prompts]
 ";
-    assert_eq!(run.text(), text);
+    assert!(run.text().starts_with(text), "{}", run.text());
+    says(run.text(), &["+0.44 [", "-0.44 [", "+0.79 ["]);
     says(&run.err, &["warning", "hps, clip"]);
 }
 
@@ -148,7 +226,7 @@ fn groups() {
     }
     assert_eq!(rows(&[]), [""; 0]);
     let text = dir.tool("winrate").args(BOTH).ok();
-    assert_eq!(text.text().lines().count(), 7, "{}", text.text());
+    assert_eq!(text.text().lines().count(), 12, "{}", text.text());
 }
 
 #[test]
@@ -302,4 +380,83 @@ fn a_pipe_is_a_table_too() {
     let args = ["-", "base.parquet", "--best-of", "2", "-q"];
     let piped = dir.tool("winrate").args(args).stdin(stream(&two("policy", &policy()))).ok();
     assert_eq!(piped.text(), dir.tool("winrate").args(BOTH).args(["-q"]).ok().text());
+}
+
+/// One model's wins are shown by every layout; `--means` and `--stats` are the paper's Tables V and VI.
+#[test]
+fn layouts_and_the_other_tables() {
+    let dir = dir();
+    let show = |args: &[&str]| dir.tool("winrate").args(BOTH).args(["-q"]).args(args).ok().text().to_owned();
+    says(
+        &show(&["--format", "markdown"]),
+        &["| policy vs base | odd | 2 | 50.0 % [9.5, 90.5] |", "| :-- | :-- | --: |"],
+    );
+    says(
+        &show(&["--format", "latex"]),
+        &["policy vs base & odd & 2 & 50.0 \\% [9.5, 90.5] &", "\\begin{tabular}{llrrr}"],
+    );
+    let csv = show(&["--format", "csv"]);
+    assert_eq!(csv.lines().count(), 1 + 3 * 2 * 2);
+    says(&csv, &["candidate,baseline,set,metric,images,ahead,n,wins,losses,ties,rate,low,high,bootstrap low"]);
+    says(&csv, &["\npolicy,base,all,hps,best,,4,2,1,1,0.5,0.15", "\npolicy,base,all,clip,mean,,4,2,2,0,0.5,"]);
+    assert_eq!(show(&["--tests"]).lines().count(), 2 + 3 * 2 * 2);
+
+    // numpy: mean([.8, .2, .3, .5, .5, .1, .2, .3]) = 0.3625, mean([.1, .9, .4, .2, .5, .5, .3, .8]) = 0.4625
+    let means = show(&["--means"]);
+    says(&means, &["base    all   4          0.3625", "policy  all   4  0.4625 (+0.44)", "difference from base"]);
+    // numpy: std([.1, .9, .4, .2, .5, .5, .3, .8], ddof=1) = 0.2774
+    let stats = show(&["--stats", "--format", "csv"]);
+    says(&stats, &["policy,max,all,4,0.89999", "policy,min,all,4,0.1000000", "policy,sd,all,4,0.27742"]);
+    // One table is enough for these, and too little for the others.
+    let one = dir.tool("winrate").args(["policy.parquet", "--best-of", "2", "--stats", "-q"]).ok();
+    says(one.text(), &["policy  sd    all   4  0.2774   0.2774"]);
+    let error = dir.tool("winrate").args(["policy.parquet", "--best-of", "2"]).fails(2);
+    says(&error, &["policy.parquet alone", "second table"]);
+    dir.tool("winrate").args(BOTH).args(["--format", "csv", "--json"]).exits(2);
+}
+
+/// A metric that judges and had no vote is marked; that it had none is known by the origin, or said.
+#[test]
+fn held_out_judges_are_marked() {
+    let dir = dir();
+    let shown = |args: &[&str]| dir.tool("winrate").args(BOTH).args(["-q"]).args(args).ok().text().to_owned();
+    assert!(!shown(&[]).contains("held out"));
+    says(&shown(&["--held-out", "clip"]), &["hps     clip (held out)"]);
+    says(&dir.tool("winrate").args(BOTH).args(["--held-out", "blip"]).fails(2), &["blip", "hps, clip"]);
+    let behind = |rule: &str| {
+        let vote = format!(r#"{{"tool":"vote","version":"0","args":{{"rule":"{rule}","metrics":["hps","blip"]}}}}"#);
+        let train = format!(r#"{{"tool":"train","version":"0","args":{{}},"inputs":[{{"origin":{vote}}}]}}"#);
+        let sample = format!(r#"{{"tool":"sample","version":"0","args":{{}},"inputs":[{{}},{{"origin":{train}}}]}}"#);
+        let inputs = format!(r#""models":{{"hps":"1","clip":"2"}},"inputs":[{{"origin":{sample}}}]"#);
+        with_origin(&two("policy", &policy()), &format!(r#"{{"tool":"score","version":"0","args":{{}},{inputs}}}"#))
+    };
+    for (rule, voted, held_out) in [
+        ("majority", &["blip", "hps"][..], &["clip"][..]),
+        ("single:hps", &["hps"], &["clip"]),
+        ("single:clip", &["clip"], &["hps"]),
+        // People labelled: no metric judges what it taught, and none is singled out.
+        ("human", &[], &[]),
+    ] {
+        dir.put("policy.parquet", &behind(rule));
+        let json = dir.tool("winrate").args(BOTH).args(["--json", "-q"]).ok().json();
+        assert_eq!(json["tables"][0]["voted"], serde_json::json!(voted), "{rule}");
+        assert_eq!(json["held_out"], serde_json::json!(held_out), "{rule}");
+    }
+    dir.put("policy.parquet", &behind("majority"));
+    let error = dir.tool("winrate").args(BOTH).args(["--held-out", "hps"]).fails(2);
+    says(&error, &["hps voted on the labels behind policy.parquet"]);
+}
+
+#[test]
+fn style_is_another_name_of_challenge() {
+    let dir = dir();
+    for (name, scores) in [("policy", policy()), ("base", base())] {
+        let table = two(name, &scores);
+        let mut columns = table.columns().to_vec();
+        columns[table.schema().index_of("challenge").unwrap()] = texts((0..8).map(|i| format!("{} style", i / 4)));
+        dir.put(&format!("{name}.parquet"), &RecordBatch::try_new(table.schema(), columns).unwrap());
+    }
+    let by = |by: &str| dir.tool("winrate").args(BOTH).args(["-q", "--by", by]).ok().text().to_owned();
+    says(&by("style"), &["policy vs base  0 style    2 "]);
+    assert_eq!(by("style"), by("challenge"));
 }

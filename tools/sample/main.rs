@@ -24,7 +24,7 @@ use nets::{
 use pipe::{
     cli::{Answer, Common, run},
     id,
-    origin::Origin,
+    origin::{InputOrigin, Origin},
     parts::Work,
     progress,
     prompt_source::{self, Prompt},
@@ -132,7 +132,8 @@ fn sample(args: Args) -> Result<Answer> {
     }
 
     let name = args.name.clone().unwrap_or_else(|| name_of(&unet_of));
-    let unet_hash = Weights::open(&unet_of)?.hash()?;
+    let unet = Weights::open(&unet_of)?;
+    let unet_hash = unet.hash()?;
     let mut origin = Origin::new("sample")
         .arg("n", args.n)
         .arg("scheduler", format!("{:?}", args.scheduler).to_lowercase())
@@ -144,7 +145,11 @@ fn sample(args: Args) -> Result<Answer> {
         .model("unet", unet_hash.clone())
         .model("vae", Weights::open(&base.join("vae"))?.hash()?)
         .model("text_encoder", Weights::open(&base.join("text_encoder"))?.hash()?)
-        .inputs(prompts.origins);
+        .inputs(prompts.origins)
+        // How the policy came to be, so that `winrate` knows which metrics voted on its labels.
+        .inputs(
+            unet.origin().map(|origin| InputOrigin { sha256: Some(unet_hash.clone()), origin: Some(origin.into()) }),
+        );
     if let Some(path) = &args.latents {
         origin = origin.arg("latents", id::file_hash(path)?);
     }

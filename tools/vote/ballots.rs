@@ -1,10 +1,10 @@
-//! Scores tables side by side: finding the metrics, keeping the rows in step, turning scores into votes.
+//! Scores tables side by side: finding the metrics and keeping the rows in step.
 
 use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Result, bail, ensure};
 use arrow::{
-    array::{Array, ArrayRef, Float32Array, StringArray},
+    array::{Array, ArrayRef},
     datatypes::Schema,
 };
 use pipe::{
@@ -15,12 +15,12 @@ use pipe::{
     table::{Batches, Inputs},
 };
 
-use crate::rule;
+use crate::ballot::{Ballot, HUMAN, Scores, finite, human_scores};
 
 /// Pairs of columns that end in _0 and _1 but are no metric.
 const NO_METRIC: [&str; 4] = ["image", "label", "jpg", "model"];
 const KEYS: [&str; 4] = [labels::PAIR_ID, pairs::CAPTION, pairs::UID[0], pairs::UID[1]];
-const HINT: &str = "`vote` reads what `score` writes of a pairs table";
+const HINT: &str = "`vote` reads what `score` writes of a pairs table (of an images table, --pairs best-worst or --pairs all makes pairs)";
 
 /// The metrics of a table: every m with numbers in `m_0` and `m_1`.
 fn metrics_of(schema: &Schema) -> Vec<String> {
@@ -41,8 +41,17 @@ struct Column {
 /// All tables: columns of different metrics beside each other, over the same pairs.
 pub struct Ballots {
     columns: Vec<Column>,
-    /// The metrics that vote, in the order of their columns.
+    /// The metrics that vote, in the order of their columns; people last, where they vote too.
     pub metrics: Vec<String>,
+    margins: Vec<f64>,
+}
+
+/// What is read of a row.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Columns {
+    All,
+    /// Scores and labels, for a first pass.
+    Scores,
 }
 
 impl Ballots {
@@ -95,7 +104,8 @@ impl Ballots {
             ensure!(!wanted[..i].contains(name), "--metrics names '{name}' twice; each metric has one vote");
         }
         let metrics = if wanted.is_empty() { found } else { wanted.to_vec() };
-        let ballots = Self { columns, metrics };
+        let margins = vec![0.0; metrics.len()];
+        let ballots = Self { columns, metrics, margins };
         ballots.same_length()?;
         Ok(ballots)
     }
@@ -127,27 +137,60 @@ impl Ballots {
         self.columns.iter().find_map(|c| c.inputs.rows())
     }
 
+    /// A table that can be read only once.
+    pub fn pipe(&self) -> Option<String> {
+        self.columns.iter().find(|c| c.inputs.rows().is_none()).map(|c| c.inputs.name())
+    }
+
     pub fn origins(&self) -> Result<Vec<InputOrigin>> {
         Ok(self.columns.iter().map(|c| c.inputs.origins()).collect::<Result<Vec<_>>>()?.concat())
     }
 
-    pub fn read(mut self, shard: Option<Shard>, batch: usize) -> Result<Reader> {
+    /// Lets people vote too, as one more metric.
+    ///
+    /// # Errors
+    /// Nobody was asked, or a metric has the name already.
+    pub fn add_people(&mut self) -> Result<()> {
+        ensure!(
+            self.has_labels(),
+            "{}: column 'label_0' is missing, and --human-voter needs it; score a pairs table that has human labels",
+            self.name()
+        );
+        ensure!(
+            self.metrics.iter().all(|m| m != HUMAN),
+            "{}: a metric is called '{HUMAN}', so people cannot vote beside it under --human-voter",
+            self.name()
+        );
+        self.metrics.push(HUMAN.into());
+        self.margins.push(0.0);
+        Ok(())
+    }
+
+    /// Differences of at most so much are no vote, one a metric.
+    pub fn set_margins(&mut self, margins: Vec<f64>) {
+        self.margins = margins;
+    }
+
+    /// Reads the rows from the beginning. Files can be read any number of times, a pipe once.
+    pub fn read(&mut self, columns: Columns, shard: Option<Shard>, batch: usize) -> Result<Reader> {
         let labelled = self.columns.iter().position(|c| c.inputs.has(pairs::LABEL[0]));
         let mut sources = vec![];
         for (i, column) in self.columns.iter_mut().enumerate() {
             let mut names: Vec<String> =
                 column.metrics.iter().flat_map(|m| [format!("{m}_0"), format!("{m}_1")]).collect();
             // The first table brings the pair's keys, the others only the id, to check.
-            names.extend(KEYS[..if i == 0 { 4 } else { 1 }].iter().map(|k| k.to_string()));
+            let keys = if i == 0 && columns == Columns::All { 4 } else { 1 };
+            names.extend(KEYS[..keys].iter().map(|k| k.to_string()));
             names.extend((labelled == Some(i)).then(|| pairs::LABEL[0].to_string()));
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             let range = column.inputs.range(shard)?;
             let name = column.inputs.name();
             sources.push(Source { name, batches: column.inputs.read(Some(&names), range, batch)?, rest: None });
         }
-        let home = |m: &String| self.columns.iter().position(|c| c.metrics.contains(m)).unwrap_or(0);
+        let home = |m: &String| self.columns.iter().position(|c| c.metrics.contains(m));
         let metrics = self.metrics.iter().map(|m| (home(m), m.clone())).collect();
-        Ok(Reader { sources, metrics, labelled })
+        let keys: &'static [&'static str] = if columns == Columns::All { &KEYS } else { &[] };
+        Ok(Reader { sources, metrics, labelled, keys, margins: self.margins.clone() })
     }
 }
 
@@ -157,30 +200,14 @@ struct Source {
     rest: Option<Rows>,
 }
 
-/// Some pairs with everything that is known of them.
-pub struct Ballot {
-    pub ids: StringArray,
-    /// pair_id again, caption and both uids, as they stand in a labels table.
-    pub keys: Vec<ArrayRef>,
-    /// `None` where nobody was asked; a NaN, as pandas writes a missing number, is none either.
-    pub label_0: Vec<Option<f32>>,
-    /// One a metric.
-    pub scores: Vec<Scores>,
-}
-
-/// A metric's scores of image 0 and image 1, and its votes.
-pub struct Scores {
-    pub m_0: Float32Array,
-    pub m_1: Float32Array,
-    pub s: Vec<Option<i8>>,
-}
-
 /// Batches from all columns, cut to the same length, with their pair ids compared.
 pub struct Reader {
     sources: Vec<Source>,
-    /// Where each metric is found.
-    metrics: Vec<(usize, String)>,
+    /// Where each metric is found; people in no table of scores.
+    metrics: Vec<(Option<usize>, String)>,
     labelled: Option<usize>,
+    keys: &'static [&'static str],
+    margins: Vec<f64>,
 }
 
 impl Iterator for Reader {
@@ -233,37 +260,17 @@ impl Reader {
                 );
             }
         }
-        let keys = KEYS.iter().map(|key| Ok(Arc::new(rows[0].text(key)?) as ArrayRef)).collect::<Result<_>>()?;
-        let label_0 = match self.labelled {
+        let keys = self.keys.iter().map(|key| Ok(Arc::new(rows[0].text(key)?) as ArrayRef)).collect::<Result<_>>()?;
+        let label_0: Vec<Option<f32>> = match self.labelled {
             Some(i) => rows[i].f32_or_null(pairs::LABEL[0])?.iter().map(|l| l.filter(|l| !l.is_nan())).collect(),
             None => vec![None; ids.len()],
         };
-        let scores = self.metrics.iter().map(|(i, m)| scores(&rows[*i], m)).collect::<Result<_>>()?;
-        Ok(Ballot { ids, keys, label_0, scores })
+        let scores = self.metrics.iter().zip(&self.margins).map(|((home, m), &margin)| -> Result<Scores> {
+            let Some(i) = *home else { return Ok(human_scores(&label_0)) };
+            let [m_0, m_1] = [0, 1].map(|side| finite(&rows[i], &format!("{m}_{side}")));
+            Ok(Scores::new(m_0?, m_1?, margin))
+        });
+        let scores = scores.collect::<Result<_>>()?;
+        Ok(Ballot { ids, keys, label_0, scores, prompts: vec![] })
     }
-}
-
-/// Eq. 6 over a batch.
-fn scores(rows: &Rows, metric: &str) -> Result<Scores> {
-    let column = |side: &str| -> Result<Float32Array> {
-        let name = format!("{metric}_{side}");
-        let scores = rows.f32_or_null(&name)?;
-        if scores.values().iter().any(|x| !x.is_finite())
-            && let Some(i) = (0..scores.len()).find(|&i| scores.is_valid(i) && !scores.value(i).is_finite())
-        {
-            bail!(
-                "{}: {name} is {}, which is no score; score it again, or make it null so that it has no vote",
-                rows.at(i),
-                scores.value(i)
-            );
-        }
-        Ok(scores)
-    };
-    let (m_0, m_1) = (column("0")?, column("1")?);
-    let s = if m_0.null_count() + m_1.null_count() == 0 {
-        m_0.values().iter().zip(m_1.values()).map(|(&a, &b)| Some(rule::s(a, b))).collect()
-    } else {
-        m_0.iter().zip(&m_1).map(|(a, b)| Some(rule::s(a?, b?))).collect()
-    };
-    Ok(Scores { m_0, m_1, s })
 }

@@ -3,70 +3,47 @@
 //!   vote scores.parquet -o labels.parquet
 //!   score pairs.parquet --models models/ --metrics hps,clip,pickscore,aesthetic -o - | vote - -o labels.parquet
 
+mod agreement;
+mod args;
+mod ballot;
 mod ballots;
+mod decide;
+mod fit;
+mod images;
+mod labels;
+mod names;
 mod rule;
+mod scales;
+mod source;
+mod spread;
 mod summary;
+mod survey;
+mod tournament;
 
-use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{io::Write, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
-use arrow::{
-    array::{Array, ArrayRef, Float32Array, Int8Array, Int32Array, RecordBatch},
-    datatypes::SchemaRef,
-};
-use clap::Parser;
 use pipe::{
-    cli::{self, Answer, Common},
-    origin::Origin,
+    ahead::Ahead,
+    cli::{self, Answer},
     progress, schema,
     table::{self, Output},
 };
+use serde_json::{Map, Value};
 
-use ballots::{Ballot, Ballots};
-use rule::{Decision, Pair, Rule, Ties};
+use args::{Args, word};
+use ballots::Columns;
+use decide::Judge;
+use fit::Fit;
+use names::RuleName;
+use rule::Ties;
+use scales::Scales;
+use source::Source;
 use summary::Summary;
+use tournament::{Pairs, Rounds};
 
-/// Turn the scores of several metrics into one preference a pair
-///
-/// Each metric votes for the image that it scores higher; the images' labels follow the rule, by default the majority
-/// (BalancedDPO, Eq. 6 and 7). Rows keep their order, one label a pair, in Pick-a-Pic's form too (label_0, label_1), so
-/// that Diffusion-DPO trains on the result unchanged. A null score is no vote.
-#[derive(Parser)]
-#[command(name = "vote", version, max_term_width = 100, after_help = EXAMPLES)]
-struct Args {
-    /// Scores tables (Parquet, Arrow, a folder of parts, or `-`)
-    ///
-    /// Tables with the same metrics are read one after the other; tables with different metrics are read side by side
-    /// and must hold the same pairs in the same order.
-    #[arg(required = true, value_name = "SCORES")]
-    scores: Vec<PathBuf>,
-    /// How votes become a preference: `majority`, `single:METRIC` or `human`
-    ///
-    /// majority: the image that more metrics prefer. single:METRIC: that metric alone. human: label_0, where 0.5
-    /// abstains, as Diffusion-DPO drops such pairs.
-    #[arg(long, default_value = "majority")]
-    rule: Rule,
-    /// Metrics that vote, separated by commas [default: every m with columns m_0 and m_1]
-    #[arg(long, value_name = "M,...", value_delimiter = ',')]
-    metrics: Vec<String>,
-    /// Who decides where the votes tie; four voters tie in 15 to 35 % of pairs, and the paper gives no rule
-    #[arg(long, value_enum, value_name = "POLICY", default_value = "abstain")]
-    ties: Ties,
-    #[command(flatten)]
-    common: Common,
-}
-
-const EXAMPLES: &str = "\
-Examples:
-  vote scores.parquet -o labels.parquet
-  vote hps.parquet clip.parquet -o labels.parquet --ties human
-  vote scores.parquet -o hps-only.parquet --rule single:hps
-  score pairs.parquet --models models/ --metrics hps,clip -o - | vote - -o labels.parquet --json
-
-Exit status: 0 done, 2 trouble.";
-
-/// Rows a batch: scores are small, and so are eight thousand of them.
-const BATCH: usize = 8192;
+/// Batches that wait between two steps of the work.
+const WAITING: usize = 4;
 
 fn main() -> ExitCode {
     cli::run("vote", run)
@@ -75,120 +52,134 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<Answer> {
     let common = &args.common;
     let output = common.output()?;
-    let ballots = Ballots::open(&args.scores, &args.metrics)?;
-    let rule = args.rule.over(&ballots.metrics)?;
+    args.check()?;
+    let mut source = Source::open(&args.scores, args.pairs.is_some(), &args.metrics)?;
+    if args.human_voter {
+        source.add_people()?;
+    }
+    source.set_margins(args.margins(source.metrics())?);
     let ties = args.rule.ties(args.ties);
     if ties != args.ties {
         common.say("vote: note: --ties is not used under --rule human, where a tie always abstains");
     }
-    check(&ballots, &rule, ties)?;
+    check(&source, &args.rule, ties)?;
+    let (rule, scales, fit) = learn(&args, &mut source)?;
 
-    let mut summary = Summary::new(&ballots.metrics);
+    let metrics = source.metrics().to_vec();
+    let origin = args.origin(&metrics, ties, &scales)?.inputs(source.origins()?);
     let target = table::target(output, common.shard);
-    let mut labels = Output::create(&target, schema::labels(&ballots.metrics), &origin(&args, &ballots, ties)?)?;
-    let schema = labels.schema.clone();
-    let (name, bar) = (ballots.name(), progress::bar("vote", ballots.rows().map(|n| n as u64), common.quiet));
-    for ballot in ballots.read(common.shard, BATCH)? {
-        let ballot = ballot?;
-        summary.add_scores(&ballot);
-        let decisions = decide(&ballot, &rule, ties, common.seed);
-        decisions.iter().for_each(|d| summary.add_decision(d));
-        labels.write(&label(&schema, &ballot, &decisions)?)?;
-        bar.inc(ballot.ids.len() as u64);
+    let mut out = Output::create(&target, schema::labels(&metrics), &origin)?;
+    let (mut summary, mut rounds) = (Summary::new(&metrics), Rounds::default());
+    let (name, bar) = (source.name(), progress::bar("vote", source.rows().map(|n| n as u64), common.quiet));
+    let judge = Judge { rule, ties, seed: common.seed };
+    // Three steps, side by side where there are threads: reading, deciding, writing.
+    let waiting = if common.threads.is_some_and(|n| n.get() == 1) { 0 } else { WAITING };
+    let ballots = Ahead::of(source.read(Columns::All, common.shard)?, waiting);
+    let decide = move |ballot: Result<ballot::Ballot>| ballot.map(|ballot| (judge.decide(&ballot), ballot));
+    for decided in Ahead::of(ballots.map(decide), waiting) {
+        let (mut decided, mut ballot) = decided?;
+        bar.inc(decided.len() as u64);
+        if let Some(pairs) = args.pairs {
+            let best_worst = rounds.add_all(&ballot.prompts, &decided);
+            if pairs == Pairs::BestWorst {
+                decided = best_worst.iter().map(|&i| decided[i as usize]).collect();
+                ballot = ballot.take(&best_worst)?;
+            }
+        }
+        summary.add(&ballot, &decided);
+        out.write(&labels::labels(&out.schema, &ballot, &decided)?)?;
     }
     bar.finish_and_clear();
-    ensure!(summary.rows > 0 || common.shard.is_some(), "{name} has no rows");
-    labels.finish()?;
-    tell(&args, ties, &summary)
+    ensure!(summary.rows > 0 || common.shard.is_some() || rounds.prompts > 0, "{name} has no rows");
+    ensure!(summary.rows > 0 || rounds.prompts == 0, "{name}: no prompt has two images, so there is no pair");
+
+    let mut json =
+        Map::from_iter([("rule".to_owned(), args.rule.to_string().into()), ("ties".into(), word(ties).into())]);
+    json.extend(summary.json());
+    json.extend(fit.as_ref().map(|fit| ("fit".to_owned(), fit.json(&metrics))));
+    json.extend(args.pairs.map(|_| ("prompts".to_owned(), rounds.json())));
+    let json = serde_json::to_string(&Value::Object(json))?;
+    out.note("summary", &json);
+    out.finish()?;
+    tell(&args, ties, &summary, fit.as_ref(), &rounds, &metrics, json)
 }
 
 /// What a rule cannot do without.
-fn check(ballots: &Ballots, rule: &Rule<usize>, ties: Ties) -> Result<()> {
+fn check(source: &Source, rule: &RuleName, ties: Ties) -> Result<()> {
+    let human = *rule == RuleName::Human;
     ensure!(
-        !ballots.metrics.is_empty() || *rule == Rule::Human,
+        !source.metrics().is_empty() || human,
         "{}: no metric to vote (a metric m has the columns m_0 and m_1); run `score` first",
-        ballots.name()
+        source.name()
     );
+    ensure!(source.metrics().len() <= 64, "{}: {} voters; 64 is the most", source.name(), source.metrics().len());
     ensure!(
-        ballots.has_labels() || (*rule != Rule::Human && ties != Ties::Human),
+        source.has_labels() || (!human && ties != Ties::Human),
         "{}: column 'label_0' is missing, and {} needs it; score a pairs table that has human labels",
-        ballots.name(),
-        if *rule == Rule::Human { "--rule human" } else { "--ties human" }
+        source.name(),
+        if human { "--rule human" } else { "--ties human" }
     );
     Ok(())
 }
 
-fn origin(args: &Args, ballots: &Ballots, ties: Ties) -> Result<Origin> {
-    let mut origin = Origin::new("vote").arg("rule", args.rule.to_string());
-    if args.rule != Rule::Human {
-        origin = origin.arg("ties", word(ties));
+/// The rule with its numbers: given, read from a file, or learned in a first pass over the table.
+fn learn(args: &Args, source: &mut Source) -> Result<(rule::Rule, Scales, Option<Fit>)> {
+    let metrics = source.metrics().to_vec();
+    let mut weights = args.weights(&metrics)?;
+    let (mut scales, mut fit) = (Scales::new(), None);
+    if let Some(path) = args.scales_file() {
+        scales = scales::read(path, &metrics)?;
     }
-    origin = origin.arg("metrics", ballots.metrics.clone());
-    if ties == Ties::Random {
-        origin = origin.arg("seed", args.common.seed);
-    }
-    Ok(origin.inputs(ballots.origins()?))
-}
-
-/// A policy's name on the command line.
-fn word(ties: Ties) -> String {
-    clap::ValueEnum::to_possible_value(&ties).map_or_else(String::new, |v| v.get_name().to_owned())
-}
-
-fn decide(ballot: &Ballot, rule: &Rule<usize>, ties: Ties, seed: u64) -> Vec<Decision> {
-    let mut s = vec![None; ballot.scores.len()];
-    let pairs = (0..ballot.ids.len()).map(|i| {
-        for (s_m, scores) in s.iter_mut().zip(&ballot.scores) {
-            *s_m = scores.s[i];
+    if let Some(what) = args.first_pass() {
+        if let Some(pipe) = source.pipe() {
+            anyhow::bail!(
+                "{what} in a first pass over the scores, and {pipe} can be read only once: write it to a file first"
+            );
         }
-        rule.decide(ties, seed, &Pair { id: ballot.ids.value(i), s: &s, label_0: ballot.label_0[i] })
-    });
-    pairs.collect()
-}
-
-fn label(schema: &SchemaRef, ballot: &Ballot, decisions: &[Decision]) -> Result<RecordBatch> {
-    let mut columns = ballot.keys.clone();
-    let (mut votes, mut voters) = (vec![0i32; decisions.len()], vec![0i32; decisions.len()]);
-    for metric in &ballot.scores {
-        let s: Vec<i8> = metric.s.iter().map(|s_m| s_m.unwrap_or(0)).collect();
-        for ((votes, voters), &s_m) in votes.iter_mut().zip(&mut voters).zip(&s) {
-            *votes += i32::from(s_m);
-            *voters += i32::from(s_m.abs());
+        let survey = survey::survey(source, args.fit.is_some())?;
+        if args.scales_file().is_none() {
+            scales = survey.scales;
         }
-        columns.push(Arc::new(Int8Array::from(s)));
+        fit = survey.fit;
     }
-    let floats = |value: fn(&Decision) -> f32| -> ArrayRef {
-        Arc::new(Float32Array::from_iter_values(decisions.iter().map(value)))
-    };
-    columns.push(Arc::new(Int32Array::from(votes)));
-    columns.push(Arc::new(Int32Array::from(voters)));
-    columns.push(floats(|d| d.target));
-    columns.push(floats(|d| d.weight));
-    columns.push(floats(|d| d.target));
-    columns.push(floats(|d| 1.0 - d.target));
-    RecordBatch::try_new(schema.clone(), columns).context("cannot put the labels together")
+    if let Some(fit) = &fit {
+        weights.clone_from(&fit.weights);
+        ensure!(weights.iter().any(|&w| w > 0.0), "--fit: no voter is right more often than not, by these votes");
+    }
+    Ok((args.rule.over(&metrics, weights, &scales)?, scales, fit))
 }
 
 /// The summary: text on standard error; JSON on standard output, unless the labels go there.
-fn tell(args: &Args, ties: Ties, summary: &Summary) -> Result<Answer> {
+fn tell(
+    args: &Args,
+    ties: Ties,
+    summary: &Summary,
+    fit: Option<&Fit>,
+    rounds: &Rounds,
+    metrics: &[String],
+    json: String,
+) -> Result<Answer> {
     let common = &args.common;
     if common.json {
-        let mut json = serde_json::Map::new();
-        json.insert("rule".into(), args.rule.to_string().into());
-        json.insert("ties".into(), word(ties).into());
-        json.extend(summary.json());
-        let line = serde_json::to_string(&json)?;
         if common.output.as_ref().is_some_and(|o| o.as_os_str() == "-") {
-            common.say(line);
+            common.say(json);
         } else {
-            writeln!(std::io::stdout(), "{line}").context("cannot print the summary")?;
+            writeln!(std::io::stdout(), "{json}").context("cannot print the summary")?;
         }
     } else {
-        common.say(format!("rule {}, ties {}: {}", args.rule, word(ties), summary.text().trim_end()));
+        let mut text = format!("rule {}, ties {}: {}", args.rule, word(ties), summary.text());
+        text.extend(fit.map(|fit| fit.text(metrics)));
+        text.extend(args.pairs.map(|_| rounds.text()));
+        common.say(text.trim_end());
     }
     for metric in summary.collapsed() {
         common.say(format!(
             "vote: warning: {metric} scores both images alike in every pair, so it never votes; look at its model"
+        ));
+    }
+    for (metric, _) in metrics.iter().zip(fit.iter().flat_map(|f| &f.weights)).filter(|(_, w)| **w == 0.0) {
+        common.say(format!(
+            "vote: warning: {metric} contradicts the other voters more often than not; its fitted weight is 0"
         ));
     }
     Ok(Answer::Yes)

@@ -2,14 +2,13 @@
 //!
 //! A preference is an i8: 1 for image 0 (the paper's x^1), -1 for image 1 (x^2), 0 for neither.
 
-use std::{fmt, str::FromStr};
-
-use anyhow::{Context, Result};
 use pipe::seed;
 
-/// Eq. 6: s_m = sign(m_0 - m_1). The paper leaves sign(0) open; here an equal score is no vote.
-pub fn s(m_0: f32, m_1: f32) -> i8 {
-    (m_0 > m_1) as i8 - (m_0 < m_1) as i8
+/// Eq. 6: s_m = sign(m_0 - m_1). The paper leaves sign(0) open; here an equal score is no vote, and neither is a difference of
+/// at most `margin`, which is 0 unless asked for.
+pub fn s(m_0: f32, m_1: f32, margin: f64) -> i8 {
+    let d = f64::from(m_0) - f64::from(m_1);
+    (d > margin) as i8 - (d < -margin) as i8
 }
 
 /// Eq. 7: S = sign(sum over m of s_m), 0 where as many metrics prefer one image as the other.
@@ -21,14 +20,29 @@ pub fn majority(s: &[Option<i8>]) -> Option<i8> {
 
 /// What people said, `label_0`: the probability that image 0 is better; above one half it is.
 pub fn human(label_0: f32) -> i8 {
-    s(label_0, 0.5)
+    s(label_0, 0.5, 0.0)
 }
 
-/// How votes become a preference. On the command line a metric is a name, in the loop the number of its column.
+/// How votes become a preference. A metric is the number of its column, its weight w_m stands under the same number.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Rule<Metric = String> {
+pub enum Rule {
+    /// Eq. 7.
     Majority,
-    Single(Metric),
+    /// One metric alone.
+    Single(usize),
+    /// One metric alone, drawn for each pair among those that scored it.
+    Random,
+    /// sign(sum of w_m (m_0 - m_1)): the paper's vanilla row; with 1/sd or 1/(max - min) in w_m, its normalised one.
+    Sum(Vec<f64>),
+    /// As `Weighted`, but what is learned is the share of the votes: target = (weights for image 0) / (all weights that voted).
+    Soft(Vec<f64>),
+    /// All that scored the pair prefer the same image.
+    Unanimous,
+    /// At least so many metrics prefer the image, and fewer the other.
+    Quorum(usize),
+    /// sign(sum of w_m s_m).
+    Weighted(Vec<f64>),
+    /// People alone.
     Human,
 }
 
@@ -45,6 +59,8 @@ pub enum Ties {
     Human,
     /// A coin of the pair's own, from --seed and pair_id
     Random,
+    /// Both halves: target 0.5 with weight 1, which holds the policy to the reference on this pair
+    Soft,
 }
 
 /// One pair, as a rule sees it.
@@ -53,12 +69,16 @@ pub struct Pair<'a> {
     pub id: &'a str,
     /// s_m of every metric; `None` where it did not score both images.
     pub s: &'a [Option<i8>],
+    /// m_0 - m_1 of every metric; 0 where s_m is no vote.
+    pub d: &'a [f64],
     pub label_0: Option<f32>,
 }
 
 /// What comes out for one pair.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Decision {
+    /// S by the rule, before ties are settled.
+    pub preference: i8,
     /// The probability that image 0 is preferred.
     pub target: f32,
     /// 0: the pair abstains.
@@ -76,78 +96,78 @@ pub enum Reason {
     Nothing,
 }
 
-impl Rule<usize> {
+impl Rule {
     /// S by this rule; `None` where the pair has nothing to go by.
-    pub fn prefers(&self, pair: &Pair) -> Option<i8> {
-        match *self {
+    pub fn prefers(&self, seed: u64, pair: &Pair) -> Option<i8> {
+        let scored = pair.s.iter().any(Option::is_some);
+        let for_image = |image: i8| pair.s.iter().filter(|&&s_m| s_m == Some(image)).count();
+        let of_either = |enough: &dyn Fn(i8) -> bool| i8::from(enough(1)) - i8::from(enough(-1));
+        match self {
             Rule::Majority => majority(pair.s),
-            Rule::Single(m) => pair.s[m],
+            Rule::Single(_) | Rule::Random => self.alone(seed, pair).and_then(|m| pair.s[m]),
+            Rule::Sum(w) => scored.then(|| sign(w.iter().zip(pair.d).map(|(w_m, d_m)| w_m * d_m))),
+            Rule::Soft(w) | Rule::Weighted(w) => scored.then(|| sign(weighed(w, pair.s))),
+            Rule::Unanimous => scored.then(|| of_either(&|i| pair.s.iter().flatten().all(|&s_m| s_m == i))),
+            Rule::Quorum(k) => scored.then(|| of_either(&|i| for_image(i) >= *k && for_image(i) > for_image(-i))),
             Rule::Human => pair.label_0.map(human),
+        }
+    }
+
+    /// The one metric that decides this pair, where the rule leaves it to one. Drawn by --seed and pair_id.
+    pub fn alone(&self, seed: u64, pair: &Pair) -> Option<usize> {
+        let scored = || (0..pair.s.len()).filter(|&m| pair.s[m].is_some());
+        match self {
+            Rule::Single(m) => Some(*m),
+            Rule::Random => {
+                let n = scored().count() as u64;
+                scored().nth(if n > 1 { seed::draws(seed, "metric", pair.id, 0).below(n) as usize } else { 0 })
+            }
+            _ => None,
         }
     }
 
     /// The rule, then the tie policy.
     pub fn decide(&self, ties: Ties, seed: u64, pair: &Pair) -> Decision {
-        let (preference, reason) = match self.prefers(pair) {
-            Some(0) => (ties.prefers(seed, pair), Reason::Tied),
-            Some(preference) => (preference, Reason::Preferred),
-            None => (0, Reason::Nothing),
+        let (preference, (target, weight), reason) = match self.prefers(seed, pair) {
+            Some(0) => (0, ties.settle(seed, pair), Reason::Tied),
+            Some(preference) => (preference, self.label(preference, pair), Reason::Preferred),
+            None => (0, label(0), Reason::Nothing),
         };
-        Decision { target: (1.0 + preference as f32) / 2.0, weight: preference.abs().into(), reason }
+        Decision { preference, target, weight, reason }
+    }
+
+    fn label(&self, preference: i8, pair: &Pair) -> (f32, f32) {
+        let Rule::Soft(w) = self else { return label(preference) };
+        let (sum, all) = weighed(w, pair.s).fold((0.0, 0.0), |(sum, all), x| (sum + x, all + x.abs()));
+        ((0.5 + 0.5 * sum / all) as f32, 1.0)
     }
 }
 
 impl Ties {
-    pub fn prefers(self, seed: u64, pair: &Pair) -> i8 {
-        match self {
+    /// Target and weight of a tied pair.
+    fn settle(self, seed: u64, pair: &Pair) -> (f32, f32) {
+        label(match self {
+            Ties::Soft => return (0.5, 1.0),
             Ties::Abstain => 0,
             Ties::Second => -1,
             Ties::First => 1,
             Ties::Human => pair.label_0.map_or(0, human),
             Ties::Random => 1 - 2 * seed::draws(seed, "tie", pair.id, 0).below(2) as i8,
-        }
-    }
-}
-
-impl Rule {
-    /// The tie policy in force: people who say "equal" are not overruled.
-    pub fn ties(&self, asked: Ties) -> Ties {
-        if *self == Rule::Human { Ties::Abstain } else { asked }
-    }
-
-    /// Puts numbers for names.
-    ///
-    /// # Errors
-    /// The rule names a metric that is not among `metrics`.
-    pub fn over(&self, metrics: &[String]) -> Result<Rule<usize>> {
-        Ok(match self {
-            Rule::Majority => Rule::Majority,
-            Rule::Human => Rule::Human,
-            Rule::Single(name) => Rule::Single(metrics.iter().position(|m| m == name).with_context(|| {
-                format!("--rule {self}: there is no metric '{name}' (there are: {})", metrics.join(", "))
-            })?),
         })
     }
 }
 
-impl FromStr for Rule {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            None if text == "majority" => Ok(Rule::Majority),
-            None if text == "human" => Ok(Rule::Human),
-            Some(("single", metric)) if !metric.is_empty() => Ok(Rule::Single(metric.to_owned())),
-            _ => Err("expected `majority`, `single:METRIC` (as in single:hps) or `human`".into()),
-        }
-    }
+/// S = 1, -1, 0 as target and weight: 1, 0, 0.5 and 1, 1, 0.
+fn label(preference: i8) -> (f32, f32) {
+    ((1.0 + f32::from(preference)) / 2.0, preference.abs().into())
 }
 
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Rule::Majority => f.write_str("majority"),
-            Rule::Single(metric) => write!(f, "single:{metric}"),
-            Rule::Human => f.write_str("human"),
-        }
-    }
+fn weighed<'a>(w: &'a [f64], s: &'a [Option<i8>]) -> impl Iterator<Item = f64> + 'a {
+    w.iter().zip(s).map(|(w_m, s_m)| w_m * f64::from(s_m.unwrap_or(0)))
+}
+
+/// The sign of a sum; 0 also where only rounding keeps it from 0, as in 0.1 + 0.2 - 0.3.
+fn sign(terms: impl Iterator<Item = f64>) -> i8 {
+    let (sum, size) = terms.fold((0.0, 0.0_f64), |(sum, size), x| (sum + x, size + x.abs()));
+    if sum.abs() <= 1e-12 * size { 0 } else { sum.signum() as i8 }
 }

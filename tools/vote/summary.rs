@@ -1,12 +1,14 @@
-//! What a vote looked like as a whole: results, ties, each metric, and who agrees with whom.
+//! What a vote looked like as a whole: results, ties, each voter, who decides, and who agrees with whom.
 
-use arrow::array::Array;
 use pipe::text;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    ballots::{Ballot, Scores},
-    rule::{Decision, Reason, human},
+    agreement::Agreement,
+    ballot::{Ballot, HUMAN},
+    decide::Decided,
+    rule::{Reason, human},
+    spread::Spread,
 };
 
 /// Everything that is counted while the pairs pass by.
@@ -14,14 +16,18 @@ pub struct Summary {
     pub rows: usize,
     image_0: usize,
     image_1: usize,
+    /// Learned from, with a target of exactly one half.
+    even: usize,
     abstained: usize,
     tied: usize,
     nothing: usize,
     /// One a metric.
     voters: Vec<(String, Voter)>,
     labels: Voter,
-    /// For every two voters, `people` last: how often both voted, by what they said.
+    /// For every two voters, people last: how often both voted, by what they said.
     agreement: Vec<Agreement>,
+    /// The rule, before ties are settled, and people.
+    with_people: Agreement,
 }
 
 /// One voter's votes and scores.
@@ -31,19 +37,11 @@ struct Voter {
     image_1: usize,
     equal: usize,
     null: usize,
-    images: usize,
-    sum: f64,
-    squares: f64,
-}
-
-/// How often two voters, where both voted, said the same or not.
-#[derive(Clone, Copy, Default)]
-struct Agreement {
-    both_0: usize,
-    both_1: usize,
-    /// The first said image 0, the second image 1.
-    apart_01: usize,
-    apart_10: usize,
+    spread: Spread,
+    /// Pairs in which the rule preferred the image that this voter did ...
+    sided: usize,
+    /// ... and would not have, had this voter voted the other way.
+    decided: usize,
 }
 
 impl Summary {
@@ -54,21 +52,37 @@ impl Summary {
             rows: 0,
             image_0: 0,
             image_1: 0,
+            even: 0,
             abstained: 0,
             tied: 0,
             nothing: 0,
             voters,
             labels: Voter::default(),
             agreement: vec![Agreement::default(); n * n],
+            with_people: Agreement::default(),
         }
     }
 
-    pub fn add_scores(&mut self, ballot: &Ballot) {
+    pub fn add(&mut self, ballot: &Ballot, decided: &[Decided]) {
+        self.rows += decided.len();
+        for d in decided.iter().map(|d| &d.decision) {
+            self.tied += (d.reason == Reason::Tied) as usize;
+            self.nothing += (d.reason == Reason::Nothing) as usize;
+            match d.weight {
+                0.0 => self.abstained += 1,
+                _ if d.target > 0.5 => self.image_0 += 1,
+                _ if d.target < 0.5 => self.image_1 += 1,
+                _ => self.even += 1,
+            }
+        }
         let people: Vec<_> = ballot.label_0.iter().map(|label| label.map(human)).collect();
         self.labels.add_votes(&people);
-        for ((_, voter), scores) in self.voters.iter_mut().zip(&ballot.scores) {
+        for (m, ((_, voter), scores)) in self.voters.iter_mut().zip(&ballot.scores).enumerate() {
             voter.add_votes(&scores.s);
-            voter.add_scores(scores);
+            voter.spread.add(scores);
+            let sided = |d: &Decided, s_m: Option<i8>| d.decision.preference != 0 && s_m == Some(d.decision.preference);
+            voter.sided += decided.iter().zip(&scores.s).filter(|(d, s_m)| sided(d, **s_m)).count();
+            voter.decided += decided.iter().filter(|d| d.by >> m & 1 == 1).count();
         }
         let all: Vec<&[Option<i8>]> = ballot.scores.iter().map(|m| &m.s[..]).chain([&people[..]]).collect();
         for (i, a) in all.iter().enumerate() {
@@ -76,17 +90,8 @@ impl Summary {
                 self.agreement[i * all.len() + j].add(a, b);
             }
         }
-    }
-
-    pub fn add_decision(&mut self, decision: &Decision) {
-        self.rows += 1;
-        self.tied += (decision.reason == Reason::Tied) as usize;
-        self.nothing += (decision.reason == Reason::Nothing) as usize;
-        match decision.weight {
-            0.0 => self.abstained += 1,
-            _ if decision.target > 0.5 => self.image_0 += 1,
-            _ => self.image_1 += 1,
-        }
+        let result: Vec<_> = decided.iter().map(|d| Some(d.decision.preference)).collect();
+        self.with_people.add(&result, &people);
     }
 
     /// Metrics that never preferred an image although they scored some pair.
@@ -99,21 +104,22 @@ impl Summary {
         let of = |n: usize| text::percent(n, self.rows);
         let line = |name: &str, n: usize| vec![format!("  {name}"), text::thousands(n), of(n)];
         let mut out = format!("{}\n", text::count(self.rows, "pair"));
-        out += &text::table(
-            &[
-                line("image 0 preferred", self.image_0),
-                line("image 1 preferred", self.image_1),
-                line("abstained", self.abstained),
-                line("tied before --ties", self.tied),
-                line("nothing to go by", self.nothing),
-            ],
-            1,
-        );
-        let mut rows = vec![["voter", "image 0", "image 1", "equal", "null", "mean", "sd"].map(String::from).to_vec()];
+        let mut lines = vec![line("image 0 preferred", self.image_0), line("image 1 preferred", self.image_1)];
+        lines.extend((self.even > 0).then(|| line("both alike, target 0.5", self.even)));
+        lines.push(line("abstained", self.abstained));
+        lines.push(line("tied before --ties", self.tied));
+        lines.push(line("nothing to go by", self.nothing));
+        out += &text::table(&lines, 1);
+        let head = ["voter", "image 0", "image 1", "equal", "null", "with S", "decides S", "mean", "sd", "min", "max"];
+        let mut rows = vec![head.map(String::from).to_vec()];
+        let preferred = self.rows - self.tied - self.nothing;
         for (name, v) in self.everyone() {
             let mut row = vec![name.to_owned()];
             row.extend([v.image_0, v.image_1, v.equal, v.null].map(text::thousands));
-            row.extend(v.moments().into_iter().flat_map(|(mean, sd)| [format!("{mean:.4}"), format!("{sd:.4}")]));
+            let votes = self.voters.iter().any(|(m, _)| m == name);
+            row.extend([v.sided, v.decided].map(|n| if votes { text::percent(n, preferred) } else { "-".into() }));
+            let scale = v.spread.scale().map(|s| [v.spread.mean().unwrap_or_default(), s.sd, s.min, s.max]);
+            row.extend(scale.into_iter().flatten().map(|x| format!("{x:.4}")));
             rows.push(row);
         }
         out += "\n";
@@ -130,6 +136,10 @@ impl Summary {
             }
             out += &text::table(&rows, 1);
         }
+        if self.with_people.pairs() > 0 {
+            let pairs = text::count(self.with_people.pairs(), "pair");
+            out += &format!("the rule's preference agrees with people's in {} of {pairs}\n", self.with_people.text());
+        }
         out
     }
 
@@ -138,33 +148,28 @@ impl Summary {
         let mut agreement = vec![];
         for j in 1..names.len() {
             for i in 0..j {
-                let a = self.between(i, j);
-                agreement.push(json!({
-                    "a": names[i], "b": names[j], "pairs": a.pairs(), "agree": a.agree(), "share": a.share(), "kappa": a.kappa(),
-                }));
+                let mut both = Map::from_iter([("a".to_owned(), names[i].into()), ("b".to_owned(), names[j].into())]);
+                both.extend(self.between(i, j).json());
+                agreement.push(Value::Object(both));
             }
         }
         let voters: Map<_, _> = self.everyone().map(|(name, v)| (name.to_owned(), v.json())).collect();
         let share = |n: usize| (self.rows > 0).then(|| n as f64 / self.rows as f64);
-        let mut map = Map::new();
-        map.insert("rows".into(), self.rows.into());
-        map.insert(
-            "votes".into(),
-            json!({"image_0": self.image_0, "image_1": self.image_1, "abstained": self.abstained}),
-        );
-        map.insert("tied".into(), self.tied.into());
-        map.insert("tied_share".into(), json!(share(self.tied)));
-        map.insert("nothing".into(), self.nothing.into());
-        map.insert("null_scores".into(), self.voters.iter().map(|(_, v)| v.null).sum::<usize>().into());
-        map.insert("voters".into(), voters.into());
-        map.insert("agreement".into(), agreement.into());
-        map.insert("collapsed".into(), self.collapsed().into());
-        map
+        let json = json!({
+            "rows": self.rows,
+            "votes": {"image_0": self.image_0, "image_1": self.image_1, "even": self.even, "abstained": self.abstained},
+            "tied": self.tied, "tied_share": share(self.tied), "nothing": self.nothing,
+            "null_scores": self.voters.iter().map(|(_, v)| v.null).sum::<usize>(),
+            "voters": voters, "agreement": agreement, "agreement_with_people": self.with_people.json(),
+            "collapsed": self.collapsed(),
+        });
+        json.as_object().cloned().unwrap_or_default()
     }
 
     /// The metrics, and people where they said anything.
     fn everyone(&self) -> impl Iterator<Item = (&str, &Voter)> {
-        let people = (self.labels.null < self.rows).then_some(("human", &self.labels));
+        let vote = self.voters.iter().any(|(m, _)| m == HUMAN);
+        let people = (self.labels.null < self.rows && !vote).then_some((HUMAN, &self.labels));
         self.voters.iter().map(|(m, v)| (m.as_str(), v)).chain(people)
     }
 
@@ -175,72 +180,20 @@ impl Summary {
 
 impl Voter {
     fn add_votes(&mut self, s: &[Option<i8>]) {
-        let count = |vote| s.iter().filter(|&&s_m| s_m == vote).count();
-        self.image_0 += count(Some(1));
-        self.image_1 += count(Some(-1));
-        self.equal += count(Some(0));
-        self.null += count(None);
-    }
-
-    fn add_scores(&mut self, scores: &Scores) {
-        for side in [&scores.m_0, &scores.m_1] {
-            self.images += side.len() - side.null_count();
-            for x in side.iter().flatten().map(f64::from) {
-                self.sum += x;
-                self.squares += x * x;
-            }
+        for s_m in s {
+            self.image_0 += (*s_m == Some(1)) as usize;
+            self.image_1 += (*s_m == Some(-1)) as usize;
+            self.equal += (*s_m == Some(0)) as usize;
+            self.null += s_m.is_none() as usize;
         }
-    }
-
-    /// Mean and standard deviation of the scores, over images as often as they stand in a pair.
-    fn moments(&self) -> Option<(f64, f64)> {
-        let n = self.images as f64;
-        let mean = self.sum / n;
-        (self.images > 0).then(|| (mean, (self.squares / n - mean * mean).max(0.0).sqrt()))
     }
 
     fn json(&self) -> Value {
-        let (mean, sd) = self.moments().unzip();
+        let scale = self.spread.scale();
         json!({
-            "image_0": self.image_0, "image_1": self.image_1, "equal": self.equal, "null": self.null, "mean": mean, "sd": sd,
+            "image_0": self.image_0, "image_1": self.image_1, "equal": self.equal, "null": self.null,
+            "sided": self.sided, "decided": self.decided,
+            "mean": self.spread.mean(), "sd": scale.map(|s| s.sd), "min": scale.map(|s| s.min), "max": scale.map(|s| s.max),
         })
-    }
-}
-
-impl Agreement {
-    fn add(&mut self, a: &[Option<i8>], b: &[Option<i8>]) {
-        let count = |x, y| a.iter().zip(b).filter(|&(&a, &b)| a == Some(x) && b == Some(y)).count();
-        self.both_0 += count(1, 1);
-        self.both_1 += count(-1, -1);
-        self.apart_01 += count(1, -1);
-        self.apart_10 += count(-1, 1);
-    }
-
-    fn pairs(&self) -> usize {
-        self.agree() + self.apart_01 + self.apart_10
-    }
-
-    fn agree(&self) -> usize {
-        self.both_0 + self.both_1
-    }
-
-    fn share(&self) -> Option<f64> {
-        (self.pairs() > 0).then(|| self.agree() as f64 / self.pairs() as f64)
-    }
-
-    /// Cohen's kappa: agreement beyond what the two would have by chance with the same habits.
-    fn kappa(&self) -> Option<f64> {
-        let n = self.pairs() as f64;
-        let (a_0, b_0) = ((self.both_0 + self.apart_01) as f64 / n, (self.both_0 + self.apart_10) as f64 / n);
-        let chance = a_0 * b_0 + (1.0 - a_0) * (1.0 - b_0);
-        self.share().filter(|_| chance < 1.0).map(|share| (share - chance) / (1.0 - chance))
-    }
-
-    fn text(&self) -> String {
-        match (self.share(), self.kappa()) {
-            (None, _) => "-".into(),
-            (Some(share), None) => format!("{:.1} %", 100.0 * share),
-            (Some(share), Some(kappa)) => format!("{:.1} % ({kappa:.2})", 100.0 * share),
-        }
     }
 }

@@ -1,18 +1,23 @@
 //! One model against another: over all prompts, and group by group.
 
 use anyhow::{Result, bail, ensure};
-use serde_json::{Map, Value, json};
 
 use crate::{
+    bootstrap::Bootstrap,
     scored::{Prompt, Scored},
-    stats::{self, Wins, wilson},
+    sign::{LEVEL, holm, sign_test},
+    stats::{self, Wins},
 };
 
 /// What prompts are grouped by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum By {
+    /// Where prompts are from: a benchmark, or a part of it
     Set,
+    /// PartiPrompts' category, or what the prompts table says
     Category,
+    /// PartiPrompts' challenge; in the mini world the style of the artwork
+    #[value(alias = "style")]
     Challenge,
 }
 
@@ -25,7 +30,7 @@ impl By {
         }
     }
 
-    fn of(self, prompt: &Prompt) -> Option<&str> {
+    pub fn of(self, prompt: &Prompt) -> Option<&str> {
         match self {
             By::Set => prompt.key.0.as_deref(),
             By::Category => prompt.category.as_deref(),
@@ -34,7 +39,7 @@ impl By {
     }
 }
 
-/// A candidate against a baseline.
+/// A candidate `a` against a baseline `b`.
 pub struct Comparison {
     pub a: String,
     pub b: String,
@@ -55,38 +60,53 @@ pub struct Row {
     pub cells: Vec<Cell>,
 }
 
+/// A comparison over some prompts under one metric.
 pub struct Cell {
-    pub wins: Wins,
+    /// By the best of a prompt's images.
+    pub best: Rate,
+    /// By the mean of a prompt's images.
+    pub mean: Rate,
     pub mean_a: f64,
     pub mean_b: f64,
+    /// 95 % interval of mean_a - mean_b, by the paired bootstrap over prompts.
+    pub diff: (f64, f64),
     /// Of the baseline's scores, image by image.
     pub sd_b: Option<f64>,
 }
 
-impl Cell {
-    /// The change of the mean score, in standard deviations of the baseline.
-    pub fn change_sd(&self) -> Option<f64> {
-        self.sd_b.filter(|&sd| sd > 0.0).map(|sd| (self.mean_a - self.mean_b) / sd)
-    }
+/// On how many prompts the candidate is ahead, and how sure that is.
+pub struct Rate {
+    pub wins: Wins,
+    /// 95 % interval of the rate, by the paired bootstrap over prompts.
+    pub bootstrap: (f64, f64),
+    /// The exact sign test's, alone and corrected for all rates of the printed table.
+    pub p: f64,
+    pub p_holm: f64,
+}
 
-    pub fn json(&self) -> Value {
-        let (low, high) = wilson(self.wins.wins, self.wins.n());
-        json!({
-            "wins": self.wins.wins, "ties": self.wins.ties, "losses": self.wins.losses,
-            "rate": self.wins.rate(), "low": low, "high": high,
-            "mean_a": self.mean_a, "mean_b": self.mean_b, "sd_b": self.sd_b, "change_sd": self.change_sd(),
-        })
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    A,
+    B,
+}
+
+impl Rate {
+    /// Who is ahead; nobody inside the noise.
+    pub fn winner(&self) -> Option<Side> {
+        let ahead = if self.wins.wins > self.wins.losses { Side::A } else { Side::B };
+        (self.p_holm <= LEVEL).then_some(ahead)
     }
 }
 
-impl Row {
-    pub fn json(&self, metrics: &[String]) -> Map<String, Value> {
-        let mut map = Map::new();
-        map.extend(self.group.iter().map(|g| ("name".to_owned(), g.as_str().into())));
-        map.insert("n".into(), self.n.into());
-        let cells: Map<_, _> = metrics.iter().cloned().zip(self.cells.iter().map(Cell::json)).collect();
-        map.insert("metrics".into(), cells.into());
-        map
+impl Cell {
+    /// A difference of scores in standard deviations of the baseline.
+    pub fn in_sd(&self, diff: f64) -> Option<f64> {
+        self.sd_b.filter(|&sd| sd > 0.0).map(|sd| diff / sd)
+    }
+
+    /// The change of the mean score, in standard deviations of the baseline.
+    pub fn change_sd(&self) -> Option<f64> {
+        self.in_sd(self.mean_a - self.mean_b)
     }
 }
 
@@ -96,12 +116,24 @@ impl Comparison {
     }
 }
 
+/// Holm's correction over all rates that are printed together.
+pub fn correct(comparisons: &mut [Comparison], rate: fn(&mut Cell) -> &mut Rate) {
+    let cells = comparisons.iter_mut().flat_map(|c| &mut c.rows).flat_map(|r| &mut r.cells);
+    let mut rates: Vec<&mut Rate> = cells.map(rate).collect();
+    let p: Vec<f64> = rates.iter().map(|r| r.p).collect();
+    for (rate, corrected) in rates.iter_mut().zip(holm(&p)) {
+        rate.p_holm = corrected;
+    }
+}
+
+type Both<'a> = (&'a Prompt, &'a Prompt);
+
 /// Compares two tables prompt by prompt. Without `by`, sets are told apart where there are several.
 ///
 /// # Errors
 /// A prompt that only one table has; a group that was asked for and that no prompt has.
-pub fn compare(a: &Scored, b: &Scored, metrics: usize, by: Option<By>) -> Result<Comparison> {
-    let mut both = vec![];
+pub fn compare(a: &Scored, b: &Scored, metrics: usize, by: Option<By>, bootstrap: Bootstrap) -> Result<Comparison> {
+    let mut both: Vec<Both> = vec![];
     for prompt in &a.prompts {
         match b.get(&prompt.key) {
             Some(other) => both.push((prompt, other)),
@@ -111,9 +143,27 @@ pub fn compare(a: &Scored, b: &Scored, metrics: usize, by: Option<By>) -> Result
     if let Some(prompt) = b.prompts.iter().find(|p| a.get(&p.key).is_none()) {
         bail!(only(prompt, b, a));
     }
+    let mut rows = vec![];
+    for group in groups(a, by)? {
+        let column = by.unwrap_or(By::Set);
+        let some: Vec<_> = both.iter().copied().filter(|(p, _)| column.of(p) == group).collect();
+        rows.push(row(Some(group.unwrap_or("(none)").to_owned()), &some, metrics, bootstrap));
+    }
+    rows.push(row(None, &both, metrics, bootstrap));
+    let other_seeds = both.iter().filter(|(p, q)| p.seeds().zip(q.seeds()).is_some_and(|(p, q)| p != q)).count();
+    let names = [a, b].map(|t| if a.model == b.model { format!("{} ({})", t.model, t.table) } else { t.model.clone() });
+    let [name_a, name_b] = names;
+    Ok(Comparison { a: name_a, b: name_b, table_a: a.table.clone(), table_b: b.table.clone(), rows, other_seeds })
+}
+
+/// The groups of a table's prompts, in the table's order; none where all prompts are one set and nothing was asked for.
+///
+/// # Errors
+/// A group that was asked for and that no prompt has.
+pub fn groups(table: &Scored, by: Option<By>) -> Result<Vec<Option<&str>>> {
     let column = by.unwrap_or(By::Set);
     let mut groups: Vec<Option<&str>> = vec![];
-    for (prompt, _) in &both {
+    for prompt in &table.prompts {
         let group = column.of(prompt);
         if !groups.contains(&group) {
             groups.push(group);
@@ -122,22 +172,13 @@ pub fn compare(a: &Scored, b: &Scored, metrics: usize, by: Option<By>) -> Result
     ensure!(
         by.is_none() || groups != [None],
         "{}: no prompt has a {}, so there is nothing to group by; give it one in the prompts table",
-        a.table,
+        table.table,
         column.name()
     );
     if by.is_none() && groups.len() == 1 {
         groups.clear();
     }
-    let mut rows = vec![];
-    for group in groups {
-        let some: Vec<_> = both.iter().copied().filter(|(p, _)| column.of(p) == group).collect();
-        rows.push(row(Some(group.unwrap_or("(none)").to_owned()), &some, metrics));
-    }
-    rows.push(row(None, &both, metrics));
-    let other_seeds = both.iter().filter(|(p, q)| p.seeds().zip(q.seeds()).is_some_and(|(p, q)| p != q)).count();
-    let names = [a, b].map(|t| if a.model == b.model { format!("{} ({})", t.model, t.table) } else { t.model.clone() });
-    let [name_a, name_b] = names;
-    Ok(Comparison { a: name_a, b: name_b, table_a: a.table.clone(), table_b: b.table.clone(), rows, other_seeds })
+    Ok(groups)
 }
 
 fn only(prompt: &Prompt, has: &Scored, lacks: &Scored) -> String {
@@ -149,18 +190,33 @@ fn only(prompt: &Prompt, has: &Scored, lacks: &Scored) -> String {
     )
 }
 
-fn row(group: Option<String>, both: &[(&Prompt, &Prompt)], metrics: usize) -> Row {
+fn row(group: Option<String>, both: &[Both], metrics: usize, bootstrap: Bootstrap) -> Row {
+    // What is drawn anew, prompt by prompt: three values a metric.
+    let values = |(a, b): &Both| -> Vec<f64> {
+        let won = |won: bool| f64::from(u8::from(won));
+        (0..metrics)
+            .flat_map(|m| [won(a.best[m] > b.best[m]), won(a.mean[m] > b.mean[m]), a.mean[m] - b.mean[m]])
+            .collect()
+    };
+    let rows: Vec<_> = both.iter().map(values).collect();
+    let intervals = bootstrap.intervals(group.as_deref().unwrap_or(""), &rows);
     let cell = |m: usize| {
-        let mut wins = Wins::default();
-        both.iter().for_each(|(a, b)| wins.add(a.best[m], b.best[m]));
-        let scores_b = both.iter().flat_map(|(_, b)| &b.scores[m]).map(|&x| f64::from(x));
-        // Every prompt weighs the same, also where an image had no score.
-        let mean = |p: &Prompt| stats::mean(p.scores[m].iter().map(|&x| f64::from(x)));
+        let (mut best, mut mean) = (Wins::default(), Wins::default());
+        for (a, b) in both {
+            best.add(a.best[m], b.best[m]);
+            mean.add(a.mean[m], b.mean[m]);
+        }
+        let rate = |wins: Wins, bootstrap| {
+            let p = sign_test(wins.wins, wins.losses);
+            Rate { wins, bootstrap, p, p_holm: p }
+        };
         Cell {
-            wins,
-            mean_a: stats::mean(both.iter().map(|(a, _)| mean(a))),
-            mean_b: stats::mean(both.iter().map(|(_, b)| mean(b))),
-            sd_b: stats::sd(scores_b),
+            best: rate(best, intervals[3 * m]),
+            mean: rate(mean, intervals[3 * m + 1]),
+            diff: intervals[3 * m + 2],
+            mean_a: stats::mean(both.iter().map(|(a, _)| a.mean[m])),
+            mean_b: stats::mean(both.iter().map(|(_, b)| b.mean[m])),
+            sd_b: stats::sd(both.iter().flat_map(|(_, b)| &b.scores[m]).map(|&x| f64::from(x))),
         }
     };
     Row { group, n: both.len(), cells: (0..metrics).map(cell).collect() }

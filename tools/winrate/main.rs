@@ -3,9 +3,15 @@
 //!   winrate policy.parquet base.parquet
 //!   winrate balanced.parquet diffusion-dpo.parquet base.parquet --by category --json -o winrates.json
 
+mod bootstrap;
 mod compare;
+mod json;
+mod judges;
+mod layout;
 mod scored;
+mod sign;
 mod stats;
+mod tables;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -17,17 +23,20 @@ use pipe::{
     table::Inputs,
     text,
 };
-use serde_json::json;
 
-use compare::{By, Comparison, compare};
+use bootstrap::Bootstrap;
+use compare::{By, Comparison, compare, correct};
+use layout::Format;
 use scored::Scored;
+use tables::Results;
 
 /// Tell on how many prompts one model's best image scores higher than another's
 ///
 /// Each table holds one model's images, scored. Of each prompt's images the best under a metric stands for the model;
-/// the win rate is the share of prompts where the candidate's is strictly better, with its 95 % Wilson interval. Below
-/// it stand the mean scores, which a few lucky images cannot lift. Every table is compared with every later one, so name
-/// the candidate first and the baselines after it.
+/// the win rate is the share of prompts where the candidate's is strictly better, with its 95 % Wilson interval. The same by
+/// the mean of each prompt's images, and the change of the mean score, stand below it: a few lucky images cannot lift them.
+/// Nobody is called ahead unless an exact sign test, corrected for all rates of the table, says so. Every table is compared
+/// with every later one, so name the candidate first and the baselines after it.
 #[derive(Parser)]
 #[command(name = "winrate", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Args {
@@ -43,6 +52,28 @@ struct Args {
     /// Column whose values get a row each [default: set, where there are several]
     #[arg(long, value_enum, value_name = "COLUMN")]
     by: Option<By>,
+    /// Metrics that judge here and had no vote in training, to be marked so
+    ///
+    /// Metrics that are known to be such, by the origin of the tables, are marked without it.
+    #[arg(long, value_name = "M,...", value_delimiter = ',')]
+    held_out: Vec<String>,
+    /// Print mean scores instead: the paper's Table V
+    #[arg(long, group = "view")]
+    means: bool,
+    /// Print mean, min, max and sd of the images' scores instead: the paper's Table VI
+    #[arg(long, group = "view")]
+    stats: bool,
+    /// Print every win rate with its counts, intervals and probabilities instead, one a line
+    #[arg(long, group = "view")]
+    tests: bool,
+    /// How tables are laid out; --json has everything at once
+    ///
+    /// A CSV of the win rates is that of --tests, since a cell holds one number.
+    #[arg(long, value_enum, value_name = "LAYOUT", default_value = "text", conflicts_with = "json")]
+    format: Format,
+    /// Draws of the bootstrap; the ends of an interval are then sure to about a fiftieth of its width
+    #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u32).range(100..))]
+    resamples: u32,
     /// Exit with 1 if a win rate of the first table over the last, over all prompts, is below P (0 to 1)
     #[arg(long, value_name = "P")]
     require: Option<f64>,
@@ -55,6 +86,7 @@ Examples:
   winrate policy.parquet base.parquet
   winrate balanced.parquet diffusion-dpo.parquet base.parquet --by category
   winrate policy.parquet base.parquet --json -o winrates.json
+  winrate policy.parquet base.parquet --means --format latex
   winrate policy.parquet base.parquet --metrics hps,clip --require 0.5
 
 Exit status: 0 done, 1 a rate is below --require, 2 trouble.";
@@ -67,42 +99,55 @@ fn run(args: Args) -> Result<Answer> {
     let common = &args.common;
     common.refuse_shard("a win rate is over all prompts")?;
     ensure!(args.require.is_none_or(|p| (0.0..=1.0).contains(&p)), "--require takes a share from 0 to 1, such as 0.5");
+    let named: Vec<_> = args.tables.iter().map(|path| path.display().to_string()).collect();
+    let enough = args.tables.len() > 1 || args.means || args.stats;
+    ensure!(enough, "{} alone has nothing to be compared with; name a second table after it", named[0]);
     let inputs = Inputs::open_each(&args.tables)?;
     let metrics = metrics(&args, &inputs)?;
-    let hashes = args.tables.iter().zip(&inputs);
-    let hashes = hashes.map(|(path, input)| Ok((path.display().to_string(), scored::scorers(input, &metrics)?)));
-    let untold = scored::same_scorers(&hashes.collect::<Result<Vec<_>>>()?, &metrics)?;
-    if !untold.is_empty() {
+    let of_tables = |about: Vec<_>| named.iter().cloned().zip(about).collect::<Vec<_>>();
+    let scorers = inputs.iter().map(|input| judges::scorers(input, &metrics)).collect::<Result<_>>()?;
+    let untold = judges::same_scorers(&of_tables(scorers), &metrics)?;
+    if !untold.is_empty() && args.tables.len() > 1 {
         common.say(format!(
             "winrate: warning: not every table tells which scorer gave {}; make sure that it was the same",
             untold.join(", ")
         ));
     }
+    let voted: Vec<_> =
+        named.iter().cloned().zip(inputs.iter().map(judges::voted).collect::<Result<Vec<_>>>()?).collect();
+    let held_out = judges::held_out(&args.held_out, &metrics, &voted)?;
 
     let n = args.best_of as usize;
-    let tables: Vec<_> = args.tables.iter().zip(inputs).collect();
-    let tables = tables.into_iter().map(|(path, input)| Scored::read(path, input, &metrics, n));
+    let tables = args.tables.iter().zip(inputs).map(|(path, input)| Scored::read(path, input, &metrics, n));
     let tables = tables.collect::<Result<Vec<_>>>()?;
+    compare::groups(&tables[0], args.by)?;
+    let bootstrap = Bootstrap { seed: common.seed, resamples: args.resamples };
     // The paper's order: everything against the last table, then against the one before it.
     let mut comparisons = vec![];
     for (j, b) in tables.iter().enumerate().skip(1).rev() {
         for a in tables[..j].iter().rev() {
-            comparisons.push(compare(a, b, metrics.len(), args.by)?);
+            comparisons.push(compare(a, b, metrics.len(), args.by, bootstrap)?);
         }
     }
+    correct(&mut comparisons, |cell| &mut cell.best);
+    correct(&mut comparisons, |cell| &mut cell.mean);
     notes(common, &tables, &metrics, &comparisons);
 
-    let out = if common.json {
-        as_json(&args, &metrics, &tables, &comparisons)? + "\n"
-    } else {
-        as_text(&args, &metrics, &comparisons)
+    let results = Results {
+        metrics: &metrics,
+        held_out: &held_out,
+        best_of: args.best_of,
+        by: args.by,
+        tables: &tables,
+        comparisons: &comparisons,
     };
+    let out = if common.json { json::whole(&results, &voted, bootstrap)? + "\n" } else { shown(&args, &results) };
     match common.output.as_deref().filter(|o| o.as_os_str() != "-") {
         Some(path) => atomic::write(path, out.as_bytes())?,
         None => std::io::stdout().write_all(out.as_bytes()).context("cannot print the win rates")?,
     }
-    let first_vs_last = &comparisons[tables.len() - 2];
-    Ok(judge(&args, &metrics, first_vs_last))
+    // The last table's comparisons come first, the first table's last among them.
+    Ok(tables.len().checked_sub(2).map_or(Answer::Yes, |first| judge(&args, &metrics, &comparisons[first])))
 }
 
 fn metrics(args: &Args, inputs: &[Inputs]) -> Result<Vec<String>> {
@@ -136,69 +181,23 @@ fn notes(common: &Common, tables: &[Scored], metrics: &[String], comparisons: &[
     }
 }
 
-fn as_text(args: &Args, metrics: &[String], comparisons: &[Comparison]) -> String {
-    let by = args.by.unwrap_or(By::Set).name();
-    let grouped = comparisons.iter().any(|c| c.rows.len() > 1);
-    let mut header = vec!["".to_owned()];
-    header.extend(grouped.then(|| by.to_owned()));
-    header.push("n".into());
-    header.extend(metrics.iter().cloned());
-    let (mut rates, mut means) = (vec![header.clone()], vec![header]);
-    for c in comparisons {
-        for row in &c.rows {
-            let mut head = vec![format!("{} vs {}", c.a, c.b)];
-            head.extend(grouped.then(|| row.group.clone().unwrap_or_else(|| "all".into())));
-            head.push(row.n.to_string());
-            let rate = |cell: &compare::Cell| {
-                let (low, high) = stats::wilson(cell.wins.wins, row.n);
-                let ties = if cell.wins.ties > 0 { format!(", ties {}", cell.wins.ties) } else { String::new() };
-                format!("{:.1} % [{:.1}, {:.1}]{ties}", 100.0 * cell.wins.rate(), 100.0 * low, 100.0 * high)
-            };
-            let mean = |cell: &compare::Cell| match cell.change_sd() {
-                Some(change) => format!("{:.4} ({change:+.2})", cell.mean_a),
-                None => format!("{:.4} (-)", cell.mean_a),
-            };
-            rates.push(head.iter().cloned().chain(row.cells.iter().map(rate)).collect());
-            means.push(head.iter().cloned().chain(row.cells.iter().map(mean)).collect());
-        }
-    }
-    let left = 1 + grouped as usize;
-    format!(
-        "win rate, best of {} images a prompt [95 % interval]\n{}\nmean score (change in sd of the baseline)\n{}",
-        args.best_of,
-        text::table(&rates, left),
-        text::table(&means, left)
-    )
-}
-
-fn as_json(args: &Args, metrics: &[String], tables: &[Scored], comparisons: &[Comparison]) -> Result<String> {
-    let tables = tables.iter().map(|t| {
-        let nulls: serde_json::Map<_, _> = metrics.iter().cloned().zip(t.nulls.iter().map(|&n| n.into())).collect();
-        json!({"table": t.table, "model": t.model, "prompts": t.prompts.len(), "null_scores": nulls})
-    });
-    let comparisons = comparisons.iter().map(|c| {
-        let groups = c.rows.iter().filter(|r| r.group.is_some()).map(|r| r.json(metrics));
-        json!({
-            "a": c.a, "b": c.b, "table_a": c.table_a, "table_b": c.table_b,
-            "all": c.all().json(metrics), "groups": groups.collect::<Vec<_>>(), "other_seeds": c.other_seeds,
-        })
-    });
-    let whole = json!({
-        "best_of": args.best_of,
-        "by": args.by.unwrap_or(By::Set).name(),
-        "metrics": metrics,
-        "tables": tables.collect::<Vec<_>>(),
-        "comparisons": comparisons.collect::<Vec<_>>(),
-    });
-    Ok(serde_json::to_string(&whole)?)
+fn shown(args: &Args, results: &Results) -> String {
+    let format = args.format;
+    let grids = match () {
+        _ if args.means => vec![results.means(format)],
+        _ if args.stats => vec![results.stats(format)],
+        _ if args.tests || format == Format::Csv => vec![results.tests(format)],
+        _ => results.rates(),
+    };
+    grids.iter().map(|grid| grid.show(format)).collect::<Vec<_>>().join("\n")
 }
 
 fn judge(args: &Args, metrics: &[String], comparison: &Comparison) -> Answer {
     let Some(p) = args.require else { return Answer::Yes };
     let cells = metrics.iter().zip(&comparison.all().cells);
-    let below: Vec<_> = cells.filter(|(_, cell)| cell.wins.rate() < p).collect();
+    let below: Vec<_> = cells.filter(|(_, cell)| cell.best.wins.rate() < p).collect();
     for (metric, cell) in &below {
-        let (a, b, rate) = (&comparison.a, &comparison.b, cell.wins.rate());
+        let (a, b, rate) = (&comparison.a, &comparison.b, cell.best.wins.rate());
         args.common.say(format!("winrate: {a} vs {b}: {metric} {rate:.4} is below the required {p}"));
     }
     if below.is_empty() { Answer::Yes } else { Answer::No }

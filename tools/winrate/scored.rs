@@ -9,11 +9,9 @@ use arrow::{
 };
 use pipe::{
     column::Rows,
-    origin::Origin,
     schema::{images, prompts},
     table::{BATCH, Inputs},
 };
-use serde_json::Value;
 
 use crate::stats;
 
@@ -41,8 +39,9 @@ pub struct Prompt {
     pub category: Option<String>,
     pub challenge: Option<String>,
     images: Vec<Image>,
-    /// Best and all scores of the first n images, one a metric.
+    /// Best, mean and all scores of the first n images, one a metric.
     pub best: Vec<f32>,
+    pub mean: Vec<f64>,
     pub scores: Vec<Vec<f32>>,
 }
 
@@ -79,6 +78,12 @@ impl Scored {
         ensure!(!scored.prompts.is_empty(), "{} has no rows", scored.table);
         scored.close(metrics, n)?;
         Ok(scored)
+    }
+
+    /// The model's name; with the table's where two models of `all` are called the same.
+    pub fn name(&self, all: &[Scored]) -> String {
+        let alone = all.iter().filter(|t| t.model == self.model).count() == 1;
+        if alone { self.model.clone() } else { format!("{} ({})", self.model, self.table) }
     }
 
     pub fn get(&self, key: &Key) -> Option<&Prompt> {
@@ -127,6 +132,7 @@ impl Scored {
                     challenge: at(&challenges, i),
                     images: vec![],
                     best: vec![],
+                    mean: vec![],
                     scores: vec![],
                 });
             }
@@ -162,6 +168,7 @@ impl Scored {
                     )
                 };
                 prompt.best.push(best);
+                prompt.mean.push(stats::mean(scores.iter().map(|&x| f64::from(x))));
                 prompt.scores.push(scores);
             }
         }
@@ -184,33 +191,4 @@ impl Prompt {
     pub fn seeds(&self) -> Option<Vec<u64>> {
         self.images.iter().map(|image| image.seed).collect()
     }
-}
-
-/// The hash of each metric's scorer, from the nearest `score` in the origin of each part of the table; `None` for a part
-/// that does not say.
-pub fn scorers(inputs: &Inputs, metrics: &[String]) -> Result<Vec<Vec<Option<Value>>>> {
-    let scorer = |origin: Option<&Origin>, metric: &String| {
-        origin?.chain().into_iter().find(|o| o.tool == "score")?.models.get(metric).cloned()
-    };
-    let origins = inputs.origins()?;
-    Ok(metrics.iter().map(|m| origins.iter().map(|input| scorer(input.origin.as_deref(), m)).collect()).collect())
-}
-
-/// Refuses tables whose scores come from different scorers. Returns the metrics whose scorer some table does not tell.
-pub fn same_scorers(tables: &[(String, Vec<Vec<Option<Value>>>)], metrics: &[String]) -> Result<Vec<String>> {
-    let mut untold = vec![];
-    for (m, metric) in metrics.iter().enumerate() {
-        let all = || tables.iter().flat_map(|(table, scorers)| scorers[m].iter().map(move |s| (table, s)));
-        if all().any(|(_, scorer)| scorer.is_none()) {
-            untold.push(metric.clone());
-        }
-        let mut told = all().filter_map(|(table, scorer)| Some((table, scorer.as_ref()?)));
-        let Some((first, theirs)) = told.next() else { continue };
-        if let Some((other, _)) = told.find(|(_, scorer)| *scorer != theirs) {
-            bail!(
-                "{metric} comes from different scorers in {first} and {other}, so its scores cannot be compared; score both with the same model and options"
-            );
-        }
-    }
-    Ok(untold)
 }

@@ -8,7 +8,7 @@ pub fn best_of(scores: &[f32]) -> Option<f32> {
     scores.iter().copied().reduce(f32::max)
 }
 
-/// Prompts on which the candidate's best is better, equal or worse than the baseline's.
+/// Prompts on which the candidate's score is better, equal or worse than the baseline's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wins {
     pub wins: usize,
@@ -18,7 +18,7 @@ pub struct Wins {
 
 impl Wins {
     /// Counts one prompt. A win is strict, as in the paper; only exact equality is a tie.
-    pub fn add(&mut self, candidate: f32, baseline: f32) {
+    pub fn add<T: PartialOrd>(&mut self, candidate: T, baseline: T) {
         self.wins += (candidate > baseline) as usize;
         self.ties += (candidate == baseline) as usize;
         self.losses += (candidate < baseline) as usize;
@@ -52,6 +52,13 @@ pub fn mean(values: impl Iterator<Item = f64> + Clone) -> f64 {
 pub fn sd(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
     let (centre, n) = (mean(values.clone()), values.clone().count());
     (n > 1).then(|| (values.map(|x| (x - centre).powi(2)).sum::<f64>() / (n - 1) as f64).sqrt())
+}
+
+/// The q-quantile of some sorted values, between two neighbours on the straight line (numpy's `linear`).
+pub fn quantile(sorted: &[f64], q: f64) -> f64 {
+    let at = q * (sorted.len() - 1) as f64;
+    let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    below + (above - below) * at.fract()
 }
 
 #[cfg(test)]
@@ -131,5 +138,14 @@ mod tests {
         let x = [1.0, 2.0, 3.0, 4.0];
         assert!((sd(x.into_iter()).unwrap() - 1.290_994_448_7).abs() < 1e-9);
         assert_eq!(sd([1.0].into_iter()), None);
+    }
+
+    #[test]
+    fn quantile_is_numpys() {
+        // numpy.quantile([1, 2, 4, 8, 16], [0, .025, .5, .9, 1])
+        let x = [1.0, 2.0, 4.0, 8.0, 16.0];
+        for (q, value) in [(0.0, 1.0), (0.025, 1.1), (0.5, 4.0), (0.9, 12.8), (1.0, 16.0)] {
+            assert!((quantile(&x, q) - value).abs() < 1e-12, "{q}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What every tool does besides its own verb: tables, provenance, the command-line frame, seeds.
 //! Nothing here knows of a network, so `vote`, `winrate` and `prompts` build in seconds.
 
+pub mod ahead;
 pub mod atomic;
 pub mod cli;
 pub mod column;

@@ -15,7 +15,7 @@ use arrow::{
 use parquet::{
     arrow::ArrowWriter,
     basic::{Compression, ZstdLevel},
-    file::properties::WriterProperties,
+    file::{metadata::KeyValue, properties::WriterProperties},
 };
 
 use crate::{
@@ -85,6 +85,14 @@ impl Output {
                 writer.write(&batch)?;
                 Ok(writer.get_mut().flush()?)
             }
+        }
+    }
+
+    /// Keeps a text under `key` in the metadata, for what is known only when all rows are written. A stream's metadata went
+    /// out before its first row: there it is left out.
+    pub fn note(&mut self, key: &str, text: &str) {
+        if let Sink::Parquet(writer) = &mut self.body {
+            writer.append_key_value_metadata(KeyValue::new(key.to_owned(), text.to_owned()));
         }
     }
 

@@ -1,0 +1,104 @@
+//! Some pairs with everything that a rule may ask of them, column by column; here scores become votes.
+
+use anyhow::{Result, bail};
+use arrow::{
+    array::{Array, ArrayRef, AsArray, Float32Array, StringArray, UInt32Array},
+    compute::take,
+};
+use pipe::column::Rows;
+
+use crate::rule;
+
+/// The name of people as a voter.
+pub const HUMAN: &str = "human";
+
+pub struct Ballot {
+    pub ids: StringArray,
+    /// pair_id again, caption and both uids, as they stand in a labels table; none in a first pass.
+    pub keys: Vec<ArrayRef>,
+    /// `None` where nobody was asked; a NaN, as pandas writes a missing number, is none either.
+    pub label_0: Vec<Option<f32>>,
+    /// One a voter.
+    pub scores: Vec<Scores>,
+    /// Of pairs made from scored images: the number of images of each prompt, whose pairs (0, 1), (0, 2) ... (1, 2) ... stand
+    /// one after the other. Empty for a table of pairs.
+    pub prompts: Vec<usize>,
+}
+
+/// A metric's scores of image 0 and image 1, and its votes.
+pub struct Scores {
+    pub m_0: Float32Array,
+    pub m_1: Float32Array,
+    /// Eq. 6; `None` where it did not score both.
+    pub s: Vec<Option<i8>>,
+    /// m_0 - m_1; 0 where s is no vote.
+    pub d: Vec<f64>,
+}
+
+impl Scores {
+    pub fn new(m_0: Float32Array, m_1: Float32Array, margin: f64) -> Self {
+        let values = || m_0.values().iter().zip(m_1.values());
+        let mut s: Vec<_> = values().map(|(&a, &b)| Some(rule::s(a, b, margin))).collect();
+        let mut d: Vec<_> = values().map(|(&a, &b)| f64::from(a) - f64::from(b)).collect();
+        if m_0.null_count() + m_1.null_count() > 0 {
+            let lost = (0..s.len()).filter(|&i| m_0.is_null(i) || m_1.is_null(i));
+            lost.for_each(|i| s[i] = None);
+        }
+        let mute = |s_m: Option<i8>| !matches!(s_m, Some(1 | -1));
+        d.iter_mut().zip(&s).filter(|(_, s_m)| mute(**s_m)).for_each(|(d_m, _)| *d_m = 0.0);
+        Self { m_0, m_1, s, d }
+    }
+
+    fn take(&self, rows: &UInt32Array) -> Result<Self> {
+        let side = |m: &Float32Array| -> Result<Float32Array> { Ok(take(m, rows, None)?.as_primitive().clone()) };
+        let some = || rows.values().iter().map(|&i| i as usize);
+        Ok(Self {
+            m_0: side(&self.m_0)?,
+            m_1: side(&self.m_1)?,
+            s: some().map(|i| self.s[i]).collect(),
+            d: some().map(|i| self.d[i]).collect(),
+        })
+    }
+}
+
+/// People as a voter: label_0 against 1 - label_0.
+pub fn human_scores(label_0: &[Option<f32>]) -> Scores {
+    let side = |f: fn(f32) -> f32| label_0.iter().map(|l| l.map(f)).collect::<Float32Array>();
+    Scores::new(side(|l| l), side(|l| 1.0 - l), 0.0)
+}
+
+/// A column of scores: numbers or null, nothing else.
+pub fn finite(rows: &Rows, name: &str) -> Result<Float32Array> {
+    let scores = rows.f32_or_null(name)?;
+    if scores.values().iter().any(|x| !x.is_finite())
+        && let Some(i) = (0..scores.len()).find(|&i| scores.is_valid(i) && !scores.value(i).is_finite())
+    {
+        bail!(
+            "{}: {name} is {}, which is no score; score it again, or make it null so that it has no vote",
+            rows.at(i),
+            scores.value(i)
+        );
+    }
+    Ok(scores)
+}
+
+impl Ballot {
+    pub fn len(&self) -> usize {
+        self.label_0.len()
+    }
+
+    /// Some of the pairs.
+    pub fn take(&self, rows: &[u32]) -> Result<Self> {
+        let rows = UInt32Array::from(rows.to_vec());
+        let keys = self.keys.iter().map(|key| take(key, &rows, None)).collect::<Result<_, _>>()?;
+        let scores = self.scores.iter().map(|s| s.take(&rows)).collect::<Result<_>>()?;
+        let label_0 = rows.values().iter().map(|&i| self.label_0[i as usize]).collect();
+        Ok(Self {
+            ids: take(&self.ids, &rows, None)?.as_string::<i32>().clone(),
+            keys,
+            label_0,
+            scores,
+            prompts: vec![],
+        })
+    }
+}

@@ -1,0 +1,59 @@
+//! What `zsum` and `minmax` divide by: how widely each metric's scores lie, in this table or in another.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The spread of one metric's scores, over images as often as they stand in a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scale {
+    pub sd: f64,
+    pub min: f64,
+    pub max: f64,
+}
+
+/// By metric.
+pub type Scales = BTreeMap<String, Scale>;
+
+/// Where scales come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ScalesFrom {
+    /// A first pass over the table itself.
+    Data,
+    File(PathBuf),
+}
+
+impl FromStr for ScalesFrom {
+    type Err = std::convert::Infallible;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(if text == "data" { ScalesFrom::Data } else { ScalesFrom::File(text.into()) })
+    }
+}
+
+/// The scales of `metrics` in a JSON file: `{"hps": {"sd": 0.013, "min": 0.22, "max": 0.31}, ...}`, or what `vote --json`
+/// printed for another table, which holds the same under `voters`.
+///
+/// # Errors
+/// No such file, no JSON, or a metric without a spread in it.
+pub fn read(path: &Path, metrics: &[String]) -> Result<Scales> {
+    let name = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
+    let whole: Value = serde_json::from_str(&text).with_context(|| format!("{name} is not JSON"))?;
+    let all = whole.get("voters").unwrap_or(&whole);
+    let mut scales = Scales::new();
+    for metric in metrics {
+        let scale = all.get(metric).and_then(|s| Scale::deserialize(s).ok());
+        let scale = scale.with_context(|| format!("{name}: no sd, min and max of {metric}"))?;
+        let sound =
+            [scale.sd, scale.min, scale.max].iter().all(|x| x.is_finite()) && scale.sd > 0.0 && scale.max > scale.min;
+        ensure!(sound, "{name}: {metric} has sd {}, min {} and max {}: no spread", scale.sd, scale.min, scale.max);
+        scales.insert(metric.clone(), scale);
+    }
+    Ok(scales)
+}

@@ -1,0 +1,151 @@
+//! All images of a prompt against each other: who is best and who worst, and whether the preferences run in a circle. Pairwise
+//! majorities of three images or more may: a over b, b over c, c over a (Condorcet). Of two images they cannot.
+
+use serde_json::{Value, json};
+
+use crate::decide::Decided;
+
+/// Which pairs of a prompt's images become rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Pairs {
+    /// One pair a prompt: the image that is preferred most often against the one that is least often
+    BestWorst,
+    /// Every two images of the prompt
+    All,
+}
+
+/// What was seen of the prompts.
+#[derive(Default)]
+pub struct Rounds {
+    pub prompts: usize,
+    /// Prompts with a single image, of which there is no pair.
+    pub alone: usize,
+    /// Prompts whose preferences run in a circle.
+    pub cycles: usize,
+    /// Prompts with an image that is preferred to every other.
+    pub winners: usize,
+    /// Best-worst pairs in which the worst is preferred to the best, as may happen in a circle.
+    pub reversed: usize,
+}
+
+impl Rounds {
+    /// Takes prompts with these numbers of images and the decisions on all their pairs, one prompt after the other. Returns the
+    /// best-worst pair of each prompt, as the number of its decision.
+    pub fn add_all(&mut self, images: &[usize], decided: &[Decided]) -> Vec<u32> {
+        let (mut first, mut best_worst) = (0, vec![]);
+        for &k in images {
+            let pairs = k * k.saturating_sub(1) / 2;
+            let s: Vec<i8> = decided[first..first + pairs].iter().map(|d| d.decision.preference).collect();
+            best_worst.extend(self.add(k, &s).map(|i| (first + i) as u32));
+            first += pairs;
+        }
+        best_worst
+    }
+
+    /// Takes one prompt of `k` images with S of its pairs (0, 1), (0, 2) ... (1, 2) ... and returns the pair of the
+    /// best and the worst image, by its place among them; `None` where there is no pair.
+    fn add(&mut self, k: usize, s: &[i8]) -> Option<usize> {
+        self.prompts += 1;
+        if k < 2 {
+            self.alone += 1;
+            return None;
+        }
+        let over = table(k, s);
+        self.cycles += has_cycle(&over) as usize;
+        self.winners += over.iter().any(|row| row.iter().filter(|&&s| s > 0).count() == k - 1) as usize;
+        let (best, worst) = best_and_worst(&over);
+        self.reversed += (over[best][worst] < 0) as usize;
+        let (i, j) = (best.min(worst), best.max(worst));
+        Some(i * (2 * k - i - 1) / 2 + j - i - 1)
+    }
+
+    pub fn text(&self) -> String {
+        let Self { prompts, alone, cycles, winners, reversed } = self;
+        format!(
+            "{prompts} prompts: {winners} with an image preferred to every other, {cycles} whose preferences run in a circle, \
+             {reversed} best-worst pairs where the worst is preferred, {alone} with a single image and so no pair"
+        )
+    }
+
+    pub fn json(&self) -> Value {
+        json!({
+            "prompts": self.prompts, "alone": self.alone, "cycles": self.cycles, "winners": self.winners, "reversed": self.reversed,
+        })
+    }
+}
+
+/// S of every two images, from both sides: over[i][j] = 1 where i is preferred to j.
+fn table(k: usize, s: &[i8]) -> Vec<Vec<i8>> {
+    let mut over = vec![vec![0; k]; k];
+    let pairs = (0..k).flat_map(|i| (i + 1..k).map(move |j| (i, j)));
+    for ((i, j), s) in pairs.zip(s) {
+        over[i][j] = *s;
+        over[j][i] = -s;
+    }
+    over
+}
+
+/// By Copeland's score, images preferred minus images that are preferred to it; equals in the order in which they stand, so that
+/// two different images always come out.
+fn best_and_worst(over: &[Vec<i8>]) -> (usize, usize) {
+    let score = |i: &usize| over[*i].iter().map(|&s| i32::from(s)).sum::<i32>();
+    // From the back, max_by_key finds the first of equals and min_by_key the last.
+    let best = (0..over.len()).rev().max_by_key(score).unwrap_or(0);
+    let worst = (0..over.len()).rev().filter(|i| *i != best).min_by_key(score).unwrap_or(0);
+    (best, worst)
+}
+
+/// Whether some images are each preferred to the next and the last to the first: what is left when images that nobody is
+/// preferred to are taken away again and again.
+fn has_cycle(over: &[Vec<i8>]) -> bool {
+    let mut left: Vec<usize> = (0..over.len()).collect();
+    loop {
+        let beaten = |i: &usize| left.iter().any(|&j| over[j][*i] > 0);
+        let rest: Vec<usize> = left.iter().copied().filter(beaten).collect();
+        if rest.len() == left.len() {
+            return !rest.is_empty();
+        }
+        left = rest;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_circle_is_seen() {
+        // Pairs of three: 01 02 12.
+        for (s, circle, winner, best_worst) in [
+            ([1, 1, 1], false, true, Some(1)),
+            ([-1, -1, -1], false, true, Some(1)),
+            ([1, -1, 1], true, false, Some(1)),
+            ([1, 0, 1], false, false, Some(1)),
+            ([0, 0, 0], false, false, Some(1)),
+            ([-1, 1, 1], false, true, Some(2)),
+        ] {
+            let mut rounds = Rounds::default();
+            assert_eq!(rounds.add(3, &s), best_worst, "{s:?}");
+            assert_eq!((rounds.cycles, rounds.winners), (circle as usize, winner as usize), "{s:?}");
+        }
+        let mut rounds = Rounds::default();
+        assert_eq!(rounds.add(1, &[]), None);
+        assert_eq!((rounds.prompts, rounds.alone), (1, 1));
+    }
+
+    #[test]
+    fn the_pair_is_found_among_many() {
+        // Image 3 over all, image 1 under all: pairs of five stand as 01 02 03 04 12 13 14 23 24 34.
+        let over = |i: usize, j: usize| {
+            if i == 3 || j == 1 {
+                1
+            } else if j == 3 || i == 1 {
+                -1
+            } else {
+                0
+            }
+        };
+        let s: Vec<i8> = (0..5).flat_map(|i| (i + 1..5).map(move |j| over(i, j))).collect();
+        assert_eq!(Rounds::default().add(5, &s), Some(5));
+    }
+}

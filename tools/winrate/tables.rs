@@ -1,0 +1,231 @@
+//! What is printed: the paper's Tables I and II (win rates), V (mean scores) and VI (spread of the scores), and every test.
+
+use crate::{
+    compare::{By, Cell, Comparison, Rate, Row, Side, groups},
+    layout::{Format, Grid},
+    scored::{Prompt, Scored},
+    sign::LEVEL,
+    stats::{self, wilson},
+};
+
+/// Everything that the tables are made of.
+pub struct Results<'a> {
+    pub metrics: &'a [String],
+    /// Metrics that judge and did not vote.
+    pub held_out: &'a [String],
+    pub best_of: u32,
+    pub by: Option<By>,
+    pub tables: &'a [Scored],
+    pub comparisons: &'a [Comparison],
+}
+
+impl Results<'_> {
+    /// Tables I and II: on how many prompts the candidate is ahead; and how far the mean scores moved.
+    pub fn rates(&self) -> Vec<Grid> {
+        let tests: usize = self.comparisons.iter().map(|c| c.rows.len() * self.metrics.len()).sum();
+        let noise = format!(
+            "[95 % interval]\nWho is ahead: + the candidate, - the baseline, no sign nobody, within the noise \
+             (exact sign test, Holm over these {tests} rates, {:.0} %)",
+            100.0 * LEVEL
+        );
+        let grid = |title: String, cell: &dyn Fn(&Row, &Cell) -> String| {
+            let rows = self.rows().map(|(c, row)| {
+                let head = self.row_head(&[format!("{} vs {}", c.a, c.b)], row.group.as_deref(), row.n);
+                head.into_iter().chain(row.cells.iter().map(|x| cell(row, x))).collect()
+            });
+            let rows: Vec<_> = rows.collect();
+            let head = self.head(&[""]);
+            Grid { title, left: head.len() - 1 - self.metrics.len(), head, rows }
+        };
+        let signed =
+            |of: fn(&Cell) -> &Rate| self.rows().any(|(_, r)| r.cells.iter().any(|c| of(c).winner().is_some()));
+        let images = self.best_of;
+        let mut grids = vec![grid(format!("win rate, best of {images} images a prompt {noise}"), &|row, c| {
+            rate(row, &c.best, signed(|c| &c.best))
+        })];
+        if images > 1 {
+            grids.push(grid(format!("win rate, mean of {images} images a prompt"), &|row, c| {
+                rate(row, &c.mean, signed(|c| &c.mean))
+            }));
+        }
+        let title = "change of the mean score, in sd of the baseline's images [95 % paired bootstrap over prompts]";
+        grids.push(grid(title.into(), &|_, c| change(c)));
+        grids
+    }
+
+    /// Every rate with its counts, intervals and probabilities, one a line.
+    pub fn tests(&self, format: Format) -> Grid {
+        let share = |x: f64| if format == Format::Csv { x.to_string() } else { format!("{:.1} %", 100.0 * x) };
+        let p = |x: f64| match format {
+            Format::Csv => x.to_string(),
+            _ if x < 0.0001 => "<0.0001".into(),
+            _ => format!("{x:.4}"),
+        };
+        let mut rows = vec![];
+        for (c, row) in self.rows() {
+            for (metric, cell) in self.metrics.iter().zip(&row.cells) {
+                let which = if self.best_of > 1 {
+                    &[("best", &cell.best), ("mean", &cell.mean)][..]
+                } else {
+                    &[("best", &cell.best)]
+                };
+                for &(of, rate) in which {
+                    let (low, high) = wilson(rate.wins.wins, row.n);
+                    let ahead = rate.winner().map_or("", |w| if w == Side::A { &c.a } else { &c.b });
+                    let group = self.grouped().then(|| row.group.as_deref().unwrap_or("all").to_owned());
+                    let mut line = vec![c.a.clone(), c.b.clone()];
+                    line.extend(group);
+                    line.extend([self.called(metric), of.into(), ahead.into()]);
+                    line.extend([row.n, rate.wins.wins, rate.wins.losses, rate.wins.ties].map(|n| n.to_string()));
+                    line.extend([rate.wins.rate(), low, high, rate.bootstrap.0, rate.bootstrap.1].map(share));
+                    line.extend([rate.p, rate.p_holm].map(p));
+                    rows.push(line);
+                }
+            }
+        }
+        let mut head = vec!["candidate", "baseline"];
+        head.extend(self.grouped().then(|| self.by.unwrap_or(By::Set).name()));
+        head.extend(["metric", "images", "ahead"]);
+        let left = head.len();
+        head.extend(["n", "wins", "losses", "ties", "rate", "low", "high"]);
+        head.extend(["bootstrap low", "bootstrap high", "p", "p Holm"]);
+        let title = format!(
+            "win rates by the best and by the mean of {} images a prompt, with Wilson's and the bootstrap's 95 % intervals and the exact sign test",
+            self.best_of
+        );
+        Grid { title, head: head.into_iter().map(String::from).collect(), rows, left }
+    }
+
+    /// Table V: mean scores, and how far they are from the last table's.
+    pub fn means(&self, format: Format) -> Grid {
+        let base = &self.tables[self.tables.len() - 1];
+        let mut rows = vec![];
+        for (table, group, prompts) in self.slices() {
+            let cell = |m: usize| {
+                let of = |prompts: &[&Prompt]| stats::mean(prompts.iter().map(|p| p.mean[m]));
+                let mean = of(&prompts);
+                if format == Format::Csv {
+                    return mean.to_string();
+                }
+                let theirs: Vec<_> = prompts.iter().filter_map(|p| base.get(&p.key)).collect();
+                let sd = stats::sd(theirs.iter().flat_map(|p| &p.scores[m]).map(|&x| f64::from(x)));
+                let change = sd.filter(|&sd| sd > 0.0).map(|sd| (mean - of(&theirs)) / sd);
+                match change.filter(|_| !std::ptr::eq(table, base)) {
+                    Some(change) => format!("{mean:.4} ({change:+.2})"),
+                    None => format!("{mean:.4}"),
+                }
+            };
+            let head = self.row_head(&[table.name(self.tables)], group, prompts.len());
+            rows.push(head.into_iter().chain((0..self.metrics.len()).map(cell)).collect());
+        }
+        let head = self.head(&["model"]);
+        let title = format!(
+            "mean score of {} images a prompt (difference from {}, in sd of its images)",
+            self.best_of,
+            base.name(self.tables)
+        );
+        Grid { title, left: head.len() - 1 - self.metrics.len(), head, rows }
+    }
+
+    /// Table VI: mean, least, greatest and standard deviation of the images' scores.
+    pub fn stats(&self, format: Format) -> Grid {
+        let number = |x: f64| if format == Format::Csv { x.to_string() } else { format!("{x:.4}") };
+        let mut rows = vec![];
+        for (table, group, prompts) in self.slices() {
+            let spreads: Vec<_> = (0..self.metrics.len()).map(|m| Spread::of(&prompts, m)).collect();
+            for (name, value) in Spread::NAMES {
+                let head = self.row_head(&[table.name(self.tables), name.into()], group, prompts.len());
+                let cell = |s: &Spread| value(s).map_or_else(|| "-".into(), number);
+                rows.push(head.into_iter().chain(spreads.iter().map(cell)).collect());
+            }
+        }
+        let head = self.head(&["model", ""]);
+        let title = format!("scores of {} images a prompt, image by image", self.best_of);
+        Grid { title, left: head.len() - 1 - self.metrics.len(), head, rows }
+    }
+
+    fn rows(&self) -> impl Iterator<Item = (&Comparison, &Row)> {
+        self.comparisons.iter().flat_map(|c| c.rows.iter().map(move |row| (c, row)))
+    }
+
+    /// Tables, the paper's baseline-first, and their prompts, by group and all together.
+    fn slices(&self) -> Vec<(&Scored, Option<&str>, Vec<&Prompt>)> {
+        let mut slices = vec![];
+        for table in self.tables.iter().rev() {
+            // An error would have come of the comparisons already.
+            for group in groups(table, self.by).unwrap_or_default() {
+                let some = table.prompts.iter().filter(|p| self.by.unwrap_or(By::Set).of(p) == group);
+                slices.push((table, Some(group.unwrap_or("(none)")), some.collect()));
+            }
+            slices.push((table, None, table.prompts.iter().collect()));
+        }
+        slices
+    }
+
+    fn grouped(&self) -> bool {
+        self.tables.iter().any(|t| groups(t, self.by).is_ok_and(|g| !g.is_empty()))
+    }
+
+    fn head(&self, first: &[&str]) -> Vec<String> {
+        let mut head: Vec<_> = first.iter().map(|s| s.to_string()).collect();
+        head.extend(self.grouped().then(|| self.by.unwrap_or(By::Set).name().to_owned()));
+        head.push("n".into());
+        head.extend(self.metrics.iter().map(|m| self.called(m)));
+        head
+    }
+
+    fn row_head(&self, first: &[String], group: Option<&str>, n: usize) -> Vec<String> {
+        let mut head = first.to_vec();
+        head.extend(self.grouped().then(|| group.unwrap_or("all").to_owned()));
+        head.push(n.to_string());
+        head
+    }
+
+    fn called(&self, metric: &str) -> String {
+        let held_out = self.held_out.iter().any(|m| m == metric);
+        if held_out { format!("{metric} (held out)") } else { metric.to_owned() }
+    }
+}
+
+/// A rate with its interval and, `signed`, room for who is ahead.
+fn rate(row: &Row, rate: &Rate, signed: bool) -> String {
+    let (low, high) = wilson(rate.wins.wins, row.n);
+    let ties = if rate.wins.ties > 0 { format!(", ties {}", rate.wins.ties) } else { String::new() };
+    let ahead = match rate.winner() {
+        Some(Side::A) => " +",
+        Some(Side::B) => " -",
+        None if signed => "  ",
+        None => "",
+    };
+    format!("{:.1} % [{:.1}, {:.1}]{ties}{ahead}", 100.0 * rate.wins.rate(), 100.0 * low, 100.0 * high)
+}
+
+fn change(cell: &Cell) -> String {
+    match (cell.change_sd(), cell.in_sd(cell.diff.0), cell.in_sd(cell.diff.1)) {
+        (Some(change), Some(low), Some(high)) => format!("{change:+.2} [{low:+.2}, {high:+.2}]"),
+        _ => "-".into(),
+    }
+}
+
+/// How some images' scores lie.
+pub struct Spread {
+    pub mean: f64,
+    pub min: f64,
+    pub max: f64,
+    pub sd: Option<f64>,
+}
+
+impl Spread {
+    const NAMES: [(&str, fn(&Spread) -> Option<f64>); 4] =
+        [("mean", |s| Some(s.mean)), ("min", |s| Some(s.min)), ("max", |s| Some(s.max)), ("sd", |s| s.sd)];
+
+    pub fn of(prompts: &[&Prompt], metric: usize) -> Self {
+        let scores = prompts.iter().flat_map(|p| &p.scores[metric]).map(|&x| f64::from(x));
+        Self {
+            mean: stats::mean(scores.clone()),
+            min: scores.clone().fold(f64::INFINITY, f64::min),
+            max: scores.clone().fold(f64::NEG_INFINITY, f64::max),
+            sd: stats::sd(scores),
+        }
+    }
+}
