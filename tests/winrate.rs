@@ -118,7 +118,7 @@ policy vs base  odd   2           50.0 % [9.5, 90.5]   50.0 % [9.5, 90.5]
 policy vs base  all   4  50.0 % [15.0, 85.0], ties 1  50.0 % [15.0, 85.0]
 
 win rate, mean of 2 images a prompt
-                set   n                   hps                  clip
+                set   n                  hps                 clip
 policy vs base  even  2   50.0 % [9.5, 90.5]   50.0 % [9.5, 90.5]
 policy vs base  odd   2   50.0 % [9.5, 90.5]   50.0 % [9.5, 90.5]
 policy vs base  all   4  50.0 % [15.0, 85.0]  50.0 % [15.0, 85.0]
@@ -421,7 +421,7 @@ fn held_out_judges_are_marked() {
     let dir = dir();
     let shown = |args: &[&str]| dir.tool("winrate").args(BOTH).args(["-q"]).args(args).ok().text().to_owned();
     assert!(!shown(&[]).contains("held out"));
-    says(&shown(&["--held-out", "clip"]), &["hps     clip (held out)"]);
+    says(&shown(&["--held-out", "clip"]), &[" hps      clip (held out)"]);
     says(&dir.tool("winrate").args(BOTH).args(["--held-out", "blip"]).fails(2), &["blip", "hps, clip"]);
     let behind = |rule: &str| {
         let vote = format!(r#"{{"tool":"vote","version":"0","args":{{"rule":"{rule}","metrics":["hps","blip"]}}}}"#);

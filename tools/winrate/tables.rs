@@ -133,7 +133,7 @@ impl Results<'_> {
         let mut rows = vec![];
         for (table, group, prompts) in self.slices() {
             let spreads: Vec<_> = (0..self.metrics.len()).map(|m| Spread::of(&prompts, m)).collect();
-            for (name, value) in Spread::NAMES {
+            for (name, value) in Spread::FIGURES {
                 let head = self.row_head(&[table.name(self.tables), name.into()], group, prompts.len());
                 let cell = |s: &Spread| value(s).map_or_else(|| "-".into(), number);
                 rows.push(head.into_iter().chain(spreads.iter().map(cell)).collect());
@@ -215,8 +215,11 @@ pub struct Spread {
     pub sd: Option<f64>,
 }
 
+/// A name and where it is found.
+type Figure = (&'static str, fn(&Spread) -> Option<f64>);
+
 impl Spread {
-    const NAMES: [(&str, fn(&Spread) -> Option<f64>); 4] =
+    const FIGURES: [Figure; 4] =
         [("mean", |s| Some(s.mean)), ("min", |s| Some(s.min)), ("max", |s| Some(s.max)), ("sd", |s| s.sd)];
 
     pub fn of(prompts: &[&Prompt], metric: usize) -> Self {

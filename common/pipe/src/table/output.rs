@@ -13,7 +13,7 @@ use arrow::{
     ipc::writer::StreamWriter,
 };
 use parquet::{
-    arrow::ArrowWriter,
+    arrow::{ARROW_SCHEMA_META_KEY, ArrowWriter, arrow_writer::ArrowWriterOptions, encode_arrow_schema},
     basic::{Compression, ZstdLevel},
     file::{metadata::KeyValue, properties::WriterProperties},
 };
@@ -38,6 +38,7 @@ pub struct Output {
     body: Sink,
     pub schema: SchemaRef,
     pub rows: usize,
+    notes: Vec<(String, String)>,
 }
 
 enum Sink {
@@ -68,10 +69,12 @@ impl Output {
                 .set_max_row_group_row_count(Some(16 * 1024))
                 .set_max_row_group_bytes(Some(64 << 20))
                 .build();
-            let writer = ArrowWriter::try_new(AtomicFile::create(path)?, schema.clone(), Some(properties));
+            // The schema, with its metadata, is added at the end.
+            let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
+            let writer = ArrowWriter::try_new_with_options(AtomicFile::create(path)?, schema.clone(), options);
             Sink::Parquet(Box::new(writer.with_context(|| format!("cannot write {name}"))?))
         };
-        Ok(Self { name, body, schema, rows: 0 })
+        Ok(Self { name, body, schema, rows: 0, notes: vec![] })
     }
 
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
@@ -91,15 +94,18 @@ impl Output {
     /// Keeps a text under `key` in the metadata, for what is known only when all rows are written. A stream's metadata went
     /// out before its first row: there it is left out.
     pub fn note(&mut self, key: &str, text: &str) {
-        if let Sink::Parquet(writer) = &mut self.body {
-            writer.append_key_value_metadata(KeyValue::new(key.to_owned(), text.to_owned()));
-        }
+        self.notes.push((key.to_owned(), text.to_owned()));
     }
 
     /// Ends the stream with its mark, or puts the file under its name.
     pub fn finish(self) -> Result<usize> {
         match self.body {
-            Sink::Parquet(writer) => {
+            Sink::Parquet(mut writer) => {
+                let metadata =
+                    self.notes.into_iter().fold(self.schema.metadata().clone(), |all, (k, v)| all.with(k, v));
+                let schema = Schema::clone(&self.schema).with_metadata(metadata);
+                let schema = KeyValue::new(ARROW_SCHEMA_META_KEY.to_owned(), encode_arrow_schema(&schema));
+                writer.append_key_value_metadata(schema);
                 writer.into_inner().with_context(|| format!("cannot write {}", self.name))?.commit()?
             }
             Sink::Stream(mut writer) => {
