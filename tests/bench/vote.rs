@@ -43,7 +43,7 @@ const METRICS: [&str; 4] = ["hps", "clip", "pickscore", "aesthetic"];
 const BATCH: usize = 8192;
 
 fn main() {
-    let pairs = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(1_000_000);
+    let pairs: usize = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(1_000_000);
     let metrics: Vec<String> = METRICS.map(String::from).to_vec();
     let (keys, columns) = batch(0);
     let columns: Vec<Float32Array> = columns;
@@ -105,7 +105,7 @@ fn main() {
 /// Keys and scores of 8,192 pairs: captions of 20 words, ids as long as Pick-a-Pic's.
 fn batch(i: u64) -> (Vec<StringArray>, Vec<Float32Array>) {
     let mut draws = draws(0, "bench", "", i);
-    let mut word = |d: &mut Draws| {
+    let word = |d: &mut Draws| {
         ["a", "castle", "in", "the", "sky", "oil", "on", "canvas", "dragon", "4k"][d.below(10) as usize]
     };
     let caption: Vec<String> =
