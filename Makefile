@@ -30,6 +30,13 @@ endif
 ## make test           all tests, with the real programs
 test:
 	cargo test --release --workspace
+	tests/cluster/if-mpi
+
+## make test-cluster   several processes, hosts and a Slurm on this machine; installs what that needs (Debian, as root)
+test-cluster:
+	tests/cluster/install
+	tests/cluster/build
+	for script in mpirun netns slurm; do BIN=$(CARGO_TARGET_DIR)/mpi tests/cluster/$$script.sh; done
 
 ## make install        copy the programs to PREFIX/bin (PREFIX=/usr/local DESTDIR= PROGRAM_PREFIX=)
 install: build
@@ -43,7 +50,7 @@ ablations:
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
-.PHONY: build test install ablations help
+.PHONY: build test test-cluster install ablations help
 
 include pipelines/align.mk
 include pipelines/rounds.mk

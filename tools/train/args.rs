@@ -68,10 +68,10 @@ pub struct Args {
     /// Optimiser steps in all, those before a resumption included
     #[arg(long, visible_alias = "steps", value_name = "N", default_value_t = 2000, help_heading = "Optimisation")]
     pub max_train_steps: u64,
-    /// Pairs that go through the networks at once
+    /// Pairs that go through the networks of one process at once
     #[arg(long, value_name = "N", default_value = "1", help_heading = "Optimisation")]
     pub train_batch_size: NonZeroUsize,
-    /// Such batches an optimiser step
+    /// Such batches an optimiser step, over all processes: each takes an equal share
     #[arg(long, value_name = "N", default_value = "1", help_heading = "Optimisation")]
     pub gradient_accumulation_steps: NonZeroUsize,
     /// Learning rate; Diffusion-DPO's 1e-8 is meant with --scale_lr

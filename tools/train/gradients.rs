@@ -32,10 +32,10 @@ pub struct Sum {
 }
 
 impl Sum {
-    /// Of the next step: all its micro-batches, on the CPU as many side by side as `abreast` says.
+    /// Of the next step, or this process's share of it: all its micro-batches, on the CPU as many side by side as `abreast` says.
     pub fn of(state: &State, batches: &mut Batches, args: &Args, method: &Method, device: &Device) -> Result<Self> {
         let (mut sum, abreast) = (Sum::default(), abreast(state, device));
-        let micro_batches = args.gradient_accumulation_steps.get();
+        let micro_batches = batches.a_step();
         for first in (0..micro_batches).step_by(abreast) {
             let these = batches.take(abreast.min(micro_batches - first))?;
             sum.add(state, these, method, args.effective_batch())?;

@@ -155,3 +155,13 @@ fn adapted(args: &Args, config: &LoraConfig, device: &Device) -> Result<Models> 
     }
     Ok(Models { policy, reference, hashes, unet })
 }
+
+/// What several processes must have in common before they begin, by name and content.
+pub fn identity(state: &State, origin: &Origin) -> Result<[(&'static str, String); 4]> {
+    Ok([
+        ("settings", serde_json::to_string(&origin.args)?),
+        ("data or labels", serde_json::to_string(&origin.inputs)?),
+        ("steps behind it (is the output folder on a disk that all share?)", state.counters.step.to_string()),
+        ("weights", serde_json::to_string(&origin.models)? + &state.hash()?),
+    ])
+}

@@ -7,14 +7,18 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use nets::{
     checkpoint::{self, Params, Weights},
     lora::{self, LoraConfig},
     optim::{self, Optimizer},
     unet::Trainable,
 };
-use pipe::{atomic, origin::Origin};
+use pipe::{
+    atomic,
+    id::{hex, sha256},
+    origin::Origin,
+};
 use serde::{Deserialize, Serialize};
 
 type Map = serde_json::Map<String, serde_json::Value>;
@@ -109,6 +113,17 @@ impl State {
         reference::follow(&self.reference.params, &self.policy.params, rate)?;
         self.counters.reference = REFRESHED.into();
         Ok(())
+    }
+
+    /// SHA-256 of the weights of policy and reference, as they are now.
+    pub fn hash(&self) -> Result<String> {
+        let mut hashes = vec![];
+        for var in self.policy.params.values().chain(self.reference.params.values()) {
+            let values = var.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?;
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            hashes.extend(sha256(&bytes));
+        }
+        Ok(hex(&sha256(&hashes)))
     }
 
     /// How far the policy is from the base and from the reference of now.
