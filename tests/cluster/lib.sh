@@ -33,13 +33,13 @@ labels() {
 # The command line of the run that is repeated everywhere: 32 pairs a step.
 train() {
     if [[ $SMALL ]]; then
-        model=(--base "$PWD/tests/fixtures/oracle/base" --resolution 16)
+        model=(--base "$PWD/tests/fixtures/oracle/base" --resolution 16 --beta_dpo 200)
     else
-        model=(--base "$mini/base" --resolution 64)
+        model=(--base "$mini/base" --resolution 64 --beta_dpo 2000)
     fi
     command=("$BIN/train" "$mini/pairs.parquet" --labels "$work/labels.parquet" "${model[@]}" --threads 1 -q
         --max_train_steps "$STEPS" --train_batch_size 8 --gradient_accumulation_steps 4 --learning_rate 1e-5
-        --beta_dpo 2000 --refresh-every $((STEPS / 2)) --drift_every 0 --checkpointing_steps 0)
+        --lr_warmup_steps $((STEPS / 4)) --refresh-every $((STEPS / 2)) --drift_every 0)
 }
 
 # How many processes, and how they are pinned, is the caller's.
@@ -89,7 +89,7 @@ refuses() {
 
 # Waits for a file with so many lines.
 lines() {
-    for ((i = 0; i < 1200; i++)); do
+    for ((i = 0; i < 3000; i++)); do
         [[ -f $1 && $(wc -l <"$1") -ge $2 ]] && return
         sleep 0.1
     done

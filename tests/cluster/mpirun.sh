@@ -20,8 +20,7 @@ half=$((STEPS / 2))
 mpi 4 "${command[@]}" -o "$work/killed" --checkpointing_steps $((half > 2 ? half - 2 : 1)) 2>"$work/said" &
 job=$!
 lines "$work/killed/log.jsonl" "$half"
-victim=$(pgrep -P "$job" | tail -1)
-kill -9 "$victim"
+kill -9 "$(pgrep -P "$(pgrep -P "$job")" | tail -1)"
 code=0
 wait "$job" || code=$?
 [[ $code != 0 ]] || fail "a process was killed and mpirun ended with 0"

@@ -50,10 +50,6 @@ impl Replay {
         Ok(first.elem_count() / first.dim(0)?.max(1))
     }
 
-    pub fn pairs(&self) -> usize {
-        self.pairs
-    }
-
     /// The inputs of step `i`, one entry a step, on a schedule of `trained` timesteps; every pair is sure of its winner.
     ///
     /// # Errors
