@@ -8,8 +8,12 @@
 X    ?= mini
 MK   ?= pipelines/$(X).mk
 RUNS ?= runs
-# Put before every program that has real work to do: `srun --gres=gpu:1`, `nice`.
-RUN  ?=
+# Put before every program that has real work to do: `srun --gres=gpu:1`, `nice`; and before `train`, which can be many processes:
+# `mpirun -n 4`. CLUSTER.md has whole command lines.
+RUN       ?=
+TRAIN_RUN ?= $(RUN)
+# Parts that tables of rows are made in, a job each; scores.parquet is then a folder of them, which is read like the file.
+SHARDS ?= 1
 
 ifeq ($(wildcard $(MK)),)
 $(error there is no $(MK); experiments: $(patsubst pipelines/%.mk,X=%,$(filter-out %/align.mk,$(wildcard pipelines/*.mk))))
@@ -40,6 +44,11 @@ models := base $(POLICIES)
 base    := $(wildcard $(BASE)/*.json $(BASE)/*/*)
 scorers := $(wildcard $(MODELS)/*/*)
 latents := $D/latents/latents.parquet
+images  := $(models:%=$D/images/%.parquet)
+# Candidates come before what they are compared with: the last policy first, the base last.
+reverse  = $(if $1,$(call reverse,$(wordlist 2,$(words $1),$1)) $(firstword $1))
+scored  := $(models:%=$D/scored/%.parquet)
+against := $(call reverse,$(scored))
 labels  := $(sort $(foreach p,$(POLICIES),$D/labels/$($p.labels).parquet))
 
 # $(call settings,STAGE,VARIABLES) is a file with the values of these variables. It is written anew when one of them has another
@@ -54,13 +63,28 @@ $1:
 endef
 again:
 
+# $(call files,TABLE...): the files that hold these tables. The number of parts is in their names, so that none is missed, and it
+# stays what it was when the run began.
+parts  := $(if $(filter-out 1,$(SHARDS)),$(shell for ((i = 0; i < $(SHARDS); i++)); do \
+              printf 'part-%05d-of-%05d.parquet ' $$i $(SHARDS); done))
+files   = $(if $(parts),$(foreach t,$1,$(parts:%=$t/%)),$1)
+# In the recipe of such a file: where its program writes, and whose it is (images/base.parquet/part-...: base).
+to      = $(if $(parts),--shard $(subst -of-,/,$(@F:part-%.parquet=%)) -o $(@D),-o $@)
+whose   = $(basename $(firstword $(subst /, ,$*)))
+begun  := $(file <$D/settings/shards)
+ifneq ($(filter-out $(SHARDS),$(begun)),)
+$(error $D was begun with SHARDS=$(begun); go on with that, or choose other RUNS)
+endif
+$D/settings/shards:
+	@mkdir -p $(@D); echo $(SHARDS) >$@
+
 # A killed program leaves finished parts in $1.partial, which the same work picks up. Parts that are not younger than what is
 # needed for $1 are of other work: away with them.
 forget = @for i in $(filter-out $(base) $(scorers),$^); do [[ $$i -ot $1.partial/plan.json ]] || rm -rf $1.partial; done
 
 ## make reproduce      run an experiment and print its table (X=mini; try `make -n reproduce` first)
-reproduce: $D/scores.parquet $(labels) $(latents) $(POLICIES:%=$D/%/$(unet)) \
-    $D/prompts.parquet $(models:%=$D/images/%.parquet) $(models:%=$D/scored/%.parquet) \
+reproduce: $(call files,$D/scores.parquet) $(labels) $(call files,$(latents)) $(POLICIES:%=$D/%/$(unet)) \
+    $D/prompts.parquet $(call files,$(images) $(scored)) \
     $D/winrate.txt $D/winrate.json $D/sheet.png
 	@echo; cat $D/winrate.txt; echo; cd $D; echo 'In $D/:'; \
 	printf '  %-24s %s\n' \
@@ -80,31 +104,31 @@ $(PAIRS) $(PROMPTS):
 	@echo '$@ is not there; the top of $(MK) says where it comes from' >&2; exit 2
 
 # Labels: every metric scores both images of each pair, and a rule makes one preference of the scores.
-$D/scores.parquet: $(PAIRS) $(scorers) $(call settings,score,METRICS SCORE_FLAGS) | build
+$(call files,$D/scores.parquet): $(PAIRS) $(scorers) $(call settings,score,METRICS SCORE_FLAGS) | build $D/settings/shards
 	$(call forget,$@)
-	$(RUN) $(BIN)/score $(PAIRS) --models $(MODELS) --metrics $(METRICS) $(SCORE_FLAGS) $(where) -o $@
+	$(RUN) $(BIN)/score $(PAIRS) --models $(MODELS) --metrics $(METRICS) $(SCORE_FLAGS) $(where) $(to)
 
 # Labels are named after their rule, `single-hps`, unless NAME.rule says more: `weighted --fit dawid-skene`.
 rule = $(call own,$1.rule,$(subst -,:,$1))
 $(foreach l,$(labels),$(eval $l: $(call settings,vote-$(basename $(notdir $l)),VOTE_FLAGS $(filter $(basename $(notdir $l)).rule,$(.VARIABLES)))))
-$(labels): $D/labels/%.parquet: $D/scores.parquet | build
+$(labels): $D/labels/%.parquet: $(call files,$D/scores.parquet) | build
 	$(RUN) $(BIN)/vote $D/scores.parquet --rule $(call rule,$*) $(VOTE_FLAGS) -o $@
 
 # Training: from the same latents and the same base, a policy each. What has begun goes on from its last checkpoint,
 # unless an input has changed since then.
-$(latents): $(PAIRS) $(base) $(call settings,encode,RESOLUTION AUGMENT) | build
-	$(call forget,$(@D))
-	$(RUN) $(BIN)/encode $(PAIRS) --base $(BASE) --resolution $(RESOLUTION) --augment $(AUGMENT) $(where) -o $(@D)
+$(call files,$(latents)): $(PAIRS) $(base) $(call settings,encode,RESOLUTION AUGMENT) | build $D/settings/shards
+	$(call forget,$D/latents$(if $(parts),/$(basename $(@F))))
+	$(RUN) $(BIN)/encode $(PAIRS) --base $(BASE) --resolution $(RESOLUTION) --augment $(AUGMENT) $(where) $(to:%/latents.parquet=%)
 
 train_settings := STEPS WARMUP LEARNING_RATE BETA BATCH ACCUMULATION RESOLUTION AUGMENT SEED TRAIN_FLAGS
 $(foreach p,$(POLICIES),$(eval $D/$p/begun: $D/labels/$($p.labels).parquet \
     $(call settings,train-$p,$p.labels $p.reference $(sort $(filter $p.seed $p.train,$(.VARIABLES))) $(train_settings))))
 
-$(POLICIES:%=$D/%/begun): $(latents) $(base)
+$(POLICIES:%=$D/%/begun): $(call files,$(latents)) $(base)
 	rm -rf $(@D); mkdir -p $(@D); touch $@
 
 $(POLICIES:%=$D/%/$(unet)): $D/%/$(unet): $D/%/begun | build
-	$(RUN) $(BIN)/train $D/latents --labels $D/labels/$($*.labels).parquet --base $(BASE) -o $D/$* \
+	$(TRAIN_RUN) $(BIN)/train $D/latents --labels $D/labels/$($*.labels).parquet --base $(BASE) -o $D/$* \
 	    --max_train_steps $(STEPS) --lr_warmup_steps $(WARMUP) --learning_rate $(LEARNING_RATE) --beta_dpo $(BETA) \
 	    --train_batch_size $(BATCH) --gradient_accumulation_steps $(ACCUMULATION) --reference-mode $($*.reference) \
 	    --resolution $(RESOLUTION) --augment $(AUGMENT) --seed $(call own,$*.seed,$(SEED)) $(TRAIN_FLAGS) $(call own,$*.train,) $(where) \
@@ -114,29 +138,27 @@ $(POLICIES:%=$D/%/$(unet)): $D/%/$(unet): $D/%/begun | build
 $D/prompts.parquet: $(PROMPTS) $(call settings,prompts,PROMPT_FLAGS) | build
 	$(RUN) $(BIN)/prompts $(PROMPTS) $(PROMPT_FLAGS) -o $@
 
-$(foreach p,$(POLICIES),$(eval $D/images/$p.parquet: $D/$p/$(unet)))
-$(models:%=$D/images/%.parquet): $D/images/%.parquet: $D/prompts.parquet $(base) \
-    $(call settings,sample,IMAGES SCHEDULER SAMPLE_STEPS GUIDANCE SEED SAMPLE_FLAGS) | build
+$(foreach p,$(POLICIES),$(eval $(call files,$D/images/$p.parquet): $D/$p/$(unet)))
+$(call files,$(images)): $D/images/%: $D/prompts.parquet $(base) \
+    $(call settings,sample,IMAGES SCHEDULER SAMPLE_STEPS GUIDANCE SEED SAMPLE_FLAGS) | build $D/settings/shards
 	$(call forget,$@)
-	$(RUN) $(BIN)/sample $D/prompts.parquet --base $(BASE) $(if $(filter-out base,$*),--unet $D/$*) --name $(call own,$*.name,$*) -n $(IMAGES) \
-	    --scheduler $(SCHEDULER) --steps $(SAMPLE_STEPS) --guidance $(GUIDANCE) --seed $(SEED) $(SAMPLE_FLAGS) $(where) -o $@
+	$(RUN) $(BIN)/sample $D/prompts.parquet --base $(BASE) $(if $(filter-out base,$(whose)),--unet $D/$(whose)) \
+	    --name $(call own,$(whose).name,$(whose)) -n $(IMAGES) --scheduler $(SCHEDULER) --steps $(SAMPLE_STEPS) \
+	    --guidance $(GUIDANCE) --seed $(SEED) $(SAMPLE_FLAGS) $(where) $(to)
 
-$(models:%=$D/scored/%.parquet): $D/scored/%.parquet: $D/images/%.parquet $(scorers) $D/settings/score | build
+$(foreach m,$(models),$(eval $(call files,$D/scored/$m.parquet): $(call files,$D/images/$m.parquet)))
+$(call files,$(scored)): $D/scored/%: $(scorers) $D/settings/score | build
 	$(call forget,$@)
-	$(RUN) $(BIN)/score $D/images/$*.parquet --models $(MODELS) --metrics $(METRICS) $(SCORE_FLAGS) $(where) -o $@
+	$(RUN) $(BIN)/score $D/images/$(whose).parquet --models $(MODELS) --metrics $(METRICS) $(SCORE_FLAGS) $(where) $(to)
 
-# Candidates come before what they are compared with: the last policy first, the base last.
-reverse = $(if $1,$(call reverse,$(wordlist 2,$(words $1),$1)) $(firstword $1))
-scored := $(patsubst %,$D/scored/%.parquet,$(call reverse,$(models)))
-
-$D/winrate.txt: $(scored) $(call settings,winrate,IMAGES WINRATE_FLAGS NOTE) | build
-	{ $(BIN)/winrate $(scored) --best-of $(IMAGES) $(WINRATE_FLAGS); $(if $(strip $(NOTE)),echo; echo '$(NOTE)';) } >$@.partial
+$D/winrate.txt: $(call files,$(scored)) $(call settings,winrate,IMAGES WINRATE_FLAGS NOTE) | build
+	{ $(BIN)/winrate $(against) --best-of $(IMAGES) $(WINRATE_FLAGS); $(if $(strip $(NOTE)),echo; echo '$(NOTE)';) } >$@.partial
 	mv $@.partial $@
 
-$D/winrate.json: $(scored) $D/settings/winrate | build
-	$(BIN)/winrate $(scored) --best-of $(IMAGES) $(WINRATE_FLAGS) --json -o $@
+$D/winrate.json: $(call files,$(scored)) $D/settings/winrate | build
+	$(BIN)/winrate $(against) --best-of $(IMAGES) $(WINRATE_FLAGS) --json -o $@
 
-$D/sheet.png: $(models:%=$D/images/%.parquet) | build
-	$(RUN) $(BIN)/report --images $(models:%=$D/images/%.parquet) --sheet $@
+$D/sheet.png: $(call files,$(images)) | build
+	$(RUN) $(BIN)/report --images $(images) --sheet $@
 
 .PHONY: reproduce clean-runs again

@@ -42,7 +42,7 @@ $R/$1/begun: $R/$1/drawn.parquet $R/$1/votes.parquet $(base)
 	rm -rf $R/$1/unet $R/$1/state $R/$1/checkpoint-* $R/$1/log.jsonl; touch $$@
 
 $R/$1/$(unet): $R/$1/begun | build
-	$(RUN) $(BIN)/train $R/$1/drawn.parquet --labels $R/$1/votes.parquet --base $(BASE) -o $R/$1 \
+	$(TRAIN_RUN) $(BIN)/train $R/$1/drawn.parquet --labels $R/$1/votes.parquet --base $(BASE) -o $R/$1 \
 	    --policy $(call before,$1) --reference $(call before,$1) \
 	    --max_train_steps $(ROUND_STEPS) --lr_warmup_steps $(WARMUP) --learning_rate $(LEARNING_RATE) --beta_dpo $(BETA) \
 	    --train_batch_size $(BATCH) --gradient_accumulation_steps $(ACCUMULATION) \
@@ -60,8 +60,10 @@ $R/$1/scored.parquet: $R/$1/images.parquet $(scorers) $D/settings/score | build
 endef
 $(foreach r,$(rounds),$(eval $(call round,$r)))
 
-$R/winrate.txt: $(call reverse,$(rounds:%=$R/%/scored.parquet)) $D/scored/$(FIRST).parquet $D/scored/base.parquet | build
-	$(BIN)/winrate $^ --best-of $(IMAGES) >$@.partial
+ranked := $(call reverse,$(rounds:%=$R/%/scored.parquet))
+begin  := $D/scored/$(FIRST).parquet $D/scored/base.parquet
+$R/winrate.txt: $(ranked) $(call files,$(begin)) | build
+	$(BIN)/winrate $(ranked) $(begin) --best-of $(IMAGES) >$@.partial
 	mv $@.partial $@
 
 .PHONY: rounds

@@ -28,7 +28,7 @@ DTYPE  ?= f16
 
 BASE    = $(DATA)/sd15
 MODELS  = $(DATA)/models
-PAIRS   = $(DATA)/pickapic_v2
+PAIRS   = $(DATA)/pickapic_v2/data
 # [paper] Pick-a-Pic, PartiPrompts and HPD v2; each file is a set of its own name.
 PROMPTS = $(DATA)/prompts/pickapic.txt $(DATA)/prompts/PartiPrompts.tsv $(DATA)/prompts/hpdv2.json
 

@@ -197,7 +197,7 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
         ("good", &["--base", "absent"], &["absent/vae"]),
         ("good", &["--base", &format!("{mini}/unet")], &["unet/vae"]),
         ("good", &["--batch", "0"], &["--batch is 0"]),
-        ("good", &["--shard", "0/2"], &["--shard"]),
+        ("text", &["--shard", "0/2"], &["text, row 5"]),
         ("good", &["--dtype", "bf16"], &["f32"]),
     ] {
         says(&encode(&dir, input, "out", rest).fails(2), parts);
@@ -221,4 +221,33 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
     dir.put("back", &take_record_batch(&good, &order).unwrap());
     encode(&dir, "back", "out", &[]).ok();
     assert!(tree(&dir.path("out")) != cache);
+}
+
+#[test]
+fn shards_put_together_are_the_whole() {
+    let dir = Dir::new();
+    dir.put("pairs.parquet", &pairs(150));
+    encode(&dir, "pairs.parquet", "whole", &[]).ok();
+    for shard in ["2/3", "0/3", "1/3"] {
+        encode(&dir, "pairs.parquet", "parts", &["--shard", shard]).ok();
+    }
+    let files: Vec<_> = tree(&dir.path("parts")).into_keys().map(|p| p.display().to_string()).collect();
+    let names = |t: &str| [0, 1, 2].map(|i| format!("{t}.parquet/part-{i:05}-of-00003.parquet"));
+    assert_eq!(files, [names("captions"), names("latents"), names("pairs")].concat());
+    let (whole, parts) = (tables(&dir, "whole"), tables(&dir, "parts"));
+    assert_eq!(whole[2].columns(), parts[2].columns());
+    // An image of pairs in two shards stands in both, with the same numbers.
+    for (table, key, value) in [(0, "image_uid", "mean"), (0, "image_uid", "logvar"), (1, "caption", "states")] {
+        let once = column_text(&whole[table], key);
+        let again = column_text(&parts[table], key);
+        assert!(once.iter().all(|k| again.contains(k)));
+        for (i, k) in again.iter().enumerate() {
+            let there = once.iter().position(|o| o == k).unwrap();
+            assert_eq!(row(&parts[table], value, i), row(&whole[table], value, there), "{k}");
+        }
+    }
+    // Over a whole cache no parts are written, and the other way round.
+    let error = encode(&dir, "pairs.parquet", "whole", &["--shard", "0/3"]).fails(2);
+    says(&error, &["whole holds a whole cache"]);
+    says(&encode(&dir, "pairs.parquet", "parts", &[]).fails(2), &["parts exists and is not a cache"]);
 }

@@ -78,16 +78,18 @@ impl World {
         Self { dir, bin }
     }
 
+    fn command(&self, args: &[&str]) -> Command {
+        let path = |name: &str| self.dir.path(name).display().to_string();
+        let mut command = make(&["X=tiny", &format!("MK={}", path("tiny.mk")), &format!("RUNS={}", path("runs"))]);
+        command.arg(format!("BIN={}", self.bin)).args(args);
+        command
+    }
+
     /// Runs make; returns what it said, and which programs it started (or would have), as in `CHAIN`.
     #[track_caller]
     fn make(&self, args: &[&str]) -> (String, Vec<String>) {
-        let path = |name: &str| self.dir.path(name).display().to_string();
-        let runs = path("runs");
-        let output = make(&["X=tiny", &format!("MK={}", path("tiny.mk")), &format!("RUNS={runs}")])
-            .arg(format!("BIN={}", self.bin))
-            .args(args)
-            .output()
-            .unwrap();
+        let runs = self.dir.path("runs").display().to_string();
+        let output = self.command(args).output().unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
         let made = |line: &str| -> Option<String> {
@@ -118,6 +120,39 @@ fn a_dry_run_tells_the_chain_and_does_nothing() {
     let run = make(&["reproduce", "X=no"]).output().unwrap();
     assert_eq!(run.status.code(), Some(2));
     says(&String::from_utf8(run.stderr).unwrap(), &["there is no pipelines/no.mk", "X=mini"]);
+}
+
+#[test]
+fn in_parts_and_a_lost_part_alone_is_made_again() {
+    let world = World::new();
+    let parts = ["SHARDS=3", "RUN=env PART=1", "-j4"]; // any command that takes a command
+    let (_, made) = world.make(&[&parts[..], &["reproduce"]].concat());
+    let one = |made: &[String], what: &str| made.iter().filter(|m| *m == what).count();
+    for (what, n) in [("score scores.parquet", 3), ("encode latents", 3), ("sample images/base.parquet", 3)] {
+        assert_eq!(one(&made, what), n, "{what}: {made:?}");
+    }
+    assert_eq!(one(&made, "vote labels/majority.parquet"), 1);
+    // The rows and scores are those of whole tables.
+    let whole = World::new();
+    whole.make(&["reproduce"]);
+    for table in ["scores.parquet", "images/BalancedDPO.parquet", "scored/base.parquet"] {
+        let get = |world: &World| world.dir.get(&format!("runs/tiny/{table}"));
+        assert_eq!(get(&world).columns(), get(&whole).columns(), "{table}");
+    }
+    assert!(world.bytes("winrate.txt") == whole.bytes("winrate.txt"));
+
+    let lost = "runs/tiny/scored/base.parquet/part-00001-of-00003.parquet";
+    let bytes = world.dir.bytes(lost);
+    std::fs::remove_file(world.dir.path(lost)).unwrap();
+    let error =
+        world.dir.tool("winrate").args(["runs/tiny/scored/base.parquet", "runs/tiny/scored/base.parquet"]).fails(2);
+    says(&error, &["part-00001-of-00003.parquet is missing", "--shard 1/3"]);
+    let (_, made) = world.make(&[&parts[..], &["reproduce"]].concat());
+    assert_eq!(made, ["score scored/base.parquet", "winrate winrate.txt", "winrate winrate.json"]);
+    assert!(world.dir.bytes(lost) == bytes);
+    // The number of parts stays what it was.
+    let run = world.command(&["-n", "reproduce"]).output().unwrap();
+    says(&String::from_utf8(run.stderr).unwrap(), &["was begun with SHARDS=3"]);
 }
 
 #[test]

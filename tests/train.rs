@@ -4,8 +4,6 @@
 
 #[path = "train/lora.rs"]
 mod lora;
-#[path = "train/memory.rs"]
-mod memory;
 #[path = "train/method.rs"]
 mod method;
 #[path = "train/models.rs"]
@@ -485,6 +483,28 @@ fn from_the_cache_of_encode_as_from_pairs() {
 }
 
 #[test]
+fn from_parts_as_from_whole_tables() {
+    let dir = world();
+    let encode = |args: &[&str]| {
+        let usual = ["pairs.parquet", "--resolution", "16", "-q", "--base"];
+        dir.tool("encode").args(usual).args([oracle("base")]).args(args).ok();
+    };
+    encode(&["-o", "cache"]);
+    std::fs::create_dir(dir.path("labels")).unwrap();
+    for (i, (from, n)) in [(0, 5), (5, 11), (16, 8)].into_iter().enumerate() {
+        encode(&["-o", "parts", "--shard", &format!("{i}/3")]);
+        dir.put(&format!("labels/part-{i:05}-of-00003.parquet"), &dir.get("labels.parquet").slice(from, n));
+    }
+    train(&dir, "a", "cache --steps 3").ok();
+    train(&dir, "b", "parts --steps 3 --labels labels").ok();
+    assert_same(&weights(&dir.path("a")), &weights(&dir.path("b")));
+    // Every part of the labels counts for what the run is.
+    dir.put("labels/part-00002-of-00003.parquet", &labels(&pairs(24), |_| (1.0, 1.0)).slice(16, 8));
+    let error = train(&dir, "b", "parts --steps 4 --labels labels --resume_from_checkpoint b").fails(2);
+    says(&error, &["another --labels"]);
+}
+
+#[test]
 fn from_an_images_table_as_from_pairs() {
     let dir = world();
     let table = pairs(24);
@@ -559,6 +579,25 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
     says(&dir.tool("train").args(["--base", &base, "-o", "out"]).fails(2), &["--labels is missing"]);
     let error = dir.tool("train").args(["--base", &base, "-o", "out", "--labels", "labels.parquet"]).fails(2);
     says(&error, &["no DATA was named"]);
+}
+
+#[test]
+#[cfg(not(feature = "mpi"))]
+fn one_of_several_processes_is_refused_by_a_build_that_knows_no_others() {
+    let dir = world();
+    for (launcher, vars) in [
+        ("mpirun", &[("OMPI_COMM_WORLD_SIZE", "2"), ("OMPI_COMM_WORLD_RANK", "0")][..]),
+        ("srun", &[("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_PROCID", "0"), ("PMIX_RANK", "0")]),
+    ] {
+        let mut tool = train(&dir, "out", "--steps 1");
+        tool.command.envs(vars.iter().copied());
+        says(&tool.fails(2), &[launcher, "2 processes", "--features mpi"]);
+        assert!(!dir.path("out").exists());
+    }
+    // Alone in a batch script of many tasks it is alone.
+    let mut tool = train(&dir, "out", "--steps 1");
+    tool.command.envs([("SLURM_NTASKS", "8"), ("SLURM_PROCID", "0")]);
+    tool.ok();
 }
 
 #[test]

@@ -107,7 +107,17 @@ fn a_missing_or_foreign_file() {
         std::fs::create_dir(dir.path("folder")).unwrap();
         case.refuses(&dir, dir.tool(case.tool).args(["folder"]), &["folder", "part-00000"]);
         dir.put("folder/part-00001-of-00002.parquet", &case.input);
-        case.refuses(&dir, dir.tool(case.tool).args(["folder"]), &["part-00000-of-00002.parquet is missing"]);
+        case.refuses(&dir, dir.tool(case.tool).args(["folder"]), &["part-00000-of-00002.parquet is missing", "0/2"]);
+        dir.put("folder/part-00001-of-00003.parquet", &case.input);
+        case.refuses(&dir, dir.tool(case.tool).args(["folder"]), &["parts of different tables", "stale"]);
+        std::fs::remove_file(dir.path("folder/part-00001-of-00002.parquet")).unwrap();
+        let missing = ["2 of 3 parts are missing", "part-00000-of-00003.parquet first", "I = 0,2"];
+        case.refuses(&dir, dir.tool(case.tool).args(["folder"]), &missing);
+        // An object, without asking anybody for it.
+        #[cfg(not(feature = "cloud"))]
+        for url in ["s3://bucket/table.parquet", "http://127.0.0.1:1/parts/"] {
+            case.refuses(&dir, dir.tool(case.tool).args([url]), &[url, "--features cloud"]);
+        }
     }
 }
 

@@ -29,7 +29,7 @@ use nets::{
 };
 use pipe::{
     atomic,
-    cli::{Answer, Common, run},
+    cli::{Answer, Common, Shard, run},
     column::Rows,
     id,
     origin::Origin,
@@ -45,6 +45,9 @@ use rayon::prelude::*;
 /// Writes a folder: latents.parquet (mean and logvar of each distinct image's posterior, f16, so that training still
 /// samples it), captions.parquet (the text encoder's states of each distinct caption, the empty one first, f16) and
 /// pairs.parquet (which images and captions belong together). A killed run goes on where it stopped.
+///
+/// With --shard each of the three is a folder of parts. Every shard holds the images of its own pairs: one that stands in
+/// pairs of two shards is encoded twice.
 #[derive(Parser, Debug)]
 #[command(
     name = "encode",
@@ -90,17 +93,19 @@ fn main() -> ExitCode {
 
 fn encode(args: Args) -> Result<Answer> {
     let out = args.common.output()?.clone();
-    args.common
-        .refuse_shard("the cache holds each distinct image once; run `encode` on each pairs table by itself instead")?;
     ensure!(out.as_os_str() != "-", "the cache is a folder; name one with -o");
     ensure!(args.batch > 0, "--batch is 0: no image to encode");
-    let known = !out.exists() || out.join("latents.parquet").is_file();
-    ensure!(known, "{} exists and is not a cache; choose another folder", out.display());
+    let whole = out.join("latents.parquet").is_file();
+    match args.common.shard {
+        None => ensure!(!out.exists() || whole, "{} exists and is not a cache; choose another folder", out.display()),
+        Some(_) => ensure!(!whole, "{} holds a whole cache; choose another folder for parts", out.display()),
+    }
     let base = hub::resolve(&args.base, args.allow_download)?;
     let device = base::device(args.common.device)?;
     let dtype = base::dtype(args.common.dtype, &device)?;
     let mut inputs = Inputs::open(&args.pairs)?;
     inputs.require(&pairs::NEEDED, "expected a pairs table with Pick-a-Pic's columns")?;
+    let range = inputs.range(args.common.shard)?;
     let vae = Vae::open(&base.join("vae"), dtype, &device)?;
     let text = PromptEncoder::open(&base, dtype, &device)?;
     let factor = vae.config.factor();
@@ -113,7 +118,7 @@ fn encode(args: Args) -> Result<Answer> {
         .arg("resolution", args.resolution)
         .arg("flips", args.augment != Augment::None)
         .model("vae", Weights::open(&base.join("vae"))?.hash()?)
-        .inputs(inputs.origins()?);
+        .inputs(inputs.origins_of(&range)?);
     let encoder = |origin: Origin, part: &&str| {
         Ok::<_, anyhow::Error>(origin.model(part, Weights::open(&base.join(part))?.hash()?))
     };
@@ -121,22 +126,23 @@ fn encode(args: Args) -> Result<Answer> {
     stop::watch()?;
 
     let mut cache = Cache::open(&out, &args, &vae, &text, origin)?;
-    let bar = progress::bar("encode", inputs.rows().map(|n| n as u64), args.common.quiet);
+    let total = inputs.rows().map(|rows| range.end.min(rows).saturating_sub(range.start) as u64);
+    let bar = progress::bar("encode", total, args.common.quiet);
     let columns = [&pairs::NEEDED[..], &[pairs::RANKING_ID]].concat();
     let mut chunks = 0;
-    for rows in inputs.read(Some(&columns), 0..usize::MAX, CHUNK)? {
+    for rows in inputs.read(Some(&columns), range, CHUNK)? {
         let rows = rows?;
-        cache.add(chunks, &rows, &args, &vae, &text).inspect_err(|_| cache.forget_if_empty())?;
+        cache.add(chunks, &rows, &args, &vae, &text).inspect_err(|_| cache.forget_if_empty(&out))?;
         chunks += 1;
         bar.inc(rows.len() as u64);
         stop::check()?;
     }
-    let (images, captions) = cache.finish(chunks, &out)?;
+    let (images, captions) = cache.finish(chunks, &out, args.common.shard)?;
     let images = if args.augment == Augment::None { images } else { images / 2 };
     // Less the empty caption.
     args.common.say(format_args!(
         "{images} distinct images and {} distinct captions in {}",
-        captions - 1,
+        captions.saturating_sub(1),
         out.display()
     ));
     Ok(Answer::Yes)
@@ -180,7 +186,9 @@ impl Cache {
             ("captions", schema::captions(pooled.is_some()).with_metadata(states)),
             ("pairs", schema::pair_list()),
         ];
-        let folder = parts::folder(out, &format!("{CHUNK} pairs a part\n{}", origin.to_json()))?;
+        let name = |shard: Shard| out.join(shard.file_name()).with_extension("");
+        let target = args.common.shard.map_or(out.to_owned(), name);
+        let folder = parts::folder(&target, &format!("{CHUNK} pairs a part\n{}", origin.to_json()))?;
         Ok(Self { folder, tables, origin, seen_images: HashSet::new(), seen_captions: HashSet::new() })
     }
 
@@ -278,24 +286,31 @@ impl Cache {
     }
 
     /// Bad input in the first chunk leaves nothing.
-    fn forget_if_empty(&self) {
+    fn forget_if_empty(&self, out: &Path) {
         if !self.part(PAIRS, 0).exists() {
             let _ = std::fs::remove_dir_all(&self.folder);
+            let _ = std::fs::remove_dir(out); // of a shard, if it is the first
         }
     }
 
-    /// Joins the parts. The whole folder appears at once; what was there before goes only then.
-    fn finish(self, chunks: usize, out: &Path) -> Result<(usize, usize)> {
+    /// Joins the parts: distinct images and captions. The whole folder appears at once, and what was there before goes only
+    /// then; of a shard the latents appear last.
+    fn finish(self, chunks: usize, out: &Path, shard: Option<Shard>) -> Result<(usize, usize)> {
         let whole = self.folder.join("whole");
-        let mut rows = vec![];
-        for (table, (name, schema)) in self.tables.iter().enumerate() {
+        let mut rows = [0; 3];
+        for table in [CAPTIONS, PAIRS, LATENTS] {
+            let (name, schema) = &self.tables[table];
+            let name = format!("{name}.parquet");
+            let file = shard.map_or(whole.join(&name), |shard| out.join(&name).join(shard.file_name()));
             let parts: Vec<_> = (0..chunks).map(|chunk| self.part(table, chunk)).collect();
-            rows.push(parts::join(&parts, &whole.join(format!("{name}.parquet")), schema.clone(), &self.origin)?);
+            rows[table] = parts::join(&parts, &file, schema.clone(), &self.origin)?;
         }
-        if out.exists() {
-            std::fs::remove_dir_all(out).with_context(|| format!("cannot replace {}", out.display()))?;
+        if shard.is_none() {
+            if out.exists() {
+                std::fs::remove_dir_all(out).with_context(|| format!("cannot replace {}", out.display()))?;
+            }
+            atomic::rename(&whole, out)?;
         }
-        atomic::rename(&whole, out)?;
         std::fs::remove_dir_all(&self.folder).with_context(|| format!("cannot remove {}", self.folder.display()))?;
         Ok((rows[LATENTS], rows[CAPTIONS]))
     }

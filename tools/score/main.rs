@@ -136,7 +136,8 @@ fn score(args: Args) -> Result<Answer> {
         create_parent(&out)?;
     }
     let scorers = models::open(&metrics, &sources, &options)?;
-    let origin = origin(&args, &metrics, &scorers, &options).inputs(inputs.origins()?);
+    let range = inputs.range(common.shard)?;
+    let origin = origin(&args, &metrics, &scorers, &options).inputs(inputs.origins_of(&range)?);
     let side_by_side = options.device.is_cpu();
     let mut engine = Engine::new(scorers, kind, options.batch, side_by_side, args.skip_bad);
     if let Some(n) = args.verify {
@@ -145,7 +146,6 @@ fn score(args: Args) -> Result<Answer> {
     stop::watch()?;
 
     let names: Vec<String> = metrics.iter().map(|m| m.name.to_owned()).collect();
-    let range = inputs.range(common.shard)?;
     // What a pipe brings cannot be told from what it brought before: nothing of it is kept for another run.
     let mut work = match inputs.rows() {
         Some(_) => Work::open(&out, kind.schema(&names), origin, &format!("rows {range:?} by {PART}"))?,

@@ -13,10 +13,12 @@ use crate::{
     args::Args,
     source::{Batch, Source},
     state::Counters,
+    world::Share,
 };
 
 /// The batches of a run in order, from any step on.
 pub struct Batches {
+    share: Share,
     args: Args,
     schedule: Schedule,
     device: Device,
@@ -42,9 +44,9 @@ enum From {
 const WAITING: usize = 2;
 
 impl Batches {
-    pub fn new(source: Source, args: &Args, schedule: &Schedule, device: &Device) -> Self {
+    pub fn new(source: Source, share: Share, args: &Args, schedule: &Schedule, device: &Device) -> Self {
         let here = From::Here { source: Box::new(source), next: 0, skipped: 0 };
-        Self { args: args.clone(), schedule: schedule.clone(), device: device.clone(), from: here }
+        Self { share, args: args.clone(), schedule: schedule.clone(), device: device.clone(), from: here }
     }
 
     /// What comes next is the first batch after `counters.step` finished steps. Making batches ahead changes none of them.
@@ -57,21 +59,21 @@ impl Batches {
             }
             From::Nowhere => return Err(anyhow!("the data are gone")),
         };
-        let micro_batches = self.args.gradient_accumulation_steps.get() as u64;
+        let micro_batches = self.share.micro_batches() as u64;
         let (mut next, skipped) = (counters.step * micro_batches, counters.skipped);
         if self.args.dataloader_num_workers == 0 {
             self.from = From::Here { source: Box::new(source), next, skipped };
             return Ok(());
         }
         let workers = rayon::ThreadPoolBuilder::new().num_threads(self.args.dataloader_num_workers).build()?;
-        let (args, schedule, device) = (self.args.clone(), self.schedule.clone(), self.device.clone());
+        let (share, schedule, device) = (self.share.clone(), self.schedule.clone(), self.device.clone());
         let (send, ready) = sync_channel(WAITING);
-        let end = args.max_train_steps * micro_batches;
+        let end = self.args.max_train_steps * micro_batches;
         let work = move || {
             // Threads of their own: those of the networks are busy, or wait for these.
             workers.install(|| {
                 while next < end {
-                    let batch = source.batch(&args, next + skipped * micro_batches, &schedule, &device);
+                    let batch = source.batch(&share, next + skipped * micro_batches, &schedule, &device);
                     let failed = batch.is_err();
                     if send.send(batch).is_err() || failed {
                         break;
@@ -86,14 +88,19 @@ impl Batches {
         Ok(())
     }
 
+    /// Micro-batches of one step.
+    pub fn a_step(&self) -> usize {
+        self.share.micro_batches()
+    }
+
     /// The next `n` micro-batches.
     pub fn take(&mut self, n: usize) -> Result<Vec<Batch>> {
-        let micro_batches = self.args.gradient_accumulation_steps.get() as u64;
+        let micro_batches = self.share.micro_batches() as u64;
         (0..n)
             .map(|_| match &mut self.from {
                 From::Here { source, next, skipped } => {
                     *next += 1;
-                    source.batch(&self.args, *next - 1 + *skipped * micro_batches, &self.schedule, &self.device)
+                    source.batch(&self.share, *next - 1 + *skipped * micro_batches, &self.schedule, &self.device)
                 }
                 From::Ahead { ready, .. } => ready.recv().context("the thread that reads the data has ended")?,
                 From::Nowhere => Err(anyhow!("the data are gone")),

@@ -19,14 +19,14 @@ mod source;
 mod start;
 mod state;
 mod tensorboard;
+mod world;
 
 use std::{process::ExitCode, time::Instant};
 
 use ahead::Batches;
 use anyhow::{Result, ensure};
 use args::Args;
-use candle_core::DType;
-use gradients::{Plan, Sum};
+use gradients::Sum;
 use log::{Line, Log};
 use method::Method;
 use nets::{
@@ -42,20 +42,31 @@ use pipe::{
 };
 use source::Source;
 use state::State;
+use world::World;
 
 fn main() -> ExitCode {
-    run("train", |args| base::on_workers(|| train(args)))
+    run("train", |args| base::on_workers(|| together(args)))
 }
 
-fn train(args: Args) -> Result<Answer> {
+/// As one of the processes that a launcher started, which usually is the only one.
+fn together(args: Args) -> Result<Answer> {
+    let mut world = World::join()?;
+    let answer = train(args, &mut world);
+    world.leave(answer)
+}
+
+fn train(mut args: Args, world: &mut World) -> Result<Answer> {
+    args.common.quiet |= !world.first();
     let out = args.common.output()?.clone();
     args.common.refuse_shard("one training run is one job")?;
     args.check()?;
-    let mut args = args.unpasted()?.with_models()?;
-    let device = base::device(args.common.device)?;
-    let compute = base::dtype(args.common.dtype, &device)?;
-    ensure!(compute != DType::F16, "--dtype f16: small gradients would become 0; bf16 keeps the range of f32");
-    atomic::probe(&out)?;
+    let mut args = world.first_then_others(|| args.unpasted()?.with_models())?;
+    let device = base::device(world.device(args.common.device))?;
+    base::dtype(args.common.dtype, &device)?;
+    world.attach(&device)?;
+    if world.first() {
+        atomic::probe(&out)?;
+    }
     let source = Source::open(&args, &device)?;
     if let Some(pairs) = source.pairs_a_step() {
         let one = args.train_batch_size.get() == 1 || args.train_batch_size == pairs;
@@ -63,21 +74,26 @@ fn train(args: Args) -> Result<Answer> {
         args.train_batch_size = pairs;
     }
     let method = Method::new(&args, Schedule::open(&args.base)?);
-    let (mut state, recipe, origin) = start::start(&args, &source, &out, &device)?;
+    let share = world.share(&args)?;
+    let (mut state, recipe, origin) = world.first_then_others(|| start::start(&args, &source, &out, &device))?;
+    if world.size() > 1 {
+        world.agree(&start::identity(&state, &origin)?)?;
+        args.common.say(format_args!("{} processes with {} pairs each a step", world.size(), share.pairs()));
+    }
     source.describe(&args);
     advise(&args, &source, &state)?;
     let base_weights = Weights::open(&unet_folder(&args.base)?)?;
-    let mut batches = Batches::new(source, &args, &method.schedule, &device);
+    let mut batches = Batches::new(source, share, &args, &method.schedule, &device);
     batches.go_to(&state.counters)?;
-    let plan = Plan::of(&state, args.gradient_checkpointing, compute, &device);
     if args.dry_run {
-        dry_run::report(&args, plan, &mut state, &mut batches, &method)?;
+        if world.first() {
+            dry_run::report(&args, &mut state, &mut batches, &method, &device)?;
+        }
         return Ok(Answer::Yes);
     }
     let mut log = Log::new(&out, state.counters.step, args.report_to);
     let bar = progress::bar("train", Some(args.max_train_steps), args.common.quiet);
     bar.set_position(state.counters.step);
-    let mut sum = Sum::default();
     let (mut warned, mut rollbacks) = (false, 0);
     stop::watch()?;
 
@@ -86,47 +102,52 @@ fn train(args: Args) -> Result<Answer> {
         let began = Instant::now();
         let lr = args.rate(step);
 
-        sum.take(plan, &state, &mut batches, &args, &method)?;
-        let Sum { pairs, grads } = &mut sum;
-        if let Some(path) = args.dump_gradients.as_ref().filter(|_| step == 0) {
-            checkpoint::write(path, grads, Default::default())?;
+        let Sum { pairs, mut grads } = Sum::of(&state, &mut batches, &args, &method, &device)?;
+        let pairs = world.gather_pairs(pairs);
+        world.sum(&mut grads)?;
+        if let Some(path) = args.dump_gradients.as_ref().filter(|_| step == 0 && world.first()) {
+            checkpoint::write(path, &grads, Default::default())?;
         }
 
         // One optimiser step, unless something is no number any more or far from what is usual.
-        let grad_norm = optim::global_norm(grads)?;
-        let loss = log::mean(pairs, |(_, p)| p.loss);
+        let grad_norm = optim::global_norm(&grads)?;
+        let loss = log::mean(&pairs, |(_, p)| p.loss);
         if let Some(trouble) = state.counters.usual.trouble(loss, grad_norm, args.spike_factor()) {
             rollbacks += 1;
-            args.common.say(calm::recover(&args, &mut state, &out, step, &trouble, rollbacks)?);
+            let back = || calm::recover(&args, &mut state, &out, step, &trouble, rollbacks);
+            args.common.say(world.first_then_others(back)?);
             batches.go_to(&state.counters)?;
             log = Log::new(&out, state.counters.step, args.report_to);
             bar.set_position(state.counters.step);
             continue;
         }
         state.counters.usual.add(loss);
-        optim::clip(grads, grad_norm, args.longest_gradient())?;
-        state.optimizer.step(&state.policy.params, grads, step + 1, lr)?;
+        optim::clip(&mut grads, grad_norm, args.longest_gradient())?;
+        state.optimizer.step(&state.policy.params, &grads, step + 1, lr)?;
         state.counters.step = step + 1;
 
         // After a refresh reference and policy are one: the next z is 0, the next loss ln 2.
         let rate = args.reference_mode().rate_after(step + 1);
         if let Some(rate) = rate {
-            state.move_reference(rate, &out)?;
+            state.move_reference(rate)?;
         }
 
         let last = step + 1 == args.max_train_steps;
-        let stopped = stop::requested().filter(|_| !last);
+        let stopped = world.stop_requested().filter(|_| !last);
         let due = args.checkpointing_steps > 0 && (step + 1) % args.checkpointing_steps == 0;
         let saves = last || due || stopped.is_some();
         let measures = saves || (args.drift_every > 0 && (step + 1) % args.drift_every == 0);
-        let drift = if measures { Some(state.drift(&base_weights)?) } else { None };
+        let drift = if measures && world.first() { Some(state.drift(&base_weights)?) } else { None };
         ensure!(
             drift.is_none_or(|d| d.base.is_finite()),
             "step {}: the weights are no numbers any more; the last checkpoint is kept. A smaller --learning_rate may help",
             step + 1
         );
         let every_z = args.replay.is_some();
-        log.write(&Line::of(step + 1, pairs, every_z, began.elapsed()).with(grad_norm, lr, drift, rate == Some(1.0)))?;
+        let line = Line::of(step + 1, &pairs, every_z, began.elapsed()).with(grad_norm, lr, drift, rate == Some(1.0));
+        if world.first() {
+            log.write(&line)?;
+        }
         if let Some(warning) = method::saturated(pairs.iter().map(|(_, p)| p)).filter(|_| !warned && step >= 10) {
             args.common.say(format_args!("step {}: {warning}", step + 1));
             warned = true;
@@ -134,21 +155,20 @@ fn train(args: Args) -> Result<Answer> {
         bar.set_message(format!("loss {loss:.4}"));
         bar.inc(1);
 
-        if saves {
-            grads.clear(); // a checkpoint may need the room
-        }
         if saves && !last {
-            state.write(&state::checkpoint_path(&out, step + 1), &recipe, &origin)?;
             rollbacks = 0;
-            if let Some(limit) = args.checkpoints_total_limit {
-                state::prune(&out, limit)?;
+            if world.first() {
+                state.write(&state::checkpoint_path(&out, step + 1), &recipe, &origin)?;
+                args.checkpoints_total_limit.map_or(Ok(()), |limit| state::prune(&out, limit))?;
             }
         }
         if let Some(stopped) = stopped {
             return Err(stopped.into());
         }
     }
-    state.write(&out, &recipe, &origin)?;
+    if world.first() {
+        state.write(&out, &recipe, &origin)?;
+    }
     Ok(Answer::Yes)
 }
 

@@ -11,7 +11,7 @@ use nets::{
     vae::Vae,
 };
 use pipe::{
-    id::file_hash,
+    id::{file_hash, hex, sha256},
     origin::{InputOrigin, Origin},
     table::Inputs,
 };
@@ -21,6 +21,7 @@ use crate::{
     data::{Data, Visits, cache_folder},
     loss::Label,
     replay::Replay,
+    world::Share,
 };
 
 /// The inputs of one micro-batch of B pairs.
@@ -74,7 +75,7 @@ impl Source {
             None => args.data.clone(),
         };
         let mut inputs = Inputs::open(std::slice::from_ref(labels))?.origins()?;
-        let labels = inputs.first().and_then(|l| l.sha256.clone()).unwrap_or_default();
+        let labels = one_hash(&inputs);
         inputs.extend(Inputs::open(&tables)?.origins()?);
         let source = Source::Pairs { data: Box::new(data), inputs, labels };
         source.check_cache(args)?;
@@ -101,14 +102,14 @@ impl Source {
         Ok(())
     }
 
-    /// Micro-batch `i` of all steps, from 0. Samples are counted, not batches.
-    pub fn batch(&mut self, args: &Args, i: u64, schedule: &Schedule, device: &Device) -> Result<Batch> {
+    /// Micro-batch `i` of this process's share of all steps, from 0. Samples are counted, not batches.
+    pub fn batch(&mut self, share: &Share, i: u64, schedule: &Schedule, device: &Device) -> Result<Batch> {
         let timesteps = schedule.config.num_train_timesteps;
         match self {
             Source::Replay { replay, .. } => replay.batch(i, timesteps, device),
             Source::Pairs { data, .. } => {
-                let size = args.train_batch_size.get() as u64;
-                data.batch(i * size, (i + 1) * size, timesteps, device)
+                let samples = share.samples(i);
+                data.batch(samples.start, samples.end, timesteps, device)
             }
         }
     }
@@ -175,4 +176,13 @@ impl Source {
 fn parts(args: &Args) -> Vec<(&'static str, PathBuf)> {
     let encoders = ["text_encoder", "text_encoder_2"].map(|role| (role, args.base.join(role)));
     [("vae", args.vae_folder())].into_iter().chain(encoders).filter(|(_, folder)| folder.is_dir()).collect()
+}
+
+/// The hash of a file, or of the hashes of its parts.
+fn one_hash(parts: &[InputOrigin]) -> String {
+    let hashes: Vec<&str> = parts.iter().filter_map(|part| part.sha256.as_deref()).collect();
+    match hashes[..] {
+        [one] => one.to_owned(),
+        _ => hex(&sha256(hashes.join("\n").as_bytes())),
+    }
 }

@@ -16,7 +16,6 @@ use pipe::origin::Origin;
 use crate::{
     args::{Args, Moments, SaveDtype},
     calm::Usual,
-    reference::Reference,
     source::Source,
     state::{self, Counters, Recipe, State},
 };
@@ -95,7 +94,7 @@ fn resumption(args: &Args, out: &Path, origin: &Origin) -> Result<Option<PathBuf
 /// The networks of a run.
 struct Models {
     policy: Trainable,
-    reference: Reference,
+    reference: Trainable,
     /// SHA-256 of the weights of policy and reference.
     hashes: [String; 2],
     /// The folder of the UNet that training began with.
@@ -108,7 +107,17 @@ fn whole(args: &Args, device: &Device) -> Result<Models> {
     let [unet, other] = folders;
     let (unet, other) = (unet?, other?);
     let policy = UNet::open_variables(&unet, device, false)?;
-    let reference = Reference::open(&other, &policy.params, args.reference_mode(), args.reference_weights, device)?;
+    let reference = UNet::open_variables(&other, device, true)?;
+    for (name, var) in &policy.params {
+        let same = reference.params.get(name).is_some_and(|r| r.dims() == var.dims());
+        ensure!(same, "policy and reference differ in architecture: tensor '{name}' has no counterpart of its shape");
+    }
+    let extra = reference.params.keys().find(|name| !policy.params.contains_key(*name));
+    ensure!(
+        extra.is_none(),
+        "policy and reference differ in architecture: the policy has no tensor '{}'",
+        extra.map_or("", |n| n)
+    );
     let hashes = [Weights::open(&unet)?.hash()?, Weights::open(&other)?.hash()?];
     Ok(Models { policy, reference, hashes, unet })
 }
@@ -144,5 +153,15 @@ fn adapted(args: &Args, config: &LoraConfig, device: &Device) -> Result<Models> 
             path.display()
         );
     }
-    Ok(Models { policy, reference: Reference::Held(reference), hashes, unet })
+    Ok(Models { policy, reference, hashes, unet })
+}
+
+/// What several processes must have in common before they begin, by name and content.
+pub fn identity(state: &State, origin: &Origin) -> Result<[(&'static str, String); 4]> {
+    Ok([
+        ("settings", serde_json::to_string(&origin.args)?),
+        ("data or labels", serde_json::to_string(&origin.inputs)?),
+        ("steps behind it (is the output folder on a disk that all share?)", state.counters.step.to_string()),
+        ("weights", serde_json::to_string(&origin.models)? + &state.hash()?),
+    ])
 }

@@ -7,19 +7,23 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use nets::{
     checkpoint::{self, Params, Weights},
     lora::{self, LoraConfig},
     optim::{self, Optimizer},
     unet::Trainable,
 };
-use pipe::{atomic, origin::Origin};
+use pipe::{
+    atomic,
+    id::{hex, sha256},
+    origin::Origin,
+};
 use serde::{Deserialize, Serialize};
 
 type Map = serde_json::Map<String, serde_json::Value>;
 
-use crate::{calm::Usual, reference::Reference};
+use crate::{calm::Usual, reference};
 
 /// The counters of a run, and what must be the same for a resumption to be the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,7 +69,7 @@ impl Drift {
 /// Everything that moves during a run.
 pub struct State {
     pub policy: Trainable,
-    pub reference: Reference,
+    pub reference: Trainable,
     pub optimizer: Optimizer,
     pub counters: Counters,
 }
@@ -105,10 +109,21 @@ impl Saved {
 
 impl State {
     /// Moves the reference by `rate` of the way to the policy; from then on it is no longer what the command line named.
-    pub fn move_reference(&mut self, rate: f64, scratch: &Path) -> Result<()> {
-        self.reference.follow(&self.policy.params, rate, scratch)?;
+    pub fn move_reference(&mut self, rate: f64) -> Result<()> {
+        reference::follow(&self.reference.params, &self.policy.params, rate)?;
         self.counters.reference = REFRESHED.into();
         Ok(())
+    }
+
+    /// SHA-256 of the weights of policy and reference, as they are now.
+    pub fn hash(&self) -> Result<String> {
+        let mut hashes = vec![];
+        for var in self.policy.params.values().chain(self.reference.params.values()) {
+            let values = var.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?;
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            hashes.extend(sha256(&bytes));
+        }
+        Ok(hex(&sha256(&hashes)))
     }
 
     /// How far the policy is from the base and from the reference of now.
@@ -120,11 +135,10 @@ impl State {
             }
             for module in lora::modules(self.policy.params.keys()) {
                 let [a, b] = lora::names(&module);
-                let (pa, pb) = (&self.policy.params[&a], &self.policy.params[&b]);
-                let moved = lora::delta(pa, pb, config.scale())?;
+                let delta = |params: &Params| lora::delta(&params[&a], &params[&b], config.scale());
+                let moved = delta(&self.policy.params)?;
                 from_base += optim::square(&moved)?;
-                let (a, b) = (self.reference.get(&a, pa.dims())?, self.reference.get(&b, pb.dims())?);
-                from_reference += optim::square(&(moved - lora::delta(&a, &b, config.scale())?)?)?;
+                from_reference += optim::square(&(moved - delta(&self.reference.params)?)?)?;
             }
             return Ok(Drift::new(from_base, from_reference, size));
         }
@@ -132,7 +146,7 @@ impl State {
             let theta = var.as_detached_tensor();
             let theta0 = base.get(name, var.dims())?.to_dtype(DType::F32)?.to_device(var.device())?;
             from_base += optim::square(&(&theta - &theta0)?)?;
-            from_reference += optim::square(&(theta - self.reference.get(name, var.dims())?)?)?;
+            from_reference += optim::square(&(theta - self.reference.params[name].as_detached_tensor())?)?;
             size += optim::square(&theta0)?;
         }
         Ok(Drift::new(from_base, from_reference, size))
@@ -154,9 +168,7 @@ impl State {
         let origin = origin.clone().arg("step", self.counters.step);
         let mut kept: BTreeMap<_, _> = detached(&self.optimizer.moments).collect();
         if self.counters.reference == REFRESHED {
-            for (name, var) in &self.policy.params {
-                kept.insert(format!("reference.{name}"), self.reference.get(name, var.dims())?);
-            }
+            kept.extend(detached(&self.reference.params).map(|(n, t)| (format!("reference.{n}"), t)));
         }
         // Published weights may be rounded; the run goes on from these.
         if recipe.dtype != DType::F32 {
@@ -229,7 +241,9 @@ impl State {
         }
         let refreshed = !named && theirs.reference == REFRESHED;
         if refreshed {
-            self.reference.restore(&folder.join(STATE))?;
+            for (name, var) in &self.reference.params {
+                var.set(&kept.get(&format!("reference.{name}"), var.dims())?.to_device(var.device())?)?;
+            }
         }
         let reference = if refreshed { REFRESHED.to_owned() } else { ours.reference.clone() };
         self.counters = Counters { reference, named: ours.named.clone().or(theirs.named.clone()), ..theirs };

@@ -5,7 +5,7 @@ use std::{ffi::OsString, num::NonZeroUsize, ops::Range, path::PathBuf, process::
 use anyhow::{Error, Result, bail, ensure};
 use clap::Parser;
 
-use crate::stop::Stopped;
+use crate::{stop::Stopped, table::is_url};
 
 /// What a tool answers: exit code 0 or 1. Trouble is an `Err`, exit code 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,9 @@ impl Common {
     /// The output path, or an error that says which flag is missing.
     pub fn output(&self) -> Result<&PathBuf> {
         match &self.output {
+            Some(url) if is_url(url) => {
+                bail!("cannot write {}: objects are only read; write a file and copy it there", url.display())
+            }
             Some(path) => Ok(path),
             None => bail!("no output was named; add `-o PATH`, or `-o -` to write to a pipe"),
         }
@@ -138,15 +141,26 @@ pub fn run<A: Parser>(tool: &str, body: impl FnOnce(A) -> Result<Answer>) -> Exi
     match body(A::parse_from(args)) {
         Ok(Answer::Yes) => ExitCode::from(0),
         Ok(Answer::No) => ExitCode::from(1),
-        Err(error) if is_broken_pipe(&error) => ExitCode::from(0),
-        Err(error) if error.is::<Stopped>() => {
-            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{tool}: {error}\n"));
-            ExitCode::from(128 + error.downcast_ref::<Stopped>().map_or(0, |s| s.0))
-        }
         Err(error) => {
-            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{tool}: {}\n", sentence(&error)));
-            ExitCode::from(2)
+            complain(tool, &error);
+            ExitCode::from(exit_code(&error))
         }
+    }
+}
+
+/// Says what is wrong, on standard error.
+pub fn complain(tool: &str, error: &Error) {
+    if !is_broken_pipe(error) {
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{tool}: {}\n", sentence(error)));
+    }
+}
+
+/// The exit code of a tool that ends with this error.
+pub fn exit_code(error: &Error) -> u8 {
+    match error.downcast_ref::<Stopped>() {
+        Some(stopped) => 128 + stopped.0,
+        None if is_broken_pipe(error) => 0,
+        None => 2,
     }
 }
 

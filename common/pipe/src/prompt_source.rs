@@ -112,7 +112,7 @@ fn entries(path: &Path, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>>
     let name = name(path);
     let say = || format!("cannot read {name}");
     let stdin = path.as_os_str() == "-";
-    if path.is_dir() {
+    if path.is_dir() || table::is_url(path) {
         return table_entries(Inputs::open(&[path.to_owned()])?, give);
     }
     let text = if stdin {

@@ -1,18 +1,21 @@
 //! Single rows out of large Parquet tables, by number: how `train` visits pairs in a random order without holding them.
 
-use std::{collections::BTreeMap, fs::File, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use arrow::compute::concat_batches;
 use parquet::{
     arrow::{
         ProjectionMask,
-        arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection},
+        arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection},
     },
     file::metadata::PageIndexPolicy,
 };
 
-use crate::{column::Rows, table::Inputs};
+use crate::{
+    column::Rows,
+    table::{Builder, Inputs, Source},
+};
 
 /// Parquet tables opened for access by row number, counted through all of them.
 pub struct Taker {
@@ -33,10 +36,9 @@ impl Taker {
     pub fn open(inputs: &Inputs) -> Result<Self> {
         let mut tables: Vec<Table> = vec![];
         for (name, path) in inputs.parquet_files()? {
-            let file = File::open(&path).with_context(|| format!("cannot read {name}"))?;
             let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
             let metadata =
-                ArrowReaderMetadata::load(&file, options).with_context(|| format!("{name} is not a whole table"))?;
+                Source::open(&path)?.metadata(options).with_context(|| format!("{name} is not a whole table"))?;
             let rows = metadata.metadata().file_metadata().num_rows().max(0) as usize;
             let first = tables.last().map_or(0, |t| t.first + t.rows);
             tables.push(Table { name, first, rows, path, metadata });
@@ -56,8 +58,9 @@ impl Taker {
                 continue;
             }
             let say = || format!("{} is not a whole table", table.name);
-            let file = File::open(&table.path).with_context(|| format!("cannot read {}", table.name))?;
-            let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, table.metadata.clone());
+            let source = Source::open(&table.path)?;
+            source.learn(&table.metadata);
+            let builder = Builder::new_with_metadata(source, table.metadata.clone());
             let roots = builder.parquet_schema().root_schema().get_fields().iter().enumerate();
             let keep: Vec<_> = roots.filter(|(_, f)| columns.contains(&f.name())).map(|(i, _)| i).collect();
             let mask = ProjectionMask::roots(builder.parquet_schema(), keep);

@@ -29,10 +29,11 @@ impl Captions {
         let shape = shape_of(&inputs, "state_shape")?;
         let pooled = if inputs.has("pooled") { Some(shape_of::<1>(&inputs, "pooled_shape")?[0]) } else { None };
         let table = Taker::open(&inputs)?;
-        let mut rows = HashMap::new();
+        let (mut rows, mut row) = (HashMap::new(), 0u32);
         for batch in inputs.read(Some(&[pairs::CAPTION]), 0..usize::MAX, BATCH)? {
-            for caption in batch?.text(pairs::CAPTION)?.iter().flatten() {
-                rows.insert(key(caption), rows.len() as u32);
+            for caption in &batch?.text(pairs::CAPTION)? {
+                rows.extend(caption.map(|caption| (key(caption), row)));
+                row += 1; // a caption of two shards stands in both
             }
         }
         Ok(Self::Cache { table, shape, pooled, rows })

@@ -235,7 +235,7 @@ impl Data {
 /// The folder that `encode` wrote, if that is what the data are.
 pub fn cache_folder(data: &[PathBuf]) -> Option<&PathBuf> {
     match data {
-        [one] if one.join("latents.parquet").is_file() => Some(one),
+        [one] if one.join("latents.parquet").exists() => Some(one),
         _ => None,
     }
 }

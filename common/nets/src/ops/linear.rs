@@ -3,12 +3,10 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{Mat, Shared, gemm, has_kernel, shape::swap, sum, values, with_values};
+use super::{Mat, gemm, has_kernel, shape::swap, values, with_values};
 
 /// Rows that one task multiplies at a time. Rows of different sequences never share a block.
 const ROWS: usize = 128;
-/// And columns.
-const COLUMNS: usize = 1024;
 
 /// `x` (..., rows, in), `weight` (out, in) or (out, in, 1, 1) as a 1x1 convolution stores it, `bias` (out) -> (..., rows, out).
 ///
@@ -16,12 +14,13 @@ const COLUMNS: usize = 1024;
 /// The last dimension of `x` is not `in`.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (out, inner) = (weight.dim(0)?, weight.elem_count() / weight.dim(0)?);
+    let weight = if weight.rank() == 2 { weight.clone() } else { weight.reshape((out, inner))? };
     if x.dim(x.rank() - 1)? != inner {
         bail!("linear: input {:?} does not fit the weight {:?}", x.shape(), weight.shape())
     }
     if !has_kernel(x) {
-        let y = x.broadcast_matmul(&weight.reshape((out, inner))?.to_dtype(x.dtype())?.t()?)?;
-        return bias.map_or(Ok(y.clone()), |b| y.broadcast_add(&b.to_dtype(x.dtype())?));
+        let y = x.broadcast_matmul(&weight.t()?)?;
+        return bias.map_or(Ok(y.clone()), |b| y.broadcast_add(b));
     }
     // Without a bias the third operand is empty.
     let none = Tensor::zeros(0, x.dtype(), x.device())?;
@@ -29,26 +28,6 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 }
 
 struct Linear;
-
-/// y (sequences * rows, out) = x (sequences * rows, inner) w (inner, out), plus `b` (out) if there is one. A task is a block
-/// of rows of one sequence and a block of columns.
-fn product(y: &mut [f32], x: &[f32], w: &[f32], b: &[f32], rows: usize, inner: usize, out: usize) {
-    let all = x.len() / inner.max(1);
-    let (row_blocks, col_blocks) = (rows.div_ceil(ROWS), out.div_ceil(COLUMNS));
-    let shared = Shared::new(y);
-    (0..all / rows.max(1) * row_blocks * col_blocks).into_par_iter().for_each(|task| {
-        let (block, column) = (task / col_blocks, task % col_blocks * COLUMNS);
-        let row = block / row_blocks * rows + block % row_blocks * ROWS;
-        let (n, m) = (ROWS.min(rows - block % row_blocks * ROWS), COLUMNS.min(out - column));
-        // SAFETY: a task writes m columns of its own rows.
-        let y = unsafe { shared.slice(row * out + column, (n - 1) * out + m) };
-        if !b.is_empty() {
-            y.chunks_mut(out).for_each(|y| y[..m].copy_from_slice(&b[column..column + m]));
-        }
-        let (x, w) = (Mat::new(&x[row * inner..], inner), Mat::new(&w[column..], out));
-        gemm(n, m, inner, y, out, !b.is_empty(), 1.0, x, w);
-    });
-}
 
 /// (sequences, rows a sequence, in)
 fn rows_of(dims: &[usize]) -> (usize, usize) {
@@ -82,7 +61,17 @@ impl CustomOp3 for Linear {
         // Packing a matrix whose rows lie apart is slow, and every block of rows would do it again: once is enough.
         let w = swap(w, out, inner); // (in, out)
         let mut y = vec![0f32; x.len() / inner * out];
-        product(&mut y, x, &w, b, rows, inner, out);
+        // A task is a block of rows of one sequence.
+        let y_seq = y.par_chunks_mut((rows * out).max(1));
+        y_seq.zip(x.par_chunks((rows * inner).max(1))).for_each(|(y, x)| {
+            y.par_chunks_mut(ROWS * out).zip(x.par_chunks(ROWS * inner)).for_each(|(y, x)| {
+                let n = x.len() / inner;
+                if !b.is_empty() {
+                    y.chunks_exact_mut(out).for_each(|row| row.copy_from_slice(b));
+                }
+                gemm(n, out, inner, y, out, !b.is_empty(), 1.0, Mat::new(x, inner), Mat::new(&w, out));
+            });
+        });
         Ok((CpuStorage::F32(y), dims.into()))
     }
 
@@ -94,38 +83,54 @@ impl CustomOp3 for Linear {
         _y: &Tensor,
         gy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (out, inner) = (w.dim(0)?, w.elem_count() / w.dim(0)?);
-        with_values([x, w, gy], |[vx, vw, gy]| {
-            let gx = || {
+        let (out, inner) = w.dims2()?;
+        let device = x.device();
+        let gx = if x.track_op() {
+            let gx = with_values([w, gy], |[w, gy]| {
                 let mut gx = vec![0f32; gy.len() / out * inner];
-                product(&mut gx, gy, vw, &[], gy.len() / out, out, inner);
-                Tensor::from_vec(gx, x.shape(), x.device())
-            };
-            let gx = x.track_op().then(gx).transpose()?;
-            let gw = sum::gradient(w, |gw| {
+                gx.par_chunks_mut(ROWS * inner).zip(gy.par_chunks(ROWS * out)).for_each(|(gx, gy)| {
+                    let n = gy.len() / out;
+                    gemm(n, inner, out, gx, inner, false, 1.0, Mat::new(gy, out), Mat::new(w, inner));
+                });
+                gx
+            })?;
+            Some(Tensor::from_vec(gx, x.shape(), device)?)
+        } else {
+            None
+        };
+        let gw = if w.track_op() {
+            let gw = with_values([x, gy], |[x, gy]| {
                 let rows = gy.len() / out;
+                let mut gw = vec![0f32; out * inner];
                 // A task is a block of output features, over all rows in order.
                 let block = out.div_ceil(8).next_multiple_of(16);
                 gw.par_chunks_mut(block * inner).enumerate().for_each(|(i, gw)| {
                     let n = gw.len() / inner;
                     let gy = Mat::new(&gy[i * block..], out).t(); // (n, rows)
-                    gemm(n, inner, rows, gw, inner, true, 1.0, gy, Mat::new(vx, inner));
+                    gemm(n, inner, rows, gw, inner, false, 1.0, gy, Mat::new(x, inner));
                 });
+                gw
             })?;
-            let gb = sum::gradient(b, |gb| {
-                gb.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, gb)| {
-                    // Partial sums over blocks of rows keep the rounding small.
-                    for block in gy.chunks(ROWS * out) {
-                        let mut part = vec![0f32; gb.len()];
-                        for row in block.chunks_exact(out) {
-                            part.iter_mut().zip(&row[i * COLUMNS..]).for_each(|(p, g)| *p += g);
-                        }
-                        gb.iter_mut().zip(&part).for_each(|(g, p)| *g += p);
-                    }
-                });
+            Some(Tensor::from_vec(gw, w.shape(), device)?)
+        } else {
+            None
+        };
+        let gb = if b.track_op() {
+            let gb = with_values([gy], |[gy]| {
+                let mut gb = vec![0f32; out];
+                // Partial sums over blocks of rows keep the rounding small.
+                for block in gy.chunks(ROWS * out) {
+                    let mut part = vec![0f32; out];
+                    block.chunks_exact(out).for_each(|row| part.iter_mut().zip(row).for_each(|(p, g)| *p += g));
+                    gb.iter_mut().zip(&part).for_each(|(g, p)| *g += p);
+                }
+                gb
             })?;
-            Ok((gx, gw, gb))
-        })?
+            Some(Tensor::from_vec(gb, out, device)?)
+        } else {
+            None
+        };
+        Ok((gx, gw, gb))
     }
 }
 

@@ -4,9 +4,9 @@ use std::{collections::VecDeque, fs::File, ops::Range, path::PathBuf, sync::Arc}
 
 use anyhow::{Context, Result};
 use arrow::{array::RecordBatch, ipc::reader::FileReader};
-use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder};
+use parquet::arrow::ProjectionMask;
 
-use super::stream::Stream;
+use super::{source::Source, stream::Stream};
 use crate::column::Rows;
 
 /// What one table still has to give.
@@ -33,8 +33,7 @@ impl Part {
             let whole = Box::new(stream.map(move |b| b.with_context(&say)));
             Box::new(Projected { inner: whole, columns: self.columns })
         } else if self.parquet {
-            let file = File::open(&self.path).with_context(|| format!("cannot read {name}"))?;
-            let builder = ParquetRecordBatchReaderBuilder::try_new(file).with_context(&say)?;
+            let builder = Source::open(&self.path)?.builder().with_context(&say)?;
             let mask = match &self.columns {
                 Some(wanted) => {
                     let roots = builder.parquet_schema().root_schema().get_fields().iter().enumerate();

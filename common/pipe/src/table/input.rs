@@ -2,7 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    fs::File,
     io::Read,
     ops::Range,
     path::{Path, PathBuf},
@@ -11,10 +10,12 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use arrow::datatypes::SchemaRef;
+use parquet::file::reader::{ChunkReader, Length};
 
 use super::{
     batches::{Batches, Part},
-    open::{open_file, open_stdin, open_stream, parts_of},
+    open::{is_folder, open_file, open_stdin, open_stream, parts_of},
+    source::{Source, is_url},
     stream::Stream,
 };
 use crate::{
@@ -51,7 +52,7 @@ pub(super) enum Body {
 }
 
 impl Inputs {
-    /// Opens files, `-`, and folders of `part-00000-of-00008.parquet`; reads schemas and row counts only.
+    /// Opens files, objects, `-`, and folders of `part-00000-of-00008.parquet`; reads schemas and row counts only.
     ///
     /// # Errors
     /// A file that cannot be read, is no table, is cut off, or a folder with a part missing; a table without rows.
@@ -71,7 +72,7 @@ impl Inputs {
         let open = |path: &PathBuf| -> Result<Self> {
             let tables = if path.as_os_str() == "-" {
                 vec![open_stdin()?]
-            } else if path.is_dir() {
+            } else if is_folder(path) {
                 parts_of(path)?.iter().map(|part| open_file(part)).collect::<Result<_>>()?
             } else {
                 vec![open_file(path)?]
@@ -154,6 +155,18 @@ impl Inputs {
         self.tables.iter().map(Input::origin).collect()
     }
 
+    /// Of the tables with rows in `range` alone: one shard of many must not read all tables only to name them.
+    pub fn origins_of(&self, range: &Range<usize>) -> Result<Vec<InputOrigin>> {
+        let mut start = 0;
+        let with_rows = self.tables.iter().filter(|table| {
+            let end = table.rows().map_or(usize::MAX, |rows| start + rows);
+            let meets = start < range.end && range.start < end;
+            start = end;
+            meets
+        });
+        with_rows.map(Input::origin).collect()
+    }
+
     /// Reads `columns` (those that are there; `None`: all) of the rows in `range`, at most `batch` rows at a time.
     /// Files can be read any number of times, a pipe once and whole.
     pub fn read(&mut self, columns: Option<&[&str]>, range: Range<usize>, batch: usize) -> Result<Batches> {
@@ -206,22 +219,19 @@ impl Input {
     }
 }
 
-/// The identity of a file. Above 1 GiB a Parquet file is known by its footer, which holds the size and the statistics of
-/// every column chunk: reading 335 GB twice to name them is not worth it.
+/// The identity of a table. Above 1 GiB, and in an object store, a Parquet file is known by its footer, which holds the size and
+/// the statistics of every column chunk: reading 335 GB twice to name them is not worth it.
 fn content_hash(path: &Path) -> Result<String> {
     const WHOLE: u64 = 1 << 30;
-    let size = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
-    if size <= WHOLE {
+    let source = Source::open(path)?;
+    let size = source.len();
+    if size <= WHOLE && !is_url(path) {
         return file_hash(path);
     }
-    use std::io::{Seek, SeekFrom};
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::End(-8))?;
-    let mut tail = [0; 8];
-    file.read_exact(&mut tail)?;
+    let tail = source.get_bytes(size - 8, 8)?;
     let footer = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]) as u64;
-    file.seek(SeekFrom::End(-(footer.min(size - 8) as i64) - 8))?;
+    let footer = footer.min(size - 8) + 8;
     let mut bytes = size.to_le_bytes().to_vec();
-    file.read_to_end(&mut bytes)?;
+    bytes.extend(source.get_bytes(size - footer, footer as usize)?);
     Ok(format!("footer-{}", crate::id::hex(&crate::id::sha256(&bytes))))
 }

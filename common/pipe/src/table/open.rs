@@ -1,6 +1,7 @@
 //! Recognising what a file or pipe holds, and finding the parts of a sharded table.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{Cursor, IsTerminal, Read},
     path::{Path, PathBuf},
@@ -9,13 +10,12 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use arrow::ipc::reader::FileReader;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::{
     input::{Body, Input},
+    source::{Source, is_url},
     stream::Stream,
 };
-use crate::cli::Shard;
 
 const PARQUET: &[u8] = b"PAR1";
 const IPC_FILE: &[u8] = b"ARROW1";
@@ -28,24 +28,24 @@ pub fn is_table(begin: &[u8]) -> bool {
 
 pub(super) fn open_file(path: &Path) -> Result<Input> {
     let name: Arc<str> = path.display().to_string().into();
+    if is_url(path) {
+        return open_parquet(name, path);
+    }
     let say = || format!("cannot read {name}");
     let mut file = File::open(path).with_context(say)?;
     let mut magic = vec![];
     Read::by_ref(&mut file).take(6).read_to_end(&mut magic).with_context(say)?;
     let whole = || format!("{name} is not a whole table");
-    let path = path.to_owned();
     if magic.starts_with(PARQUET) {
-        let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(&path)?).with_context(whole)?;
-        let rows = builder.metadata().file_metadata().num_rows().max(0) as usize;
-        Ok(Input { schema: builder.schema().clone(), body: Body::Parquet { path, rows }, name })
+        open_parquet(name, path)
     } else if magic.starts_with(IPC_FILE) {
-        let reader = FileReader::try_new_buffered(File::open(&path)?, None).with_context(whole)?;
+        let reader = FileReader::try_new_buffered(File::open(path)?, None).with_context(whole)?;
         let schema = reader.schema();
         let mut rows = 0;
         for batch in reader {
             rows += batch.with_context(whole)?.num_rows();
         }
-        Ok(Input { schema, body: Body::IpcFile { path, rows }, name })
+        Ok(Input { schema, body: Body::IpcFile { path: path.to_owned(), rows }, name })
     } else if magic.starts_with(IPC_STREAM) {
         // Not opened again: it may be a named pipe, which gives its bytes once.
         open_stream(name.clone(), Cursor::new(magic).chain(file))
@@ -54,6 +54,12 @@ pub(super) fn open_file(path: &Path) -> Result<Input> {
     } else {
         bail!("{name} is not a table: neither Parquet nor an Arrow stream (it begins with {:02x?})", magic)
     }
+}
+
+fn open_parquet(name: Arc<str>, path: &Path) -> Result<Input> {
+    let builder = Source::open(path)?.builder().with_context(|| format!("{name} is not a whole table"))?;
+    let rows = builder.metadata().file_metadata().num_rows().max(0) as usize;
+    Ok(Input { schema: builder.schema().clone(), body: Body::Parquet { path: path.to_owned(), rows }, name })
 }
 
 pub(super) fn open_stream(name: Arc<str>, bytes: impl Read + Send + 'static) -> Result<Input> {
@@ -78,35 +84,65 @@ pub(super) fn open_stdin() -> Result<Input> {
     }
 }
 
+/// Whether a path names a folder of parts.
+pub(super) fn is_folder(path: &Path) -> bool {
+    path.is_dir() || (is_url(path) && path.to_str().is_some_and(|url| url.ends_with('/')))
+}
+
+/// The names in a folder.
+fn list(folder: &Path) -> Result<Vec<String>> {
+    #[cfg(feature = "cloud")]
+    if is_url(folder) {
+        return super::cloud::list(folder.to_str().unwrap_or_default());
+    }
+    if is_url(folder) {
+        Source::open(folder)?; // a build without object stores says so
+    }
+    let say = || format!("cannot read {}", folder.display());
+    let names = std::fs::read_dir(folder).with_context(say)?.map(|entry| Ok(entry?.file_name()));
+    let names = names.collect::<Result<Vec<_>>>().with_context(say)?;
+    Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
+}
+
+/// `part-00003-of-00008.parquet` -> (3, 8, `part`), and `train-00003-of-00645-0123abcd.parquet` as Hugging Face names them.
+fn part(name: &str) -> Option<(usize, usize, &str)> {
+    let (left, right) = name.strip_suffix(".parquet")?.split_once("-of-")?;
+    let (stem, index) = left.rsplit_once('-')?;
+    let count = right.split('-').next()?;
+    Some((index.parse().ok()?, count.parse().ok()?, stem))
+}
+
 /// The parts in a folder, complete and in order.
 pub(super) fn parts_of(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut parts: Vec<(usize, usize, PathBuf)> = vec![];
-    for entry in std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
-        let path = entry?.path();
-        let numbers = path.file_name().and_then(|n| n.to_str()).and_then(|n| {
-            let (index, count) = n.strip_prefix("part-")?.strip_suffix(".parquet")?.split_once("-of-")?;
-            Some((index.parse().ok()?, count.parse().ok()?))
-        });
-        if let Some((index, count)) = numbers {
-            parts.push((index, count, path));
-        }
-    }
+    let names = list(folder)?;
+    let mut parts: Vec<(usize, usize, &str, PathBuf)> = vec![];
+    parts.extend(names.iter().filter_map(|name| {
+        let (index, count, stem) = part(name)?;
+        Some((index, count, stem, folder.join(name)))
+    }));
     parts.sort();
-    let Some(&(_, count, _)) = parts.first() else {
+    let Some(&(_, count, stem, _)) = parts.first() else {
         bail!("{} is a folder without part-00000-of-0000N.parquet files: not a table", folder.display())
     };
-    ensure!(
-        parts.iter().all(|p| p.1 == count),
-        "{} holds parts of different splits: remove the stale ones",
-        folder.display()
-    );
-    for index in 0..count {
-        let name = Shard { index, count }.file_name();
-        ensure!(
-            parts.get(index).is_some_and(|p| p.0 == index),
-            "{}: {name} is missing; make it again with --shard {index}/{count}",
-            folder.display()
+    let folder = folder.display();
+    let other = parts.iter().find(|p| p.1 != count || p.2 != stem);
+    if let Some((.., other)) = other {
+        let (one, other) = (parts[0].3.display(), other.display());
+        bail!(
+            "{folder} holds parts of different tables, {one} and {other}: remove the stale ones, or name the files of one"
         );
     }
-    Ok(parts.into_iter().map(|p| p.2).collect())
+    let there: HashSet<usize> = parts.iter().map(|p| p.0).collect();
+    let missing: Vec<usize> = (0..count).filter(|index| !there.contains(index)).collect();
+    if let Some(&index) = missing.first() {
+        let name = format!("{stem}-{index:05}-of-{count:05}.parquet");
+        ensure!(missing.len() > 1, "{folder}: {name} is missing; make it again with --shard {index}/{count}");
+        let all: Vec<_> = missing.iter().map(usize::to_string).collect();
+        let (n, all) = (missing.len(), all.join(","));
+        bail!(
+            "{folder}: {n} of {count} parts are missing, {name} first; make them again with --shard I/{count}, I = {all}"
+        );
+    }
+    ensure!(parts.len() == count, "{folder} holds a part twice: {} files for {count} parts", parts.len());
+    Ok(parts.into_iter().map(|p| p.3).collect())
 }

@@ -1,0 +1,209 @@
+//! Objects in S3, Google Cloud Storage or on a web server, read by ranges: the footer, then of each column that is asked for
+//! some megabytes at a time. Credentials come from the usual environment (`AWS_*`, `GOOGLE_*`).
+
+use std::{
+    collections::HashMap,
+    env,
+    future::Future,
+    io::{self, Read},
+    ops::Range,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use bytes::Bytes;
+use object_store::{
+    BackoffConfig, ClientOptions, Error as StoreError, ObjectStore, ObjectStoreExt, RetryConfig, aws::AmazonS3Builder,
+    gcp::GoogleCloudStorageBuilder, http::HttpBuilder, path::Path,
+};
+use parquet::file::metadata::ParquetMetaData;
+use tokio::runtime::{Builder, Runtime};
+
+/// Bytes that are read ahead in a column.
+const AHEAD: u64 = 8 << 20;
+
+/// One object, of which nothing but its length is read until it is asked for.
+#[derive(Clone)]
+pub(super) struct Object(Arc<Inner>);
+
+struct Inner {
+    url: String,
+    store: Box<dyn ObjectStore>,
+    path: Path,
+    length: u64,
+    /// Of every column chunk, in the order of the file, where it lies and which column it belongs to.
+    chunks: OnceLock<Vec<(Range<u64>, usize)>>,
+    /// What was read ahead of each column: where it begins, and the bytes.
+    windows: Mutex<HashMap<usize, (u64, Bytes)>>,
+}
+
+impl Object {
+    /// # Errors
+    /// No such object, no credentials for it, or a store that does not answer.
+    pub(super) fn open(url: &str) -> Result<Self> {
+        let (store, path) = store(url)?;
+        let length = wait(store.head(&path))?.map_err(|error| explain(url, error))?.size;
+        let url = url.to_owned();
+        Ok(Self(Arc::new(Inner { url, store, path, length, chunks: OnceLock::new(), windows: Mutex::default() })))
+    }
+
+    /// Takes note of where columns begin and end: what may be read ahead.
+    pub(super) fn learn(&self, metadata: &ParquetMetaData) {
+        let columns = metadata.row_groups().iter().flat_map(|group| group.columns().iter().enumerate());
+        let chunk = |(column, (start, length)): (usize, (u64, u64))| (start..start + length, column);
+        let mut chunks: Vec<_> = columns.map(|(i, column)| chunk((i, column.byte_range()))).collect();
+        chunks.sort_by_key(|(range, _)| range.start);
+        let _ = self.0.chunks.set(chunks);
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.0.length
+    }
+
+    pub(super) fn window(&self, start: u64) -> Window {
+        Window { object: self.clone(), at: start }
+    }
+
+    /// Exactly these bytes, out of what was read ahead where it holds them.
+    pub(super) fn bytes(&self, start: u64, length: usize) -> io::Result<Bytes> {
+        let end = start + length as u64;
+        if let Ok(windows) = self.0.windows.lock() {
+            let held = |(from, bytes): &&(u64, Bytes)| *from <= start && end <= from + bytes.len() as u64;
+            if let Some((from, bytes)) = windows.values().find(held) {
+                let from = (start - from) as usize;
+                return Ok(bytes.slice(from..from + length));
+            }
+        }
+        self.fetch(start..end)
+    }
+
+    /// The bytes from `at` on, to the end of the column chunk at most.
+    fn ahead(&self, at: u64) -> io::Result<Bytes> {
+        const NO_COLUMN: usize = usize::MAX;
+        let chunks = self.0.chunks.get().map_or(&[][..], Vec::as_slice);
+        let chunk = chunks.iter().rfind(|(range, _)| range.contains(&at));
+        let (end, column) = chunk.map_or((self.0.length, NO_COLUMN), |(range, column)| (range.end, *column));
+        let windows = || self.0.windows.lock().map_err(|_| io::Error::other("another reader has failed"));
+        if let Some((from, bytes)) = windows()?.get(&column)
+            && (*from..from + bytes.len() as u64).contains(&at)
+        {
+            return Ok(bytes.slice((at - from) as usize..));
+        }
+        let bytes = self.fetch(at..end.min(at + AHEAD))?;
+        windows()?.insert(column, (at, bytes.clone()));
+        Ok(bytes)
+    }
+
+    fn fetch(&self, range: Range<u64>) -> io::Result<Bytes> {
+        let Inner { url, store, path, .. } = &*self.0;
+        let other = |error: Error| io::Error::other(format!("{error:#}"));
+        wait(store.get_range(path, range)).map_err(other)?.map_err(|error| other(explain(url, error)))
+    }
+}
+
+/// An object's bytes from some place on.
+pub(crate) struct Window {
+    object: Object,
+    at: u64,
+}
+
+impl Read for Window {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() || self.at >= self.object.len() {
+            return Ok(0);
+        }
+        let bytes = self.object.ahead(self.at)?;
+        let n = bytes.len().min(buf.len());
+        buf[..n].copy_from_slice(&bytes[..n]);
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+/// The names of the objects in a folder, whose URL ends in `/`.
+///
+/// # Errors
+/// The store does not answer, or is a web server, which lists nothing.
+pub(super) fn list(url: &str) -> Result<Vec<String>> {
+    let web = url.starts_with("http");
+    ensure!(!web, "{url} is a folder, and a web server does not list its folders; name the parts one by one");
+    let (store, path) = store(url)?;
+    let found = wait(store.list_with_delimiter(Some(&path)))?.map_err(|error| explain(url, error))?;
+    Ok(found.objects.iter().filter_map(|object| object.location.filename()).map(str::to_owned).collect())
+}
+
+/// The store that a URL names, and the path in it.
+fn store(url: &str) -> Result<(Box<dyn ObjectStore>, Path)> {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    ensure!(!host.is_empty() && !path.is_empty(), "{url} names no object; expected SCHEME://BUCKET/PATH");
+    let retry = RetryConfig {
+        backoff: BackoffConfig { init_backoff: Duration::from_millis(200), ..BackoffConfig::default() },
+        max_retries: 5,
+        retry_timeout: Duration::from_secs(60),
+    };
+    let say = || format!("{url} cannot be asked for");
+    let store: Box<dyn ObjectStore> = match scheme {
+        "s3" | "s3a" => {
+            credentials(url, &AWS, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "AWS_SKIP_SIGNATURE")?;
+            let s3 = AmazonS3Builder::from_env().with_bucket_name(host).with_retry(retry);
+            Box::new(s3.build().with_context(say)?)
+        }
+        "gs" => {
+            credentials(url, &GOOGLE, "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SKIP_SIGNATURE")?;
+            let gcs = GoogleCloudStorageBuilder::from_env().with_bucket_name(host).with_retry(retry);
+            Box::new(gcs.build().with_context(say)?)
+        }
+        "http" | "https" => {
+            let options = ClientOptions::new().with_allow_http(true);
+            let web = HttpBuilder::new().with_url(format!("{scheme}://{host}"));
+            Box::new(web.with_client_options(options).with_retry(retry).build().with_context(say)?)
+        }
+        _ => bail!("{url}: objects are named by s3://, gs://, http:// or https://"),
+    };
+    Ok((store, Path::from_url_path(path).with_context(say)?))
+}
+
+/// Variables one of which must say with what rights to ask.
+const AWS: [&str; 6] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_METADATA_ENDPOINT",
+    "AWS_SKIP_SIGNATURE",
+];
+const GOOGLE: [&str; 6] = [
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "GOOGLE_SERVICE_ACCOUNT",
+    "GOOGLE_SERVICE_ACCOUNT_PATH",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "SERVICE_ACCOUNT",
+    "GOOGLE_SKIP_SIGNATURE",
+];
+
+/// Without any, object_store would ask the machine's metadata service: nobody told it to, and elsewhere it only waits.
+fn credentials(url: &str, known: &[&str], usual: &str, public: &str) -> Result<()> {
+    let there = known.iter().any(|name| env::var_os(name).is_some_and(|value| !value.is_empty()));
+    ensure!(there, "{url}: there are no credentials; set {usual}, or {public}=true where the bucket is public");
+    Ok(())
+}
+
+fn explain(url: &str, error: StoreError) -> Error {
+    match error {
+        StoreError::NotFound { .. } => anyhow!("{url} is not there (a folder of parts ends in '/')"),
+        StoreError::Unauthenticated { .. } | StoreError::PermissionDenied { .. } => {
+            anyhow!("{url}: the store refuses these credentials, or wants some")
+        }
+        error => Error::new(error).context(format!("cannot read {url}")),
+    }
+}
+
+/// The answer of the store. Tables are read by ordinary threads; the runtime only waits for the network.
+fn wait<T>(answer: impl Future<Output = T>) -> Result<T> {
+    static RUNTIME: OnceLock<io::Result<Runtime>> = OnceLock::new();
+    let runtime = RUNTIME.get_or_init(|| Builder::new_multi_thread().worker_threads(1).enable_all().build());
+    let runtime = runtime.as_ref().map_err(|error| anyhow!("cannot wait for the network: {error}"))?;
+    Ok(runtime.block_on(answer))
+}

@@ -1,0 +1,127 @@
+//! Where the bytes of a Parquet table lie: in a file, or in an object store (feature `cloud`).
+
+use std::{
+    fs::File,
+    io::{BufReader, Read},
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use parquet::{
+    arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
+    errors::Result as ParquetResult,
+    file::reader::{ChunkReader, Length},
+};
+
+#[cfg(feature = "cloud")]
+use super::cloud::{Object, Window};
+
+/// Whether a path names an object rather than a file: `s3://`, `gs://`, `http://` or `https://`.
+pub fn is_url(path: &Path) -> bool {
+    let text = path.to_str().unwrap_or_default();
+    ["s3://", "s3a://", "gs://", "http://", "https://"].iter().any(|scheme| text.starts_with(scheme))
+}
+
+/// Something that Parquet can be read from, at any place.
+pub(crate) enum Source {
+    File(File),
+    #[cfg(feature = "cloud")]
+    Object(Object),
+}
+
+/// Parquet of any source, about to be read.
+pub(crate) type Builder = ParquetRecordBatchReaderBuilder<Source>;
+
+impl Source {
+    /// # Errors
+    /// It is not there, or may not be read; an object, in a build that reads none.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        if is_url(path) {
+            return Self::object(path);
+        }
+        Ok(Source::File(File::open(path).with_context(|| format!("cannot read {}", path.display()))?))
+    }
+
+    #[cfg(feature = "cloud")]
+    fn object(url: &Path) -> Result<Self> {
+        Ok(Source::Object(Object::open(url.to_str().unwrap_or_default())?))
+    }
+
+    #[cfg(not(feature = "cloud"))]
+    fn object(url: &Path) -> Result<Self> {
+        anyhow::bail!("{}: this build reads no object stores; build it with --features cloud", url.display())
+    }
+
+    /// The index of the table.
+    ///
+    /// # Errors
+    /// It is no whole Parquet table.
+    pub(crate) fn metadata(&self, options: ArrowReaderOptions) -> ParquetResult<ArrowReaderMetadata> {
+        let metadata = ArrowReaderMetadata::load(self, options)?;
+        self.learn(&metadata);
+        Ok(metadata)
+    }
+
+    /// # Errors
+    /// It is no whole Parquet table.
+    pub(crate) fn builder(self) -> ParquetResult<Builder> {
+        let metadata = self.metadata(ArrowReaderOptions::default())?;
+        Ok(Builder::new_with_metadata(self, metadata))
+    }
+
+    /// Column chunks are what may be read ahead; a file needs no telling.
+    pub(crate) fn learn(&self, _metadata: &ArrowReaderMetadata) {
+        #[cfg(feature = "cloud")]
+        if let Source::Object(object) = self {
+            object.learn(_metadata.metadata());
+        }
+    }
+}
+
+impl Length for Source {
+    fn len(&self) -> u64 {
+        match self {
+            Source::File(file) => file.len(),
+            #[cfg(feature = "cloud")]
+            Source::Object(object) => object.len(),
+        }
+    }
+}
+
+impl ChunkReader for Source {
+    type T = Reader;
+
+    fn get_read(&self, start: u64) -> ParquetResult<Reader> {
+        match self {
+            Source::File(file) => file.get_read(start).map(Reader::File),
+            #[cfg(feature = "cloud")]
+            Source::Object(object) => Ok(Reader::Object(object.window(start))),
+        }
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
+        match self {
+            Source::File(file) => file.get_bytes(start, length),
+            #[cfg(feature = "cloud")]
+            Source::Object(object) => Ok(object.bytes(start, length)?),
+        }
+    }
+}
+
+/// Bytes from some place on.
+pub(crate) enum Reader {
+    File(BufReader<File>),
+    #[cfg(feature = "cloud")]
+    Object(Window),
+}
+
+impl Read for Reader {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Reader::File(file) => file.read(buf),
+            #[cfg(feature = "cloud")]
+            Reader::Object(window) => window.read(buf),
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Several processes on one training run, one a device: who this one is, which pairs are its own, and the one place where
+//! gradients are summed. Alone, the world is one process and all of this does nothing.
+//!
+//!   mpirun -n 4 train latents --labels labels.parquet --base sd15 -o policy       (a build with --features mpi)
+
+mod launch;
+#[cfg(feature = "nccl")]
+mod nccl;
+#[cfg_attr(not(feature = "mpi"), path = "none.rs")]
+mod ranks;
+mod share;
+
+pub use share::Share;
+
+use std::{env, process, thread, time::Duration};
+
+use anyhow::{Result, bail, ensure};
+use candle_core::{Device, Tensor};
+use launch::Launch;
+use nets::optim::Grads;
+use pipe::{
+    cli::{self, Answer},
+    id,
+    stop::{self, Stopped},
+};
+use ranks::Ranks;
+
+use crate::{
+    args::Args,
+    gradients::Pair,
+    loss::{Errors, PairLoss},
+};
+
+/// Bytes of gradients on their way at once, in and out: what a process needs beyond a run of its own.
+const BUCKET: usize = 25_000_000;
+
+pub struct World {
+    ranks: Option<Ranks>,
+    launch: Option<Launch>,
+}
+
+impl World {
+    /// Joins the processes that mpirun or srun started together with this one.
+    ///
+    /// # Errors
+    /// They are several and cannot find each other.
+    pub fn join() -> Result<Self> {
+        let launch = Launch::read(|name| env::var(name).ok());
+        let Some(started) = launch else { return Ok(Self { ranks: None, launch }) };
+        let ranks = if started.joined && cfg!(feature = "mpi") { Some(Ranks::join()?) } else { None };
+        let size = ranks.as_ref().map_or(1, Ranks::size);
+        if started.size > 1 && size == 1 {
+            if started.rank > 0 {
+                // All processes stand here: one says it.
+                thread::sleep(Duration::from_secs(1));
+                process::exit(2);
+            }
+            bail!(started.apart());
+        }
+        Ok(Self { ranks, launch })
+    }
+
+    pub fn rank(&self) -> usize {
+        self.ranks.as_ref().map_or(0, Ranks::rank)
+    }
+
+    pub fn size(&self) -> usize {
+        self.ranks.as_ref().map_or(1, Ranks::size)
+    }
+
+    /// The process that writes and speaks.
+    pub fn first(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// One process a GPU: which one `--device cuda` means here. A process that sees one GPU alone calls it 0.
+    pub fn device(&self, asked: cli::Device) -> cli::Device {
+        match (asked, self.launch) {
+            (cli::Device::Cuda(_), Some(launch)) if self.size() > 1 => cli::Device::Cuda(launch.local % visible_gpus()),
+            _ => asked,
+        }
+    }
+
+    /// From here on gradients on this device are summed.
+    pub fn attach(&mut self, device: &Device) -> Result<()> {
+        let alone = self.size() == 1;
+        self.ranks.as_mut().filter(|_| !alone).map_or(Ok(()), |ranks| ranks.attach(device))
+    }
+
+    /// This process's share of every step.
+    ///
+    /// # Errors
+    /// The processes cannot have equally many pairs.
+    pub fn share(&self, args: &Args) -> Result<Share> {
+        let (pairs, size) = (args.effective_batch(), self.size());
+        ensure!(size == 1 || args.replay.is_none(), "--replay is for one process, and {size} were started");
+        ensure!(
+            pairs.is_multiple_of(size),
+            "{pairs} pairs a step (--train_batch_size times --gradient_accumulation_steps, over all processes) cannot be \
+             divided among {size} processes"
+        );
+        let each = pairs / size;
+        let mine = self.rank() * each..(self.rank() + 1) * each;
+        Ok(Share { step: pairs, mine, at_once: args.train_batch_size.get() })
+    }
+
+    /// `work` on the first process, then on the others: what one puts in order on the disk is not put in order twice.
+    pub fn first_then_others<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let wait = || self.ranks.iter().for_each(Ranks::wait_for_all);
+        if !self.first() {
+            wait();
+        }
+        let done = work()?;
+        if self.first() {
+            wait();
+        }
+        Ok(done)
+    }
+
+    /// Makes sure that all processes begin the same run: each thing by its name and content.
+    ///
+    /// # Errors
+    /// Some process has something else there than the first.
+    pub fn agree(&self, things: &[(&str, String)]) -> Result<()> {
+        // 48 bits of a hash are a whole number in f64.
+        let hash = |(_, text): &(&str, String)| {
+            id::sha256(text.as_bytes())[..6].iter().fold(0.0, |n, byte| n * 256.0 + f64::from(*byte))
+        };
+        let all = self.gather(&things.iter().map(hash).collect::<Vec<_>>());
+        for (rank, theirs) in all.chunks(things.len()).enumerate() {
+            if let Some(i) = (0..things.len()).find(|&i| theirs[i] != all[i]) {
+                bail!("process {rank} has other {} than process 0; give all the same, on every host", things[i].0);
+            }
+        }
+        Ok(())
+    }
+
+    /// The pairs of all processes, in the order of the step.
+    pub fn gather_pairs(&self, mine: Vec<Pair>) -> Vec<Pair> {
+        if self.size() == 1 {
+            return mine;
+        }
+        let numbers = |(e, pair): &Pair| {
+            let errors = [e.policy_winner, e.policy_loser, e.reference_winner, e.reference_loser];
+            errors.into_iter().chain([pair.z, pair.loss]).chain(pair.gradient)
+        };
+        let all = self.gather(&mine.iter().flat_map(numbers).collect::<Vec<_>>());
+        let pair = |n: &[f64]| {
+            let e = Errors { policy_winner: n[0], policy_loser: n[1], reference_winner: n[2], reference_loser: n[3] };
+            (e, PairLoss { z: n[4], loss: n[5], gradient: [n[6], n[7]] })
+        };
+        all.chunks_exact(8).map(pair).collect()
+    }
+
+    /// What every process brings, all of one length, in the order of the ranks.
+    fn gather(&self, mine: &[f64]) -> Vec<f64> {
+        self.ranks.as_ref().map_or_else(|| mine.to_vec(), |ranks| ranks.gather(mine))
+    }
+
+    /// The signal that has reached any of the processes: all stop at the same step.
+    pub fn stop_requested(&self) -> Option<Stopped> {
+        let mine = stop::requested().map_or(0, |stopped| stopped.0);
+        let any = self.ranks.as_ref().map_or(mine, |ranks| ranks.largest(u64::from(mine)) as u8);
+        (any > 0).then_some(Stopped(any))
+    }
+
+    /// Gradients become their sums over all processes, bucket by bucket, in the order of their names.
+    ///
+    /// # Errors
+    /// Another process is gone.
+    pub fn sum(&self, grads: &mut Grads) -> Result<()> {
+        let Some(ranks) = self.ranks.as_ref().filter(|_| self.size() > 1) else { return Ok(()) };
+        let room = BUCKET / size_of::<f32>() / 2; // as many go out as come in
+        let (mut bucket, mut filled) = (vec![], 0);
+        for grad in grads.values_mut() {
+            *grad = grad.contiguous()?;
+            let (flat, n, mut from) = (grad.flatten_all()?, grad.elem_count(), 0);
+            while from < n {
+                let take = (n - from).min(room - filled);
+                bucket.push(flat.narrow(0, from, take)?);
+                (from, filled) = (from + take, filled + take);
+                if filled == room {
+                    sum_bucket(ranks, &std::mem::take(&mut bucket))?;
+                    filled = 0;
+                }
+            }
+        }
+        sum_bucket(ranks, &bucket)
+    }
+
+    /// Ends this process's part. Trouble in one ends all: the others would wait for it for ever.
+    pub fn leave(self, answer: Result<Answer>) -> Result<Answer> {
+        let rank = self.rank();
+        let Some(ranks) = self.ranks else { return answer };
+        match answer {
+            Err(error) if !error.is::<Stopped>() => {
+                // Where all have the same trouble, the first says it and ends the others before their turn comes.
+                thread::sleep(Duration::from_millis(200) * rank.min(10) as u32);
+                cli::complain("train", &error);
+                ranks.abort(2)
+            }
+            answer => {
+                ranks.leave();
+                match answer {
+                    Err(error) if rank > 0 => process::exit(cli::exit_code(&error).into()),
+                    answer => answer,
+                }
+            }
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn visible_gpus() -> usize {
+    use candle_core::cuda_backend::cudarc::driver::CudaContext;
+    CudaContext::device_count().map_or(1, |n| n.max(1) as usize)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn visible_gpus() -> usize {
+    1
+}
+
+/// One message for many small tensors, (n) each.
+fn sum_bucket(ranks: &Ranks, parts: &[Tensor]) -> Result<()> {
+    match parts {
+        [] => Ok(()),
+        [one] => ranks.sum(one),
+        many => {
+            let all = Tensor::cat(many, 0)?;
+            ranks.sum(&all)?;
+            let mut from = 0;
+            for part in many {
+                let n = part.elem_count();
+                part.slice_set(&all.narrow(0, from, n)?, 0, 0)?;
+                from += n;
+            }
+            Ok(())
+        }
+    }
+}
