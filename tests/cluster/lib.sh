@@ -38,8 +38,8 @@ train() {
         model=(--base "$mini/base" --resolution 64 --beta_dpo 2000)
     fi
     command=("$BIN/train" "$mini/pairs.parquet" --labels "$work/labels.parquet" "${model[@]}" --threads 1 -q
-        --max_train_steps "$STEPS" --train_batch_size 8 --gradient_accumulation_steps 4 --learning_rate 1e-5
-        --lr_warmup_steps $((STEPS / 4)) --refresh-every $((STEPS / 2)) --drift_every 0)
+        --max_train_steps "$STEPS" --train_batch_size 16 --gradient_accumulation_steps 2 --learning_rate 1e-5
+        --lr_warmup_steps $((STEPS * 3 / 4)) --refresh-every $((STEPS / 2)) --drift_every 0)
 }
 
 # How many processes, and how they are pinned, is the caller's.

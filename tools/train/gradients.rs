@@ -1,7 +1,7 @@
 //! The gradient of one optimiser step: micro-batches through reference and policy, one loss a pair, one sum over all.
 
 use anyhow::Result;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use nets::{
     optim::{self, Grads},
     prompt::Conditioning,
@@ -107,8 +107,9 @@ fn gradients(state: &State, batch: &Batch, method: &Method, scale: f64) -> Resul
 
 /// e of every image: the mean over C, h, w of (prediction - target)^2, times w(lambda_t).
 fn errors(residual: &Tensor, weights: &[f64]) -> Result<Vec<f64>> {
-    let means = residual.sqr()?.flatten_from(1)?.mean(1)?; // (2B)
-    Ok(means.to_vec1::<f32>()?.into_iter().zip(weights).map(|(e, w)| f64::from(e) * w).collect())
+    // In f64: z is beta/2 times a difference of these, and would make a rounding in the seventh digit visible.
+    let means = residual.sqr()?.flatten_from(1)?.to_dtype(DType::F64)?.mean(1)?; // (2B)
+    Ok(means.to_vec1::<f64>()?.into_iter().zip(weights).map(|(e, w)| e * w).collect())
 }
 
 /// The sum over C, h, w of every image.
