@@ -36,6 +36,10 @@ fn a_spike_stops_the_run_or_is_passed_over() {
     let lines = log(&dir.path("back"));
     assert_eq!(lines.iter().map(|l| l["step"].as_u64().unwrap()).collect::<Vec<_>>(), (1..=32).collect::<Vec<_>>());
     assert!(lines.iter().all(|l| l["loss"].as_f64().unwrap() < 20.0));
+    // A reference that was refreshed after the checkpoint is as it was before.
+    train(&dir, "refreshed", &format!("{kept} --on-spike rollback --refresh-every 25")).ok();
+    let reference = |i: usize| log(&dir.path("refreshed"))[i]["reference_winner_mse"].as_f64().unwrap();
+    assert!(log(&dir.path("refreshed"))[24]["refreshed"] == true && reference(20) != reference(25));
     // And that outlives a stop: a checkpoint knows what was passed over.
     train(&dir, "again", &format!("{kept} --on-spike rollback --resume back/checkpoint-30")).ok();
     assert_same(&weights(&dir.path("back")), &weights(&dir.path("again")));

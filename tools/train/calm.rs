@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     args::Args,
-    state::{self, State},
+    start,
+    state::{self, Counters, State},
 };
 
 /// What to do when it is not.
@@ -55,20 +57,20 @@ impl Usual {
     }
 }
 
-/// Goes back to the newest checkpoint and past the pairs up to those of `step`, or ends the run. Returns what to say.
+/// Goes back to the newest checkpoint and past the pairs up to those of step `at`, or ends the run.
 ///
 /// # Errors
 /// The run ends here: that was asked for, there is no checkpoint in `out`, or nothing has come of going back before.
 pub fn recover(
     args: &Args,
-    state: &mut State,
+    state: State,
     out: &Path,
-    step: u64,
+    at: u64,
     trouble: &str,
     rollbacks: usize,
-) -> Result<String> {
+    device: &Device,
+) -> Result<State> {
     const MOST: usize = 3; // without a new checkpoint between
-    let at = step + 1;
     ensure!(
         args.on_spike == OnSpike::Rollback,
         "step {at}: {trouble}; the last checkpoint is kept. A smaller --learning_rate or --beta_dpo may help, or \
@@ -78,10 +80,13 @@ pub fn recover(
     let newest = state::newest(out).with_context(|| {
         format!("step {at}: {trouble}, and there is no checkpoint in {} to go back to", out.display())
     })?;
-    let skipped = state.counters.skipped;
-    state.resume(&newest)?;
+    args.common
+        .say(format_args!("step {at}: {trouble}; going on from {}, past the pairs up to this step", newest.display()));
+    let Counters { labels, skipped, .. } = state.counters.clone();
+    drop(state); // there may be no memory for two
+    let mut state = start::again(args, &labels, device, &newest)?;
     state.counters.skipped = skipped + at - state.counters.step;
-    Ok(format!("step {at}: {trouble}; going on from {}, past the pairs up to this step", newest.display()))
+    Ok(state)
 }
 
 #[cfg(test)]

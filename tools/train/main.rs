@@ -109,40 +109,40 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
             checkpoint::write(path, &grads, Default::default())?;
         }
 
-        // One optimiser step, unless something is no number any more or far from what is usual.
         let grad_norm = optim::global_norm(&grads)?;
         let loss = log::mean(&pairs, |(_, p)| p.loss);
-        if let Some(trouble) = state.counters.usual.trouble(loss, grad_norm, args.spike_factor()) {
-            rollbacks += 1;
-            let back = || calm::recover(&args, &mut state, &out, step, &trouble, rollbacks);
-            args.common.say(world.first_then_others(back)?);
-            batches.go_to(&state.counters)?;
-            log = Log::new(&out, state.counters.step, args.report_to);
-            bar.set_position(state.counters.step);
-            continue;
-        }
-        state.counters.usual.add(loss);
-        optim::clip(&mut grads, grad_norm, args.longest_gradient())?;
-        state.optimizer.step(&state.policy.params, &grads, step + 1, lr)?;
-        state.counters.step = step + 1;
-
-        // After a refresh reference and policy are one: the next z is 0, the next loss ln 2.
-        let rate = args.reference_mode().rate_after(step + 1);
-        if let Some(rate) = rate {
-            state.move_reference(rate)?;
-        }
-
+        let mut trouble = state.counters.usual.trouble(loss, grad_norm, args.spike_factor());
         let last = step + 1 == args.max_train_steps;
         let stopped = world.stop_requested().filter(|_| !last);
         let due = args.checkpointing_steps > 0 && (step + 1) % args.checkpointing_steps == 0;
         let saves = last || due || stopped.is_some();
         let measures = saves || (args.drift_every > 0 && (step + 1) % args.drift_every == 0);
-        let drift = if measures && world.first() { Some(state.drift(&base_weights)?) } else { None };
-        ensure!(
-            drift.is_none_or(|d| d.base.is_finite()),
-            "step {}: the weights are no numbers any more; the last checkpoint is kept. A smaller --learning_rate may help",
-            step + 1
-        );
+        let rate = args.reference_mode().rate_after(step + 1);
+        let mut drift = None;
+
+        // One optimiser step, unless something is no number any more or far from what is usual.
+        if trouble.is_none() {
+            state.counters.usual.add(loss);
+            optim::clip(&mut grads, grad_norm, args.longest_gradient())?;
+            state.optimizer.step(&state.policy.params, &grads, step + 1, lr)?;
+            state.counters.step = step + 1;
+            // After a refresh reference and policy are one: the next z is 0, the next loss ln 2.
+            if let Some(rate) = rate {
+                state.move_reference(rate)?;
+            }
+            drift = if measures { Some(state.drift(&base_weights)?) } else { None };
+            let lost = drift.filter(|d| !d.base.is_finite());
+            trouble = lost.map(|_| "the weights are no numbers any more".into());
+        }
+        if let Some(trouble) = trouble {
+            rollbacks += 1;
+            let back = || calm::recover(&args, state, &out, step + 1, &trouble, rollbacks, &device);
+            state = world.first_then_others(back)?;
+            batches.go_to(&state.counters)?;
+            log = Log::new(&out, state.counters.step, args.report_to);
+            bar.set_position(state.counters.step);
+            continue;
+        }
         let every_z = args.replay.is_some();
         let line = Line::of(step + 1, &pairs, every_z, began.elapsed()).with(grad_norm, lr, drift, rate == Some(1.0));
         if world.first() {

@@ -23,26 +23,7 @@ use crate::{
 /// Policy, reference and moments, as new or as the checkpoint to go on from left them.
 pub fn start(args: &Args, source: &Source, out: &Path, device: &Device) -> Result<(State, Recipe, Origin)> {
     state::refuse_other_kind(out, args.lora_rank.is_some())?;
-    let Models { policy, reference, hashes: [policy_hash, reference_hash], unet } = match args.lora() {
-        None => whole(args, device)?,
-        Some(config) => adapted(args, &config, device)?,
-    };
-    let dtype = match args.moments {
-        Moments::F32 => DType::F32,
-        Moments::Bf16 => DType::BF16,
-    };
-    let optimizer = Optimizer::new(&policy.params, args.rule(), dtype)?;
-    let counters = Counters {
-        step: 0,
-        seed: args.common.seed,
-        effective_batch: args.effective_batch(),
-        labels: source.labels_hash().to_owned(),
-        reference: reference_hash.clone(),
-        named: args.reference.as_ref().map(|_| reference_hash.clone()),
-        lora: args.lora(),
-        usual: Usual::default(),
-        skipped: 0,
-    };
+    let (mut state, [policy_hash, reference_hash], unet) = fresh(args, source.labels_hash(), device)?;
     let origin = Origin::new("train")
         .arg("effective_batch", args.effective_batch())
         .arg("learning_rate", args.learning_rate)
@@ -75,12 +56,43 @@ pub fn start(args: &Args, source: &Source, out: &Path, device: &Device) -> Resul
     };
     let recipe = Recipe { unet, dtype, merge: args.merge };
 
-    let mut state = State { policy, reference, optimizer, counters };
     if let Some(checkpoint) = resumption(args, out, &origin)? {
         state.resume(&checkpoint)?;
         args.common.say(format_args!("going on after step {} of {}", state.counters.step, checkpoint.display()));
     }
     Ok((state, recipe, origin))
+}
+
+/// The state that a checkpoint of the same run holds. From the models up: a reference that has been refreshed since is gone.
+pub fn again(args: &Args, labels: &str, device: &Device, checkpoint: &Path) -> Result<State> {
+    let mut state = fresh(args, labels, device)?.0;
+    state.resume(checkpoint)?;
+    Ok(state)
+}
+
+/// A state before the first step, the hashes of policy and reference, and the folder of the UNet that is trained.
+fn fresh(args: &Args, labels: &str, device: &Device) -> Result<(State, [String; 2], PathBuf)> {
+    let Models { policy, reference, hashes, unet } = match args.lora() {
+        None => whole(args, device)?,
+        Some(config) => adapted(args, &config, device)?,
+    };
+    let dtype = match args.moments {
+        Moments::F32 => DType::F32,
+        Moments::Bf16 => DType::BF16,
+    };
+    let optimizer = Optimizer::new(&policy.params, args.rule(), dtype)?;
+    let counters = Counters {
+        step: 0,
+        seed: args.common.seed,
+        effective_batch: args.effective_batch(),
+        labels: labels.to_owned(),
+        reference: hashes[1].clone(),
+        named: args.reference.as_ref().map(|_| hashes[1].clone()),
+        lora: args.lora(),
+        usual: Usual::default(),
+        skipped: 0,
+    };
+    Ok((State { policy, reference, optimizer, counters }, hashes, unet))
 }
 
 /// The checkpoint to go on from, if one was asked for and, for `latest`, is there.
