@@ -26,6 +26,28 @@ fn sdxl_gives_the_numbers_of_the_parity_kit() {
     let theirs = tensors(&kit.join("expected/dpo_sdxl_grads.safetensors"));
     let ours = tensors(&dir.path("g5000")).into_iter().filter(|(n, _)| theirs.contains_key(n)).collect();
     println!("worst gradient {:.1e}", same_gradients(&ours, &theirs));
+    // What the images are said to be matters, image by image; unsaid, they are as large as their latents.
+    let mut all = tensors(Path::new(&replay));
+    let errors = |all: &Tensors| {
+        let all: Vec<_> = all.clone().into_iter().collect();
+        let prompts = r#"["a photo of a cat", "", "an oil painting of mountains at dawn"]"#;
+        safetensors(&dir.path("replay"), &all, Some([("prompts".to_owned(), prompts.to_owned())].into()));
+        train(&dir, "out", &format!("--base {base} --replay replay --steps 1 --lr 0")).ok();
+        let line = log(&dir.path("out")).remove(0);
+        [line["policy_winner_mse"].clone(), line["policy_loser_mse"].clone()]
+    };
+    let told = errors(&all);
+    let ids = all.remove("0.time_ids").unwrap();
+    assert_eq!(told, errors(&all));
+    let whole = values(&ids);
+    let cropped = whole.chunks(6).enumerate().flat_map(|(i, row)| match i {
+        0..3 => row.to_vec(),
+        _ => vec![768.0, 512.0, 64.0, 0.0, 64.0, 64.0],
+    });
+    let cropped = candle_core::Tensor::from_vec(cropped.collect::<Vec<f32>>(), (6, 6), ids.device()).unwrap();
+    all.insert("0.time_ids".into(), cropped);
+    let cropped = errors(&all);
+    assert!(cropped[0] == told[0] && cropped[1] != told[1]);
     let rest = format!("--base {base} --replay {replay} --steps 1 --train_batch_size 2");
     says(&train(&dir, "x", &rest).fails(2), &["--train_batch_size 2", "has 3 pairs"]);
 }
