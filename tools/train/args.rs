@@ -12,7 +12,7 @@ use nets::{
     optim::{AdafactorConfig, AdamWConfig, LrSchedule, Rule},
     unet::UNetConfig,
 };
-use pipe::cli::{Common, Dtype};
+use pipe::cli::Common;
 
 use crate::{
     calm::OnSpike,
@@ -21,6 +21,7 @@ use crate::{
     log::ReportTo,
     loss::{Form, Objective},
     method::ErrorOf,
+    pasted::Pasted,
     reference::Mode,
 };
 
@@ -199,21 +200,6 @@ pub struct Args {
     pub common: Common,
 }
 
-/// Flags of Diffusion-DPO's launch lines that are said otherwise here, or mean nothing.
-#[derive(clap::Args, Clone, Debug)]
-pub struct Pasted {
-    #[arg(long, hide = true, conflicts_with = "data")]
-    dataset_name: Option<PathBuf>,
-    #[arg(long, hide = true)]
-    sdxl: bool,
-    #[arg(long, hide = true, value_parser = ["no", "fp16", "bf16"], conflicts_with = "dtype")]
-    mixed_precision: Option<String>,
-    #[arg(long, hide = true)]
-    cache_dir: Option<PathBuf>,
-    #[arg(long, hide = true)]
-    allow_tf32: bool,
-}
-
 impl Args {
     /// Pairs an optimiser step.
     pub fn effective_batch(&self) -> usize {
@@ -259,34 +245,6 @@ impl Args {
         Ok(())
     }
 
-    /// With flags of a pasted launch line as ours, and those that mean nothing here named.
-    ///
-    /// # Errors
-    /// The data set is a name on the hub and no file.
-    pub fn unpasted(mut self) -> Result<Self> {
-        let Pasted { dataset_name, mixed_precision, cache_dir, allow_tf32, .. } = self.pasted.clone();
-        if let Some(path) = dataset_name {
-            ensure!(
-                path.exists(),
-                "--dataset_name {}: there is no such file; name the data set's Parquet files, and labels that `vote` made \
-                 of them (`vote --rule human` for people's)",
-                path.display()
-            );
-            self.data = vec![path];
-        }
-        match mixed_precision.as_deref() {
-            Some("fp16") => self.common.dtype = Dtype::F16,
-            Some("bf16") => self.common.dtype = Dtype::Bf16,
-            _ => {}
-        }
-        for (flag, given) in [("--cache_dir", cache_dir.is_some()), ("--allow_tf32", allow_tf32)] {
-            if given {
-                self.common.say(format_args!("{flag} means nothing here"));
-            }
-        }
-        Ok(self)
-    }
-
     /// Where the VAE lies.
     pub fn vae_folder(&self) -> PathBuf {
         match &self.vae {
@@ -310,11 +268,7 @@ impl Args {
         let (base, policy) = (resolve(&self.base)?, self.policy.as_ref().map(resolve).transpose()?);
         let reference = self.reference.as_ref().map(resolve).transpose()?;
         let vae = self.vae.as_ref().map(resolve).transpose()?;
-        ensure!(
-            !self.pasted.sdxl || base.join("text_encoder_2").is_dir(),
-            "--sdxl: {} is no SDXL model, it has no text_encoder_2/",
-            base.display()
-        );
+        self.pasted.check(&base)?;
         Ok(Self { base, vae, policy, reference, ..self })
     }
 

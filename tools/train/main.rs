@@ -13,6 +13,7 @@ mod guard;
 mod log;
 mod loss;
 mod method;
+mod pasted;
 mod reference;
 mod replay;
 mod source;
