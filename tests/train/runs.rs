@@ -118,7 +118,7 @@ fn published_launch_lines_can_be_pasted() {
     let run = dir.tool("train").args(line.split_whitespace().chain(ours)).ok();
     says(&run.err, &["20 pairs have a say", "2 pairs a step", "--cache_dir"]);
     assert!(dir.path("tmp-sd15/unet/config.json").exists());
-    let sdxl = format!("{line} --sdxl --pretrained_vae_model_name_or_path={base}/vae --mixed_precision no");
+    let sdxl = format!("{line} -q --sdxl --pretrained_vae_model_name_or_path={base}/vae --mixed_precision no");
     let error = dir.tool("train").args(sdxl.split_whitespace().chain(ours)).fails(2);
     says(&error, &["--sdxl", "text_encoder_2"]);
 }
