@@ -460,3 +460,41 @@ fn style_is_another_name_of_challenge() {
     says(&by("style"), &["policy vs base  0 style    2 "]);
     assert_eq!(by("style"), by("challenge"));
 }
+
+/// Two training seeds of a model count as one model, and a single table of the other stands for all its seeds.
+#[test]
+fn seeds_are_taken_together() {
+    let dir = dir();
+    // Ahead on every prompt; `policy` itself is on three of four.
+    dir.put(
+        "better.parquet",
+        &two("policy", &base().iter().map(|p| p.iter().map(|x| x + 1.0).collect()).collect::<Vec<_>>()),
+    );
+    let args = ["policy.parquet", "better.parquet", "base.parquet", "--best-of", "2", "--seeds", "--metrics", "hps"];
+    let run = dir.tool("winrate").args(args).ok();
+    let text = run.text();
+    assert!(text.contains("policy  base         2  4"), "{text}");
+    let json = dir.tool("winrate").args(args).args(["--json", "-q"]).ok().json();
+    let cell = &json["seeds"][0]["metrics"]["hps"];
+    assert_eq!(cell["rates"], serde_json::json!([0.75, 1.0]));
+    assert_eq!(cell["rate"], 0.875);
+    // Other seeds alone could have given 0.75 to 1, other prompts less too.
+    let (low, high) = (cell["low"].as_f64().unwrap(), cell["high"].as_f64().unwrap());
+    assert!(low < 0.75 && high == 1.0, "{low} {high}");
+    assert_eq!(json["comparisons"], serde_json::json!([]));
+    let one = dir.tool("winrate").args(["policy.parquet", "better.parquet", "--best-of", "2", "--seeds"]).fails(2);
+    assert!(one.contains("all tables are of one model, 'policy'"), "{one}");
+}
+
+#[test]
+fn only_what_is_asked_for_is_compared() {
+    let dir = dir();
+    dir.put("other.parquet", &two("other", &base()));
+    let args = ["policy.parquet", "other.parquet", "base.parquet", "--best-of", "2", "--json", "-q"];
+    let json = dir.tool("winrate").args(args).args(["--against", "other"]).ok().json();
+    let pairs: Vec<_> =
+        json["comparisons"].as_array().unwrap().iter().map(|c| (c["a"].clone(), c["b"].clone())).collect();
+    assert_eq!(pairs, [("policy".into(), "other".into())]);
+    let unknown = dir.tool("winrate").args(args).args(["--against", "policy"]).fails(2);
+    assert!(unknown.contains("no table after the first is of the model 'policy'"), "{unknown}");
+}

@@ -126,23 +126,33 @@ pub fn correct(comparisons: &mut [Comparison], rate: fn(&mut Cell) -> &mut Rate)
     }
 }
 
-type Both<'a> = (&'a Prompt, &'a Prompt);
+/// A prompt as both models have it.
+pub type Both<'a> = (&'a Prompt, &'a Prompt);
 
-/// Compares two tables prompt by prompt. Without `by`, sets are told apart where there are several.
+/// The prompts of two tables, in the order of the first.
 ///
 /// # Errors
-/// A prompt that only one table has; a group that was asked for and that no prompt has.
-pub fn compare(a: &Scored, b: &Scored, metrics: usize, by: Option<By>, bootstrap: Bootstrap) -> Result<Comparison> {
-    let mut both: Vec<Both> = vec![];
+/// A prompt that only one table has.
+pub fn both<'a>(a: &'a Scored, b: &'a Scored) -> Result<Vec<Both<'a>>> {
+    let mut both = vec![];
     for prompt in &a.prompts {
         match b.get(&prompt.key) {
             Some(other) => both.push((prompt, other)),
             None => bail!(only(prompt, a, b)),
         }
     }
-    if let Some(prompt) = b.prompts.iter().find(|p| a.get(&p.key).is_none()) {
-        bail!(only(prompt, b, a));
+    match b.prompts.iter().find(|p| a.get(&p.key).is_none()) {
+        Some(prompt) => bail!(only(prompt, b, a)),
+        None => Ok(both),
     }
+}
+
+/// Compares two tables prompt by prompt. Without `by`, sets are told apart where there are several.
+///
+/// # Errors
+/// A prompt that only one table has; a group that was asked for and that no prompt has.
+pub fn compare(a: &Scored, b: &Scored, metrics: usize, by: Option<By>, bootstrap: Bootstrap) -> Result<Comparison> {
+    let both = both(a, b)?;
     let mut rows = vec![];
     for group in groups(a, by)? {
         let column = by.unwrap_or(By::Set);

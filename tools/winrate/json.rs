@@ -7,7 +7,8 @@ use crate::{
     bootstrap::Bootstrap,
     compare::{By, Cell, Rate, Row, Side},
     scored::{Prompt, Scored},
-    stats::wilson,
+    seeds,
+    stats::{self, wilson},
     tables::{Results, Spread},
 };
 
@@ -21,6 +22,10 @@ pub fn whole(results: &Results, voted: &[(String, Vec<String>)], bootstrap: Boot
             "all": row(c.all(), metrics), "groups": groups.collect::<Vec<_>>(), "other_seeds": c.other_seeds,
         })
     });
+    let pooled = results.pooled.iter().map(|p| {
+        let cells = metrics.iter().cloned().zip(p.cells.iter().map(pooled_cell));
+        json!({"a": p.a, "b": p.b, "seeds": p.seeds, "n": p.n, "metrics": cells.collect::<Map<_, _>>()})
+    });
     let whole = json!({
         "best_of": results.best_of,
         "by": results.by.unwrap_or(By::Set).name(),
@@ -30,8 +35,16 @@ pub fn whole(results: &Results, voted: &[(String, Vec<String>)], bootstrap: Boot
         "resamples": bootstrap.resamples,
         "tables": tables.collect::<Vec<_>>(),
         "comparisons": comparisons.collect::<Vec<_>>(),
+        "seeds": pooled.collect::<Vec<_>>(),
     });
     Ok(serde_json::to_string(&whole)?)
+}
+
+fn pooled_cell(c: &seeds::Cell) -> Value {
+    json!({
+        "rate": stats::mean(c.rates.iter().copied()), "low": c.rate.0, "high": c.rate.1, "rates": c.rates,
+        "change_sd": c.change, "change_sd_low": c.change_interval.0, "change_sd_high": c.change_interval.1,
+    })
 }
 
 fn table(t: &Scored, metrics: &[String], voted: &[String]) -> Value {

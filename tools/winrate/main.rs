@@ -9,6 +9,7 @@ mod json;
 mod judges;
 mod layout;
 mod scored;
+mod seeds;
 mod sign;
 mod stats;
 mod tables;
@@ -28,6 +29,7 @@ use bootstrap::Bootstrap;
 use compare::{By, Comparison, compare, correct};
 use layout::Format;
 use scored::Scored;
+use seeds::Pooled;
 use tables::Results;
 
 /// Tell on how many prompts one model's best image scores higher than another's
@@ -66,6 +68,15 @@ struct Args {
     /// Print every win rate with its counts, intervals and probabilities instead, one a line
     #[arg(long, group = "view")]
     tests: bool,
+    /// Tables whose images have the same `model` are training seeds of that model: take them together
+    ///
+    /// Prints the mean of the seeds, over all prompts, with an interval that says what another training and other prompts
+    /// could have given. The i-th table of a model is compared with the i-th of the other.
+    #[arg(long, group = "view", conflicts_with_all = ["by", "require"])]
+    seeds: bool,
+    /// Compare with these models only, not with every later one
+    #[arg(long, value_name = "MODEL,...", value_delimiter = ',')]
+    against: Vec<String>,
     /// How tables are laid out; --json has everything at once
     ///
     /// A CSV of the win rates is that of --tests, since a cell holds one number.
@@ -88,6 +99,7 @@ Examples:
   winrate policy.parquet base.parquet --json -o winrates.json
   winrate policy.parquet base.parquet --means --format latex
   winrate policy.parquet base.parquet --metrics hps,clip --require 0.5
+  winrate ours-seed0.parquet ours-seed1.parquet dpo-seed0.parquet dpo-seed1.parquet base.parquet --seeds --against base
 
 Exit status: 0 done, 1 a rate is below --require, 2 trouble.";
 
@@ -120,15 +132,24 @@ fn run(args: Args) -> Result<Answer> {
     let n = args.best_of as usize;
     let tables = args.tables.iter().zip(inputs).map(|(path, input)| Scored::read(path, input, &metrics, n));
     let tables = tables.collect::<Result<Vec<_>>>()?;
+    for name in &args.against {
+        let models = tables.iter().map(|t| t.model.as_str()).collect::<Vec<_>>();
+        ensure!(
+            models[1..].contains(&name.as_str()),
+            "--against: no table after the first is of the model '{name}' (models: {})",
+            models.join(", ")
+        );
+    }
     compare::groups(&tables[0], args.by)?;
     let bootstrap = Bootstrap { seed: common.seed, resamples: args.resamples };
     // The paper's order: everything against the last table, then against the one before it.
     let mut comparisons = vec![];
-    for (j, b) in tables.iter().enumerate().skip(1).rev() {
+    for (j, b) in tables.iter().enumerate().skip(1).rev().filter(|(_, b)| !args.seeds && is_asked(&args, &b.model)) {
         for a in tables[..j].iter().rev() {
             comparisons.push(compare(a, b, metrics.len(), args.by, bootstrap)?);
         }
     }
+    let pooled = if args.seeds { pooled(&args, &tables, metrics.len(), bootstrap)? } else { vec![] };
     correct(&mut comparisons, |cell| &mut cell.best);
     correct(&mut comparisons, |cell| &mut cell.mean);
     notes(common, &tables, &metrics, &comparisons);
@@ -140,14 +161,33 @@ fn run(args: Args) -> Result<Answer> {
         by: args.by,
         tables: &tables,
         comparisons: &comparisons,
+        pooled: &pooled,
     };
     let out = if common.json { json::whole(&results, &voted, bootstrap)? + "\n" } else { shown(&args, &results) };
     match common.output.as_deref().filter(|o| o.as_os_str() != "-") {
         Some(path) => atomic::write(path, out.as_bytes())?,
         None => std::io::stdout().write_all(out.as_bytes()).context("cannot print the win rates")?,
     }
-    // The last table's comparisons come first, the first table's last among them.
-    Ok(tables.len().checked_sub(2).map_or(Answer::Yes, |first| judge(&args, &metrics, &comparisons[first])))
+    let (first, last) = (&tables[0].table, &tables[tables.len() - 1].table);
+    let judged = comparisons.iter().find(|c| c.table_a == *first && c.table_b == *last);
+    Ok(judged.map_or(Answer::Yes, |comparison| judge(&args, &metrics, comparison)))
+}
+
+fn is_asked(args: &Args, model: &str) -> bool {
+    args.against.is_empty() || args.against.iter().any(|name| name == model)
+}
+
+/// Every model, its seeds together, against every later one; in the paper's order as above.
+fn pooled(args: &Args, tables: &[Scored], metrics: usize, bootstrap: Bootstrap) -> Result<Vec<Pooled>> {
+    let models = seeds::models(tables);
+    let mut pooled = vec![];
+    for (j, b) in models.iter().enumerate().skip(1).rev().filter(|(_, b)| is_asked(args, b.name)) {
+        for a in models[..j].iter().rev() {
+            pooled.push(seeds::compare(a, b, metrics, bootstrap)?);
+        }
+    }
+    ensure!(!pooled.is_empty(), "all tables are of one model, '{}', so there is nothing to compare", models[0].name);
+    Ok(pooled)
 }
 
 fn metrics(args: &Args, inputs: &[Inputs]) -> Result<Vec<String>> {
@@ -186,6 +226,7 @@ fn shown(args: &Args, results: &Results) -> String {
     let grids = match () {
         _ if args.means => vec![results.means(format)],
         _ if args.stats => vec![results.stats(format)],
+        _ if args.seeds => seeds::grids(results.pooled, results.metrics, results.best_of, format),
         _ if args.tests || format == Format::Csv => vec![results.tests(format)],
         _ => results.rates(),
     };

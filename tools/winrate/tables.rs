@@ -4,6 +4,7 @@ use crate::{
     compare::{By, Cell, Comparison, Rate, Row, Side, groups},
     layout::{Format, Grid},
     scored::{Prompt, Scored},
+    seeds::Pooled,
     sign::LEVEL,
     stats::{self, wilson},
 };
@@ -17,6 +18,8 @@ pub struct Results<'a> {
     pub by: Option<By>,
     pub tables: &'a [Scored],
     pub comparisons: &'a [Comparison],
+    /// The same with several training seeds taken together, where that was asked for.
+    pub pooled: &'a [Pooled],
 }
 
 impl Results<'_> {
