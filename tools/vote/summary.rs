@@ -124,6 +124,7 @@ impl Summary {
         }
         out += "\n";
         out += &text::table(&rows, 1);
+        out += "with S: shares the rule's preference; decides S: shares it, and by voting the other way would have changed it\n";
         let names: Vec<&str> = self.everyone().map(|(name, _)| name).collect();
         if names.len() > 1 {
             out += "\nagreement where both vote, and Cohen's kappa\n";

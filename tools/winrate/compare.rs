@@ -16,7 +16,7 @@ pub enum By {
     Set,
     /// PartiPrompts' category, or what the prompts table says
     Category,
-    /// PartiPrompts' challenge; in the mini world the style of the artwork
+    /// PartiPrompts' challenge; in the mini world the style of the artwork, and so `style` means the same
     #[value(alias = "style")]
     Challenge,
 }

@@ -22,6 +22,7 @@ use crate::{
     atomic::{AtomicFile, create_parent},
     cli::Shard,
     origin::{self, Origin},
+    schema::{images, labels, pairs},
 };
 
 /// Where `-o` and `--shard` together say to write.
@@ -31,6 +32,9 @@ pub fn target(output: &Path, shard: Option<Shard>) -> PathBuf {
         None => output.to_owned(),
     }
 }
+
+/// Columns with a name of its own for almost every row.
+const NAMES: [&str; 4] = [labels::PAIR_ID, pairs::UID[0], pairs::UID[1], images::IMAGE_UID];
 
 /// A table being written. Dropped without `finish`, it leaves nothing.
 pub struct Output {
@@ -67,10 +71,12 @@ impl Output {
             let properties = WriterProperties::builder()
                 .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
                 .set_max_row_group_row_count(Some(16 * 1024))
-                .set_max_row_group_bytes(Some(64 << 20))
-                .build();
+                .set_max_row_group_bytes(Some(64 << 20));
+            // Names hardly repeat: a dictionary of them costs time and saves nothing.
+            let properties =
+                NAMES.iter().fold(properties, |p, name| p.set_column_dictionary_enabled((*name).into(), false));
             // The schema, with its metadata, is added at the end.
-            let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
+            let options = ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
             let writer = ArrowWriter::try_new_with_options(AtomicFile::create(path)?, schema.clone(), options);
             Sink::Parquet(Box::new(writer.with_context(|| format!("cannot write {name}"))?))
         };
