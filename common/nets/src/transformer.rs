@@ -5,9 +5,25 @@ use candle_core::{Result as Candle, Tensor};
 
 use crate::{
     checkpoint::Loader,
-    layers::{LayerNorm, Linear},
+    layers::LayerNorm,
     ops::{self, Mask},
 };
+
+/// No tower is ever trained.
+struct Linear {
+    weight: Tensor, // (in, out)
+    bias: Tensor,   // (out)
+}
+
+impl Linear {
+    fn load(p: Loader, inner: usize, out: usize) -> Result<Self> {
+        Ok(Self { weight: ops::freeze(&p.get("weight", &[out, inner])?)?, bias: p.get("bias", &[out])? })
+    }
+
+    fn forward(&self, x: &Tensor) -> Candle<Tensor> {
+        ops::linear_frozen(x, &self.weight, Some(&self.bias))
+    }
+}
 
 /// `hidden_act` of the config.
 #[derive(Clone, Copy, Debug)]

@@ -55,8 +55,13 @@ struct Attention {
     mask: Mask,
 }
 
-/// Queries a task handles at a time: their scores against all keys stay in the cache.
+/// Queries a task handles at a time, about: their scores against all keys stay in the cache.
 const BLOCK: usize = 64;
+
+/// `n` queries in blocks of nearly equal size: a block of one query, as a class token makes it, would cost like many.
+fn block(n: usize) -> usize {
+    n.div_ceil((n / BLOCK).max(1)).max(1)
+}
 
 /// Sizes of one call.
 #[derive(Clone, Copy)]
@@ -126,12 +131,13 @@ impl CustomOp3 for Attention {
         let s = self.dims(lq.dims(), lk.dims());
         let mut out = vec![0f32; q.len()];
         let shared = Shared::new(&mut out);
-        let blocks = s.n.div_ceil(BLOCK);
+        let block = block(s.n);
+        let blocks = s.n.div_ceil(block);
         (0..lq.dims()[0] * s.heads * blocks).into_par_iter().for_each_init(
-            || vec![0f32; BLOCK * s.m],
+            || vec![0f32; block * s.m],
             |p, task| {
-                let (b, h, from) = (task / blocks / s.heads, task / blocks % s.heads, task % blocks * BLOCK);
-                let rows = BLOCK.min(s.n - from);
+                let (b, h, from) = (task / blocks / s.heads, task / blocks % s.heads, task % blocks * block);
+                let rows = block.min(s.n - from);
                 let (q_at, k_at) = (s.at(b, h, s.n), s.at(b, h, s.m));
                 self.weights(s, p, &q[q_at..], &k[k_at..], from, rows);
                 let start = q_at + from * s.width;
@@ -206,7 +212,12 @@ mod tests {
 
     #[test]
     fn attention_equals_its_composition() {
-        let cases = [(2, 7, 5, 2, 6, Mask::None), (1, 130, 77, 3, 8, Mask::None), (2, 70, 70, 2, 4, Mask::Causal)];
+        let cases = [
+            (2, 7, 5, 2, 6, Mask::None),
+            (1, 130, 77, 3, 8, Mask::None),
+            (1, 65, 65, 2, 24, Mask::None),
+            (2, 70, 70, 2, 4, Mask::Causal),
+        ];
         for (b, n, m, heads, d, mask) in cases {
             let (q, k, v) = (var(&[b, n, heads * d], 1), var(&[b, m, heads * d], 2), var(&[b, m, heads * d], 3));
             let ours = attention(&q, &k, &v, heads, mask).unwrap();

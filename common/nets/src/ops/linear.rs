@@ -38,6 +38,24 @@ fn rows_of(dims: &[usize]) -> (usize, usize) {
     }
 }
 
+/// `x` of shape `dims` times `w` (in, out) plus `b` (out, or nothing), and its shape.
+pub(super) fn product(x: &[f32], dims: &[usize], w: &[f32], out: usize, b: &[f32]) -> (Vec<f32>, Shape) {
+    let (rows, inner) = rows_of(dims);
+    let mut shape = dims.to_vec();
+    shape.pop();
+    shape.push(out);
+    let mut y = if b.is_empty() { vec![0f32; x.len() / inner * out] } else { b.repeat(x.len() / inner) };
+    // A task is a block of rows of one sequence.
+    let y_seq = y.par_chunks_mut((rows * out).max(1));
+    y_seq.zip(x.par_chunks((rows * inner).max(1))).for_each(|(y, x)| {
+        y.par_chunks_mut(ROWS * out).zip(x.par_chunks(ROWS * inner)).for_each(|(y, x)| {
+            let n = x.len() / inner;
+            gemm(n, out, inner, y, out, !b.is_empty(), 1.0, Mat::new(x, inner), Mat::new(w, out));
+        });
+    });
+    (y, shape.into())
+}
+
 impl CustomOp3 for Linear {
     fn name(&self) -> &'static str {
         "linear"
@@ -52,27 +70,12 @@ impl CustomOp3 for Linear {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, w, b) = (values(x, lx)?, values(w, lw)?, values(b, lb)?);
-        let (rows, inner) = rows_of(lx.dims());
         let out = lw.dims()[0];
-        let mut dims = lx.dims().to_vec();
-        dims.pop();
-        dims.push(out);
+        let w = values(w, lw)?;
         // Packing a matrix whose rows lie apart is slow, and every block of rows would do it again: once is enough.
-        let w = swap(w, out, inner); // (in, out)
-        let mut y = vec![0f32; x.len() / inner * out];
-        // A task is a block of rows of one sequence.
-        let y_seq = y.par_chunks_mut((rows * out).max(1));
-        y_seq.zip(x.par_chunks((rows * inner).max(1))).for_each(|(y, x)| {
-            y.par_chunks_mut(ROWS * out).zip(x.par_chunks(ROWS * inner)).for_each(|(y, x)| {
-                let n = x.len() / inner;
-                if !b.is_empty() {
-                    y.chunks_exact_mut(out).for_each(|row| row.copy_from_slice(b));
-                }
-                gemm(n, out, inner, y, out, !b.is_empty(), 1.0, Mat::new(x, inner), Mat::new(&w, out));
-            });
-        });
-        Ok((CpuStorage::F32(y), dims.into()))
+        let w = swap(w, out, w.len() / out); // (in, out)
+        let (y, shape) = product(values(x, lx)?, lx.dims(), &w, out, values(b, lb)?);
+        Ok((CpuStorage::F32(y), shape))
     }
 
     fn bwd(

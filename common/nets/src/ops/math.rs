@@ -109,16 +109,44 @@ pub fn sum(x: &[f32]) -> f32 {
     sum_by(x.len(), |i| x[i])
 }
 
+/// The largest, with sixteen partial ones: in a single chain each comparison waits for the one before.
+#[inline(always)]
+fn max_of(x: &[f32]) -> f32 {
+    let larger = |m: f32, x: f32| if x > m { x } else { m };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for chunk in whole {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, x);
+        }
+    }
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
+}
+
+/// exp(x - max) of each, the last few as one vector too.
+#[inline(always)]
+fn exp_from(x: &mut [f32], max: f32) {
+    let (whole, rest) = x.as_chunks_mut::<LANES>();
+    for chunk in whole {
+        for x in chunk {
+            *x = exp(*x - max);
+        }
+    }
+    let mut last = [max; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    for x in &mut last {
+        *x = exp(*x - max);
+    }
+    rest.copy_from_slice(&last[..rest.len()]);
+}
+
 /// Rows of `scores` (each `width` long) become exp(x - max) / sum; of row i only the first `visible(i)` entries count.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 pub fn softmax_rows(scores: &mut [f32], width: usize, visible: &[usize]) {
     for (row, &n) in scores.chunks_exact_mut(width).zip(visible) {
         let (row, hidden) = row.split_at_mut(n);
         hidden.fill(0.0);
-        let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m });
-        for x in row.iter_mut() {
-            *x = exp(*x - max);
-        }
+        exp_from(row, max_of(row));
         let inverse = 1.0 / sum_by(n, |i| row[i]);
         for x in row.iter_mut() {
             *x *= inverse;

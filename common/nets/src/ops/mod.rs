@@ -10,6 +10,7 @@
 mod activation;
 mod attention;
 mod conv;
+mod frozen;
 mod linear;
 mod math;
 mod norm;
@@ -19,6 +20,7 @@ mod winograd;
 pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use attention::{Mask, attention};
 pub use conv::conv2d;
+pub use frozen::{freeze, linear_frozen};
 pub use linear::linear;
 pub use norm::{Activation, group_norm, layer_norm};
 pub use shape::{from_tokens, pad_bottom_right, to_tokens, upsample_nearest};
