@@ -100,6 +100,105 @@ fn each_image_and_each_caption_goes_through_the_models_once() {
 }
 
 #[test]
+fn an_image_beside_other_captions_goes_through_the_models_once() {
+    let dir = Dir::new();
+    let ten = pairs(10);
+    let captions = column_text(&ten, "caption");
+    let turned = |by: usize| with(&ten, "caption", texts((0..10).map(|i| captions[(i + by) % 10].clone())));
+    let all: Vec<_> = (0..10).map(turned).collect();
+    dir.put("pairs.parquet", &concat_batches(&ten.schema(), &all).unwrap());
+    let summary = score(&dir, "pairs.parquet -o s.parquet --json").ok().json();
+    for (distinct, embedded) in [("distinct_images", "images_embedded"), ("distinct_captions", "captions_embedded")] {
+        assert!(summary[distinct].as_u64() <= Some(20));
+        assert_eq!(summary[distinct], summary[embedded]);
+    }
+    let hps = column_f32(&dir.get("s.parquet"), "hps_0");
+    assert!((1..10).all(|i| hps[10 * i..10 * i + 10] != hps[..10]));
+}
+
+#[test]
+fn a_judge_scores_and_does_not_vote_unless_it_is_named() {
+    let dir = world(12);
+    dir.put("images.parquet", &as_images(&pairs(12)));
+    let model = format!("clip-l={}", scorers().join("clip").display());
+    let metrics = ["--metrics", "hps,colourfulness,clip-l", "--model", &model];
+    score(&dir, "pairs.parquet -o s.parquet").args(metrics).ok();
+    score(&dir, "images.parquet -o i.parquet").args(metrics).ok();
+    let (scores, scored) = (dir.get("s.parquet"), dir.get("i.parquet"));
+    let colour = [column_f32(&scores, "colourfulness_0"), column_f32(&scores, "colourfulness_1")].concat();
+    assert!(colour.iter().all(|m| (0.0..200.0).contains(m)) && colour.iter().any(|&m| m > 10.0), "{colour:?}");
+    for metric in ["colourfulness", "clip-l"] {
+        assert_eq!(column_f32(&scored, metric)[3], column_f32(&scores, &format!("{metric}_1"))[1]);
+    }
+    let voters = |scores: &str, more: &[&str]| -> Vec<String> {
+        dir.tool("vote").args([scores, "-o", "labels.parquet"]).args(more).ok();
+        let schema = dir.get("labels.parquet").schema();
+        schema.fields().iter().filter_map(|f| Some(f.name().strip_prefix("vote_")?.to_owned())).collect()
+    };
+    assert_eq!(voters("s.parquet", &[]), ["hps", "clip-l"]);
+    assert_eq!(voters("s.parquet", &["--metrics", "colourfulness,hps"]), ["colourfulness", "hps"]);
+    // In a table of its own, and through a pipe.
+    score(&dir, "pairs.parquet -o hps.parquet --metrics hps").ok();
+    let judge = score(&dir, "pairs.parquet -o - -q --metrics colourfulness").ok();
+    dir.tool("vote").args(["hps.parquet", "-", "-o", "labels.parquet"]).stdin(judge.out.clone()).ok();
+    assert!(dir.get("labels.parquet").column_by_name("vote_colourfulness").is_none());
+    dir.put("judge.parquet", &judge.table());
+    assert_eq!(voters("hps.parquet", &["judge.parquet"]), ["hps"]);
+    let tool = dir.tool("score").args(["pairs.parquet", "-o", "c.parquet", "--metrics", "colourfulness"]);
+    tool.ok(); // without any model
+    let error = score(&dir, "pairs.parquet -o s.parquet --metrics colourfulness --model colourfulness=x").fails(2);
+    says(&error, &["'colourfulness' needs no model"]);
+}
+
+#[test]
+fn the_report_names_what_is_odd_in_the_data() {
+    let dir = Dir::new();
+    let some = pairs(24);
+    let black = nets::image::png(&nets::image::Rgb { width: 9, height: 7, data: vec![0; 9 * 7 * 3] }).unwrap();
+    // A black image in row 0, one image on both sides of rows 1 and 2; of the human labels a third are ties, a third missing.
+    let image_0: Vec<_> = (0..24).map(|i| if i == 0 { black.clone() } else { image(&some, "jpg_0", i) }).collect();
+    let image_1: Vec<_> =
+        (0..24).map(|i| image(&some, if [1, 2].contains(&i) { "jpg_0" } else { "jpg_1" }, i)).collect();
+    let column = |all: &[Vec<u8>]| images(&all.iter().map(|b| Some(&b[..])).collect::<Vec<_>>());
+    let labels = floats((0..24).map(|i| [Some(1.0), Some(0.5), None][i % 3]));
+    let labels = with(&with(&with(&some, "jpg_0", column(&image_0)), "jpg_1", column(&image_1)), "label_0", labels);
+    dir.put("pairs.parquet", &labels);
+    let run = score(&dir, "pairs.parquet -o s.parquet --json --metrics aesthetic,colourfulness").ok();
+    let summary = run.json();
+    for (key, count) in [
+        ("rows", 24),
+        ("black_images", 1),
+        ("identical_pairs", 2),
+        ("label_ties", 8),
+        ("label_missing", 8),
+        ("undecodable", 0),
+    ] {
+        assert_eq!(summary[key], count, "{key}");
+    }
+    assert_eq!(summary["collapsed"], serde_json::json!([]));
+    assert_eq!(summary["metrics"]["aesthetic"]["known_mean"], serde_json::json!([5.0, 6.5]));
+    let said = score(&dir, "pairs.parquet -o s.parquet --metrics aesthetic,colourfulness").ok().err;
+    says(
+        &said,
+        &["1 image all black; 2 pairs of one image with itself, 8 human ties, 8 rows without", "known mean", "5..6.5"],
+    );
+    // Grey images, all of them, and no labels.
+    let grey = |i: usize| {
+        let data = vec![i as u8; 3 * 3 * 3];
+        nets::image::png(&nets::image::Rgb { width: 3, height: 3, data }).unwrap()
+    };
+    let greys: Vec<_> = (1..25).map(grey).collect();
+    let table = with(&without(&some, "label_0"), "jpg_0", column(&greys));
+    dir.put("grey.parquet", &with(&table, "jpg_1", column(&greys)));
+    let run = score(&dir, "grey.parquet -o g.parquet --json --metrics colourfulness").ok();
+    assert_eq!(
+        (&run.json()["collapsed"], &run.json()["label_missing"]),
+        (&serde_json::json!(["colourfulness"]), &24.into())
+    );
+    says(&run.err, &["warning: colourfulness gives nearly the same score to every image"]);
+}
+
+#[test]
 fn threads_batches_and_shards_change_no_bit() {
     let dir = world(70);
     score(&dir, "pairs.parquet -o one.parquet --threads 1 --batch 1").ok();
@@ -297,7 +396,7 @@ fn a_wrong_command_line_says_what_to_do() {
     for (args, parts) in [
         (
             "pairs.parquet -o s.parquet --metrics hps,beauty",
-            &["no metric 'beauty'", "hps, clip, pickscore, aesthetic"][..],
+            &["no metric 'beauty'", "hps, clip, pickscore, aesthetic, clip-l, colourfulness"][..],
         ),
         ("pairs.parquet -o s.parquet --metrics hps,hps", &["'hps' twice"]),
         ("pairs.parquet -o s.parquet --batch 0", &["--batch is 0"]),

@@ -82,7 +82,7 @@ fn scores_are_those_of_the_parity_kit() {
         format!("{},{}", model("aesthetic", "clip_l"), head.display()),
     ];
     for (resize, suffix) in [("antialias", ""), ("legacy", "_noaa")] {
-        let args = ["pairs.parquet", "-o", "s.parquet", "--hps-resize", resize];
+        let args = ["pairs.parquet", "-o", "s.parquet", "--hps-version", "2.1", "--hps-resize", resize];
         dir.tool("score").args(args).args(&models).ok();
         let scores = dir.get("s.parquet");
         for metric in METRICS {
@@ -114,18 +114,50 @@ fn an_open_clip_file_scores_as_the_same_weights_in_transformers_layout() {
     says(&hps("open", &[]).fails(2), &["does not say which HPS it is", "--hps-version 2.0 or 2.1"]);
     hps("open", &["--hps-version", "2.0"]).ok();
     let theirs = dir.get("s.parquet");
-    assert!(theirs.schema().metadata()["origin"].contains(r#""hps_version":"2.0 (flag)""#));
+    assert!(theirs.schema().metadata()["origin"].contains(r#""hps_version":"2.0""#));
     hps("open/open_clip_model.safetensors", &["--hps-version=2.0"]).ok();
     assert_eq!(dir.get("s.parquet"), theirs);
     let named = dir.path("open/HPS_v2.1_mini.safetensors");
     std::fs::rename(dir.path("open/open_clip_model.safetensors"), &named).unwrap();
     says(&hps("open/HPS_v2.1_mini.safetensors", &["--hps-version=2.0"]).fails(2), &["says 2.1"]);
-    hps("open/HPS_v2.1_mini.safetensors", &[]).ok();
+    // A name is no proof.
+    says(&hps("open/HPS_v2.1_mini.safetensors", &[]).fails(2), &["does not say which HPS it is", "--hps-version 2.1"]);
+    hps("open/HPS_v2.1_mini.safetensors", &["--hps-version=2.1"]).ok();
     hps(scorers().join("hps").to_str().unwrap(), &[]).ok();
     let ours = dir.get("s.parquet");
     for name in ["hps_0", "hps_1"] {
         assert_eq!(column_f32(&ours, name), column_f32(&theirs, name));
     }
+}
+
+#[test]
+fn a_sharded_model_scores_as_the_whole() {
+    let dir = world(4);
+    let all = tensors(&scorers().join("clip/model.safetensors"));
+    std::fs::create_dir(dir.path("sharded")).unwrap();
+    let mut map = serde_json::Map::new();
+    for i in 0..3 {
+        let file = format!("model-0000{}-of-00003.safetensors", i + 1);
+        let part: HashMap<_, _> = all.clone().into_iter().skip(i).step_by(3).collect();
+        candle_core::safetensors::save(&part, dir.path("sharded").join(&file)).unwrap();
+        map.extend(part.into_keys().map(|name| (name, file.clone().into())));
+    }
+    dir.write("sharded/model.safetensors.index.json", serde_json::json!({ "weight_map": map }).to_string());
+    for file in ["config.json", "preprocessor_config.json", "vocab.json", "merges.txt", "tokenizer.json"] {
+        std::fs::copy(scorers().join("clip").join(file), dir.path("sharded").join(file)).unwrap();
+    }
+    let run = |model: &str, out: &str| {
+        let model = format!("clip={model}");
+        dir.tool("score").args(["pairs.parquet", "-o", out, "--metrics", "clip", "--model", &model])
+    };
+    run(scorers().join("clip").to_str().unwrap(), "whole.parquet").ok();
+    let whole = dir.get("whole.parquet");
+    for model in ["sharded", "sharded/model.safetensors.index.json"] {
+        run(model, "s.parquet").ok();
+        assert_eq!(column_f32(&dir.get("s.parquet"), "clip_0"), column_f32(&whole, "clip_0"));
+    }
+    std::fs::remove_file(dir.path("sharded/model-00002-of-00003.safetensors")).unwrap();
+    says(&run("sharded", "t.parquet").fails(2), &["model-00002-of-00003.safetensors, which is missing"]);
 }
 
 /// The CLIPModel `name` of the mini world as open_clip would have saved it.

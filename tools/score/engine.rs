@@ -1,6 +1,9 @@
 //! From rows to scores, each distinct piece of work once.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use nets::{
@@ -11,7 +14,7 @@ use pipe::{column::Rows, id, stop};
 use rayon::prelude::*;
 
 use crate::{
-    cache::{Cache, Vectors},
+    cache::{Cache, KEPT, Vectors},
     models::Scorers,
     rows::{Kind, Place, Places},
 };
@@ -60,8 +63,19 @@ pub struct Work {
 }
 
 impl Engine {
-    pub fn new(scorers: Scorers, kind: Kind, batch: usize, side_by_side: bool, skip_bad: bool) -> Self {
-        Self {
+    /// `folder`: where vectors that may be needed again are kept meanwhile.
+    ///
+    /// # Errors
+    /// `folder` takes no files.
+    pub fn new(
+        scorers: Scorers,
+        kind: Kind,
+        folder: &Path,
+        batch: usize,
+        side_by_side: bool,
+        skip_bad: bool,
+    ) -> Result<Self> {
+        Ok(Self {
             preprocesses: preprocesses(scorers.iter().map(|(_, s)| s.as_ref())),
             scorers,
             kind,
@@ -70,10 +84,10 @@ impl Engine {
             skip_bad,
             known: HashMap::with_capacity(ROOM),
             known_scores: vec![],
-            images: Cache::default(),
-            captions: Cache::default(),
+            images: Cache::in_folder(folder, KEPT, ROOM)?,
+            captions: Cache::in_folder(folder, KEPT, 0)?,
             work: Work { images: HashSet::with_capacity(ROOM), ..Work::default() },
-        }
+        })
     }
 
     /// The scores of every image place of these rows: one list a metric; null where an image or its caption is missing.
@@ -101,8 +115,8 @@ impl Engine {
             pair_keys[i] = Some(pair);
             if !self.known.contains_key(&pair) && asked.insert(pair) {
                 new.push((pair, i));
-                images.want(*image, i, &self.images);
-                captions.want(*caption, i, &self.captions);
+                images.want(*image, i, &self.images)?;
+                captions.want(*caption, i, &self.captions)?;
             }
         }
         self.embed_images(rows, &places, &mut images)?;
@@ -177,7 +191,7 @@ impl Engine {
                 Embedded::Seen { vectors, black } => {
                     self.work.images_embedded += 1;
                     self.work.black += usize::from(black);
-                    self.images.put(key, &vectors);
+                    self.images.put(key, &vectors)?;
                     wanted.vectors.insert(key, vectors);
                 }
                 Embedded::Unreadable(error) if !self.skip_bad => {
@@ -218,7 +232,7 @@ impl Engine {
         }
         self.work.captions_embedded += texts.len();
         for (&(key, _), vectors) in wanted.new.iter().zip(all) {
-            self.captions.put(key, &vectors);
+            self.captions.put(key, &vectors)?;
             wanted.vectors.insert(key, vectors);
         }
         Ok(())
@@ -272,13 +286,14 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn want(&mut self, key: Key, place: usize, cache: &Cache) {
+    fn want(&mut self, key: Key, place: usize, cache: &Cache) -> Result<()> {
         if self.asked.insert(key) {
-            match cache.get(&key) {
+            match cache.get(&key)? {
                 Some(vectors) => drop(self.vectors.insert(key, vectors)),
                 None => self.new.push((key, place)),
             }
         }
+        Ok(())
     }
 }
 

@@ -13,7 +13,10 @@ mod verify;
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::{Result, ensure};
-use arrow::array::{ArrayRef, Float32Array, RecordBatch};
+use arrow::{
+    array::{ArrayRef, Float32Array, RecordBatch},
+    datatypes::SchemaRef,
+};
 use candle_core::DType;
 use clap::{Parser, ValueEnum};
 use engine::Engine;
@@ -36,7 +39,8 @@ use summary::Summary;
 
 /// Rate images with published metrics: HPS, CLIP, PickScore, LAION's aesthetic predictor.
 ///
-/// Takes a pairs table (scores: two columns a metric) or an images table (scored: one column a metric). Scores are raw:
+/// There are also clip-l (OpenAI's ViT-L/14) and colourfulness, which needs no model and never votes: judges for an
+/// evaluation whose voters were trained on. Takes a pairs table (scores: two columns a metric) or an images table (scored: one column a metric). Scores are raw:
 /// cosines, and the head's answer. They do not depend on batch size, threads or shards. What is finished is kept in
 /// OUT.partial/, so that the same command goes on where it was stopped.
 #[derive(Parser, Debug)]
@@ -66,7 +70,7 @@ struct Args {
     /// Where one metric's model lies: a weight file, a folder or a hub id; for `aesthetic` also the head
     #[arg(long, value_name = "M=TOWER[,HEAD]")]
     model: Vec<String>,
-    /// Which HPS the weights are, where neither layout nor file name says it
+    /// Which HPS an open_clip file (HPS_v2.1_compressed.pt) is; nothing in it says so, and the scores differ
     #[arg(long, value_enum, value_name = "V")]
     hps_version: Option<Version>,
     /// How `hps` and `clip` resize: antialiased (torchvision from 0.17 on) or as before
@@ -139,18 +143,23 @@ fn score(args: Args) -> Result<Answer> {
     let range = inputs.range(common.shard)?;
     let origin = origin(&args, &metrics, &scorers, &options).inputs(inputs.origins_of(&range)?);
     let side_by_side = options.device.is_cpu();
-    let mut engine = Engine::new(scorers, kind, options.batch, side_by_side, args.skip_bad);
+    let folder = match out.parent() {
+        Some(folder) if args.verify.is_none() && out.as_os_str() != "-" => folder.join("."),
+        _ => std::env::temp_dir(),
+    };
+    let mut engine = Engine::new(scorers, kind, &folder, options.batch, side_by_side, args.skip_bad)?;
     if let Some(n) = args.verify {
         return verify::verify(&mut engine, kind, &inputs, &out, n, common);
     }
     stop::watch()?;
 
-    let names: Vec<String> = metrics.iter().map(|m| m.name.to_owned()).collect();
+    let schema = kind.schema(&metrics);
     // What a pipe brings cannot be told from what it brought before: nothing of it is kept for another run.
     let mut work = match inputs.rows() {
-        Some(_) => Work::open(&out, kind.schema(&names), origin, &format!("rows {range:?} by {PART}"))?,
-        None => Work::Stream(Box::new(Output::create(&out, kind.schema(&names), &origin)?)),
+        Some(_) => Work::open(&out, schema.clone(), origin, &format!("rows {range:?} by {PART}"))?,
+        None => Work::Stream(Box::new(Output::create(&out, schema.clone(), &origin)?)),
     };
+    let schema = Arc::new(schema);
     let mut summary = Summary::new(&metrics, kind);
     let mut parts = 0;
     while let Some(mut part) = work.get(parts)? {
@@ -166,7 +175,7 @@ fn score(args: Args) -> Result<Answer> {
     for rows in read_ahead(inputs.read(Some(&kind.columns()), rest, PART)?) {
         let rows = rows?;
         let scores = engine.score(&rows)?;
-        let batch = table(kind, &names, &rows, &scores)?;
+        let batch = table(kind, &schema, &rows, &scores)?;
         summary.add(&batch)?;
         work.put(parts, &batch)?;
         parts += 1;
@@ -200,7 +209,7 @@ fn origin(args: &Args, metrics: &[&Metric], scorers: &models::Scorers, options: 
     scorers.iter().fold(origin, |origin, (name, scorer)| origin.model(name, scorer.id()))
 }
 
-fn table(kind: Kind, metrics: &[String], rows: &Rows, scores: &[Vec<Option<f32>>]) -> Result<RecordBatch> {
+fn table(kind: Kind, schema: &SchemaRef, rows: &Rows, scores: &[Vec<Option<f32>>]) -> Result<RecordBatch> {
     let mut columns = kind.keys(rows)?;
     let sides = kind.image_columns().len();
     for scores in scores {
@@ -209,7 +218,7 @@ fn table(kind: Kind, metrics: &[String], rows: &Rows, scores: &[Vec<Option<f32>>
             columns.push(column);
         }
     }
-    Ok(RecordBatch::try_new(Arc::new(kind.schema(metrics)), columns)?)
+    Ok(RecordBatch::try_new(schema.clone(), columns)?)
 }
 
 /// The batches, the next one being read while one is scored.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use nets::{
     hub,
-    scorer::{Metric, Options, Scorer, Source},
+    scorer::{Files, Metric, Options, Scorer, Source},
 };
 
 /// Opened metrics by name.
@@ -28,7 +28,7 @@ pub fn metrics(names: &[String]) -> Result<Vec<&'static Metric>> {
 /// Where each metric's model lies: what `--model` says, else `--models`.
 ///
 /// # Errors
-/// A metric without a model; a path that does not exist; a `--model` for a metric that is not asked for.
+/// A metric without a model (where it needs one); a path that does not exist; a `--model` for a metric that is not asked for.
 pub fn sources(
     metrics: &[&Metric],
     folder: Option<&Path>,
@@ -39,16 +39,22 @@ pub fn sources(
     for flag in given {
         let (name, paths) =
             flag.split_once('=').with_context(|| format!("--model {flag} is not METRIC=TOWER or METRIC=TOWER,HEAD"))?;
-        Metric::named(name).with_context(|| format!("--model {flag}"))?;
+        let metric = Metric::named(name).with_context(|| format!("--model {flag}"))?;
+        ensure!(metric.files != Files::Nothing, "--model {flag}: '{name}' needs no model");
         ensure!(metrics.iter().any(|m| m.name == name), "--model {flag}: --metrics does not name '{name}'");
         ensure!(named.iter().all(|(n, _)| *n != name), "--model names '{name}' twice");
         named.push((name, paths));
     }
     let source = |metric: &&Metric| -> Result<Source> {
         let name = metric.name;
+        if metric.files == Files::Nothing {
+            return Ok(Source { tower: PathBuf::new(), head: None });
+        }
         let (tower, head) = match (named.iter().find(|(n, _)| *n == name), folder) {
             (Some((_, paths)), _) => match paths.split_once(',') {
-                Some((tower, head)) if !Path::new(paths).exists() => (PathBuf::from(tower), Some(PathBuf::from(head))),
+                Some((tower, head)) if metric.files == Files::TowerAndHead && !Path::new(paths).exists() => {
+                    (PathBuf::from(tower), Some(PathBuf::from(head)))
+                }
                 _ => (PathBuf::from(paths), None),
             },
             (None, Some(folder)) => {

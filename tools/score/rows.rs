@@ -7,6 +7,7 @@ use arrow::{
     array::{Array, ArrayRef, BinaryArray, Float32Array, StringArray, UInt32Array},
     datatypes::Schema,
 };
+use nets::scorer::{Metric, Role};
 use pipe::{
     column::Rows,
     id,
@@ -69,11 +70,15 @@ impl Kind {
         }
     }
 
-    pub fn schema(self, metrics: &[String]) -> Schema {
-        match self {
-            Self::Pairs => schema::scores(metrics),
-            Self::Images => schema::scored(metrics),
-        }
+    /// Of the output.
+    pub fn schema(self, metrics: &[&Metric]) -> Schema {
+        let names: Vec<String> = metrics.iter().map(|m| m.name.to_owned()).collect();
+        let judges: Vec<&str> = metrics.iter().filter(|m| m.role == Role::Judge).map(|m| m.name).collect();
+        let schema = match self {
+            Self::Pairs => schema::scores(&names),
+            Self::Images => schema::scored(&names),
+        };
+        schema::with_judges(schema, &judges)
     }
 
     /// The names of the columns of scores, as they follow each other.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Float32Type;
 use nets::scorer::Metric;
-use pipe::{cli::Common, column::Rows, schema::pairs};
+use pipe::{cli::Common, column::Rows, schema::pairs, text};
 use serde_json::{Value, json};
 
 use crate::{engine::Work, rows::Kind};
@@ -82,7 +82,7 @@ impl Summary {
     }
 
     fn collapsed(&self) -> Vec<&'static str> {
-        let collapsed = |(m, x): &&(&'static Metric, Moments)| x.n >= ENOUGH && x.sd() < m.collapsed_below;
+        let collapsed = |(m, x): &&(&'static Metric, Moments)| x.n >= ENOUGH && m.band.is_collapsed(x.sd());
         self.metrics.iter().filter(collapsed).map(|(m, _)| m.name).collect()
     }
 
@@ -92,7 +92,10 @@ impl Summary {
             .iter()
             .map(|(m, x)| {
                 let range = if x.n > 0 { json!([x.min, x.max]) } else { json!([null, null]) };
-                let value = json!({ "n": x.n, "mean": x.mean, "sd": x.sd(), "min": range[0], "max": range[1] });
+                let value = json!({
+                    "n": x.n, "mean": x.mean, "sd": x.sd(), "min": range[0], "max": range[1],
+                    "known_mean": m.band.mean, "known_sd": m.band.sd,
+                });
                 (m.name.to_owned(), value)
             })
             .collect();
@@ -119,34 +122,48 @@ impl Summary {
 
     fn text(&self, work: &Work) -> String {
         let mut text = format!(
-            "{} rows, {} distinct images ({} embedded), {} distinct captions ({} embedded)",
-            self.rows,
-            work.images.len(),
-            work.images_embedded,
-            work.captions.len(),
-            work.captions_embedded
+            "{}, {} ({} embedded), {} ({} embedded)",
+            text::count(self.rows, "row"),
+            text::count(work.images.len(), "distinct image"),
+            text::thousands(work.images_embedded),
+            text::count(work.captions.len(), "distinct caption"),
+            text::thousands(work.captions_embedded)
         );
         if self.kept > 0 {
             text += &format!("; {} of the rows were finished before, and only the others are counted here", self.kept);
         }
+        let images = |n: usize| text::count(n, "image");
         text += &format!(
-            "\n{} images undecodable, {} captions null, {} images all black",
-            work.undecodable, work.null_captions, work.black
+            "\n{} undecodable, {} null, {} all black",
+            images(work.undecodable),
+            text::count(work.null_captions, "caption"),
+            images(work.black)
         );
         if self.kind == Kind::Pairs {
             text += &format!(
-                "; {} pairs of one image with itself, {} human ties, {} without a human label",
-                work.identical_pairs, self.label_ties, self.label_missing
+                "; {} of one image with itself, {}, {} without a human label",
+                text::count(work.identical_pairs, "pair"),
+                text::count(self.label_ties, "human tie"),
+                text::count(self.label_missing, "row")
             );
         }
-        text += &format!("\n{:<12} {:>9} {:>9} {:>9} {:>9} {:>9}", "metric", "n", "mean", "sd", "min", "max");
+        text + "\n" + self.spread().trim_end()
+    }
+
+    /// A line a metric: what its scores look like, beside what is known of real tables.
+    fn spread(&self) -> String {
+        let mut rows =
+            vec![["metric", "n", "mean", "sd", "min", "max", "known mean", "known sd"].map(String::from).to_vec()];
         for (m, x) in &self.metrics {
-            text += &match x.n {
-                0 => format!("\n{:<12} {:>9}", m.name, 0),
-                n => format!("\n{:<12} {n:>9} {:>9.4} {:>9.4} {:>9.4} {:>9.4}", m.name, x.mean, x.sd(), x.min, x.max),
-            };
+            let mut row = vec![m.name.to_owned(), x.n.to_string()];
+            match x.n {
+                0 => row.extend(["-"; 4].map(String::from)),
+                _ => row.extend([x.mean, x.sd(), x.min.into(), x.max.into()].map(|v| format!("{v:.4}"))),
+            }
+            row.extend([m.band.mean, m.band.sd].map(|[low, high]| format!("{low}..{high}")));
+            rows.push(row);
         }
-        text
+        text::table(&rows, 1)
     }
 
     /// Text on standard error; JSON on standard output, unless the table goes there.
@@ -163,7 +180,7 @@ impl Summary {
         }
         for metric in self.collapsed() {
             common.say(format_args!(
-                "score: warning: {metric} gives nearly the same score to every image; look at its model and head"
+                "score: warning: {metric} gives nearly the same score to every image (its sd is less than half the least that is known); look at its model and head"
             ));
         }
         Ok(())

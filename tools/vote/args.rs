@@ -41,7 +41,7 @@ pub struct Args {
     /// pairs.
     #[arg(long, default_value = "majority")]
     pub rule: RuleName,
-    /// Metrics that vote, separated by commas [default: every m with columns m_0 and m_1]
+    /// Metrics that vote, separated by commas [default: every m with columns m_0 and m_1 that is not marked as a judge]
     #[arg(long, value_name = "M,...", value_delimiter = ',')]
     pub metrics: Vec<String>,
     /// People vote too: label_0 is one more voter, called `human`

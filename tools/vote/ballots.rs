@@ -11,7 +11,7 @@ use pipe::{
     cli::Shard,
     column::Rows,
     origin::InputOrigin,
-    schema::{labels, pairs},
+    schema::{is_judge, labels, pairs},
     table::{Batches, Inputs},
 };
 
@@ -65,7 +65,11 @@ impl Ballots {
         for inputs in Inputs::open_each(paths)? {
             inputs.require(&KEYS, HINT)?;
             let all = metrics_of(inputs.schema());
-            let metrics: Vec<_> = all.iter().filter(|m| wanted.is_empty() || wanted.contains(m)).cloned().collect();
+            let votes = |m: &String| match wanted.is_empty() {
+                true => inputs.schema().field_with_name(&format!("{m}_0")).is_ok_and(|f| !is_judge(f)),
+                false => wanted.contains(m),
+            };
+            let metrics: Vec<_> = all.iter().filter(|m| votes(m)).cloned().collect();
             for name in all {
                 if !found.contains(&name) {
                     found.push(name);
@@ -103,7 +107,10 @@ impl Ballots {
             ensure!(found.contains(name), "--metrics: there is no metric '{name}' (there are: {})", found.join(", "));
             ensure!(!wanted[..i].contains(name), "--metrics names '{name}' twice; each metric has one vote");
         }
-        let metrics = if wanted.is_empty() { found } else { wanted.to_vec() };
+        let metrics: Vec<String> = match wanted.is_empty() {
+            true => columns.iter().flat_map(|c| c.metrics.clone()).collect(),
+            false => wanted.to_vec(),
+        };
         let margins = vec![0.0; metrics.len()];
         let ballots = Self { columns, metrics, margins };
         ballots.same_length()?;

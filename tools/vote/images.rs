@@ -11,7 +11,7 @@ use pipe::{
     column::Rows,
     id,
     origin::InputOrigin,
-    schema::{images, prompts},
+    schema::{images, is_judge, prompts},
     table::{Batches, Inputs},
 };
 
@@ -50,7 +50,11 @@ impl Images {
             ensure!(found.contains(name), "--metrics: there is no metric '{name}' (there are: {})", found.join(", "));
             ensure!(!wanted[..i].contains(name), "--metrics names '{name}' twice; each metric has one vote");
         }
-        let metrics = if wanted.is_empty() { found } else { wanted.to_vec() };
+        let votes = |m: &String| inputs.schema().field_with_name(m).is_ok_and(|f| !is_judge(f));
+        let metrics: Vec<String> = match wanted.is_empty() {
+            true => found.into_iter().filter(votes).collect(),
+            false => wanted.to_vec(),
+        };
         let names: Vec<&str> = metrics.iter().map(String::as_str).collect();
         inputs.require(&names, "score all tables with the same metrics, or choose some with --metrics")?;
         let margins = vec![0.0; metrics.len()];

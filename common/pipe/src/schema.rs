@@ -1,6 +1,8 @@
 //! Every table of the pipeline. Column names are the contract between the tools; `common/FORMATS.md` says the same in prose.
 
-use arrow::datatypes::{DataType, Field, Schema};
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 
 /// The columns of a pairs table (Pick-a-Pic's own) that we read.
 pub mod pairs {
@@ -93,6 +95,28 @@ pub fn scores(metrics: &[String]) -> Schema {
         fields.push(field(&format!("{m}_1"), DataType::Float32, true));
     }
     Schema::new(fields)
+}
+
+/// Metadata of a column of scores: `judge` where its metric does not vote unless it is named.
+const ROLE: &str = "role";
+const JUDGE: &str = "judge";
+
+/// Marks the columns of metrics that are only looked at, in scores or scored.
+pub fn with_judges(schema: Schema, judges: &[&str]) -> Schema {
+    let mark = |field: &FieldRef| -> FieldRef {
+        let name = field.name();
+        let metric = name.strip_suffix("_0").or(name.strip_suffix("_1")).unwrap_or(name);
+        match judges.contains(&metric) {
+            true => Arc::new(Field::clone(field).with_metadata([(ROLE.to_owned(), JUDGE.to_owned())])),
+            false => field.clone(),
+        }
+    };
+    Schema::new(schema.fields().iter().map(mark).collect::<Vec<_>>())
+}
+
+/// Whether a column of scores is a judge's.
+pub fn is_judge(field: &Field) -> bool {
+    field.metadata().get(ROLE).is_some_and(|role| role == JUDGE)
 }
 
 /// labels: what `vote` makes of scores. `label_0`/`label_1` are Pick-a-Pic's, so Diffusion-DPO trains on them unchanged.

@@ -10,12 +10,19 @@ use candle_core::{DType, Tensor};
 use pipe::id;
 
 use super::{
-    Metric, Options, Picture, Scorer, Source,
+    Band, Files, Metric, Options, Picture, Role, Scorer, Source,
     clip_model::{ClipModel, Reading},
 };
 use crate::{checkpoint::Weights, image::Preprocess};
 
-pub const METRIC: Metric = Metric { name: "aesthetic", collapsed_below: 0.02, letterboxed: false, open };
+pub const METRIC: Metric = Metric {
+    name: "aesthetic",
+    role: Role::Voter,
+    files: Files::TowerAndHead,
+    band: Band { mean: [5.0, 6.5], sd: [0.3, 0.7] },
+    letterboxed: false,
+    open,
+};
 
 struct Aesthetic {
     tower: ClipModel,

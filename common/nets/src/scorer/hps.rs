@@ -5,11 +5,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail, ensure};
 
 use super::{
-    HpsVersion, Metric, Options, Scorer, Source,
+    Band, Files, HpsVersion, Metric, Options, Role, Scorer, Source,
     clip_model::{ClipModel, Layout, Reading},
 };
 
-pub const METRIC: Metric = Metric { name: "hps", collapsed_below: 2e-3, letterboxed: true, open };
+pub const METRIC: Metric = Metric {
+    name: "hps",
+    role: Role::Voter,
+    files: Files::Tower,
+    band: Band { mean: [0.2, 0.3], sd: [0.01, 0.04] },
+    letterboxed: true,
+    open,
+};
 
 fn open(source: &Source, options: &Options) -> Result<Box<dyn Scorer>> {
     let tower = published_file(&source.tower, options.hps_version)?;
@@ -34,7 +41,8 @@ fn published_file(tower: &Path, version: Option<HpsVersion>) -> Result<PathBuf> 
     }
 }
 
-/// The edition, from the flag or the file's name. The arithmetic is the same, so nothing else would notice a mistake.
+/// The edition, which only the flag can say: the arithmetic is the same, so nothing would notice a mistake, and a file's
+/// name is whatever somebody called it. A name that contradicts the flag is refused all the same.
 fn version(file: &Path, layout: Layout, flag: Option<HpsVersion>) -> Result<Option<String>> {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let named = match &*name {
@@ -46,13 +54,13 @@ fn version(file: &Path, layout: Layout, flag: Option<HpsVersion>) -> Result<Opti
         (Some(flag), Some(named)) if flag != named => {
             bail!("--hps-version {} was given, but {} says {}", flag.name(), file.display(), named.name())
         }
-        (Some(flag), _) => Ok(Some(format!("{} (flag)", flag.name()))),
-        (None, Some(named)) => Ok(Some(format!("{} (file name)", named.name()))),
-        (None, None) => {
+        (Some(flag), _) => Ok(Some(flag.name().into())),
+        (None, _) => {
             ensure!(
                 layout == Layout::HuggingFace,
-                "{} does not say which HPS it is; add --hps-version 2.0 or 2.1",
-                file.display()
+                "{} does not say which HPS it is, and the editions give different scores; add --hps-version {}",
+                file.display(),
+                named.map_or("2.0 or 2.1", HpsVersion::name)
             );
             Ok(None)
         }

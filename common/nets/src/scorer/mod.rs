@@ -5,7 +5,9 @@
 
 mod aesthetic;
 mod clip;
+mod clip_l;
 mod clip_model;
+mod colourfulness;
 mod hps;
 mod hugging_face;
 mod open_clip;
@@ -19,17 +21,52 @@ use candle_core::{DType, Device};
 use crate::image::{self, Antialias, Preprocess, Rgb};
 
 /// Every metric there is, in the order in which tables list them.
-pub const METRICS: &[Metric] = &[hps::METRIC, clip::METRIC, pickscore::METRIC, aesthetic::METRIC];
+pub const METRICS: &[Metric] =
+    &[hps::METRIC, clip::METRIC, pickscore::METRIC, aesthetic::METRIC, clip_l::METRIC, colourfulness::METRIC];
 
 /// An entry of the table of metrics.
 pub struct Metric {
     /// Of the column, the flag and the model's folder.
     pub name: &'static str,
-    /// Scores of real tables spread far wider (standard deviation); below this something is wrong with the model.
-    pub collapsed_below: f64,
+    pub role: Role,
+    pub files: Files,
+    /// What its scores look like on images of Stable Diffusion.
+    pub band: Band,
     /// Whether `Options::antialias` decides its numbers.
     pub letterboxed: bool,
     pub open: fn(&Source, &Options) -> Result<Box<dyn Scorer>>,
+}
+
+/// What a metric is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Its scores are votes.
+    Voter,
+    /// It is only looked at: `vote` leaves it out unless it is named.
+    Judge,
+}
+
+/// What a metric reads besides images and captions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Files {
+    Nothing,
+    Tower,
+    /// The head may lie in the tower's folder.
+    TowerAndHead,
+}
+
+/// Between which numbers a metric's mean and standard deviation lie on tables of real images, as far as they are published.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Band {
+    pub mean: [f64; 2],
+    pub sd: [f64; 2],
+}
+
+impl Band {
+    /// Scores that spread less than half as far as any known table's: the metric says nearly the same of every image.
+    pub fn is_collapsed(&self, sd: f64) -> bool {
+        sd < self.sd[0] / 2.0
+    }
 }
 
 impl Metric {
@@ -60,7 +97,7 @@ pub struct Options {
     pub dtype: DType,
     /// How `hps` and `clip` resize: as torchvision from 0.17 on, or as before.
     pub antialias: Antialias,
-    /// The edition of HPS that the weights are, where they do not say it themselves.
+    /// The edition of HPS that the weights are; an open_clip file does not say it itself.
     pub hps_version: Option<HpsVersion>,
     /// Captions that go through a tower at once.
     pub batch: usize,
@@ -91,7 +128,7 @@ pub trait Scorer: Send + Sync {
     /// scores.
     fn id(&self) -> &str;
 
-    /// Which edition of the metric it is, and how that is known, where there are several.
+    /// Which edition of the metric it is, where there are several.
     fn version(&self) -> Option<String> {
         None
     }

@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use super::{
     aesthetic::Head,
     clip_model::{ClipModel, Reading},
+    colourfulness::colourfulness,
     *,
 };
 use crate::checkpoint::{Weights, write};
@@ -62,6 +63,16 @@ fn heads_are_affine_or_have_relu_between_as_their_numbers_say() {
     let (weights, _) = head(dir.path(), [0, 2, 4, 6, 8]);
     let error = Head::read(&weights, 4).err().unwrap().to_string();
     assert!(error.contains("its linear layers are [0, 2, 4, 6, 8]"), "{error}");
+}
+
+#[test]
+fn colourfulness_is_zero_for_grey_and_counts_spread_and_bias() {
+    let m = |data: &[u8]| colourfulness(&Rgb { width: data.len() / 3, height: 1, data: data.to_vec() });
+    assert_eq!(m(&[0, 0, 0, 128, 128, 128, 255, 255, 255]), 0.0);
+    // One colour: no spread, rg = 255, yb = 127.5.
+    assert!((m(&[255, 0, 0, 255, 0, 0]) - 0.3 * 255f64.hypot(127.5)).abs() < 1e-9);
+    // Red and green: rg = +-255 about 0, yb = 127.5 in both.
+    assert!((m(&[255, 0, 0, 0, 255, 0]) - (255.0 + 0.3 * 127.5)).abs() < 1e-9);
 }
 
 fn kit() -> Option<PathBuf> {
@@ -138,5 +149,5 @@ fn a_caption_has_the_same_features_in_any_company() {
 #[test]
 fn an_unknown_metric_names_those_there_are() {
     let error = Metric::named("beauty").err().unwrap().to_string();
-    assert_eq!(error, "there is no metric 'beauty'; there are hps, clip, pickscore, aesthetic");
+    assert_eq!(error, "there is no metric 'beauty'; there are hps, clip, pickscore, aesthetic, clip-l, colourfulness");
 }
