@@ -46,7 +46,12 @@ fn a_cached_model_by_its_id() {
     // The other tools that take models.
     dir.put("pairs.parquet", &pairs(4));
     dir.put("labels.parquet", &labels(&pairs(4), |_| (1.0, 1.0)));
+    let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    copy(&repository.join("pipelines/mini/scorers/clip"), &snapshot(&dir, "org--clip"));
+    copy(&repository.join("tests/fixtures/safe"), &snapshot(&dir, "org--safe"));
     for args in [
+        "score pairs.parquet --metrics clip --model clip=org/clip",
+        "prompts prompts.txt --safe org/safe",
         "train pairs.parquet --labels labels.parquet --resolution 16 --steps 1 --base org/tiny --policy org/tiny-dpo",
         "encode pairs.parquet --resolution 16 --base org/tiny",
         "refresh-ref --policy org/tiny-dpo --reference org/tiny",

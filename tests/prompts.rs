@@ -180,3 +180,137 @@ fn what_is_wrong_is_named() {
     dir.write("a.txt", "a\n");
     says(&dir.tool("prompts").args(["a.txt", "-o", "p", "--shard", "0/2"]).fails(2), &["--shard"]);
 }
+
+/// `tests/oracle/safe.py` made it: a tiny classifier, and what transformers says with it.
+#[cfg(feature = "nets")]
+mod safe {
+    use std::path::{Path, PathBuf};
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::util::world::parity;
+
+    fn fixture() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/safe")
+    }
+
+    /// Prompts without blank ones, which no source gives, and their probabilities.
+    fn expected(path: &Path, probability: impl Fn(&Value) -> f64) -> (Vec<String>, Vec<f64>) {
+        let rows: Vec<Value> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let mut seen = std::collections::HashSet::new();
+        let text = |r: &Value| r["prompt"].as_str().unwrap().to_owned();
+        let rows = rows.iter().filter(|r| !text(r).trim().is_empty() && seen.insert(text(r)));
+        rows.map(|r| (text(r), probability(r))).unzip()
+    }
+
+    fn check(model: &Path, prompts: &[String], wanted: &[f64]) {
+        let dir = Dir::new();
+        dir.write("all.json", serde_json::to_string(prompts).unwrap());
+        let run = |more: &[&str]| {
+            let args = ["all.json", "-o", "p.parquet", "--safe", model.to_str().unwrap()];
+            let json = dir.tool("prompts").args(args).args(more).args(["--json"]).ok().json();
+            (dir.get("p.parquet"), json)
+        };
+        let (all, counts) = run(&["--threshold", "1"]);
+        assert_eq!(column_text(&all, "prompt"), prompts);
+        for ((ours, theirs), prompt) in column_f32(&all, "nsfw_prob").into_iter().zip(wanted).zip(prompts) {
+            assert!((f64::from(ours) - theirs).abs() < 5e-5, "{prompt:?}: {ours}, expected {theirs}");
+        }
+        assert_eq!((&counts["kept"], &counts["dropped"]), (&prompts.len().into(), &0.into()));
+        let safe: Vec<_> =
+            prompts.iter().zip(wanted).filter(|(_, p)| **p <= 0.5).map(|(text, _)| text.clone()).collect();
+        assert!(!safe.is_empty() && safe.len() < prompts.len());
+        let (some, counts) = run(&[]);
+        assert_eq!(column_text(&some, "prompt"), safe);
+        assert!(column_f32(&some, "nsfw_prob").iter().all(|&p| p <= 0.5));
+        assert_eq!(counts["dropped"], prompts.len() - safe.len());
+        let (two, counts) = run(&["--max", "2"]);
+        assert_eq!(column_text(&two, "prompt"), safe[..2]);
+        let left = prompts.iter().position(|p| *p == safe[1]).unwrap() + 1;
+        assert_eq!((&counts["beyond_max"], &counts["dropped"]), (&(prompts.len() - left).into(), &(left - 2).into()));
+        let origin: Value = serde_json::from_str(&two.schema().metadata()["origin"]).unwrap();
+        assert!(origin["models"]["safe"].as_str().unwrap().starts_with("sha256:"));
+        assert_eq!(origin["args"]["threshold"], 0.5);
+    }
+
+    #[test]
+    fn probabilities_are_transformers() {
+        let (prompts, wanted) = expected(&fixture().join("expected.json"), |r| r["nsfw_prob"].as_f64().unwrap());
+        check(&fixture(), &prompts, &wanted);
+        let Some(kit) = parity("expected/nsfw.json") else { return };
+        let (prompts, wanted) = expected(&kit, |r| r["probs"][1].as_f64().unwrap());
+        check(&kit.parent().unwrap().parent().unwrap().join("models/nsfw_text_classifier"), &prompts, &wanted);
+    }
+
+    #[test]
+    fn counts_are_said() {
+        let dir = Dir::new();
+        dir.write("a.txt", "a photo of a cat\nThe Dogs!\nnaïve café\na red house-ing flower\n");
+        let safe = fixture();
+        let args = ["a.txt", "-o", "p.parquet", "--safe", safe.to_str().unwrap()];
+        says(&dir.tool("prompts").args(args).ok().err, &["2 prompts, without 2 prompts that are not safe"]);
+        // A prompts table is filtered as well, and its old probabilities go.
+        let old = table(vec![("prompt", texts(["naïve café"])), ("nsfw_prob", floats([Some(0.9)]))]);
+        dir.put("old.parquet", &old);
+        let args = ["old.parquet", "-o", "p.parquet", "--safe", safe.to_str().unwrap()];
+        dir.tool("prompts").args(args).ok();
+        assert!(column_f32(&dir.get("p.parquet"), "nsfw_prob")[0] < 0.1);
+    }
+
+    #[test]
+    fn another_model_is_refused() {
+        let dir = Dir::new();
+        dir.write("a.txt", "a cat\n");
+        std::fs::create_dir(dir.path("model")).unwrap();
+        for name in ["config.json", "vocab.txt", "model.safetensors"] {
+            std::fs::copy(fixture().join(name), dir.path("model").join(name)).unwrap();
+        }
+        let fails = |more: &[&str]| {
+            let args = ["a.txt", "-o", "p.parquet", "--safe", "model"];
+            let error = dir.tool("prompts").args(args).args(more).fails(2);
+            assert!(!dir.path("p.parquet").exists());
+            error
+        };
+        says(&fails(&["--threshold", "1.5"]), &["--threshold 1.5 is no probability"]);
+        let config = String::from_utf8(dir.bytes("model/config.json")).unwrap();
+        for (from, to, parts) in [
+            ("\"distilbert\"", "\"roberta\"", ["model_type is 'roberta'", "expected 'distilbert'"]),
+            ("\"NSFW\"", "\"RUDE\"", ["none of its classes is NSFW", "SFW, RUDE"]),
+            ("single_label", "multi_label", ["problem_type is 'multi_label_classification'", "model/config.json"]),
+            ("\"gelu\"", "\"tanh\"", ["activation is 'tanh'", "'gelu' or 'relu'"]),
+            ("\"dim\": 16", "\"dim\": 8", ["word_embeddings.weight' has shape [", ", 16]"]),
+            ("\"vocab_size\": ", "\"vocab_size\": 1, \"x\": ", ["the tokenizer has", "different models"]),
+        ] {
+            assert!(config.contains(from), "{from}");
+            dir.write("model/config.json", config.replace(from, to));
+            says(&fails(&[]), &parts);
+        }
+        dir.write("model/config.json", &config);
+        std::fs::remove_file(dir.path("model/vocab.txt")).unwrap();
+        says(&fails(&[]), &["cannot read model/vocab.txt"]);
+        let error = dir.tool("prompts").args(["a.txt", "-o", "p.parquet", "--safe", "absent"]).fails(2);
+        says(&error, &["absent"]);
+    }
+}
+
+/// The files that benchmarks publish, where they lie beside the repository.
+#[test]
+fn published_sources() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/prompts");
+    for (name, count, last) in [
+        ("PartiPrompts.tsv", 1632, "a series of musical notes on a computer screen"),
+        ("imagereward-benchmark-prompts.json", 100, ""),
+        ("pickapic_test.txt", 2048, ""),
+    ] {
+        if !folder.join(name).exists() {
+            println!("skipped: no {name} beside this repository");
+            continue;
+        }
+        let dir = Dir::new();
+        dir.tool("prompts").args([folder.join(name).to_str().unwrap(), "-o", "p.parquet"]).ok();
+        let prompts = column_text(&dir.get("p.parquet"), "prompt");
+        assert_eq!(prompts.len(), count, "{name}");
+        assert!(prompts[count - 1].contains(last), "{name}: {}", prompts[count - 1]);
+    }
+}

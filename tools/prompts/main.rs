@@ -1,7 +1,9 @@
 //! prompts: makes one prompts table of whatever a benchmark publishes.
 //!
 //!   prompts PartiPrompts.tsv -o partiprompts.parquet
-//!   prompts anime.json photo.json drawbench.txt -o prompts.parquet --max 400
+//!   prompts anime.json photo.json drawbench.txt -o safe.parquet --safe inappropriate_text_classifier/ --max 400
+
+mod safe;
 
 use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
 
@@ -17,6 +19,7 @@ use pipe::{
     prompt_source::{self, Counts, Prompt},
     schema, table, text,
 };
+use safe::Safe;
 use serde_json::{Map, Value, json};
 
 /// Make one prompts table of whatever a benchmark publishes
@@ -38,9 +41,11 @@ struct Args {
     /// Keep only the prompts of these sets, separated by commas
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     only_set: Vec<String>,
-    /// Keep only the first N prompts, after duplicates are gone
+    /// Keep only the first N prompts, after duplicates and unsafe ones are gone
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max: Option<u32>,
+    #[command(flatten)]
+    safe: Safe,
     #[command(flatten)]
     common: Common,
 }
@@ -50,6 +55,7 @@ Examples:
   prompts PartiPrompts.tsv -o partiprompts.parquet
   prompts anime.json photo.json -o hpsv2.parquet --set hpsv2
   prompts prompts.parquet -o reported.parquet --only-set seen,unseen-pair
+  prompts PartiPrompts.tsv -o safe.parquet --safe inappropriate_text_classifier/ --threshold 0.5
   prompts pairs.parquet -o - | sample - --base sd15/ -o images.parquet -n 5
 
 Exit status: 0 done, 2 trouble.";
@@ -64,10 +70,16 @@ fn run(args: Args) -> Result<Answer> {
     common.refuse_shard("a prompt belongs to the set's whole, where duplicates are found; shard `sample` instead")?;
     let mut source = prompt_source::read(&args.sources, args.set.as_deref())?;
     let other_sets = keep_sets(&mut source.prompts, &args.only_set)?;
-    let found = source.prompts.len();
-    if let Some(max) = args.max {
-        source.prompts.truncate(max as usize);
-    }
+    let max = args.max.map_or(usize::MAX, |max| max as usize);
+    let filtered = match &args.safe.safe {
+        Some(folder) => Some(safe::filter(&mut source.prompts, max, folder, &args.safe, common)?),
+        None => None,
+    };
+    let beyond_max = match &filtered {
+        Some(filtered) => filtered.beyond_max,
+        None => source.prompts.len().saturating_sub(max),
+    };
+    source.prompts.truncate(max);
 
     let mut origin = Origin::new("prompts");
     if let Some(set) = &args.set {
@@ -79,14 +91,17 @@ fn run(args: Args) -> Result<Answer> {
     if let Some(max) = args.max {
         origin = origin.arg("max", max);
     }
+    if let Some(filtered) = &filtered {
+        origin = origin.arg("threshold", args.safe.threshold).model("safe", format!("sha256:{}", filtered.model));
+    }
     let mut table = table::Output::create(output, schema::prompts(), &origin.inputs(source.origins))?;
     let schema = table.schema.clone();
     for some in source.prompts.chunks(table::BATCH) {
         table.write(&batch(&schema, some)?)?;
     }
     table.finish()?;
-    let beyond_max = found - source.prompts.len();
-    tell(common, &source.prompts, source.counts, Left { other_sets, beyond_max })
+    let left = Left { other_sets, dropped: filtered.map(|f| f.dropped), beyond_max };
+    tell(common, &source.prompts, source.counts, left)
 }
 
 /// Leaves the prompts of `sets` (none named: all) and returns how many others there were.
@@ -114,6 +129,8 @@ fn keep_sets(prompts: &mut Vec<Prompt>, sets: &[String]) -> Result<usize> {
 /// Prompts that flags left out.
 struct Left {
     other_sets: usize,
+    /// Under `--safe`.
+    dropped: Option<usize>,
     beyond_max: usize,
 }
 
@@ -145,10 +162,14 @@ fn tell(common: &Common, prompts: &[Prompt], counts: Counts, left: Left) -> Resu
     if common.json {
         let sets: Map<String, Value> = sets.iter().map(|&(set, n)| (set.to_owned(), n.into())).collect();
         let Counts { read, blank, duplicates } = counts;
-        let line = json!({
+        let mut line = json!({
             "prompts": prompts.len(), "sets": sets, "read": read, "blank": blank, "duplicates": duplicates,
             "other_sets": left.other_sets, "beyond_max": left.beyond_max,
         });
+        if let Some(dropped) = left.dropped {
+            line["kept"] = prompts.len().into();
+            line["dropped"] = dropped.into();
+        }
         if common.output.as_ref().is_some_and(|o| o.as_os_str() == "-") {
             common.say(line);
         } else {
@@ -161,6 +182,7 @@ fn tell(common: &Common, prompts: &[Prompt], counts: Counts, left: Left) -> Resu
         (counts.duplicates, "duplicate", ""),
         (counts.blank, "blank line", ""),
         (left.other_sets, "prompt", " of other sets"),
+        (left.dropped.unwrap_or(0), "prompt", " that are not safe"),
         (left.beyond_max, "prompt", " beyond --max"),
     ] {
         if left_out > 0 {

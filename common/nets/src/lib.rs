@@ -15,6 +15,7 @@ pub mod pickle;
 pub mod prompt;
 pub mod scorer;
 pub mod text;
+pub mod text_classifier;
 pub mod tokenizer;
 pub mod transformer;
 pub mod unet;

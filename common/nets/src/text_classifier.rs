@@ -1,0 +1,297 @@
+//! A DistilBERT that sorts texts into classes (transformers' DistilBertForSequenceClassification): the filter for safe
+//! prompts.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use candle_core::{DType, Device, IndexOp, Result as Candle, Tensor};
+use pipe::id;
+use serde::Deserialize;
+use tokenizers::{
+    Tokenizer, models::wordpiece::WordPiece, normalizers::BertNormalizer, pre_tokenizers::bert::BertPreTokenizer,
+    processors::bert::BertProcessing,
+};
+
+use crate::{
+    checkpoint::{Loader, Weights, read_json},
+    layers::{LayerNorm, Linear},
+    ops::{self, Mask},
+};
+
+/// `config.json`; missing keys take transformers' defaults.
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+struct Config {
+    model_type: String,
+    problem_type: Option<String>,
+    id2label: BTreeMap<usize, String>,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    dim: usize,
+    hidden_dim: usize,
+    n_layers: usize,
+    n_heads: usize,
+    activation: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            model_type: String::new(),
+            problem_type: None,
+            id2label: BTreeMap::from([(0, "LABEL_0".into()), (1, "LABEL_1".into())]),
+            vocab_size: 30522,
+            max_position_embeddings: 512,
+            dim: 768,
+            hidden_dim: 3072,
+            n_layers: 6,
+            n_heads: 12,
+            activation: "gelu".into(),
+        }
+    }
+}
+
+impl Config {
+    /// # Errors
+    /// It describes another kind of model.
+    fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        let config: Self = read_json(&path)?;
+        let say =
+            |what: &str, is: &str, expected: &str| format!("{}: {what} is '{is}', expected {expected}", path.display());
+        let kind = &config.model_type;
+        ensure!(kind == "distilbert", say("model_type", kind, "'distilbert', the only text classifier that is read"));
+        let act = &config.activation;
+        ensure!(["gelu", "relu"].contains(&&act[..]), say("activation", act, "'gelu' or 'relu'"));
+        let problem = config.problem_type.as_deref().unwrap_or("single_label_classification");
+        ensure!(
+            problem == "single_label_classification",
+            say("problem_type", problem, "'single_label_classification', whose classes exclude each other")
+        );
+        ensure!(
+            config.n_heads > 0 && config.dim.is_multiple_of(config.n_heads),
+            "{}: dim {} does not divide into {} heads",
+            path.display(),
+            config.dim,
+            config.n_heads
+        );
+        Ok(config)
+    }
+}
+
+struct Layer {
+    q_lin: Linear,
+    k_lin: Linear,
+    v_lin: Linear,
+    out_lin: Linear,
+    sa_layer_norm: LayerNorm,
+    lin1: Linear,
+    lin2: Linear,
+    output_layer_norm: LayerNorm,
+}
+
+pub struct TextClassifier {
+    /// Of the classes, in the order of the logits.
+    pub labels: Vec<String>,
+    /// Over weights and vocabulary.
+    pub hash: String,
+    config: Config,
+    tokenizer: Tokenizer,
+    word_embeddings: Tensor,     // (vocabulary, dim)
+    position_embeddings: Tensor, // (positions, dim)
+    layer_norm: LayerNorm,
+    layers: Vec<Layer>,
+    pre_classifier: Linear,
+    classifier: Linear,
+}
+
+/// Of every norm; not in the configuration.
+const EPS: f64 = 1e-12;
+
+impl TextClassifier {
+    /// # Errors
+    /// `config.json` describes another kind of model; a file is missing, damaged, or does not fit the others.
+    pub fn open(folder: &Path, device: &Device) -> Result<Self> {
+        let config = Config::open(folder)?;
+        let (tokenizer, vocabulary) = tokenizer(folder, config.max_position_embeddings)?;
+        let tokens = tokenizer.get_vocab_size(true);
+        ensure!(
+            tokens <= config.vocab_size,
+            "{}: the tokenizer has {tokens} tokens and the model {}: they belong to different models",
+            folder.display(),
+            config.vocab_size
+        );
+        let weights = Weights::open(folder)?;
+        let hash = id::sha256_of(&[weights.hash()?.as_bytes(), &std::fs::read(vocabulary)?]);
+        let root = Loader::frozen(&weights, DType::F32, device);
+        let (p, d) = (root.pp("distilbert"), config.dim);
+        let layer = |i: usize| -> Result<Layer> {
+            let p = p.pp("transformer.layer").pp(i);
+            let (a, f) = (p.pp("attention"), p.pp("ffn"));
+            Ok(Layer {
+                q_lin: Linear::load(a.pp("q_lin"), d, d)?,
+                k_lin: Linear::load(a.pp("k_lin"), d, d)?,
+                v_lin: Linear::load(a.pp("v_lin"), d, d)?,
+                out_lin: Linear::load(a.pp("out_lin"), d, d)?,
+                sa_layer_norm: LayerNorm::load(p.pp("sa_layer_norm"), d, EPS)?,
+                lin1: Linear::load(f.pp("lin1"), d, config.hidden_dim)?,
+                lin2: Linear::load(f.pp("lin2"), config.hidden_dim, d)?,
+                output_layer_norm: LayerNorm::load(p.pp("output_layer_norm"), d, EPS)?,
+            })
+        };
+        let embeddings = p.pp("embeddings");
+        Ok(Self {
+            hash: id::hex(&hash),
+            tokenizer,
+            word_embeddings: embeddings.get("word_embeddings.weight", &[config.vocab_size, d])?,
+            position_embeddings: embeddings.get("position_embeddings.weight", &[config.max_position_embeddings, d])?,
+            layer_norm: LayerNorm::load(embeddings.pp("LayerNorm"), d, EPS)?,
+            layers: (0..config.n_layers).map(layer).collect::<Result<_>>()?,
+            pre_classifier: Linear::load(root.pp("pre_classifier"), d, d)?,
+            classifier: Linear::load(root.pp("classifier"), d, config.id2label.len())?,
+            labels: config.id2label.values().cloned().collect(),
+            config,
+        })
+    }
+
+    /// [CLS], the text cut to the model's positions, [SEP].
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.tokenizer.encode_fast(text, true).map_err(|e| anyhow!("{e}"))?.get_ids().to_vec())
+    }
+
+    /// One logit a class for each text. What else is among the texts changes nothing: none is padded.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn logits(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+        let mut by_length: BTreeMap<usize, Vec<(usize, Vec<u32>)>> = BTreeMap::new();
+        for (i, text) in texts.iter().enumerate() {
+            let ids = self.ids(text)?;
+            by_length.entry(ids.len()).or_default().push((i, ids));
+        }
+        let mut logits = vec![vec![]; texts.len()];
+        for batch in by_length.values().flat_map(|rows| rows.chunks(BATCH)) {
+            let ids: Vec<&[u32]> = batch.iter().map(|(_, ids)| &ids[..]).collect();
+            for ((i, _), row) in batch.iter().zip(self.forward(&ids)?.to_vec2::<f32>()?) {
+                logits[*i] = row;
+            }
+        }
+        Ok(logits)
+    }
+
+    /// The probability of class `label` for each text.
+    ///
+    /// # Errors
+    /// As [`Self::logits`]; a model that gives no number.
+    pub fn probabilities(&self, texts: &[&str], label: usize) -> Result<Vec<f32>> {
+        let softmax = |row: Vec<f32>| -> Result<f32> {
+            let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let e: Vec<f64> = row.iter().map(|&l| f64::from(l - most).exp()).collect();
+            let p = (e[label] / e.iter().sum::<f64>()) as f32;
+            ensure!(p.is_finite(), "the text classifier gives {p}, which is no probability; its model is damaged");
+            Ok(p)
+        };
+        self.logits(texts)?.into_iter().map(softmax).collect()
+    }
+
+    /// (B, classes) from B rows of ids, all of one length.
+    fn forward(&self, ids: &[&[u32]]) -> Candle<Tensor> {
+        let (b, n) = (ids.len(), ids[0].len());
+        let flat = Tensor::from_vec(ids.concat(), b * n, self.word_embeddings.device())?;
+        let words = self.word_embeddings.index_select(&flat, 0)?.reshape((b, n, ()))?;
+        let x = words.broadcast_add(&self.position_embeddings.narrow(0, 0, n)?)?;
+        let mut x = self.layer_norm.forward(&x)?; // (B, N, dim)
+        for layer in &self.layers {
+            let (q, k, v) = (layer.q_lin.forward(&x)?, layer.k_lin.forward(&x)?, layer.v_lin.forward(&x)?);
+            let attended = layer.out_lin.forward(&ops::attention(&q, &k, &v, self.config.n_heads, Mask::None)?)?;
+            x = layer.sa_layer_norm.forward(&(attended + &x)?)?;
+            let h = layer.lin1.forward(&x)?;
+            let h = if self.config.activation == "relu" { h.relu()? } else { ops::gelu(&h)? };
+            x = layer.output_layer_norm.forward(&(layer.lin2.forward(&h)? + &x)?)?;
+        }
+        let class = x.i((.., 0))?.contiguous()?; // (B, dim): [CLS]
+        self.classifier.forward(&self.pre_classifier.forward(&class)?.relu()?)
+    }
+}
+
+/// Texts that go through the model at once.
+const BATCH: usize = 32;
+
+/// `tokenizer.json`, or else BERT's tokenizer over `vocab.txt`; and the file it came from.
+fn tokenizer(folder: &Path, positions: usize) -> Result<(Tokenizer, PathBuf)> {
+    let (ready, vocabulary) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
+    let (mut tokenizer, file) = if ready.is_file() {
+        let tokenizer = Tokenizer::from_file(&ready).map_err(|e| anyhow!("{e}"));
+        (tokenizer.with_context(|| format!("{} is no tokenizer", ready.display()))?, ready)
+    } else {
+        let say = || format!("cannot read {}", vocabulary.display());
+        let pieces = WordPiece::from_file(&vocabulary.to_string_lossy()).unk_token("[UNK]".into()).build();
+        let pieces = pieces.map_err(|e| anyhow!("{e}")).with_context(say)?;
+        let mut tokenizer = Tokenizer::new(pieces);
+        let id = |token: &str| tokenizer.token_to_id(token).with_context(|| format!("it has no '{token}'"));
+        let (sep, cls) = (id("[SEP]").with_context(say)?, id("[CLS]").with_context(say)?);
+        // Lower case is the rule unless the configuration says otherwise.
+        let cased = folder.join("tokenizer_config.json");
+        let cased = cased.is_file() && read_json::<serde_json::Value>(&cased)?["do_lower_case"] == false;
+        tokenizer.with_normalizer(Some(BertNormalizer::new(true, true, None, !cased)));
+        tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
+        tokenizer.with_post_processor(Some(BertProcessing::new(("[SEP]".into(), sep), ("[CLS]".into(), cls))));
+        let special = |t: &&str| tokenizers::AddedToken::from(t.to_string(), true);
+        let specials: Vec<_> = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].iter().map(special).collect();
+        tokenizer.add_special_tokens(&specials);
+        (tokenizer, vocabulary)
+    };
+    let cut = tokenizers::TruncationParams { max_length: positions, ..Default::default() };
+    tokenizer.with_padding(None).with_truncation(Some(cut)).map_err(|e| anyhow!("{e}"))?;
+    Ok((tokenizer, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Row {
+        prompt: String,
+        ids: Vec<u32>,
+        logits: Vec<f32>,
+        probs: Vec<f32>,
+    }
+
+    #[test]
+    fn logits_are_the_peers_on_the_parity_kit() {
+        let kit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/parity/given");
+        if !kit.exists() {
+            println!("skipped: no parity kit beside this repository");
+            return;
+        }
+        let rows: Vec<Row> = read_json(&kit.join("expected/nsfw.json")).unwrap();
+        let folder = kit.join("models/nsfw_text_classifier");
+        // Once with tokenizer.json, once with vocab.txt alone.
+        let plain = tempfile::tempdir().unwrap();
+        for name in ["config.json", "pytorch_model.bin", "vocab.txt"] {
+            std::fs::copy(folder.join(name), plain.path().join(name)).unwrap();
+        }
+        for folder in [&folder, plain.path()] {
+            let model = TextClassifier::open(folder, &Device::Cpu).unwrap();
+            assert_eq!(model.labels, ["SFW", "NSFW"]);
+            let texts: Vec<&str> = rows.iter().map(|r| &r.prompt[..]).collect();
+            let (logits, probs) = (model.logits(&texts).unwrap(), model.probabilities(&texts, 1).unwrap());
+            let mut worst = 0f32;
+            for ((row, logits), p) in rows.iter().zip(&logits).zip(probs) {
+                assert_eq!(model.ids(&row.prompt).unwrap(), row.ids, "{:?}", row.prompt);
+                for (a, b) in logits.iter().chain([&p]).zip(row.logits.iter().chain([&row.probs[1]])) {
+                    worst = worst.max((a - b).abs());
+                }
+            }
+            println!("{} prompts, logits and probabilities within {worst:e}", rows.len());
+            assert!(worst < 5e-5, "{worst}");
+        }
+    }
+}

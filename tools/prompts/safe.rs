@@ -1,0 +1,83 @@
+//! `--safe`: a text classifier tells which prompts are not safe for work.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use pipe::{cli::Common, prompt_source::Prompt};
+
+/// The filter and what it left out.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Safe prompts")]
+pub struct Safe {
+    /// Leave out prompts that this classifier calls unsafe: a folder or hub id of a DistilBERT sequence classifier with a
+    /// class NSFW (the paper's is michellejieli/inappropriate_text_classifier); the probabilities go to `nsfw_prob`
+    #[arg(long, value_name = "DIR")]
+    pub safe: Option<PathBuf>,
+    /// Probability of NSFW above which a prompt is left out; at 0.5 it is where the classifier itself decides
+    #[arg(long, value_name = "P", default_value_t = 0.5, requires = "safe")]
+    pub threshold: f32,
+    /// Fetch the classifier if it is named by a hub id (org/name[@revision]) and not in the cache
+    #[arg(long, requires = "safe")]
+    pub allow_download: bool,
+}
+
+/// What the filter did.
+pub struct Filtered {
+    /// Hash of the classifier.
+    pub model: String,
+    pub dropped: usize,
+    /// Prompts after `max` safe ones were found.
+    pub beyond_max: usize,
+}
+
+/// Prompts that are looked at between two looks at signals and the progress bar.
+#[cfg(feature = "nets")]
+const AT_ONCE: usize = 64;
+
+/// Writes `nsfw_prob` and leaves the safe prompts, the first `max` of them.
+///
+/// # Errors
+/// No classifier, or none of this kind, in `folder`; a threshold that is no probability; a signal.
+#[cfg(feature = "nets")]
+pub fn filter(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe, common: &Common) -> Result<Filtered> {
+    use anyhow::{Context, ensure};
+    use nets::{base, hub, text_classifier::TextClassifier};
+    use pipe::{progress, stop};
+
+    ensure!((0.0..=1.0).contains(&args.threshold), "--threshold {} is no probability", args.threshold);
+    stop::watch()?;
+    let folder = hub::resolve(folder, args.allow_download)?;
+    let say = || format!("--safe {}", folder.display());
+    let model = TextClassifier::open(&folder, &base::device(common.device)?).with_context(say)?;
+    let nsfw = model.labels.iter().position(|l| l.eq_ignore_ascii_case("nsfw")).with_context(|| {
+        format!("{}: none of its classes is NSFW (id2label in config.json has {})", say(), model.labels.join(", "))
+    })?;
+    let bar = progress::bar("prompts", Some(prompts.len() as u64), common.quiet);
+    let (mut kept, mut seen) = (vec![], 0);
+    for some in prompts.chunks(AT_ONCE) {
+        let texts: Vec<&str> = some.iter().map(|p| &p.prompt[..]).collect();
+        let probabilities = base::on_workers(|| model.probabilities(&texts, nsfw)).with_context(say)?;
+        for (prompt, p) in some.iter().zip(probabilities) {
+            if kept.len() < max {
+                seen += 1;
+                kept.extend((p <= args.threshold).then(|| Prompt { nsfw_prob: Some(p), ..prompt.clone() }));
+            }
+        }
+        if kept.len() == max {
+            break;
+        }
+        bar.inc(some.len() as u64);
+        stop::check()?;
+    }
+    bar.finish_and_clear();
+    let (dropped, beyond_max) = (seen - kept.len(), prompts.len() - seen);
+    *prompts = kept;
+    Ok(Filtered { model: model.hash, dropped, beyond_max })
+}
+
+/// # Errors
+/// Always: this build has no networks.
+#[cfg(not(feature = "nets"))]
+pub fn filter(_: &mut Vec<Prompt>, _: usize, _: &Path, _: &Safe, _: &Common) -> Result<Filtered> {
+    anyhow::bail!("--safe runs a network, and this build has none; build with the default features")
+}
