@@ -22,6 +22,7 @@ pub struct Safe {
 }
 
 /// What the filter did.
+#[cfg_attr(not(feature = "nets"), allow(dead_code))] // then nothing is filtered
 pub struct Filtered {
     /// Hash of the classifier.
     pub model: String,

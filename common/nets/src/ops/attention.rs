@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::{Mat, Shared, gemm, has_kernel, math, values, with_values};
+use super::{Mat, Shared, even, gemm, has_kernel, math, values, with_values};
 
 /// Which keys a query may see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,11 +57,6 @@ struct Attention {
 
 /// Queries a task handles at a time, about: their scores against all keys stay in the cache.
 const BLOCK: usize = 64;
-
-/// `n` queries in blocks of nearly equal size: a block of one query, as a class token makes it, would cost like many.
-fn block(n: usize) -> usize {
-    n.div_ceil((n / BLOCK).max(1)).max(1)
-}
 
 /// Sizes of one call.
 #[derive(Clone, Copy)]
@@ -131,7 +126,7 @@ impl CustomOp3 for Attention {
         let s = self.dims(lq.dims(), lk.dims());
         let mut out = vec![0f32; q.len()];
         let shared = Shared::new(&mut out);
-        let block = block(s.n);
+        let block = even(s.n, BLOCK);
         let blocks = s.n.div_ceil(block);
         (0..lq.dims()[0] * s.heads * blocks).into_par_iter().for_each_init(
             || vec![0f32; block * s.m],

@@ -3,9 +3,12 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{Mat, gemm, has_kernel, shape::swap, values, with_values};
+use super::{Mat, even, gemm, has_kernel, shape::swap, values, with_values};
 
-/// Rows that one task multiplies at a time. Rows of different sequences never share a block.
+/// Rows that one task multiplies at a time, about: each packs the whole weight for itself.
+const BLOCK: usize = 256;
+
+/// The same in the gradients.
 const ROWS: usize = 128;
 
 /// `x` (..., rows, in), `weight` (out, in) or (out, in, 1, 1) as a 1x1 convolution stores it, `bias` (out) -> (..., rows, out).
@@ -29,29 +32,16 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 
 struct Linear;
 
-/// (sequences, rows a sequence, in)
-fn rows_of(dims: &[usize]) -> (usize, usize) {
-    match dims {
-        [.., rows, inner] => (*rows, *inner),
-        [inner] => (1, *inner),
-        [] => (1, 1),
-    }
-}
-
 /// `x` of shape `dims` times `w` (in, out) plus `b` (out, or nothing), and its shape.
 pub(super) fn product(x: &[f32], dims: &[usize], w: &[f32], out: usize, b: &[f32]) -> (Vec<f32>, Shape) {
-    let (rows, inner) = rows_of(dims);
+    let inner = w.len() / out;
     let mut shape = dims.to_vec();
     shape.pop();
     shape.push(out);
     let mut y = if b.is_empty() { vec![0f32; x.len() / inner * out] } else { b.repeat(x.len() / inner) };
-    // A task is a block of rows of one sequence.
-    let y_seq = y.par_chunks_mut((rows * out).max(1));
-    y_seq.zip(x.par_chunks((rows * inner).max(1))).for_each(|(y, x)| {
-        y.par_chunks_mut(ROWS * out).zip(x.par_chunks(ROWS * inner)).for_each(|(y, x)| {
-            let n = x.len() / inner;
-            gemm(n, out, inner, y, out, !b.is_empty(), 1.0, Mat::new(x, inner), Mat::new(w, out));
-        });
+    let block = even(x.len() / inner, BLOCK);
+    y.par_chunks_mut(block * out).zip(x.par_chunks(block * inner)).for_each(|(y, x)| {
+        gemm(x.len() / inner, out, inner, y, out, !b.is_empty(), 1.0, Mat::new(x, inner), Mat::new(w, out));
     });
     (y, shape.into())
 }
@@ -149,6 +139,19 @@ mod tests {
             let ours = linear(&x, &w, Some(&b)).unwrap();
             let theirs = x.broadcast_matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
             same(&[&x, &w, &b], &ours, &theirs);
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_in_any_company() {
+        let bits = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (rows, inner, out) in [(1, 96, 40), (65, 96, 384), (257, 70, 33), (12, 1030, 96)] {
+            let (x, w, b) = (var(&[7, rows, inner], 1), var(&[out, inner], 2), var(&[out], 3));
+            let all = linear(&x, &w, Some(&b)).unwrap();
+            for i in 0..7 {
+                let alone = linear(&x.narrow(0, i, 1).unwrap(), &w, Some(&b)).unwrap();
+                assert!(bits(alone) == bits(all.narrow(0, i, 1).unwrap()), "{rows} x {inner} x {out}, {i}");
+            }
         }
     }
 }

@@ -137,6 +137,12 @@ fn gemm(m: usize, n: usize, k: usize, dst: &mut [f32], stride: usize, add: bool,
     }
 }
 
+/// How many of `n` rows a task takes, about `size`: in blocks of `size` itself a last one of a single row, which a class token
+/// makes, would cost like many.
+fn even(n: usize, size: usize) -> usize {
+    n.div_ceil((n / size).max(1)).max(1)
+}
+
 /// A mutable slice that several tasks write at places that never overlap.
 #[derive(Clone, Copy)]
 struct Shared {
