@@ -39,10 +39,10 @@ use summary::Summary;
 
 /// Rate images with published metrics: HPS, CLIP, PickScore, LAION's aesthetic predictor.
 ///
-/// There are also clip-l (OpenAI's ViT-L/14) and colourfulness, which needs no model and never votes: judges for an
-/// evaluation whose voters were trained on. Takes a pairs table (scores: two columns a metric) or an images table (scored: one column a metric). Scores are raw:
+/// Takes a pairs table (scores: two columns a metric) or an images table (scored: one column a metric). Scores are raw:
 /// cosines, and the head's answer. They do not depend on batch size, threads or shards. What is finished is kept in
-/// OUT.partial/, so that the same command goes on where it was stopped.
+/// OUT.partial/, so that the same command goes on where it was stopped. For an evaluation by others than those that voted
+/// there are also clip-l (OpenAI's ViT-L/14) and colourfulness, which needs no model and does not vote unless it is named.
 #[derive(Parser, Debug)]
 #[command(
     name = "score",
