@@ -1,41 +1,85 @@
-//! report: shows what models drew for the same prompts, side by side.
+//! report: shows what alignment changed: win rates, training, scores, votes and the images themselves, on one page.
 //!
-//!   report --images base.parquet policy.parquet --sheet sheet.png
+//!   report --winrates winrate.json --images base.parquet policy.parquet --scored base-scored.parquet policy-scored.parquet -o report.html
 //!   report --images base.parquet dpo.parquet balanced.parquet --sheet sheet.png --prompts 20 --k 3
 
+mod agreement;
+mod bars;
+mod cast;
+mod choose;
+mod curves;
 mod drawn;
+mod embed;
+mod gallery;
+mod histograms;
+mod made;
+mod page;
+mod plot;
+mod profile;
+mod scored;
 mod sheet;
 mod text;
+mod whole;
+mod winrates;
 
-use std::{collections::HashSet, io::Write, path::PathBuf, process::ExitCode};
+use std::{io::Write, path::PathBuf, process::ExitCode};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use pipe::{
     atomic,
     cli::{self, Answer, Common},
 };
 
-use drawn::{Drawn, Key, name};
-use sheet::{Row, Sheet};
+use drawn::Drawn;
+use sheet::Sheet;
 
-/// Show what models drew for the same prompts, side by side
+/// Show what alignment changed: win rates, training, scores, votes and the images themselves
 ///
-/// Draws a contact sheet: one prompt a row, one model a column. The prompts are spread evenly over their sets, and the same
-/// tables give the same sheet.
+/// With `-o` it writes one HTML file that needs no network and no server: win rates with their intervals, all models over all
+/// metrics, histograms of the scores before and after, training curves, who agrees with whom, and a gallery of the same prompts
+/// drawn by every model, to sort and to filter. Each part is there when its files are named. With `--sheet` it draws a contact
+/// sheet for papers: one prompt a row, one model a column. The same files give the same bytes.
 #[derive(Parser)]
 #[command(name = "report", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Args {
+    /// What `winrate --json` wrote
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    winrates: Vec<PathBuf>,
     /// Images tables of the same prompts, one a model, in the order of the columns
-    #[arg(long, required = true, num_args = 1.., value_name = "TABLE")]
+    #[arg(long, num_args = 1.., value_name = "TABLE")]
     images: Vec<PathBuf>,
+    /// Scored tables, one a model; with --images, one of each images table
+    #[arg(long, num_args = 1.., value_name = "TABLE")]
+    scored: Vec<PathBuf>,
+    /// log.jsonl of runs of `train`; a run is called after the folder that its log lies in
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    logs: Vec<PathBuf>,
+    /// Labels tables of the same pairs; who agrees with whom is counted from their votes
+    #[arg(long, num_args = 1.., value_name = "TABLE")]
+    labels: Vec<PathBuf>,
+    /// What `vote --json` printed; who agrees with whom is taken from it
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    votes: Vec<PathBuf>,
+    /// The model that the others are compared with [default: the last baseline of the win rates, else the first table's]
+    #[arg(long, value_name = "MODEL")]
+    base: Option<String>,
+    /// Heading of the page [default: the models' names]
+    #[arg(long, value_name = "TEXT")]
+    title: Option<String>,
+    /// A remark that stands below the heading
+    #[arg(long, value_name = "TEXT")]
+    note: Option<String>,
+    /// The page's size at most, in MB of a million bytes; images are made smaller until it holds
+    #[arg(long, value_name = "MB", default_value = "20", value_parser = clap::value_parser!(u32).range(1..))]
+    max_mb: u32,
     /// Where to write the contact sheet, a PNG (`-`: standard output)
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", requires = "images")]
     sheet: Option<PathBuf>,
-    /// Rows of the sheet
-    #[arg(long, value_name = "N", default_value = "12", value_parser = clap::value_parser!(u32).range(1..))]
-    prompts: u32,
-    /// Which of a prompt's images, from 0
+    /// Prompts that are shown, spread evenly over their sets [default: 12 on the sheet, 240 in the gallery]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    prompts: Option<u32>,
+    /// Which of a prompt's images, from 0; the gallery holds the others too
     #[arg(long, value_name = "K", default_value_t = 0)]
     k: u64,
     #[command(flatten)]
@@ -44,6 +88,9 @@ struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
+  report --winrates winrate.json --logs policy/log.jsonl -o report.html
+  report --images base.parquet policy.parquet --scored base-scored.parquet policy-scored.parquet \\
+         --labels labels.parquet --winrates winrate.json --logs policy/log.jsonl -o report.html
   report --images base.parquet policy.parquet --sheet sheet.png
   report --images base.parquet dpo.parquet balanced.parquet --sheet sheet.png --prompts 20 --k 3
 
@@ -54,78 +101,25 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<Answer> {
-    let Some(path) = args.sheet.as_ref().filter(|_| args.common.output.is_none()) else {
-        bail!(
-            "there is no HTML report yet; what there is today is a contact sheet: `report --images TABLE... --sheet sheet.png`"
-        )
-    };
-    args.common.refuse_shard("a sheet shows prompts of the whole tables")?;
-    let tables = args.images.iter().map(|path| Drawn::open(path, args.k)).collect::<Result<Vec<_>>>()?;
-    let prompts = common_prompts(&tables)?;
-    let shown = spread(prompts, args.prompts as usize);
-    let row = |(key, text): &(Key, String)| -> Result<Row> {
-        let pictures = tables.iter().map(|t| t.picture(key)).collect::<Result<_>>()?;
-        Ok(Row { prompt: text.clone(), set: key.0.clone(), pictures })
-    };
-    let same_noise = shown.iter().all(|(key, _)| tables.iter().all(|t| t.seed(key) == tables[0].seed(key)));
-    let noise = if same_noise && tables.len() > 1 { ", from the same noise in each row" } else { "" };
-    let sheet = Sheet {
-        models: tables.iter().map(|t| head(t, &tables)).collect(),
-        rows: shown.iter().copied().map(row).collect::<Result<_>>()?,
-        note: format!("image {} of {} of {} prompts{noise}", args.k, shown.len(), prompts.len()),
-    };
-    let png = sheet.png()?;
-    match path.as_os_str() == "-" {
-        true => std::io::stdout().write_all(&png).context("cannot write the sheet")?,
-        false => atomic::write(path, &png)?,
+    args.common.refuse_shard("a report shows the whole tables")?;
+    ensure!(
+        args.sheet.is_some() || args.common.output.is_some(),
+        "no output was named; `-o report.html` writes the page, `--sheet sheet.png` a contact sheet"
+    );
+    let tables = args.images.iter().map(|path| Drawn::open(path)).collect::<Result<Vec<_>>>()?;
+    if let Some(path) = &args.sheet {
+        let png = Sheet::of(&tables, args.prompts.unwrap_or(12) as usize, args.k)?.png()?;
+        write(path, &png)?;
+    }
+    if let Some(path) = &args.common.output {
+        write(path, whole::html(&args, &tables)?.as_bytes())?;
     }
     Ok(Answer::Yes)
 }
 
-/// The prompts, which all tables must have.
-fn common_prompts(tables: &[Drawn]) -> Result<&[(Key, String)]> {
-    let first = &tables[0];
-    for other in &tables[1..] {
-        for (has, lacks) in [(first, other), (other, first)] {
-            if let Some((key, text)) = has.prompts.iter().find(|(key, _)| !lacks.has(key)) {
-                bail!(
-                    "prompt {} is in {} but not in {}; a sheet needs the same prompts: sample every model from one prompts table",
-                    name(key, text),
-                    has.table,
-                    lacks.table
-                );
-            }
-        }
+fn write(path: &PathBuf, bytes: &[u8]) -> Result<()> {
+    match path.as_os_str() == "-" {
+        true => std::io::stdout().write_all(bytes).context("cannot write to standard output"),
+        false => atomic::write(path, bytes),
     }
-    ensure!(!first.prompts.is_empty(), "{} has no rows", first.table);
-    Ok(&first.prompts)
-}
-
-/// `n` prompts, as many of each set as of any other where there are enough, and evenly spaced within it.
-fn spread(prompts: &[(Key, String)], n: usize) -> Vec<&(Key, String)> {
-    let mut sets: Vec<Vec<&(Key, String)>> = vec![];
-    for prompt in prompts {
-        match sets.iter_mut().find(|set| set[0].0.0 == prompt.0.0) {
-            Some(set) => set.push(prompt),
-            None => sets.push(vec![prompt]),
-        }
-    }
-    let mut share = vec![0; sets.len()];
-    for _ in 0..n.min(prompts.len()) {
-        let room = (0..sets.len()).filter(|&s| share[s] < sets[s].len());
-        if let Some(least) = room.min_by_key(|&s| share[s]) {
-            share[least] += 1;
-        }
-    }
-    let evenly = |(set, share): (&Vec<&'_ (Key, String)>, usize)| -> Vec<usize> {
-        (0..share).map(|i| (2 * i + 1) * set.len() / (2 * share)).collect()
-    };
-    let picked = sets.iter().zip(share).flat_map(|(set, share)| evenly((set, share)).into_iter().map(|i| set[i]));
-    picked.collect()
-}
-
-/// A model's name; with the table's where two models are called the same.
-fn head(table: &Drawn, all: &[Drawn]) -> String {
-    let names: HashSet<&str> = all.iter().map(|t| t.model.as_str()).collect();
-    if names.len() == all.len() { table.model.clone() } else { format!("{} ({})", table.model, table.table) }
 }

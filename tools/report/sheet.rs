@@ -9,7 +9,11 @@ use resvg::{
     usvg::{Options, Tree},
 };
 
-use crate::text::{FAMILY, FONT, Face, escape};
+use crate::{
+    choose::{Prompt, common_prompts, spread},
+    drawn::Drawn,
+    text::{FAMILY, FONT, Face, escape},
+};
 
 /// What a sheet shows.
 pub struct Sheet {
@@ -39,6 +43,28 @@ const LARGE: usize = 256;
 const TALLEST: usize = 32_000;
 
 impl Sheet {
+    /// The k-th image of `n` prompts.
+    ///
+    /// # Errors
+    /// Tables of other prompts; a prompt without a k-th image; an image that cannot be read.
+    pub fn of(tables: &[Drawn], n: usize, k: u64) -> Result<Self> {
+        let prompts = common_prompts(tables)?;
+        tables.iter().try_for_each(|t| t.require_k(k))?;
+        let shown = spread(prompts, n);
+        let row = |(key, text): &Prompt| -> Result<Row> {
+            let pictures = tables.iter().map(|t| t.picture(key, k)).collect::<Result<_>>()?;
+            Ok(Row { prompt: text.clone(), set: key.0.clone(), pictures })
+        };
+        let seed = |t: &Drawn, (key, _): &Prompt| t.image(key, k).and_then(|image| image.seed);
+        let same_noise = shown.iter().all(|prompt| tables.iter().all(|t| seed(t, prompt) == seed(&tables[0], prompt)));
+        let noise = if same_noise && tables.len() > 1 { ", from the same noise in each row" } else { "" };
+        Ok(Self {
+            models: tables.iter().map(|t| head(t, tables)).collect(),
+            rows: shown.iter().copied().map(row).collect::<Result<_>>()?,
+            note: format!("image {k} of {} of {} prompts{noise}", shown.len(), prompts.len()),
+        })
+    }
+
     /// The sheet as PNG.
     ///
     /// # Errors
@@ -94,6 +120,12 @@ impl Sheet {
         let longest = pictures().map(|p| p.width.max(p.height)).max().unwrap_or(SMALL).max(1);
         if longest > LARGE { LARGE } else { longest * SMALL.div_ceil(longest) }
     }
+}
+
+/// A model's name; with the table's where two models are called the same.
+fn head(table: &Drawn, all: &[Drawn]) -> String {
+    let same = all.iter().filter(|t| t.model == table.model).count();
+    if same == 1 { table.model.clone() } else { format!("{} ({})", table.model, table.table) }
 }
 
 /// Fits a picture into a square: small ones pixel by pixel, so that they stay crisp, large ones averaged.

@@ -1,0 +1,65 @@
+//! The page: one HTML file that holds everything, its style and its script too, and may fetch nothing.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+/// What stands above the sections.
+pub struct Head {
+    pub title: String,
+    /// A remark of whoever made the experiment.
+    pub note: Option<String>,
+    /// Numbers at a glance: what, how many.
+    pub facts: Vec<(&'static str, String)>,
+}
+
+#[derive(Clone)]
+pub struct Section {
+    /// For links within the page.
+    pub id: &'static str,
+    pub title: &'static str,
+    pub body: Markup,
+}
+
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+/// Nothing from outside, whatever a prompt may say: images are in the page, and so are its style and script.
+const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+
+pub fn page(head: &Head, sections: &[Section]) -> String {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
+                meta name="color-scheme" content="light dark";
+                title { (head.title) }
+                style { (PreEscaped(STYLE)) }
+                noscript { style { "#gallery[data-view] figure{display:block}" } }
+            }
+            body {
+                a.skip href="#main" { "To the content" }
+                header.top {
+                    h1 { (head.title) }
+                    @if let Some(note) = &head.note { p.remark { (note) } }
+                    dl.facts { @for (what, value) in &head.facts { div { dt { (what) } dd { (value) } } } }
+                }
+                nav aria-label="Sections" { @for section in sections { a href={ "#" (section.id) } { (section.title) } } }
+                main #main {
+                    @for section in sections {
+                        section id=(section.id) aria-labelledby={ (section.id) "-title" } {
+                            h2 id={ (section.id) "-title" } { (section.title) }
+                            (section.body)
+                        }
+                    }
+                }
+                dialog #large aria-label="The same prompt, larger" {
+                    div.turn { button #earlier type="button" { "Previous" } button #later type="button" { "Next" } button #shut type="button" autofocus { "Close" } }
+                    div #stage {}
+                }
+                script { (PreEscaped(SCRIPT)) }
+            }
+        }
+    }
+    .into_string()
+}
