@@ -46,5 +46,8 @@ $(foreach row,$(ROWS),$(foreach s,$(SEEDS),\
     $(eval $(row)-$s.seed      := $s)\
     $(eval $(row)-$s.name      := $(row))))
 
+# On the page: the two methods of the paper by their first seed; whatever there is where they are left out.
+SHOWN = $(or $(filter $(foreach row,DiffusionDPO BalancedDPO,$(row)-$(firstword $(SEEDS))),$(POLICIES)),$(firstword $(POLICIES)))
+
 # Each row against the two that every row is asked about, its seeds together.
 WINRATE_FLAGS = --seeds --against base,DiffusionDPO

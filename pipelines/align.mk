@@ -26,6 +26,8 @@ include $(MK)
 
 SCHEDULER ?= ddim
 WINRATE_FLAGS ?=
+# Policies on the page of the report: more columns than these nobody compares.
+SHOWN ?= $(wordlist 1,4,$(POLICIES))
 # Where networks run, and their arithmetic there.
 DEVICE ?= cpu
 DTYPE  ?= f32
@@ -49,6 +51,7 @@ images  := $(models:%=$D/images/%.parquet)
 reverse  = $(if $1,$(call reverse,$(wordlist 2,$(words $1),$1)) $(firstword $1))
 scored  := $(models:%=$D/scored/%.parquet)
 against := $(call reverse,$(scored))
+shown   := base $(SHOWN)
 labels  := $(sort $(foreach p,$(POLICIES),$D/labels/$($p.labels).parquet))
 
 # $(call settings,STAGE,VARIABLES) is a file with the values of these variables. It is written anew when one of them has another
@@ -85,11 +88,12 @@ forget = @for i in $(filter-out $(base) $(scorers),$^); do [[ $$i -ot $1.partial
 ## make reproduce      run an experiment and print its table (X=mini; try `make -n reproduce` first)
 reproduce: $(call files,$D/scores.parquet) $(labels) $(call files,$(latents)) $(POLICIES:%=$D/%/$(unet)) \
     $D/prompts.parquet $(call files,$(images) $(scored)) \
-    $D/winrate.txt $D/winrate.json $D/sheet.png
+    $D/winrate.txt $D/winrate.json $D/report.html $D/sheet.png
 	@echo; cat $D/winrate.txt; echo; cd $D; echo 'In $D/:'; \
 	printf '  %-24s %s\n' \
 	    winrate.txt 'this table' \
 	    winrate.json 'the same, numbers unrounded' \
+	    report.html 'all of it on one page for a browser: intervals, curves, images to sort and filter' \
 	    sheet.png 'the same prompts, drawn by each model' \
 	    'images/, scored/' 'every image, and its scores' \
 	    $(foreach p,$(POLICIES),'$p/' 'the policy: unet/ loads in diffusers, log.jsonl has every step') \
@@ -157,6 +161,12 @@ $D/winrate.txt: $(call files,$(scored)) $(call settings,winrate,IMAGES WINRATE_F
 
 $D/winrate.json: $(call files,$(scored)) $D/settings/winrate | build
 	$(BIN)/winrate $(against) --best-of $(IMAGES) $(WINRATE_FLAGS) --json -o $@
+
+# The policies' logs are as old as their weights.
+$D/report.html: $D/winrate.json $(call files,$(shown:%=$D/images/%.parquet) $(shown:%=$D/scored/%.parquet)) $(labels) \
+    $(SHOWN:%=$D/%/$(unet)) $(call settings,report,SHOWN NOTE) | build
+	$(RUN) $(BIN)/report --winrates $< --images $(shown:%=$D/images/%.parquet) --scored $(shown:%=$D/scored/%.parquet) \
+	    --logs $(SHOWN:%=$D/%/log.jsonl) --labels $(labels) --base base $(if $(strip $(NOTE)),--note '$(NOTE)') -o $@
 
 $D/sheet.png: $(call files,$(images)) | build
 	$(RUN) $(BIN)/report --images $(images) --sheet $@

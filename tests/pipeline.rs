@@ -10,7 +10,7 @@ use nets::image::decode;
 use util::*;
 
 /// The chain in the order in which it is told: program, and what it makes.
-const CHAIN: [&str; 16] = [
+const CHAIN: [&str; 17] = [
     "score scores.parquet",
     "vote labels/human.parquet",
     "vote labels/majority.parquet",
@@ -26,6 +26,7 @@ const CHAIN: [&str; 16] = [
     "score scored/BalancedDPO.parquet",
     "winrate winrate.txt",
     "winrate winrate.json",
+    "report report.html",
     "report sheet.png",
 ];
 
@@ -186,8 +187,14 @@ fn everything_once_and_only_what_is_needed_again() {
     assert!(said.ends_with(&again), "{again}");
 
     // What depends on a lost file is made again, with the same bytes, and nothing else is.
-    let results =
-        ["scores.parquet", "labels/majority.parquet", "images/BalancedDPO.parquet", "winrate.json", "sheet.png"];
+    let results = [
+        "scores.parquet",
+        "labels/majority.parquet",
+        "images/BalancedDPO.parquet",
+        "winrate.json",
+        "report.html",
+        "sheet.png",
+    ];
     let first = results.map(|name| world.bytes(name));
     let balanced = [
         "train BalancedDPO",
@@ -195,13 +202,14 @@ fn everything_once_and_only_what_is_needed_again() {
         "score scored/BalancedDPO.parquet",
         "winrate winrate.txt",
         "winrate winrate.json",
+        "report report.html",
         "report sheet.png",
     ];
     for (lost, needed) in [
         ("labels/majority.parquet", [&["vote labels/majority.parquet"], &balanced[..]].concat()),
         ("BalancedDPO/unet/diffusion_pytorch_model.safetensors", balanced.to_vec()),
         ("images/BalancedDPO.parquet", balanced[1..].to_vec()),
-        ("scored/BalancedDPO.parquet", balanced[2..5].to_vec()), // the sheet is of images, not of scores
+        ("scored/BalancedDPO.parquet", balanced[2..6].to_vec()), // the sheet is of images, not of scores
         ("winrate.txt", balanced[3..4].to_vec()),
     ] {
         std::fs::remove_file(world.dir.path("runs/tiny").join(lost)).unwrap();

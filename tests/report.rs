@@ -3,13 +3,20 @@
 
 mod util;
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
-use arrow::array::{ArrayRef, BinaryArray, RecordBatch, UInt32Array, UInt64Array};
+use arrow::array::{ArrayRef, AsArray, BinaryArray, RecordBatch, UInt32Array, UInt64Array};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use nets::image::{Rgb, decode, png};
+use scraper::{ElementRef, Html, Selector};
+use serde_json::Value;
 use util::*;
 
 const SIDE: usize = 16;
+
+fn text_of(p: usize) -> String {
+    format!("prompt <{p}> & a \"longer\" text that needs a second line, at the least")
+}
 
 /// Two images each of n prompts by one model; the k-th image of prompt p has one colour, [p, k, the model's].
 fn drawn(model: &str, colour: u8, n: usize) -> RecordBatch {
@@ -21,8 +28,9 @@ fn drawn(model: &str, colour: u8, n: usize) -> RecordBatch {
     };
     table(vec![
         ("prompt_id", column(&|p, _| format!("{p:016x}"))),
-        ("prompt", column(&|p, _| format!("prompt <{p}> & a longer text that needs a second line, at the least"))),
+        ("prompt", column(&|p, _| text_of(p))),
         ("set", column(&|p, _| if p < 3 { "seen".into() } else { "unseen".into() })),
+        ("image_uid", column(&|p, k| format!("{model}-{p}-{k}"))),
         ("k", Arc::new(UInt32Array::from_iter_values(rows.iter().map(|r| r.1 as u32)))),
         ("seed", Arc::new(UInt64Array::from_iter_values(rows.iter().map(|r| (100 * r.0 + r.1) as u64)))),
         ("model", column(&|_, _| model.into())),
@@ -91,8 +99,403 @@ fn what_is_wrong_is_named() {
     says(&with("bad.parquet"), &["bad.parquet, row 0", "PNG"]);
     says(&with("none.parquet"), &["cannot read none.parquet"]);
     says(&fails(&["--images", "a.parquet", "--sheet", "s.png", "--k", "2"]), &["a.parquet", "no image k = 2"]);
-    for args in [&["--images", "a.parquet"][..], &["--images", "a.parquet", "--sheet", "s.png", "-o", "r.html"]] {
-        says(&fails(args), &["no HTML report yet", "--sheet"]);
+    says(&fails(&["--images", "a.parquet", "--sheet", "s.png", "--seeds-of", "x"]), &["a.parquet", "no prompt 'x'"]);
+    says(&fails(&["--images", "a.parquet"]), &["-o report.html", "--sheet"]);
+    assert_eq!(dir.list(), before);
+}
+
+#[test]
+fn a_sheet_of_seeds_and_a_larger_one() {
+    let dir = two_models();
+    let sheet = |more: &[&str]| {
+        let args = ["--images", "a.parquet", "b.parquet", "--sheet", "s.png"];
+        dir.tool("report").args(args).args(more).ok();
+        decode(&dir.bytes("s.png")).unwrap()
+    };
+    // A model a row, an image a column.
+    let seeds = sheet(&["--seeds-of", &text_of(4)]);
+    assert_eq!(cells(&seeds, 2), [[[40, 0, 20], [40, 100, 20]], [[40, 0, 200], [40, 100, 200]]]);
+    let (once, twice) = (sheet(&[]), sheet(&["--scale", "2"]));
+    assert_eq!((2 * once.width, 2 * once.height), (twice.width, twice.height));
+    let at = |s: &Rgb, x: usize, y: usize| s.data[3 * (y * s.width + x)..][..3].to_vec();
+    let (x, y) = (once.width - 60, once.height - 120);
+    assert_eq!(at(&once, x, y), at(&twice, 2 * x, 2 * y));
+}
+
+const METRICS: [&str; 3] = ["hps", "clip", "aesthetic"];
+
+/// The table's images as `score` gives them back: each metric's scores look random around `level`.
+fn judged(drawn: &RecordBatch, seed: u64, level: f32) -> RecordBatch {
+    let mut table = without(drawn, "image");
+    for (m, metric) in METRICS.iter().enumerate() {
+        let mut noise = noise(seed + m as u64);
+        let scores = floats((0..drawn.num_rows()).map(|_| Some(level + noise())));
+        let schema = table.schema();
+        let fields = schema.fields().iter().map(|f| f.name().as_str());
+        let columns = fields.zip(table.columns().iter().cloned()).chain([(*metric, scores)]).collect();
+        table = util::table(columns);
     }
+    table
+}
+
+/// A line of log.jsonl.
+fn step(step: u64, refreshed: bool) -> String {
+    let x = step as f64;
+    let line = serde_json::json!({
+        "step": step, "loss": 0.69 - 0.01 * x, "implicit_acc": 0.5 + 0.01 * x, "policy_winner_mse": 0.4, "policy_loser_mse": 0.5,
+        "reference_winner_mse": 0.41, "reference_loser_mse": 0.42, "mean_abs_z": 0.0, "grad_norm": 1.0, "lr": 1e-5,
+        "drift": (step % 5 == 0).then_some(1e-4 * x), "refreshed": refreshed, "pairs_per_second": 1.0, "memory_mib": 1.0,
+    });
+    format!("{line}\n")
+}
+
+/// Three models, their scores and win rates, two runs, and votes on 40 pairs with two labels tables.
+fn whole_experiment() -> Dir {
+    let dir = Dir::new();
+    for (i, model) in ["base", "dpo", "balanced"].into_iter().enumerate() {
+        let images = drawn(model, 40 * i as u8, 6);
+        dir.put(&format!("{model}.parquet"), &images);
+        dir.put(&format!("{model}-scored.parquet"), &judged(&images, 10 * i as u64, 0.2 * i as f32));
+        std::fs::create_dir(dir.path(model)).unwrap();
+        let log = (1..=24).map(|s| step(s, i == 2 && s % 12 == 0));
+        dir.write(&format!("{model}/log.jsonl"), log.collect::<String>());
+    }
+    let tables = ["balanced-scored.parquet", "dpo-scored.parquet", "base-scored.parquet"];
+    dir.tool("winrate").args(tables).args(["--best-of", "2", "--json", "-q", "-o", "winrate.json"]).ok();
+    let mut noise = noise(3);
+    let mut column = || (0..40).map(|_| Some((8.0 * noise()).floor())).collect::<Vec<_>>();
+    let columns: Vec<_> = METRICS.iter().map(|m| (*m, column(), column())).collect();
+    let label: Vec<_> = column().iter().map(|x| x.map(|x| if x < 4.0 { 0.0 } else { 1.0 })).collect();
+    let metrics: Vec<_> = columns.iter().map(|(m, zero, one)| (*m, &zero[..], &one[..])).collect();
+    dir.put("scores.parquet", &scores(&label, &metrics));
+    for rule in ["majority", "human"] {
+        let args = ["scores.parquet", "--rule", rule, "-o", &format!("{rule}.parquet"), "--json", "-q"];
+        let run = dir.tool("vote").args(args).ok();
+        dir.write(&format!("{rule}.json"), run.out);
+    }
+    dir
+}
+
+const WHOLE: [&str; 19] = [
+    "--winrates",
+    "winrate.json",
+    "--images",
+    "base.parquet",
+    "dpo.parquet",
+    "balanced.parquet",
+    "--scored",
+    "base-scored.parquet",
+    "dpo-scored.parquet",
+    "balanced-scored.parquet",
+    "--logs",
+    "dpo/log.jsonl",
+    "balanced/log.jsonl",
+    "--labels",
+    "majority.parquet",
+    "human.parquet",
+    "--note",
+    "</style><script>alert('note')</script>",
+    "-o",
+];
+
+fn page(dir: &Dir, args: &[&str]) -> (String, Html) {
+    let run = dir.tool("report").args(args).args(["r.html"]).ok();
+    assert_eq!((run.text(), &run.err[..]), ("", ""));
+    let text = String::from_utf8(dir.bytes("r.html")).unwrap();
+    let html = Html::parse_document(&text);
+    assert!(html.errors.is_empty(), "{:?}", html.errors);
+    (text, html)
+}
+
+fn all<'a>(html: &'a Html, selector: &str) -> Vec<ElementRef<'a>> {
+    html.select(&Selector::parse(selector).unwrap()).collect()
+}
+
+fn within<'a>(element: ElementRef<'a>, selector: &str) -> Vec<ElementRef<'a>> {
+    element.select(&Selector::parse(selector).unwrap()).collect()
+}
+
+fn words(element: ElementRef) -> String {
+    element.text().collect::<String>().trim().to_owned()
+}
+
+/// The unrounded numbers of an element.
+fn numbers(element: ElementRef) -> Vec<f64> {
+    within(element, "data").iter().map(|d| d.attr("value").unwrap().parse().unwrap()).collect()
+}
+
+#[test]
+fn the_pages_numbers_are_winrates() {
+    let dir = whole_experiment();
+    let (_, html) = page(&dir, &WHOLE);
+    let json: Value = serde_json::from_slice(&dir.bytes("winrate.json")).unwrap();
+    let comparisons = json["comparisons"].as_array().unwrap();
+    assert_eq!(comparisons.len(), 3);
+    let mut compared = 0;
+    for c in comparisons {
+        let (a, b) = (c["a"].as_str().unwrap(), c["b"].as_str().unwrap());
+        for row in c["groups"].as_array().unwrap().iter().chain([&c["all"]]) {
+            let group = row["name"].as_str().unwrap_or("all");
+            for metric in METRICS {
+                let expected = &row["metrics"][metric];
+                let expected =
+                    |names: &[&str]| names.iter().map(|n| expected[*n].as_f64().unwrap()).collect::<Vec<_>>();
+                let cell = |kind: &str| {
+                    let selector = format!("tr[{kind}='{group}'][data-a={a}][data-b={b}] td[data-metric={metric}]");
+                    let cells = all(&html, &selector);
+                    assert_eq!(cells.len(), 1, "{selector}");
+                    cells[0]
+                };
+                assert_eq!(numbers(cell("data-group")), expected(&["rate", "low", "high", "wins", "ties", "losses"]));
+                assert_eq!(numbers(cell("data-means")), expected(&["mean_a", "mean_b", "change_sd"]));
+                let rate = format!("{:.1} %", 100.0 * expected(&["rate"])[0]);
+                assert!(words(cell("data-group")).starts_with(&rate));
+                compared += 1;
+            }
+        }
+    }
+    assert_eq!(compared, 3 * 3 * METRICS.len());
+    // The first table: a comparison a row, and on which side of 50 % its interval lies.
+    for (row, c) in all(&html, ".overview tbody tr").into_iter().zip(comparisons) {
+        for (cell, metric) in within(row, "td.rate").into_iter().zip(METRICS) {
+            let expected = &c["all"]["metrics"][metric];
+            let (low, high) = (expected["low"].as_f64().unwrap(), expected["high"].as_f64().unwrap());
+            let side = if low > 0.5 {
+                "above"
+            } else if high < 0.5 {
+                "below"
+            } else {
+                "around"
+            };
+            assert!(cell.value().classes().any(|class| class == side), "{} {low} {high}", cell.html());
+        }
+    }
+}
+
+#[test]
+fn the_page_stands_alone_and_tells_everything_in_words() {
+    let dir = whole_experiment();
+    let (text, html) = page(&dir, &WHOLE);
+    for away in ["http:", "https:", "//www", "url(", "@import", "<link", "<iframe", "<object"] {
+        assert!(!text.contains(away), "{away}");
+    }
+    let policy = all(&html, "meta[http-equiv=Content-Security-Policy]")[0].attr("content").unwrap();
+    assert!(policy.starts_with("default-src 'none'; img-src data:;"), "{policy}");
+    for link in all(&html, "[href], [src]") {
+        let target = link.attr("href").or(link.attr("src")).unwrap();
+        assert!(target.starts_with("data:image/") || target.starts_with('#'), "{target:.60}");
+        if let Some(id) = target.strip_prefix('#') {
+            assert_eq!(all(&html, &format!("[id='{id}']")).len(), 1, "{id}");
+        }
+    }
+    let ids: Vec<_> = all(&html, "[id]").iter().map(|e| e.attr("id").unwrap().to_owned()).collect();
+    assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len(), "{ids:?}");
+    // Every picture has its words, every chart its numbers, every control its name.
+    let charts = all(&html, "figure.chart");
+    assert_eq!(charts.len(), 3 + 1 + 2 + 2);
+    for chart in charts {
+        assert!(!within(chart, "details table td").is_empty(), "{}", words(chart));
+    }
+    for svg in all(&html, "svg:not([aria-hidden]):not(svg svg)") {
+        assert!(
+            svg.attr("role") == Some("img") && svg.attr("aria-label").is_some_and(|l| l.len() > 20),
+            "{}",
+            svg.html()
+        );
+    }
+    for control in all(&html, "#controls select, #controls input") {
+        let label = control.ancestors().filter_map(ElementRef::wrap).find(|e| e.value().name() == "label");
+        assert!(label.is_some_and(|l| !words(l).is_empty()), "{}", control.html());
+    }
+    assert_eq!(all(&html, "html")[0].attr("lang"), Some("en"));
+    // What others wrote stays text.
+    assert_eq!((all(&html, "script").len(), all(&html, "style").len()), (1, 1));
+    assert_eq!(words(all(&html, ".remark")[0]), "</style><script>alert('note')</script>");
+    assert_eq!(words(all(&html, "#rows h3")[2]), text_of(2));
+    assert_eq!(all(&html, "#rows img")[0].attr("alt").unwrap(), format!("base, image 0: {}", text_of(0)));
+    // The same again, the same bytes, also into a pipe.
+    let again = dir.tool("report").args(WHOLE).args(["-"]).ok();
+    assert!(again.out == text.as_bytes());
+}
+
+#[test]
+fn the_gallery_holds_every_image_with_its_scores() {
+    let dir = whole_experiment();
+    let (_, html) = page(&dir, &WHOLE);
+    let rows = all(&html, "#rows .row");
+    let prompts: Vec<_> = rows.iter().map(|row| words(within(*row, "h3")[0])).collect();
+    assert_eq!(prompts, (0..6).map(text_of).collect::<Vec<_>>());
+    let tables = ["base", "dpo", "balanced"]
+        .map(|m| (dir.get(&format!("{m}.parquet")), dir.get(&format!("{m}-scored.parquet"))));
+    for (p, row) in rows.iter().enumerate() {
+        assert_eq!(row.attr("data-set"), Some(if p < 3 { "seen" } else { "unseen" }));
+        let best: Vec<Vec<f32>> = serde_json::from_str(row.attr("data-best").unwrap()).unwrap();
+        let columns = within(*row, ".model");
+        assert_eq!(columns.len(), 3);
+        for (t, (column, (images, scored))) in columns.iter().zip(&tables).enumerate() {
+            let figures = within(*column, "figure");
+            assert_eq!(figures.iter().map(|f| f.attr("data-k").unwrap()).collect::<Vec<_>>(), ["0", "1"]);
+            for (k, figure) in figures.iter().enumerate() {
+                let image = within(*figure, "img")[0];
+                let bytes = image.attr("src").unwrap().strip_prefix("data:image/png;base64,").unwrap();
+                let original = util::column(images, "image").as_binary::<i32>().value(2 * p + k);
+                assert!(STANDARD.decode(bytes).unwrap() == original);
+                assert_eq!((image.attr("width"), image.attr("height")), (Some("16"), Some("16")));
+                let found = numbers(*figure);
+                let expected = METRICS.map(|m| column_f32(scored, m)[2 * p + k]);
+                assert_eq!(found, expected.map(f64::from));
+            }
+            let highest =
+                METRICS.map(|m| column_f32(scored, m)[2 * p..2 * p + 2].iter().copied().fold(f32::MIN, f32::max));
+            assert_eq!(best[t], highest);
+        }
+    }
+    // Fewer prompts are spread over the sets; without scores there are images all the same.
+    let (_, html) = page(&dir, &["--images", "base.parquet", "dpo.parquet", "--prompts", "3", "-o"]);
+    let prompts: Vec<_> = all(&html, "#rows h3").into_iter().map(words).collect();
+    assert_eq!(prompts, [0, 2, 4].map(text_of));
+    assert_eq!((all(&html, "#rows img").len(), all(&html, ".scores").len()), (12, 0));
+}
+
+#[test]
+fn large_images_are_made_to_fit() {
+    let dir = Dir::new();
+    let mut grain = noise(1);
+    let mut picture = || {
+        let data = (0..256 * 256 * 3).map(|_| (255.0 * grain()) as u8).collect();
+        png(&Rgb { width: 256, height: 256, data }).unwrap()
+    };
+    for model in ["base", "dpo"] {
+        let mut table = drawn(model, 0, 8);
+        let images: Vec<_> = (0..16).map(|_| picture()).collect();
+        let image: ArrayRef = Arc::new(BinaryArray::from_iter_values(&images));
+        table = world::with(&table, "image", image);
+        dir.put(&format!("{model}.parquet"), &table);
+    }
+    let args = ["--images", "base.parquet", "dpo.parquet"];
+    let mut sizes = vec![];
+    for (mb, kind) in [("20", "png"), ("2", "jpeg"), ("1", "jpeg")] {
+        let (text, html) = page(&dir, &[&args[..], &["--max-mb", mb, "-o"]].concat());
+        assert!(text.len() <= mb.parse::<usize>().unwrap() * 1_000_000, "{}", text.len());
+        let images = all(&html, "#rows img");
+        assert_eq!(images.len(), 32);
+        let (head, body) = images[0].attr("src").unwrap().split_once(";base64,").unwrap();
+        assert_eq!(head, format!("data:image/{kind}"));
+        assert_eq!(text.contains("To keep the page small"), kind == "jpeg");
+        // What the page says of its size stays the drawing's.
+        assert_eq!(images[0].attr("width"), Some("256"));
+        sizes.push(decode(&STANDARD.decode(body).unwrap()).unwrap().width);
+    }
+    assert!(sizes[0] == 256 && sizes[2] < sizes[0] && sizes[2] >= 96, "{sizes:?}");
+}
+
+#[test]
+fn curves_tell_steps_and_refreshes() {
+    let dir = whole_experiment();
+    let (_, html) = page(&dir, &["--logs", "dpo/log.jsonl", "balanced/log.jsonl", "-o"]);
+    let sections: Vec<_> = all(&html, "main > section").iter().map(|s| s.attr("id").unwrap().to_owned()).collect();
+    assert_eq!(sections, ["training"]);
+    let panels = all(&html, "#training .panel");
+    let headings: Vec<_> = panels.iter().map(|p| words(within(*p, ".heading")[0])).collect();
+    let expected = [
+        "loss",
+        "implicit accuracy",
+        "drift from the base",
+        "dpo, squared error",
+        "dpo, policy to reference, %",
+        "balanced, squared error",
+        "balanced, policy to reference, %",
+    ];
+    assert_eq!(headings, expected);
+    // One run has two refreshes: in each panel that shows it.
+    let refreshes: Vec<_> = panels.iter().map(|p| within(*p, ".refresh").len()).collect();
+    assert_eq!(refreshes, [2, 2, 2, 0, 0, 2, 2]);
+    assert_eq!(words(within(panels[0], ".refresh title")[0]), "balanced: reference replaced after step 12");
+    // Twelve rows of two steps: loss, accuracy, drift where it was measured, four errors.
+    let rows = within(all(&html, "#training table")[0], "tbody tr");
+    assert_eq!(rows.len(), 12);
+    let found = numbers(rows[2]);
+    let close = |a: f64, b: f64| (a - b).abs() < 1e-12;
+    let expected = [0.69 - 0.055, 0.555, 5e-4, 0.4, 0.5, 0.41, 0.42];
+    assert!(found.iter().zip(expected).all(|(a, b)| close(*a, b)) && found.len() == 7, "{found:?}");
+    // The policy's loser error lies (0.5 - 0.42) / 0.42 above the reference's.
+    assert!(within(panels[4], "svg")[0].attr("aria-label").unwrap().contains("loser from 19.0476 to 19.0476"));
+}
+
+#[test]
+fn agreement_is_what_vote_says() {
+    let dir = whole_experiment();
+    let json: Value = serde_json::from_slice(&dir.bytes("majority.json")).unwrap();
+    let (_, counted) = page(&dir, &["--labels", "majority.parquet", "human.parquet", "-o"]);
+    let (_, stored) = page(&dir, &["--votes", "majority.json", "-o"]);
+    let matrix = |html: &Html| -> Vec<(String, String, Vec<f64>)> {
+        let heads: Vec<_> = all(html, ".heat thead th").into_iter().map(words).collect();
+        let rows = all(html, ".heat tbody tr").into_iter();
+        let cells = rows.flat_map(|row| {
+            let a = words(within(row, "th")[0]);
+            let cells: Vec<_> = within(row, "td").into_iter().map(numbers).collect();
+            heads.iter().cloned().zip(cells).map(move |(b, cell)| (a.clone(), b, cell)).collect::<Vec<_>>()
+        });
+        cells.collect()
+    };
+    let (counted, stored) = (matrix(&counted), matrix(&stored));
+    assert_eq!((counted.len(), stored.len()), (25, 16)); // three metrics and people; the majority's own label too
+    let pairs = json["agreement"].as_array().unwrap();
+    assert_eq!(pairs.len(), 6);
+    for pair in pairs {
+        let (a, b) = (pair["a"].as_str().unwrap(), pair["b"].as_str().unwrap());
+        let expected = vec![pair["share"].as_f64().unwrap(), pair["kappa"].as_f64().unwrap()];
+        for matrix in [&counted, &stored] {
+            for (x, y) in [(a, b), (b, a)] {
+                let cell = matrix.iter().find(|(p, q, _)| p == x && q == y).unwrap();
+                assert!(
+                    cell.2.iter().zip(&expected).all(|(f, e)| (f - e).abs() < 1e-12) && cell.2.len() == 2,
+                    "{cell:?}"
+                );
+            }
+        }
+    }
+    // Labels of other pairs get a matrix of their own.
+    dir.put("few.parquet", &dir.get("majority.parquet").slice(0, 9));
+    let (_, html) = page(&dir, &["--labels", "majority.parquet", "few.parquet", "-o"]);
+    assert_eq!(all(&html, ".heat table").len(), 2);
+}
+
+#[test]
+fn what_does_not_belong_together_is_named() {
+    let dir = whole_experiment();
+    let scored = dir.get("dpo-scored.parquet");
+    dir.put("other.parquet", &world::with(&scored, "image_uid", texts((0..12).map(|i| format!("x{i}")))));
+    dir.put("short.parquet", &scored.slice(0, 11));
+    dir.put("fewer.parquet", &without(&scored, "clip"));
+    dir.put("bare.parquet", &METRICS.iter().fold(scored, |t, m| without(&t, m)));
+    dir.write("empty-log.jsonl", "");
+    dir.write("bad.jsonl", step(1, false) + "{\"step\": 2}\n");
+    dir.write("bad.json", "{\"best_of\": 5}");
+    let mut json: Value = serde_json::from_slice(&dir.bytes("winrate.json")).unwrap();
+    json["comparisons"][0]["all"]["metrics"].as_object_mut().unwrap().remove("clip");
+    dir.write("lacks.json", json.to_string());
+    let before = dir.list();
+    let fails = |args: &[&str]| dir.tool("report").args(args).args(["-o", "r.html"]).fails(2);
+    let images =
+        |scored: &str| fails(&["--images", "base.parquet", "dpo.parquet", "--scored", "base-scored.parquet", scored]);
+    says(&images("other.parquet"), &["other.parquet", "other images than dpo.parquet", "k = 0 of prompt"]);
+    says(&images("short.parquet"), &["dpo.parquet has image k = 1", "short.parquet has no score"]);
+    says(&images("fewer.parquet"), &["fewer.parquet", "hps, aesthetic", "base-scored.parquet", "hps, clip, aesthetic"]);
+    says(&images("bare.parquet"), &["bare.parquet has no metric"]);
+    says(&images("balanced-scored.parquet"), &["dpo.parquet is of model 'dpo'", "base, balanced"]);
+    says(&images("base-scored.parquet"), &["both of model 'base'", "--name"]);
+    says(&images("none.parquet"), &["cannot read none.parquet"]);
+    says(&fails(&["--images", "base.parquet", "base.parquet"]), &["both of model 'base'"]);
+    says(&fails(&["--scored", "base.parquet"]), &["base.parquet has no metric", "`score`"]);
+    says(&fails(&["--images", "base-scored.parquet"]), &["'image' is missing", "`sample`"]);
+    says(&fails(&["--labels", "scores.parquet"]), &["scores.parquet", "'target' is missing", "`vote`"]);
+    says(&fails(&["--logs", "empty-log.jsonl"]), &["empty-log.jsonl has no lines"]);
+    says(&fails(&["--logs", "bad.jsonl"]), &["bad.jsonl, line 2", "`loss`"]);
+    says(&fails(&["--winrates", "bad.json"]), &["bad.json", "`winrate --json", "`by`"]);
+    says(&fails(&["--winrates", "lacks.json"]), &["lacks.json: dpo vs base, all: metric 'clip' is missing"]);
+    says(&fails(&["--votes", "winrate.json"]), &["winrate.json is not what `vote --json` prints"]);
+    says(&fails(&["--winrates", "winrate.json", "--base", "x"]), &["no model 'x'", "balanced, base, dpo"]);
+    says(&fails(&[]), &["nothing to report", "--winrates"]);
     assert_eq!(dir.list(), before);
 }

@@ -5,14 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use maud::{Markup, html};
-use pipe::{
-    origin::{self, Origin},
-    schema::labels,
-    table::Inputs,
-    text,
-};
+use pipe::{schema::labels, table::Inputs, text};
 use serde::Deserialize;
 
 use crate::plot::{data, minus, table};
@@ -51,7 +46,7 @@ struct Labels {
     table: String,
     ids: Vec<String>,
     metrics: Vec<Voter>,
-    /// The label itself, under the name of its rule.
+    /// The label itself, under the table's name.
     own: Voter,
 }
 
@@ -87,38 +82,39 @@ impl Matrix {
         Ok(Self { source, names, cells, pairs: summary.rows, tied: summary.tied_share })
     }
 
-    /// From the votes that labels tables hold. Each table's own label is a voter too, under its rule's name.
+    /// From the votes that labels tables hold: one matrix of those that are of the same pairs and votes. Each table's own label
+    /// is a voter too, under the table's name.
     ///
     /// # Errors
-    /// No labels table; tables of different pairs, or with different votes of the same name.
-    pub fn counted(paths: &[PathBuf]) -> Result<Self> {
-        let tables = paths.iter().map(|path| Labels::read(path)).collect::<Result<Vec<_>>>()?;
-        if let Some(other) = tables.iter().find(|t| t.ids != tables[0].ids) {
-            bail!("{} and {} hold different pairs; make both of the same scores", tables[0].table, other.table);
+    /// No labels table.
+    pub fn counted(paths: &[PathBuf]) -> Result<Vec<Self>> {
+        let mut groups: Vec<Vec<Labels>> = vec![];
+        for path in paths {
+            let table = Labels::read(path)?;
+            match groups.iter_mut().find(|group| group.iter().all(|other| table.fits(other))) {
+                Some(group) => group.push(table),
+                None => groups.push(vec![table]),
+            }
         }
-        let metrics = tables.iter().flat_map(|t| t.metrics.iter().map(move |voter| (t, voter)));
-        let mut voters: Vec<(&Labels, &Voter)> = vec![];
-        for (table, voter) in metrics.chain(tables.iter().map(|t| (t, &t.own))) {
-            match voters.iter().find(|(_, known)| known.name == voter.name) {
-                None => voters.push((table, voter)),
-                Some((_, known)) if known.votes == voter.votes => {}
-                Some((first, _)) => bail!(
-                    "'{}' votes otherwise in {} than in {}; labels of one report come from the same scores",
-                    voter.name,
-                    table.table,
-                    first.table
-                ),
+        Ok(groups.iter().map(|group| Self::of(group)).collect())
+    }
+
+    fn of(tables: &[Labels]) -> Self {
+        let mut voters: Vec<&Voter> = vec![];
+        for voter in tables.iter().flat_map(|t| &t.metrics).chain(tables.iter().map(|t| &t.own)) {
+            if voters.iter().all(|known| known.name != voter.name) {
+                voters.push(voter);
             }
         }
         let mut cells = HashMap::new();
-        for (j, (_, b)) in voters.iter().enumerate() {
-            for (_, a) in &voters[..j] {
+        for (j, b) in voters.iter().enumerate() {
+            for a in &voters[..j] {
                 cells.insert((a.name.clone(), b.name.clone()), Cell::count(a, b));
             }
         }
         let source = tables.iter().map(|t| t.table.as_str()).collect::<Vec<_>>().join(", ");
-        let names = voters.iter().map(|(_, v)| v.name.clone()).collect();
-        Ok(Self { source, names, cells, pairs: tables[0].ids.len(), tied: None })
+        let names = voters.iter().map(|v| v.name.clone()).collect();
+        Self { source, names, cells, pairs: tables[0].ids.len(), tied: None }
     }
 
     fn get(&self, a: &str, b: &str) -> Option<&Cell> {
@@ -163,12 +159,10 @@ impl Labels {
         inputs.require(&needed, "`report --labels` reads what `vote` writes")?;
         let fields = inputs.schema().fields().iter().map(|f| f.name().clone());
         let columns: Vec<String> = fields.filter(|f| f.starts_with(VOTE)).collect();
-        let origin = inputs.schema().metadata().get(origin::KEY).and_then(|text| Origin::from_json(text));
-        let rule = origin.filter(|o| o.tool == "vote").and_then(|o| Some(o.args.get("rule")?.as_str()?.to_owned()));
-        let rule = rule.unwrap_or_else(|| path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let voter = |column: &String| Voter { name: column[VOTE.len()..].to_owned(), votes: vec![] };
         let mut metrics: Vec<Voter> = columns.iter().map(voter).collect();
-        let (mut ids, mut own) = (vec![], Voter { name: rule, votes: vec![] });
+        let (mut ids, mut own) = (vec![], Voter { name: stem, votes: vec![] });
         let names: Vec<&str> = columns.iter().map(String::as_str).chain(needed).collect();
         for rows in inputs.read(Some(&names), 0..usize::MAX, BATCH)? {
             let rows = rows?;
@@ -182,6 +176,16 @@ impl Labels {
         }
         ensure!(!ids.is_empty(), "{table} has no rows");
         Ok(Self { table, ids, metrics, own })
+    }
+
+    fn voters(&self) -> impl Iterator<Item = &Voter> {
+        self.metrics.iter().chain([&self.own])
+    }
+
+    /// Of the same pairs, and no voter of the same name voted otherwise.
+    fn fits(&self, other: &Self) -> bool {
+        let same = |a: &Voter| other.voters().all(|b| a.name != b.name || a.votes == b.votes);
+        self.ids == other.ids && self.voters().all(same)
     }
 }
 

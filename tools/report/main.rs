@@ -55,7 +55,7 @@ struct Args {
     /// log.jsonl of runs of `train`; a run is called after the folder that its log lies in
     #[arg(long, num_args = 1.., value_name = "FILE")]
     logs: Vec<PathBuf>,
-    /// Labels tables of the same pairs; who agrees with whom is counted from their votes
+    /// Labels tables; who agrees with whom is counted from their votes, and each table's label is a voter too, called after the file
     #[arg(long, num_args = 1.., value_name = "TABLE")]
     labels: Vec<PathBuf>,
     /// What `vote --json` printed; who agrees with whom is taken from it
@@ -82,6 +82,12 @@ struct Args {
     /// Which of a prompt's images, from 0; the gallery holds the others too
     #[arg(long, value_name = "K", default_value_t = 0)]
     k: u64,
+    /// The sheet shows all images of this one prompt: an image a column, a model a row
+    #[arg(long, value_name = "TEXT", requires = "sheet")]
+    seeds_of: Option<String>,
+    /// How many times larger the sheet is drawn, letters too; 3 prints sharply across a page
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    scale: u8,
     #[command(flatten)]
     common: Common,
 }
@@ -92,7 +98,8 @@ Examples:
   report --images base.parquet policy.parquet --scored base-scored.parquet policy-scored.parquet \\
          --labels labels.parquet --winrates winrate.json --logs policy/log.jsonl -o report.html
   report --images base.parquet policy.parquet --sheet sheet.png
-  report --images base.parquet dpo.parquet balanced.parquet --sheet sheet.png --prompts 20 --k 3
+  report --images base.parquet dpo.parquet balanced.parquet --sheet sheet.png --prompts 20 --k 3 --scale 3
+  report --images base.parquet policy.parquet --sheet seeds.png --seeds-of 'a raccoon in a top hat'
 
 Exit status: 0 done, 2 trouble.";
 
@@ -108,8 +115,11 @@ fn run(args: Args) -> Result<Answer> {
     );
     let tables = args.images.iter().map(|path| Drawn::open(path)).collect::<Result<Vec<_>>>()?;
     if let Some(path) = &args.sheet {
-        let png = Sheet::of(&tables, args.prompts.unwrap_or(12) as usize, args.k)?.png()?;
-        write(path, &png)?;
+        let sheet = match &args.seeds_of {
+            Some(prompt) => Sheet::of_seeds(&tables, prompt)?,
+            None => Sheet::of_prompts(&tables, args.prompts.unwrap_or(12) as usize, args.k)?,
+        };
+        write(path, &sheet.png(args.scale.into())?)?;
     }
     if let Some(path) = &args.common.output {
         write(path, whole::html(&args, &tables)?.as_bytes())?;

@@ -11,24 +11,24 @@ use resvg::{
 
 use crate::{
     choose::{Prompt, common_prompts, spread},
-    drawn::Drawn,
+    drawn::{Drawn, Key},
     text::{FAMILY, FONT, Face, escape},
 };
 
 /// What a sheet shows.
 pub struct Sheet {
-    /// Column heads.
-    pub models: Vec<String>,
+    /// Heads of the columns.
+    pub columns: Vec<String>,
     pub rows: Vec<Row>,
     /// A line below the pictures.
     pub note: String,
 }
 
 pub struct Row {
-    pub prompt: String,
-    /// Small, below the prompt.
-    pub set: Option<String>,
-    /// One a model.
+    pub title: String,
+    /// Small, below the title.
+    pub remark: Option<String>,
+    /// One a column.
     pub pictures: Vec<Rgb>,
 }
 
@@ -43,67 +43,94 @@ const LARGE: usize = 256;
 const TALLEST: usize = 32_000;
 
 impl Sheet {
-    /// The k-th image of `n` prompts.
+    /// The k-th image of `n` prompts: a prompt a row, a model a column.
     ///
     /// # Errors
     /// Tables of other prompts; a prompt without a k-th image; an image that cannot be read.
-    pub fn of(tables: &[Drawn], n: usize, k: u64) -> Result<Self> {
+    pub fn of_prompts(tables: &[Drawn], n: usize, k: u64) -> Result<Self> {
         let prompts = common_prompts(tables)?;
         tables.iter().try_for_each(|t| t.require_k(k))?;
         let shown = spread(prompts, n);
         let row = |(key, text): &Prompt| -> Result<Row> {
             let pictures = tables.iter().map(|t| t.picture(key, k)).collect::<Result<_>>()?;
-            Ok(Row { prompt: text.clone(), set: key.0.clone(), pictures })
+            Ok(Row { title: text.clone(), remark: key.0.clone(), pictures })
         };
-        let seed = |t: &Drawn, (key, _): &Prompt| t.image(key, k).and_then(|image| image.seed);
-        let same_noise = shown.iter().all(|prompt| tables.iter().all(|t| seed(t, prompt) == seed(&tables[0], prompt)));
-        let noise = if same_noise && tables.len() > 1 { ", from the same noise in each row" } else { "" };
+        let noise = if shown.iter().all(|(key, _)| same_noise(tables, key, &[k])) { SAME_NOISE } else { "" };
         Ok(Self {
-            models: tables.iter().map(|t| head(t, tables)).collect(),
+            columns: tables.iter().map(|t| head(t, tables)).collect(),
             rows: shown.iter().copied().map(row).collect::<Result<_>>()?,
             note: format!("image {k} of {} of {} prompts{noise}", shown.len(), prompts.len()),
         })
     }
 
-    /// The sheet as PNG.
+    /// All images of one prompt: a model a row, an image a column.
+    ///
+    /// # Errors
+    /// A table without the prompt; an image that cannot be read.
+    pub fn of_seeds(tables: &[Drawn], prompt: &str) -> Result<Self> {
+        let found = |t: &Drawn| t.prompts.iter().find(|(_, text)| text == prompt).map(|(key, _)| key.clone());
+        for table in tables {
+            ensure!(found(table).is_some(), "{}: there is no prompt '{prompt}'", table.table);
+        }
+        let key = found(&tables[0]).context("a sheet is of one table at least")?;
+        let mut ks = tables[0].ks(&key);
+        ks.retain(|k| tables.iter().all(|t| t.image(&key, *k).is_some()));
+        let row = |t: &Drawn| -> Result<Row> {
+            let pictures = ks.iter().map(|k| t.picture(&key, *k)).collect::<Result<_>>()?;
+            Ok(Row { title: head(t, tables), remark: None, pictures })
+        };
+        let noise = if same_noise(tables, &key, &ks) { ", each column from the same noise" } else { "" };
+        Ok(Self {
+            columns: ks.iter().map(|k| format!("image {k}")).collect(),
+            rows: tables.iter().map(row).collect::<Result<_>>()?,
+            note: format!("{prompt}{noise}"),
+        })
+    }
+
+    /// The sheet as PNG, `scale` times as large.
     ///
     /// # Errors
     /// It would be too tall.
-    pub fn png(&self) -> Result<Vec<u8>> {
-        let cell = self.cell();
-        let (title, body, small) = (Face::new(15.0)?, Face::new(13.0)?, Face::new(11.0)?);
-        let heads: Vec<_> = self.models.iter().map(|m| title.wrap(m, cell as f32, 3)).collect();
-        let top = MARGIN + 20 * heads.iter().map(Vec::len).max().unwrap_or(1) + 6;
-        let (columns, rows) = (self.models.len(), self.rows.len());
-        let width = MARGIN + HEAD + (cell + GAP) * columns - GAP + MARGIN;
-        let height = top + (cell + GAP) * rows + 16 + MARGIN;
-        ensure!(height <= TALLEST, "{rows} rows of {cell} pixels are too tall for one sheet; choose fewer --prompts");
+    pub fn png(&self, scale: usize) -> Result<Vec<u8>> {
+        let (cell, margin, gap, aside) = (scale * self.cell(), scale * MARGIN, scale * GAP, scale * HEAD);
+        let face = |size: f32| Face::new(size * scale as f32);
+        let (title, body, small) = (face(15.0)?, face(13.0)?, face(11.0)?);
+        let heads: Vec<_> = self.columns.iter().map(|m| title.wrap(m, cell as f32, 3)).collect();
+        let top = margin + scale * (20 * heads.iter().map(Vec::len).max().unwrap_or(1) + 6);
+        let (columns, rows) = (self.columns.len(), self.rows.len());
+        let width = margin + aside + (cell + gap) * columns - gap + margin;
+        let height = top + (cell + gap) * rows + scale * 16 + margin;
+        ensure!(
+            height <= TALLEST,
+            "{rows} rows of {cell} pixels are too tall for one sheet; choose fewer --prompts, or a smaller --scale"
+        );
 
         let mut svg = String::new();
-        let centre = |column: usize| MARGIN + HEAD + (cell + GAP) * column + cell / 2;
+        let centre = |column: usize| margin + aside + (cell + gap) * column + cell / 2;
         for (column, lines) in heads.iter().enumerate() {
             for (i, line) in lines.iter().enumerate() {
-                let y = top - 12 - 20 * (lines.len() - 1 - i);
+                let y = top - scale * (12 + 20 * (lines.len() - 1 - i));
                 text(&mut svg, line, (centre(column), y), &title, "#222", "middle")?;
             }
         }
         let mut pictures = vec![];
+        let beside = (aside - scale * 16) as f32;
         for (r, row) in self.rows.iter().enumerate() {
-            let y = top + (cell + GAP) * r;
-            let lines = body.wrap(&row.prompt, (HEAD - 16) as f32, (cell - 20) / 18);
+            let y = top + (cell + gap) * r;
+            let lines = body.wrap(&row.title, beside, (cell / scale - 20) / 18);
             for (i, line) in lines.iter().enumerate() {
-                text(&mut svg, line, (MARGIN, y + 14 + 18 * i), &body, "#222", "start")?;
+                text(&mut svg, line, (margin, y + scale * (14 + 18 * i)), &body, "#222", "start")?;
             }
-            if let Some(set) = row.set.as_ref().and_then(|s| small.wrap(s, (HEAD - 16) as f32, 1).pop()) {
-                text(&mut svg, &set, (MARGIN, y + 14 + 18 * lines.len()), &small, "#777", "start")?;
+            if let Some(remark) = row.remark.as_ref().and_then(|s| small.wrap(s, beside, 1).pop()) {
+                text(&mut svg, &remark, (margin, y + scale * (14 + 18 * lines.len())), &small, "#777", "start")?;
             }
             for (column, picture) in row.pictures.iter().enumerate() {
-                let scaled = scale(picture, cell);
-                pictures.push((centre(column) - scaled.width / 2, y + (cell - scaled.height) / 2, scaled));
+                let fitted = fit(picture, cell);
+                pictures.push((centre(column) - fitted.width / 2, y + (cell - fitted.height) / 2, fitted));
             }
         }
-        let note = small.wrap(&self.note, (width - 2 * MARGIN) as f32, 1).pop().unwrap_or_default();
-        text(&mut svg, &note, (MARGIN, height - MARGIN), &small, "#777", "start")?;
+        let note = small.wrap(&self.note, (width - 2 * margin) as f32, 1).pop().unwrap_or_default();
+        text(&mut svg, &note, (margin, height - margin), &small, "#777", "start")?;
         let svg = format!(
             r##"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"><rect width="100%" height="100%" fill="#f2f2f2"/>{svg}</svg>"##
         );
@@ -122,6 +149,14 @@ impl Sheet {
     }
 }
 
+const SAME_NOISE: &str = ", from the same noise in each row";
+
+/// Whether each of these images began from the same noise in every table; not so of one table.
+fn same_noise(tables: &[Drawn], key: &Key, ks: &[u64]) -> bool {
+    let seed = |t: &Drawn, k: u64| t.image(key, k).and_then(|image| image.seed);
+    tables.len() > 1 && ks.iter().all(|&k| tables.iter().all(|t| seed(t, k) == seed(&tables[0], k)))
+}
+
 /// A model's name; with the table's where two models are called the same.
 fn head(table: &Drawn, all: &[Drawn]) -> String {
     let same = all.iter().filter(|t| t.model == table.model).count();
@@ -129,7 +164,7 @@ fn head(table: &Drawn, all: &[Drawn]) -> String {
 }
 
 /// Fits a picture into a square: small ones pixel by pixel, so that they stay crisp, large ones averaged.
-fn scale(picture: &Rgb, cell: usize) -> Rgb {
+fn fit(picture: &Rgb, cell: usize) -> Rgb {
     let longest = picture.width.max(picture.height).max(1);
     let times = cell / longest;
     if times == 0 {
@@ -180,9 +215,9 @@ mod tests {
     }
 
     fn cell(width: usize, height: usize) -> (usize, usize, usize) {
-        let row = Row { prompt: String::new(), set: None, pictures: vec![picture(width, height)] };
-        let sheet = Sheet { models: vec!["m".into()], rows: vec![row], note: String::new() };
-        let scaled = scale(&sheet.rows[0].pictures[0], sheet.cell());
+        let row = Row { title: String::new(), remark: None, pictures: vec![picture(width, height)] };
+        let sheet = Sheet { columns: vec!["m".into()], rows: vec![row], note: String::new() };
+        let scaled = fit(&sheet.rows[0].pictures[0], sheet.cell());
         (sheet.cell(), scaled.width, scaled.height)
     }
 
@@ -194,7 +229,7 @@ mod tests {
         assert_eq!(cell(512, 512), (256, 256, 256));
         assert_eq!(cell(1024, 512), (256, 256, 128));
         assert_eq!(cell(3000, 1), (256, 256, 1));
-        let twice = scale(&picture(64, 64), 128);
+        let twice = fit(&picture(64, 64), 128);
         assert_eq!(twice.data[3 * (128 * 5 + 9)..][..3], picture(64, 64).data[3 * (64 * 2 + 4)..][..3]);
     }
 }

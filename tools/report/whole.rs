@@ -34,9 +34,7 @@ pub fn html(args: &Args, tables: &[Drawn]) -> Result<String> {
     let mut scored = Scored::read_all(&args.scored)?;
     let runs = runs(args)?;
     let mut matrices = args.votes.iter().map(|path| Matrix::stored(path)).collect::<Result<Vec<_>>>()?;
-    if !args.labels.is_empty() {
-        matrices.push(Matrix::counted(&args.labels)?);
-    }
+    matrices.extend(Matrix::counted(&args.labels)?);
     let cast = cast(args, &winrates, tables, &scored, &runs)?;
     scored.sort_by_key(|s| Some(s.model.as_str()) != cast.baseline());
 
