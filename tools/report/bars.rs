@@ -18,7 +18,7 @@ const LETTERS: usize = 14;
 pub fn section(all: &Winrates, cast: &Cast) -> Markup {
     html! {
         p.note {
-            "Share of prompts on which the best of " (all.best_of) " images scores strictly higher than the other model's best, with its 95 % Wilson interval. Pale bars: the interval holds 50 %, so no winner is named."
+            "Share of prompts on which the best of " (all.best_of) " images scores strictly higher than the other model's best, with its 95 % interval. Pale bars: no winner is named."
         }
         @for c in &all.comparisons {
             @let panels: Vec<_> = all.metrics.iter().map(|m| bars(c, m, cast)).collect();
@@ -44,7 +44,7 @@ fn bars(c: &Comparison, metric: &str, cast: &Cast) -> Markup {
             @let (low, high) = (px(x.at(100.0 * cell.low)), px(x.at(100.0 * cell.high)));
             text.end.name.all[i == 0] x=(px(left - 7.0)) y=(middle + 4.0) { (short(row.label())) }
             g.(cast.class(&c.a)).(cell.class()) {
-                title { (row.label()) ": " (percent(cell.rate)) " " (interval(cell)) ", " (cell.wins) " of " (row.n) " prompts" }
+                title { (row.label()) ": " (percent(cell.rate)) " " (interval(cell)) ", " (row.n) " prompts" }
                 rect.bar x=(px(x.at(0.0))) y=(y) width=(px(x.at(100.0 * cell.rate) - x.at(0.0))) height=(BAR) rx="2" {}
                 path.whisker d={ "M" (low) " " (middle) "H" (high) "M" (low) " " (middle - 4.0) "v8M" (high) " " (middle - 4.0) "v8" } {}
             }

@@ -129,6 +129,18 @@ impl Drawn {
     }
 }
 
+/// Where several tables are of the same model, as of runs with other seeds, they go by their files' names.
+pub fn by_file<'a>(tables: impl Iterator<Item = (&'a mut String, &'a str)>) {
+    let mut tables: Vec<_> = tables.collect();
+    let models: Vec<String> = tables.iter().map(|(model, _)| (*model).clone()).collect();
+    for (model, table) in &mut tables {
+        if models.iter().filter(|m| *m == *model).count() > 1 {
+            let stem = Path::new(table).file_stem().unwrap_or_default();
+            **model = stem.to_string_lossy().into_owned();
+        }
+    }
+}
+
 /// For messages: the text, its beginning if it is long, and its set.
 pub fn name(key: &Key, text: &str) -> String {
     let short: String = text.chars().take(60).collect();

@@ -44,7 +44,7 @@ impl<'a> Gallery<'a> {
         for (i, table) in tables.iter().enumerate() {
             if let Some(other) = tables[..i].iter().find(|other| other.model == table.model) {
                 bail!(
-                    "{} and {} are both of model '{}'; sample them under different names (`sample --name`)",
+                    "{} and {} are both called '{}'; give them other file names, or sample them under different names (`sample --name`)",
                     other.table,
                     table.table,
                     table.model

@@ -46,7 +46,7 @@ struct Args {
     /// What `winrate --json` wrote
     #[arg(long, num_args = 1.., value_name = "FILE")]
     winrates: Vec<PathBuf>,
-    /// Images tables of the same prompts, one a model, in the order of the columns
+    /// Images tables of the same prompts, one a model, in the order of the columns; several of one model go by their file names
     #[arg(long, num_args = 1.., value_name = "TABLE")]
     images: Vec<PathBuf>,
     /// Scored tables, one a model; with --images, one of each images table
@@ -113,7 +113,8 @@ fn run(args: Args) -> Result<Answer> {
         args.sheet.is_some() || args.common.output.is_some(),
         "no output was named; `-o report.html` writes the page, `--sheet sheet.png` a contact sheet"
     );
-    let tables = args.images.iter().map(|path| Drawn::open(path)).collect::<Result<Vec<_>>>()?;
+    let mut tables = args.images.iter().map(|path| Drawn::open(path)).collect::<Result<Vec<_>>>()?;
+    drawn::by_file(tables.iter_mut().map(|t| (&mut t.model, t.table.as_str())));
     if let Some(path) = &args.sheet {
         let sheet = match &args.seeds_of {
             Some(prompt) => Sheet::of_seeds(&tables, prompt)?,

@@ -15,7 +15,7 @@ const ABREAST: usize = 5;
 /// A value of a cell, and its interval if it has one.
 type Value = fn(&Cell) -> Option<(f64, Option<(f64, f64)>)>;
 const RATE: Value = |cell| Some((100.0 * cell.rate, Some((100.0 * cell.low, 100.0 * cell.high))));
-const CHANGE: Value = |cell| Some((cell.change_sd?, None));
+const CHANGE: Value = |cell| Some((cell.change_sd?, cell.change_sd_low.zip(cell.change_sd_high)));
 
 /// The section; `None` where nothing is compared with the baseline.
 pub fn section(all: &Winrates, cast: &Cast) -> Option<Markup> {
@@ -31,8 +31,8 @@ pub fn section(all: &Winrates, cast: &Cast) -> Option<Markup> {
     ];
     let caption = html! {
         "Each model against " strong { (baseline) } " over all prompts, one axis a metric. Left: win rate, best of " (all.best_of)
-        " images, with 95 % intervals; the line is 50 %. Right: change of the mean score over all images, which a few lucky ones cannot lift, in standard deviations of "
-        (baseline) "'s images; the line is no change."
+        " images; the line is 50 %. Right: change of the mean score over all images, which a few lucky ones cannot lift, in standard deviations of "
+        (baseline) "'s images; the line is no change. Both with 95 % intervals."
     };
     let head = html! {
         tr {

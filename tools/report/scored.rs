@@ -12,7 +12,7 @@ use pipe::{
     table::{BATCH, Inputs},
 };
 
-use crate::drawn::Key;
+use crate::drawn::{Key, by_file};
 
 pub struct Scored {
     pub table: String,
@@ -26,13 +26,14 @@ pub struct Scored {
 }
 
 impl Scored {
-    /// The tables, which must have the same metrics and a model each.
+    /// The tables, which must have the same metrics.
     ///
     /// # Errors
-    /// What `read` finds; another table with other metrics, or of the same model.
+    /// What `read` finds; a table with other metrics.
     pub fn read_all(paths: &[PathBuf]) -> Result<Vec<Self>> {
-        let all = paths.iter().map(|path| Self::read(path)).collect::<Result<Vec<_>>>()?;
-        for (i, table) in all.iter().enumerate() {
+        let mut all = paths.iter().map(|path| Self::read(path)).collect::<Result<Vec<_>>>()?;
+        by_file(all.iter_mut().map(|t| (&mut t.model, t.table.as_str())));
+        for table in &all {
             ensure!(
                 table.metrics == all[0].metrics,
                 "{} has the metrics {}, but {} has {}; score both with the same --metrics",
@@ -41,14 +42,6 @@ impl Scored {
                 all[0].table,
                 all[0].metrics.join(", ")
             );
-            if let Some(other) = all[..i].iter().find(|other| other.model == table.model) {
-                anyhow::bail!(
-                    "{} and {} are both of model '{}'; sample them under different names (`sample --name`)",
-                    other.table,
-                    table.table,
-                    table.model
-                );
-            }
         }
         Ok(all)
     }

@@ -57,7 +57,7 @@ impl Sheet {
         };
         let noise = if shown.iter().all(|(key, _)| same_noise(tables, key, &[k])) { SAME_NOISE } else { "" };
         Ok(Self {
-            columns: tables.iter().map(|t| head(t, tables)).collect(),
+            columns: tables.iter().map(|t| t.model.clone()).collect(),
             rows: shown.iter().copied().map(row).collect::<Result<_>>()?,
             note: format!("image {k} of {} of {} prompts{noise}", shown.len(), prompts.len()),
         })
@@ -77,7 +77,7 @@ impl Sheet {
         ks.retain(|k| tables.iter().all(|t| t.image(&key, *k).is_some()));
         let row = |t: &Drawn| -> Result<Row> {
             let pictures = ks.iter().map(|k| t.picture(&key, *k)).collect::<Result<_>>()?;
-            Ok(Row { title: head(t, tables), remark: None, pictures })
+            Ok(Row { title: t.model.clone(), remark: None, pictures })
         };
         let noise = if same_noise(tables, &key, &ks) { ", each column from the same noise" } else { "" };
         Ok(Self {
@@ -155,12 +155,6 @@ const SAME_NOISE: &str = ", from the same noise in each row";
 fn same_noise(tables: &[Drawn], key: &Key, ks: &[u64]) -> bool {
     let seed = |t: &Drawn, k: u64| t.image(key, k).and_then(|image| image.seed);
     tables.len() > 1 && ks.iter().all(|&k| tables.iter().all(|t| seed(t, k) == seed(&tables[0], k)))
-}
-
-/// A model's name; with the table's where two models are called the same.
-fn head(table: &Drawn, all: &[Drawn]) -> String {
-    let same = all.iter().filter(|t| t.model == table.model).count();
-    if same == 1 { table.model.clone() } else { format!("{} ({})", table.model, table.table) }
 }
 
 /// Fits a picture into a square: small ones pixel by pixel, so that they stay crisp, large ones averaged.

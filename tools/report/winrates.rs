@@ -16,6 +16,9 @@ pub struct Winrates {
     pub best_of: u64,
     pub by: String,
     pub metrics: Vec<String>,
+    /// Metrics that judge and did not vote.
+    #[serde(default)]
+    held_out: Vec<String>,
     pub comparisons: Vec<Comparison>,
 }
 
@@ -48,32 +51,36 @@ pub struct Cell {
     pub high: f64,
     mean_a: f64,
     mean_b: f64,
-    /// Of the mean, in standard deviations of the baseline's images.
+    /// Of the sign test, corrected for the whole table.
+    p_holm: f64,
+    winner: Option<Side>,
+    mean_of_n: Rate,
+    /// Of the mean, in standard deviations of the baseline's images; and its 95 % interval.
     pub change_sd: Option<f64>,
+    pub change_sd_low: Option<f64>,
+    pub change_sd_high: Option<f64>,
 }
 
-/// Where an interval lies.
-#[derive(Clone, Copy, PartialEq)]
+/// By the mean of a prompt's images.
+#[derive(Deserialize)]
+struct Rate {
+    rate: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum Side {
-    Above,
-    Around,
-    Below,
+    A,
+    B,
 }
 
 impl Cell {
-    fn side(&self) -> Side {
-        match () {
-            () if self.low > 0.5 => Side::Above,
-            () if self.high < 0.5 => Side::Below,
-            () => Side::Around,
-        }
-    }
-
+    /// The style's class: whether the candidate is ahead, the baseline, or nobody inside the noise.
     pub fn class(&self) -> &'static str {
-        match self.side() {
-            Side::Above => "above",
-            Side::Around => "around",
-            Side::Below => "below",
+        match self.winner {
+            Some(Side::A) => "ahead",
+            Some(Side::B) => "behind",
+            None => "open",
         }
     }
 }
@@ -110,28 +117,34 @@ impl Winrates {
         Ok(whole)
     }
 
-    /// One sentence a comparison: what is clear of 50 %, and what is not.
+    /// One sentence a comparison: who wins on what, and where nobody does.
     pub fn findings(&self) -> Markup {
-        let on = |c: &Comparison, side| {
-            let those = self.metrics.iter().filter(|m| c.all.metrics[*m].side() == side);
+        let on = |c: &Comparison, winner| {
+            let those = self.metrics.iter().filter(|m| c.all.cell(m).winner == winner);
             list(&those.collect::<Vec<_>>())
         };
         html! {
             ul.findings {
                 @for c in &self.comparisons {
-                    @let (above, around, below) = (on(c, Side::Above), on(c, Side::Around), on(c, Side::Below));
+                    @let (ahead, behind, open) = (on(c, Some(Side::A)), on(c, Some(Side::B)), on(c, None));
                     li {
                         strong { (c.a) } " vs " (c.b) ": "
-                        @if !above.is_empty() { span.above { "wins more often than not on " (above) } }
-                        @if !above.is_empty() && !(below.is_empty() && around.is_empty()) { "; " }
-                        @if !below.is_empty() { span.below { "wins less often than not on " (below) } }
-                        @if !below.is_empty() && !around.is_empty() { "; " }
-                        @if !around.is_empty() { span.around { "no winner on " (around) ", where the interval holds 50 %" } }
+                        @if !ahead.is_empty() { span.ahead { "wins on " (ahead) } }
+                        @if !ahead.is_empty() && !(behind.is_empty() && open.is_empty()) { "; " }
+                        @if !behind.is_empty() { span.behind { "loses on " (behind) } }
+                        @if !behind.is_empty() && !open.is_empty() { "; " }
+                        @if !open.is_empty() { span.open { "no winner on " (open) } }
                         "."
                     }
                 }
             }
+            p.note { "A winner is named where the sign test over the prompts, corrected for all rates of the table (Holm), stays below 0.05; elsewhere the difference is inside the noise." }
         }
+    }
+
+    /// A metric's name; marked where it judges only.
+    fn head(&self, metric: &str) -> Markup {
+        html! { (metric) @if self.held_out.iter().any(|m| m == metric) { " " span.held title="it did not vote on the labels" { "(held out)" } } }
     }
 
     /// The table of the paper's Table I: one row a comparison, over all prompts.
@@ -146,7 +159,7 @@ impl Winrates {
                         tr role="row" {
                             th role="columnheader" scope="col" { "comparison" }
                             th.num role="columnheader" scope="col" { "prompts" }
-                            @for m in &self.metrics { th.num role="columnheader" scope="col" { (m) } }
+                            @for m in &self.metrics { th.num role="columnheader" scope="col" { (self.head(m)) } }
                         }
                     }
                     tbody role="rowgroup" {
@@ -157,7 +170,8 @@ impl Winrates {
                                 @for m in &self.metrics {
                                     @let cell = c.all.cell(m);
                                     td.num.rate.(cell.class()) role="cell" data-of=(m) {
-                                        span.big { (percent(cell.rate)) } " " span.interval { (interval(cell)) }
+                                        span.big { (percent(cell.rate)) } " " span.interval { (interval(cell)) } " "
+                                        span.p title="exact sign test, corrected for the table (Holm)" { "p " (p_value(cell.p_holm)) }
                                     }
                                 }
                             }
@@ -170,44 +184,46 @@ impl Winrates {
 
     /// The numbers behind the bars.
     pub fn rates(&self, c: &Comparison) -> Markup {
-        table(
-            &format!("Win rate of {} over {} [95 % interval], wins, ties, losses", c.a, c.b),
-            html! { tr { th scope="col" { (self.by) } th.num scope="col" { "n" } @for m in &self.metrics { th.num scope="col" { (m) } } } },
+        let cell = |cell: &Cell| {
+            let counts = [cell.wins, cell.ties, cell.losses].map(|n| data(n as f64, n.to_string()));
             html! {
-                @for row in c.rows() {
-                    tr data-a=(c.a) data-b=(c.b) data-group=(row.label()) {
-                        th scope="row" { (row.label()) }
-                        td.num { (data(row.n as f64, row.n.to_string())) }
-                        @for m in &self.metrics {
-                            @let cell = &row.metrics[m];
-                            td.num data-metric=(m) {
-                                (data(cell.rate, percent(cell.rate))) " [" (data(cell.low, point(cell.low))) ", " (data(cell.high, point(cell.high))) "]"
-                                br;
-                                small { (data(cell.wins as f64, cell.wins.to_string())) " / " (data(cell.ties as f64, cell.ties.to_string())) " / " (data(cell.losses as f64, cell.losses.to_string())) }
-                            }
-                        }
-                    }
-                }
-            },
-        )
+                (data(cell.rate, percent(cell.rate))) " [" (data(cell.low, point(cell.low))) ", " (data(cell.high, point(cell.high))) "]"
+                br;
+                small { (counts[0]) " / " (counts[1]) " / " (counts[2]) ", p " (data(cell.p_holm, p_value(cell.p_holm))) }
+            }
+        };
+        let name =
+            format!("Win rate of {} over {} [95 % interval]; wins / ties / losses, p corrected (Holm)", c.a, c.b);
+        self.by_group(&name, "group", c, cell)
     }
 
     pub fn means(&self, c: &Comparison) -> Markup {
+        let sd = |x: Option<f64>| html! { @match x { Some(x) => (data(x, signed(x, 2))), None => "–" } };
+        let cell = |cell: &Cell| {
+            html! {
+                (data(cell.mean_a, format!("{:.4}", cell.mean_a))) " · " (data(cell.mean_b, format!("{:.4}", cell.mean_b)))
+                br;
+                small { (sd(cell.change_sd)) " [" (sd(cell.change_sd_low)) ", " (sd(cell.change_sd_high)) "]; " (data(cell.mean_of_n.rate, percent(cell.mean_of_n.rate))) }
+            }
+        };
+        let name = format!(
+            "Mean score of {} · of {}; the change in standard deviations of {} [95 % interval]; win rate by the mean of a prompt's images",
+            c.a, c.b, c.b
+        );
+        self.by_group(&name, "means", c, cell)
+    }
+
+    /// A group a row, a metric a column.
+    fn by_group(&self, name: &str, kind: &str, c: &Comparison, cell: impl Fn(&Cell) -> Markup) -> Markup {
         table(
-            &format!("Mean score of {}, of {}, and the change in standard deviations of {}", c.a, c.b, c.b),
-            html! { tr { th scope="col" { (self.by) } @for m in &self.metrics { th.num scope="col" { (m) } } } },
+            name,
+            html! { tr { th scope="col" { (self.by) } th.num scope="col" { "n" } @for m in &self.metrics { th.num scope="col" { (self.head(m)) } } } },
             html! {
                 @for row in c.rows() {
-                    tr data-means=(row.label()) data-a=(c.a) data-b=(c.b) {
+                    tr data-table=(kind) data-group=(row.label()) data-a=(c.a) data-b=(c.b) {
                         th scope="row" { (row.label()) }
-                        @for m in &self.metrics {
-                            @let cell = &row.metrics[m];
-                            td.num data-metric=(m) {
-                                (data(cell.mean_a, format!("{:.4}", cell.mean_a))) " · " (data(cell.mean_b, format!("{:.4}", cell.mean_b)))
-                                br;
-                                small { @match cell.change_sd { Some(x) => (data(x, signed(x, 2))), None => "–" } }
-                            }
-                        }
+                        td.num { (row.n) }
+                        @for m in &self.metrics { td.num data-metric=(m) { (cell(row.cell(m))) } }
                     }
                 }
             },
@@ -233,4 +249,9 @@ fn point(rate: f64) -> String {
 
 pub fn interval(cell: &Cell) -> String {
     format!("[{}, {}]", point(cell.low), point(cell.high))
+}
+
+/// "0.032", "< 0.001".
+fn p_value(p: f64) -> String {
+    if p < 0.001 { "< 0.001".into() } else { format!("{p:.3}") }
 }
