@@ -22,7 +22,11 @@ mod text;
 mod whole;
 mod winrates;
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -128,7 +132,7 @@ fn run(args: Args) -> Result<Answer> {
     Ok(Answer::Yes)
 }
 
-fn write(path: &PathBuf, bytes: &[u8]) -> Result<()> {
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     match path.as_os_str() == "-" {
         true => std::io::stdout().write_all(bytes).context("cannot write to standard output"),
         false => atomic::write(path, bytes),

@@ -119,21 +119,24 @@ impl Winrates {
 
     /// One sentence a comparison: who wins on what, and where nobody does.
     pub fn findings(&self) -> Markup {
-        let on = |c: &Comparison, winner| {
-            let those = self.metrics.iter().filter(|m| c.all.cell(m).winner == winner);
-            list(&those.collect::<Vec<_>>())
+        let words = [
+            ("ahead", "wins on ", Some(Side::A)),
+            ("behind", "loses on ", Some(Side::B)),
+            ("open", "no winner on ", None),
+        ];
+        let parts = |c: &Comparison| -> Vec<Markup> {
+            let part = |(class, what, winner): (&str, &str, Option<Side>)| {
+                let on: Vec<_> = self.metrics.iter().filter(|m| c.all.cell(m).winner == winner).collect();
+                (!on.is_empty()).then(|| html! { span class=(class) { (what) (list(&on)) } })
+            };
+            words.into_iter().filter_map(part).collect()
         };
         html! {
             ul.findings {
                 @for c in &self.comparisons {
-                    @let (ahead, behind, open) = (on(c, Some(Side::A)), on(c, Some(Side::B)), on(c, None));
                     li {
                         strong { (c.a) } " vs " (c.b) ": "
-                        @if !ahead.is_empty() { span.ahead { "wins on " (ahead) } }
-                        @if !ahead.is_empty() && !(behind.is_empty() && open.is_empty()) { "; " }
-                        @if !behind.is_empty() { span.behind { "loses on " (behind) } }
-                        @if !behind.is_empty() && !open.is_empty() { "; " }
-                        @if !open.is_empty() { span.open { "no winner on " (open) } }
+                        @for (i, part) in parts(c).iter().enumerate() { @if i > 0 { "; " } (part) }
                         "."
                     }
                 }
