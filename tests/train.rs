@@ -4,6 +4,8 @@
 
 #[path = "train/lora.rs"]
 mod lora;
+#[path = "train/memory.rs"]
+mod memory;
 #[path = "train/method.rs"]
 mod method;
 #[path = "train/models.rs"]

@@ -17,12 +17,13 @@ use pipe::cli::Common;
 use crate::{
     calm::OnSpike,
     data::Augment,
+    gradients::Checkpointing,
     guard::Guard,
     log::ReportTo,
     loss::{Form, Objective},
     method::ErrorOf,
     pasted::Pasted,
-    reference::Mode,
+    reference::{Mode, Place},
 };
 
 const EXAMPLES: &str = "\
@@ -75,6 +76,13 @@ pub struct Args {
     /// Such batches an optimiser step, over all processes: each takes an equal share
     #[arg(long, value_name = "N", default_value = "1", help_heading = "Optimisation")]
     pub gradient_accumulation_steps: NonZeroUsize,
+    /// Compute activations twice instead of keeping them
+    #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, default_value_t = Checkpointing::Auto,
+          default_missing_value = "on", require_equals = true, help_heading = "Optimisation")]
+    pub gradient_checkpointing: Checkpointing,
+    /// Where to keep the reference's weights; the same bits either way
+    #[arg(long, value_enum, value_name = "WHERE", default_value_t = Place::Auto, help_heading = "Optimisation")]
+    pub reference_weights: Place,
     /// Learning rate; Diffusion-DPO's 1e-8 is meant with --scale_lr
     #[arg(long, visible_alias = "lr", value_name = "X", default_value_t = 1e-8, help_heading = "Optimisation")]
     pub learning_rate: f64,

@@ -3,31 +3,38 @@
 use std::{io::Write, time::Instant};
 
 use anyhow::{Result, ensure};
-use candle_core::Device;
 
-use crate::{ahead::Batches, args::Args, gradients::Sum, log::peak_memory, method::Method, state::State};
+use crate::{
+    ahead::Batches,
+    args::Args,
+    gradients::{Plan, Sum},
+    log::peak_memory,
+    method::Method,
+    state::State,
+};
 
 /// Takes two steps and reports. The first warms up; the second is timed.
-pub fn report(args: &Args, state: &mut State, batches: &mut Batches, method: &Method, device: &Device) -> Result<()> {
+pub fn report(args: &Args, plan: Plan, state: &mut State, batches: &mut Batches, method: &Method) -> Result<()> {
     const STEPS: u64 = 2;
     ensure!(
         args.max_train_steps >= STEPS,
         "--dry-run takes {STEPS} steps; --max_train_steps is {}",
         args.max_train_steps
     );
+    let mut sum = Sum::default();
     let mut seconds = 0.0;
     for t in 1..=STEPS {
         let began = Instant::now();
-        let Sum { grads, .. } = Sum::of(state, batches, args, method, device)?;
+        sum.take(plan, state, batches, args, method)?;
         let State { optimizer, policy, .. } = &mut *state;
-        optimizer.step(&policy.params, &grads, t, args.rate(t - 1))?;
+        optimizer.step(&policy.params, &sum.grads, t, args.rate(t - 1))?;
         if let Some(rate) = args.reference_mode().rate_after(t) {
-            state.move_reference(rate)?;
+            state.move_reference(rate, &std::env::temp_dir())?;
         }
         seconds = began.elapsed().as_secs_f64();
     }
     let count = |params: &nets::checkpoint::Params| params.values().map(|p| p.elem_count()).sum::<usize>();
-    let (trained, reference) = (count(&state.policy.params), count(&state.reference.params));
+    let (trained, reference) = (count(&state.policy.params), state.reference.in_memory());
     let mib = |bytes: usize| bytes as f64 / (1 << 20) as f64;
     let peak = peak_memory();
     let known = [

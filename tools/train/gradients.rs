@@ -2,10 +2,11 @@
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
+use clap::ValueEnum;
 use nets::{
+    ops::sum::{self, summing},
     optim::{self, Grads},
     prompt::Conditioning,
-    unet::UNet,
 };
 use rayon::prelude::*;
 
@@ -31,23 +32,86 @@ pub struct Sum {
     pub grads: Grads,
 }
 
-impl Sum {
-    /// Of the next step, or this process's share of it: all its micro-batches, on the CPU as many side by side as `abreast` says.
-    pub fn of(state: &State, batches: &mut Batches, args: &Args, method: &Method, device: &Device) -> Result<Self> {
-        let (mut sum, abreast) = (Sum::default(), abreast(state, device));
-        let micro_batches = batches.a_step();
-        for first in (0..micro_batches).step_by(abreast) {
-            let these = batches.take(abreast.min(micro_batches - first))?;
-            sum.add(state, these, method, args.effective_batch())?;
-        }
-        Ok(sum)
+/// What is kept of a forward pass for the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Checkpointing {
+    /// `on` for networks of 50 million weights and more, else `off`
+    Auto,
+    /// What enters each block, which is then computed twice: a fraction of the memory for a quarter more time
+    On,
+    /// All activations
+    Off,
+}
+
+/// How micro-batches go through the networks. It depends on the networks alone, so that the number of threads changes nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// On the CPU, small networks take one micro-batch a thread: that keeps threads busier than sharing every operation, but
+    /// each needs activations and gradients of its own.
+    side_by_side: bool,
+    checkpointing: bool,
+    /// What the networks compute in; weights, gradients and losses are f32.
+    compute: DType,
+}
+
+impl Plan {
+    pub fn of(state: &State, checkpointing: Checkpointing, compute: DType, device: &Device) -> Self {
+        const SMALL: usize = 50_000_000; // parameters: 200 MB of gradients
+        let trained: usize = state.policy.params.values().map(|p| p.elem_count()).sum();
+        // Adapters are small, whatever they are beside.
+        let small = trained < SMALL && state.counters.lora.is_none();
+        let checkpointing = match checkpointing {
+            Checkpointing::Auto => !small,
+            Checkpointing::On => true,
+            Checkpointing::Off => false,
+        };
+        Self { side_by_side: small && device.is_cpu(), checkpointing, compute }
     }
 
-    /// Adds micro-batches; on the CPU small networks take as many side by side as `abreast` says. `pairs` is the number
-    /// of pairs in the whole step, over which the loss is a mean.
-    fn add(&mut self, state: &State, batches: Vec<Batch>, method: &Method, pairs: usize) -> Result<()> {
-        let one = |batch: Batch| gradients(state, &batch, method, 1.0 / pairs as f64);
-        for (some, more) in batches.into_par_iter().map(one).collect::<Result<Vec<_>>>()? {
+    /// Micro-batches that `Sum::add` takes at a time.
+    pub fn abreast(&self) -> usize {
+        if self.side_by_side { rayon::current_num_threads() } else { 1 }
+    }
+}
+
+impl Sum {
+    /// Learns the next step, or this process's share of it, from all its micro-batches. Large gradients keep their memory from
+    /// step to step.
+    pub fn take(
+        &mut self,
+        plan: Plan,
+        state: &State,
+        batches: &mut Batches,
+        args: &Args,
+        method: &Method,
+    ) -> Result<()> {
+        self.pairs.clear();
+        match plan.side_by_side {
+            true => self.grads.clear(),
+            false => optim::zero(&mut self.grads)?,
+        }
+        let micro_batches = batches.a_step();
+        for first in (0..micro_batches).step_by(plan.abreast()) {
+            let these = batches.take(plan.abreast().min(micro_batches - first))?;
+            self.add(plan, state, these, method, args.effective_batch())?;
+        }
+        Ok(sum::fill(&state.policy.params, &mut self.grads)?)
+    }
+
+    /// Adds micro-batches. `pairs`: of the whole step, over which the loss is a mean.
+    fn add(&mut self, plan: Plan, state: &State, batches: Vec<Batch>, method: &Method, pairs: usize) -> Result<()> {
+        let one = |batch: &Batch, grads: &mut Grads| gradients(plan, state, batch, method, 1.0 / pairs as f64, grads);
+        if !plan.side_by_side {
+            for batch in &batches {
+                self.pairs.extend(one(batch, &mut self.grads)?);
+            }
+            return Ok(());
+        }
+        let done = batches.par_iter().map(|batch| {
+            let mut grads = Grads::new();
+            Ok((one(batch, &mut grads)?, grads))
+        });
+        for (some, more) in done.collect::<Result<Vec<_>>>()? {
             self.pairs.extend(some);
             optim::add(&mut self.grads, more)?;
         }
@@ -55,30 +119,31 @@ impl Sum {
     }
 }
 
-/// How many micro-batches go through the networks side by side. On the CPU a thread each keeps threads busier than sharing
-/// every operation, and the sum is the same; but each needs activations and gradients of its own, so only small networks.
-fn abreast(state: &State, device: &Device) -> usize {
-    const SMALL: usize = 50_000_000; // parameters: 200 MB of gradients
-    let size: usize = state.policy.params.values().map(|p| p.elem_count()).sum();
-    if device.is_cpu() && size < SMALL && state.counters.lora.is_none() { rayon::current_num_threads() } else { 1 }
-}
-
-/// One micro-batch: its pairs, and `scale` times the gradient of the sum of their losses.
-fn gradients(state: &State, batch: &Batch, method: &Method, scale: f64) -> Result<(Vec<Pair>, Grads)> {
+/// One micro-batch: its pairs, and `scale` times the gradient of the sum of their losses added to `grads`.
+fn gradients(
+    plan: Plan,
+    state: &State,
+    batch: &Batch,
+    method: &Method,
+    scale: f64,
+    grads: &mut Grads,
+) -> Result<Vec<Pair>> {
     let schedule = &method.schedule;
     let noisy = schedule.add_noise(&batch.latents, &batch.noise, &batch.timesteps)?; // (2B, C, h, w)
     let target = schedule.target(&batch.latents, &batch.noise, &batch.timesteps)?; // (2B, C, h, w)
-    let told = Conditioning::cat(&[&batch.told, &batch.told])?; // 2B
+    let noisy = noisy.to_dtype(plan.compute)?;
+    let told = Conditioning::cat(&[&batch.told, &batch.told])?.to_dtype(plan.compute)?; // 2B
     let added = told.added(&batch.sizes)?; // SDXL's
     let timesteps: Vec<f32> = batch.timesteps.iter().map(|&t| t as f32).collect();
-    let predict = |unet: &UNet| unet.forward(&noisy, &timesteps, &told.states, added.as_ref());
 
     // The same arithmetic for both, so that equal weights give equal errors to the last bit. The reference goes first: it
     // needs no memory any more when the policy's activations come.
     let weights = method.weights(&batch.timesteps); // 2B
-    let reference = errors(&(predict(&state.reference.unet)? - &target)?, &weights)?;
-    let prediction = predict(&state.policy.unet)?;
-    let residual = (prediction.detach() - &target)?; // (2B, C, h, w)
+    let reference = state.reference.predict(&noisy, &timesteps, &told.states, added.as_ref())?;
+    let reference = errors(&(reference.to_dtype(DType::F32)? - &target)?, &weights)?;
+    let unet = &state.policy.unet;
+    let pass = unet.forward_for(plan.checkpointing, &noisy, &timesteps, &told.states, added.as_ref())?;
+    let residual = (pass.prediction().to_dtype(DType::F32)? - &target)?; // (2B, C, h, w)
     let policy = errors(&residual, &weights)?;
     let b = batch.labels.len();
     let mut pairs: Vec<Pair> = (0..b)
@@ -101,8 +166,8 @@ fn gradients(state: &State, batch: &Batch, method: &Method, scale: f64) -> Resul
     }
 
     let seed = (seed(&residual, &pairs, &weights)? * scale)?;
-    let store = (prediction * seed)?.sum_all()?.backward()?;
-    Ok((pairs, optim::gradients(&state.policy.params, store)?))
+    summing(&state.policy.params, grads, || unet.backward(pass, &seed))?;
+    Ok(pairs)
 }
 
 /// e of every image: the mean over C, h, w of (prediction - target)^2, times w(lambda_t).

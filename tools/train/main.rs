@@ -27,7 +27,8 @@ use std::{process::ExitCode, time::Instant};
 use ahead::Batches;
 use anyhow::{Result, ensure};
 use args::Args;
-use gradients::Sum;
+use candle_core::DType;
+use gradients::{Plan, Sum};
 use log::{Line, Log};
 use method::Method;
 use nets::{
@@ -63,7 +64,8 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
     args.check()?;
     let mut args = world.first_then_others(|| args.unpasted()?.with_models())?;
     let device = base::device(world.device(args.common.device))?;
-    base::dtype(args.common.dtype, &device)?;
+    let compute = base::dtype(args.common.dtype, &device)?;
+    ensure!(compute != DType::F16, "--dtype f16: small gradients would become 0; bf16 keeps the range of f32");
     world.attach(&device)?;
     if world.first() {
         atomic::probe(&out)?;
@@ -86,15 +88,17 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
     let base_weights = Weights::open(&unet_folder(&args.base)?)?;
     let mut batches = Batches::new(source, share, &args, &method.schedule, &device);
     batches.go_to(&state.counters)?;
+    let plan = Plan::of(&state, args.gradient_checkpointing, compute, &device);
     if args.dry_run {
         if world.first() {
-            dry_run::report(&args, &mut state, &mut batches, &method, &device)?;
+            dry_run::report(&args, plan, &mut state, &mut batches, &method)?;
         }
         return Ok(Answer::Yes);
     }
     let mut log = Log::new(&out, state.counters.step, args.report_to);
     let bar = progress::bar("train", Some(args.max_train_steps), args.common.quiet);
     bar.set_position(state.counters.step);
+    let mut sum = Sum::default();
     let (mut warned, mut rollbacks) = (false, 0);
     stop::watch()?;
 
@@ -103,14 +107,14 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
         let began = Instant::now();
         let lr = args.rate(step);
 
-        let Sum { pairs, mut grads } = Sum::of(&state, &mut batches, &args, &method, &device)?;
-        let pairs = world.gather_pairs(pairs);
-        world.sum(&mut grads)?;
+        sum.take(plan, &state, &mut batches, &args, &method)?;
+        let (pairs, grads) = (world.gather_pairs(std::mem::take(&mut sum.pairs)), &mut sum.grads);
+        world.sum(grads)?;
         if let Some(path) = args.dump_gradients.as_ref().filter(|_| step == 0 && world.first()) {
-            checkpoint::write(path, &grads, Default::default())?;
+            checkpoint::write(path, grads, Default::default())?;
         }
 
-        let grad_norm = optim::global_norm(&grads)?;
+        let grad_norm = optim::global_norm(grads)?;
         let loss = log::mean(&pairs, |(_, p)| p.loss);
         let mut trouble = state.counters.usual.trouble(loss, grad_norm, args.spike_factor());
         let last = step + 1 == args.max_train_steps;
@@ -124,12 +128,12 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
         // One optimiser step, unless something is no number any more or far from what is usual.
         if trouble.is_none() {
             state.counters.usual.add(loss);
-            optim::clip(&mut grads, grad_norm, args.longest_gradient())?;
-            state.optimizer.step(&state.policy.params, &grads, step + 1, lr)?;
+            optim::clip(grads, grad_norm, args.longest_gradient())?;
+            state.optimizer.step(&state.policy.params, grads, step + 1, lr)?;
             state.counters.step = step + 1;
             // After a refresh reference and policy are one: the next z is 0, the next loss ln 2.
             if let Some(rate) = rate {
-                state.move_reference(rate)?;
+                state.move_reference(rate, &out)?;
             }
             drift = if measures { Some(state.drift(&base_weights)?) } else { None };
             let lost = drift.filter(|d| !d.base.is_finite());
@@ -156,6 +160,9 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
         bar.set_message(format!("loss {loss:.4}"));
         bar.inc(1);
 
+        if saves {
+            grads.clear(); // a checkpoint may need the room
+        }
         if saves && !last {
             rollbacks = 0;
             if world.first() {

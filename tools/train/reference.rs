@@ -1,9 +1,20 @@
-//! How the reference follows the policy (Algorithm 1, line 14), and how far both have come.
+//! The reference: where its weights are, and how it follows the policy (Algorithm 1, line 14).
 
-use std::str::FromStr;
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    str::FromStr,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use anyhow::Result;
-use nets::checkpoint::Params;
+use anyhow::{Context, Result, ensure};
+use candle_core::{Device, Tensor};
+use clap::ValueEnum;
+use nets::{
+    checkpoint::{self, Params, Weights},
+    unet::{Added, Streamed, Trainable, UNet},
+};
 
 /// When and how far the reference moves.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,19 +68,135 @@ impl Mode {
     }
 }
 
-/// theta_reference <- theta_reference + rate (theta - theta_reference), in place; at rate 1 exactly theta. The arithmetic of
-/// `refresh-ref`.
-pub fn follow(reference: &Params, policy: &Params, rate: f64) -> Result<()> {
-    for (name, reference) in reference {
-        let theta = policy[name].as_detached_tensor();
-        if rate == 1.0 {
-            reference.set(&theta)?;
-        } else {
-            let before = reference.as_detached_tensor();
-            reference.set(&(&before + ((theta - &before)? * rate)?)?)?;
+/// Where the reference's weights are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Place {
+    /// `file` on the CPU for networks of 50 million weights and more, unless the reference is a moving average
+    Auto,
+    /// In memory
+    Memory,
+    /// In their file, read anew at every step
+    File,
+}
+
+/// The network that the policy is measured against. Both kinds do the same arithmetic, to the last bit.
+pub enum Reference {
+    Held(Trainable),
+    /// In a file. Beside a policy with gradients and moments a large reference would be a fifth of the memory; to read it
+    /// takes a small part of a step.
+    Streamed(Streamed),
+}
+
+impl Reference {
+    /// From the folder of a UNet of the same architecture as `policy`, which has these parameters.
+    ///
+    /// # Errors
+    /// It has not.
+    pub fn open(folder: &Path, policy: &Params, mode: Mode, place: Place, device: &Device) -> Result<Self> {
+        const LARGE: usize = 50_000_000; // parameters: 200 MB
+        let large = policy.values().map(|p| p.elem_count()).sum::<usize>() >= LARGE;
+        let moves = matches!(mode, Mode::Ema(_));
+        ensure!(
+            place != Place::File || !moves,
+            "--reference_weights file: a moving average changes every weight at every step, which is no work for a file"
+        );
+        let streams = place == Place::File || (place == Place::Auto && large && device.is_cpu() && !moves);
+        let reference = match streams {
+            true => Reference::Streamed(Streamed::open(folder, device)?),
+            false => Reference::Held(UNet::open_variables(folder, device, true)?),
+        };
+        let theirs: BTreeMap<String, Vec<usize>> = match &reference {
+            Reference::Held(held) => held.params.iter().map(|(n, v)| (n.clone(), v.dims().to_vec())).collect(),
+            Reference::Streamed(unet) => unet.shapes().into_iter().collect(),
+        };
+        // A trailing 1x1 means nothing.
+        let shape = |dims: &[usize]| (dims.iter().product::<usize>(), dims.iter().copied().take(2).collect::<Vec<_>>());
+        for (name, var) in policy {
+            let same = theirs.get(name).is_some_and(|dims| shape(dims) == shape(var.dims()));
+            ensure!(
+                same,
+                "policy and reference differ in architecture: tensor '{name}' has no counterpart of its shape"
+            );
+        }
+        let extra = theirs.keys().find(|name| !policy.contains_key(*name));
+        ensure!(
+            extra.is_none(),
+            "policy and reference differ in architecture: the policy has no tensor '{}'",
+            extra.map_or("", |n| n)
+        );
+        Ok(reference)
+    }
+
+    /// See [`UNet::forward`].
+    pub fn predict(&self, x: &Tensor, timesteps: &[f32], context: &Tensor, added: Option<&Added>) -> Result<Tensor> {
+        match self {
+            Reference::Held(held) => held.unet.forward(x, timesteps, context, added),
+            Reference::Streamed(unet) => unet.forward(x, timesteps, context, added),
         }
     }
-    Ok(())
+
+    /// Numbers that it holds in memory.
+    pub fn in_memory(&self) -> usize {
+        match self {
+            Reference::Held(held) => held.params.values().map(|p| p.elem_count()).sum(),
+            Reference::Streamed(_) => 0,
+        }
+    }
+
+    /// One of its tensors, f32.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        match self {
+            Reference::Held(held) => {
+                let var = held.params.get(name).with_context(|| format!("the reference has no tensor '{name}'"))?;
+                Ok(var.as_detached_tensor())
+            }
+            Reference::Streamed(unet) => unet.get(name, shape),
+        }
+    }
+
+    /// theta_reference <- theta_reference + rate (theta - theta_reference); at rate 1 exactly theta. The arithmetic of
+    /// `refresh-ref`. A streamed reference goes to a new file in `scratch`, which nobody else sees.
+    pub fn follow(&mut self, policy: &Params, rate: f64, scratch: &Path) -> Result<()> {
+        match self {
+            Reference::Held(held) => {
+                for (name, reference) in &held.params {
+                    let theta = policy[name].as_detached_tensor();
+                    if rate == 1.0 {
+                        reference.set(&theta)?;
+                    } else {
+                        let before = reference.as_detached_tensor();
+                        reference.set(&(&before + ((theta - &before)? * rate)?)?)?;
+                    }
+                }
+            }
+            Reference::Streamed(unet) => {
+                ensure!(rate == 1.0, "a reference that lies in a file cannot move by a share of {rate}");
+                // Several processes, on several hosts, may share the folder.
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+                let file = scratch.join(format!("reference-{}-{now}.safetensors", std::process::id()));
+                let theta = policy.iter().map(|(n, v)| (n.clone(), v.as_detached_tensor())).collect();
+                checkpoint::write(&file, &theta, Default::default())?;
+                unet.read_from(Weights::open(&file)?, "");
+                // It stays open: what has no name is gone when the run ends, however it ends.
+                fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Becomes the tensors `reference.*` of a checkpoint's state.
+    pub fn restore(&mut self, state: &Path) -> Result<()> {
+        let kept = Weights::open(state)?;
+        match self {
+            Reference::Held(held) => {
+                for (name, var) in &held.params {
+                    var.set(&kept.get(&format!("reference.{name}"), var.dims())?.to_device(var.device())?)?;
+                }
+            }
+            Reference::Streamed(unet) => unet.read_from(kept, "reference"),
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use pipe::origin::Origin;
 use crate::{
     args::{Args, Moments, SaveDtype},
     calm::Usual,
+    reference::Reference,
     source::Source,
     state::{self, Counters, Recipe, State},
 };
@@ -106,7 +107,7 @@ fn resumption(args: &Args, out: &Path, origin: &Origin) -> Result<Option<PathBuf
 /// The networks of a run.
 struct Models {
     policy: Trainable,
-    reference: Trainable,
+    reference: Reference,
     /// SHA-256 of the weights of policy and reference.
     hashes: [String; 2],
     /// The folder of the UNet that training began with.
@@ -119,17 +120,7 @@ fn whole(args: &Args, device: &Device) -> Result<Models> {
     let [unet, other] = folders;
     let (unet, other) = (unet?, other?);
     let policy = UNet::open_variables(&unet, device, false)?;
-    let reference = UNet::open_variables(&other, device, true)?;
-    for (name, var) in &policy.params {
-        let same = reference.params.get(name).is_some_and(|r| r.dims() == var.dims());
-        ensure!(same, "policy and reference differ in architecture: tensor '{name}' has no counterpart of its shape");
-    }
-    let extra = reference.params.keys().find(|name| !policy.params.contains_key(*name));
-    ensure!(
-        extra.is_none(),
-        "policy and reference differ in architecture: the policy has no tensor '{}'",
-        extra.map_or("", |n| n)
-    );
+    let reference = Reference::open(&other, &policy.params, args.reference_mode(), args.reference_weights, device)?;
     let hashes = [Weights::open(&unet)?.hash()?, Weights::open(&other)?.hash()?];
     Ok(Models { policy, reference, hashes, unet })
 }
@@ -165,7 +156,7 @@ fn adapted(args: &Args, config: &LoraConfig, device: &Device) -> Result<Models> 
             path.display()
         );
     }
-    Ok(Models { policy, reference, hashes, unet })
+    Ok(Models { policy, reference: Reference::Held(reference), hashes, unet })
 }
 
 /// What several processes must have in common before they begin, by name and content.

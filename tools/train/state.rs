@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 type Map = serde_json::Map<String, serde_json::Value>;
 
-use crate::{calm::Usual, reference};
+use crate::{calm::Usual, reference::Reference};
 
 /// The counters of a run, and what must be the same for a resumption to be the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -69,7 +69,7 @@ impl Drift {
 /// Everything that moves during a run.
 pub struct State {
     pub policy: Trainable,
-    pub reference: Trainable,
+    pub reference: Reference,
     pub optimizer: Optimizer,
     pub counters: Counters,
 }
@@ -109,8 +109,8 @@ impl Saved {
 
 impl State {
     /// Moves the reference by `rate` of the way to the policy; from then on it is no longer what the command line named.
-    pub fn move_reference(&mut self, rate: f64) -> Result<()> {
-        reference::follow(&self.reference.params, &self.policy.params, rate)?;
+    pub fn move_reference(&mut self, rate: f64, scratch: &Path) -> Result<()> {
+        self.reference.follow(&self.policy.params, rate, scratch)?;
         self.counters.reference = REFRESHED.into();
         Ok(())
     }
@@ -135,10 +135,11 @@ impl State {
             }
             for module in lora::modules(self.policy.params.keys()) {
                 let [a, b] = lora::names(&module);
-                let delta = |params: &Params| lora::delta(&params[&a], &params[&b], config.scale());
-                let moved = delta(&self.policy.params)?;
+                let (pa, pb) = (&self.policy.params[&a], &self.policy.params[&b]);
+                let moved = lora::delta(pa, pb, config.scale())?;
                 from_base += optim::square(&moved)?;
-                from_reference += optim::square(&(moved - delta(&self.reference.params)?)?)?;
+                let (a, b) = (self.reference.get(&a, pa.dims())?, self.reference.get(&b, pb.dims())?);
+                from_reference += optim::square(&(moved - lora::delta(&a, &b, config.scale())?)?)?;
             }
             return Ok(Drift::new(from_base, from_reference, size));
         }
@@ -146,7 +147,7 @@ impl State {
             let theta = var.as_detached_tensor();
             let theta0 = base.get(name, var.dims())?.to_dtype(DType::F32)?.to_device(var.device())?;
             from_base += optim::square(&(&theta - &theta0)?)?;
-            from_reference += optim::square(&(theta - self.reference.params[name].as_detached_tensor())?)?;
+            from_reference += optim::square(&(theta - self.reference.get(name, var.dims())?)?)?;
             size += optim::square(&theta0)?;
         }
         Ok(Drift::new(from_base, from_reference, size))
@@ -168,7 +169,9 @@ impl State {
         let origin = origin.clone().arg("step", self.counters.step);
         let mut kept: BTreeMap<_, _> = detached(&self.optimizer.moments).collect();
         if self.counters.reference == REFRESHED {
-            kept.extend(detached(&self.reference.params).map(|(n, t)| (format!("reference.{n}"), t)));
+            for (name, var) in &self.policy.params {
+                kept.insert(format!("reference.{name}"), self.reference.get(name, var.dims())?);
+            }
         }
         // Published weights may be rounded; the run goes on from these.
         if recipe.dtype != DType::F32 {
@@ -241,9 +244,7 @@ impl State {
         }
         let refreshed = !named && theirs.reference == REFRESHED;
         if refreshed {
-            for (name, var) in &self.reference.params {
-                var.set(&kept.get(&format!("reference.{name}"), var.dims())?.to_device(var.device())?)?;
-            }
+            self.reference.restore(&folder.join(STATE))?;
         }
         let reference = if refreshed { REFRESHED.to_owned() } else { ours.reference.clone() };
         self.counters = Counters { reference, named: ours.named.clone().or(theirs.named.clone()), ..theirs };

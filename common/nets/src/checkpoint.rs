@@ -2,15 +2,19 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
-    collections::HashMap,
-    io::Write,
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::{Read, Write},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Device, Tensor, Var, safetensors::MmapedSafetensors};
+use candle_core::{DType, Device, Tensor, Var};
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -27,8 +31,55 @@ pub struct Weights {
 }
 
 enum Body {
-    Mapped(MmapedSafetensors),
+    /// Read when asked for. Not mapped: pages of a mapped file count as this program's memory once they were touched.
+    Files(BTreeMap<String, Stored>),
     Memory(BTreeMap<String, Tensor>),
+}
+
+/// Where a tensor lies.
+struct Stored {
+    file: Arc<File>,
+    info: TensorInfo,
+    start: u64,
+}
+
+impl Stored {
+    fn read(&self) -> Result<Tensor> {
+        let (shape, n) = (&self.info.shape[..], self.info.shape.iter().product());
+        let read = |bytes: &mut [u8]| self.file.read_exact_at(bytes, self.start);
+        Ok(match self.info.dtype {
+            Dtype::F32 => {
+                let mut values = vec![0f32; n];
+                // In pieces on all threads: a network of gigabytes may be read at every step.
+                let piece = 1 << 20;
+                values.par_chunks_mut(piece).enumerate().try_for_each(|(i, values)| {
+                    let at = self.start + 4 * (i * piece) as u64;
+                    self.file.read_exact_at(bytemuck::cast_slice_mut(values), at)
+                })?;
+                Tensor::from_vec(values, shape, &Device::Cpu)?
+            }
+            other => {
+                let mut bytes = vec![0u8; self.info.data_offsets.1 - self.info.data_offsets.0];
+                read(&mut bytes)?;
+                Tensor::from_raw_buffer(&bytes, other.try_into()?, shape, &Device::Cpu)?
+            }
+        })
+    }
+}
+
+/// Every tensor of a safetensors file, still in the file.
+fn stored(path: &Path) -> Result<Vec<(String, Stored)>> {
+    let say = || format!("{} is not a whole safetensors file", path.display());
+    let (header, file) = header(path)?;
+    let metadata: Metadata = serde_json::from_slice(&header).with_context(say)?;
+    let begin = 8 + header.len() as u64;
+    ensure!(begin + metadata.data_len() as u64 == file.metadata()?.len(), say());
+    let file = Arc::new(file);
+    let place = |(name, info): (String, &TensorInfo)| {
+        let start = begin + info.data_offsets.0 as u64;
+        (name, Stored { file: file.clone(), info: info.clone(), start })
+    };
+    Ok(metadata.tensors().into_iter().map(place).collect())
 }
 
 /// File names that hold a network's weights, the preferred first.
@@ -55,9 +106,11 @@ impl Weights {
         let name = files.first().map_or(path, |f| f).display().to_string();
         let is_safetensors = |f: &PathBuf| f.extension().is_some_and(|e| e == "safetensors");
         let body = if files.iter().all(is_safetensors) {
-            // SAFETY: mapped read-only; as everywhere, a file that another program rewrites meanwhile gives garbage.
-            let mapped = unsafe { MmapedSafetensors::multi(&files) };
-            Body::Mapped(mapped.with_context(|| format!("{name} is not a whole safetensors file"))?)
+            let mut all = BTreeMap::new();
+            for file in &files {
+                all.extend(stored(file)?);
+            }
+            Body::Files(all)
         } else {
             let mut all = BTreeMap::new();
             for file in &files {
@@ -79,18 +132,24 @@ impl Weights {
 
     /// All names, sorted.
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> = match &self.body {
-            Body::Mapped(mapped) => mapped.tensors().into_iter().map(|(name, _)| name).collect(),
+        match &self.body {
+            Body::Files(all) => all.keys().cloned().collect(),
             Body::Memory(all) => all.keys().cloned().collect(),
-        };
-        names.sort_unstable();
-        names
+        }
     }
 
     pub fn has(&self, name: &str) -> bool {
         match &self.body {
-            Body::Mapped(mapped) => mapped.get(name).is_ok(),
+            Body::Files(all) => all.contains_key(name),
             Body::Memory(all) => all.contains_key(name),
+        }
+    }
+
+    /// The shape of a tensor, if it is there.
+    pub fn dims(&self, name: &str) -> Option<&[usize]> {
+        match &self.body {
+            Body::Files(all) => all.get(name).map(|s| &s.info.shape[..]),
+            Body::Memory(all) => all.get(name).map(Tensor::dims),
         }
     }
 
@@ -100,10 +159,10 @@ impl Weights {
     /// It is missing.
     pub fn raw(&self, name: &str) -> Result<Tensor> {
         let tensor = match &self.body {
-            Body::Mapped(mapped) if self.has(name) => Some(mapped.load(name, &Device::Cpu)?),
-            Body::Memory(all) => all.get(name).cloned(),
-            Body::Mapped(_) => None,
+            Body::Files(all) => all.get(name).map(|s| s.read()).transpose(),
+            Body::Memory(all) => Ok(all.get(name).cloned()),
         };
+        let tensor = tensor.with_context(|| format!("{}: cannot read tensor '{name}'", self.name))?;
         tensor.with_context(|| format!("{}: tensor '{name}' is missing", self.name))
     }
 
@@ -146,19 +205,24 @@ impl Weights {
     }
 }
 
-/// The text metadata of a safetensors file.
-pub fn metadata(file: &Path) -> Result<HashMap<String, String>> {
-    use std::io::Read;
-    let say = || format!("{} is not a whole safetensors file", file.display());
-    let mut reader = std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let size = reader.metadata()?.len();
+/// The JSON header of a safetensors file, and the file.
+fn header(path: &Path) -> Result<(Vec<u8>, File)> {
+    let say = || format!("{} is not a whole safetensors file", path.display());
+    let mut file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let size = file.metadata()?.len();
     let mut length = [0; 8];
-    reader.read_exact(&mut length).with_context(say)?;
+    file.read_exact(&mut length).with_context(say)?;
     let length = u64::from_le_bytes(length);
     ensure!(length <= size.saturating_sub(8), say());
     let mut header = vec![0; length as usize];
-    reader.read_exact(&mut header).with_context(say)?;
-    let header: serde_json::Value = serde_json::from_slice(&header).with_context(say)?;
+    file.read_exact(&mut header).with_context(say)?;
+    Ok((header, file))
+}
+
+/// The text metadata of a safetensors file.
+pub fn metadata(path: &Path) -> Result<HashMap<String, String>> {
+    let header: serde_json::Value = serde_json::from_slice(&header(path)?.0)
+        .with_context(|| format!("{} is not a whole safetensors file", path.display()))?;
     let pairs = header.get("__metadata__").and_then(|m| m.as_object()).into_iter().flatten();
     Ok(pairs.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect())
 }

@@ -12,6 +12,7 @@ pub mod noise;
 pub mod ops;
 pub mod optim;
 pub mod pickle;
+mod pool;
 pub mod prompt;
 pub mod scorer;
 pub mod text;

@@ -46,6 +46,11 @@ impl Conditioning {
         Ok(Self { states: self.states.to_device(device)?, pooled })
     }
 
+    pub fn to_dtype(&self, dtype: DType) -> Candle<Self> {
+        let pooled = self.pooled.as_ref().map(|p| p.to_dtype(dtype)).transpose()?;
+        Ok(Self { states: self.states.to_dtype(dtype)?, pooled })
+    }
+
     /// SDXL's further argument of [`crate::unet::UNet::forward`], one `TimeIds` a row; `None` in Stable Diffusion 1 and 2,
     /// which know no sizes.
     pub fn added(&self, sizes: &[TimeIds]) -> Candle<Option<Added>> {

@@ -4,7 +4,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{Mat, Shared, gemm, has_kernel, values, winograd, with_values};
+use super::{Mat, Shared, gemm, has_kernel, sum, values, winograd, with_values};
 
 /// `x` (B, C, H, W), `weight` (O, C, k, k), `bias` (O) -> (B, O, H', W').
 ///
@@ -18,7 +18,8 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, padding
     if has_kernel(x) {
         return x.contiguous()?.apply_op3(&weight.contiguous()?, bias, Conv { stride, padding });
     }
-    x.conv2d(weight, padding, stride, 1, 1)?.broadcast_add(&bias.reshape((1, (), 1, 1))?)
+    let y = x.conv2d(&weight.to_dtype(x.dtype())?, padding, stride, 1, 1)?;
+    y.broadcast_add(&bias.to_dtype(x.dtype())?.reshape((1, (), 1, 1))?)
 }
 
 struct Conv {
@@ -83,7 +84,12 @@ impl Geometry {
 
     /// The UNet's and VAE's usual convolution, which keeps the size.
     fn is_winograd(&self) -> bool {
-        (self.k, self.stride, self.padding) == (3, 1, 1)
+        (self.k, self.stride, self.padding) == (3, 1, 1) && !self.is_narrow()
+    }
+
+    /// A large weight on few pixels, as deep in a UNet: reading it takes the time, and what is done to it must be little.
+    fn is_narrow(&self) -> bool {
+        self.pixels() <= 64 && self.o * self.c >= 1 << 18
     }
 
     /// The input positions that output positions `0..out` see through tap `tap`: the first and one past the last output
@@ -217,6 +223,41 @@ impl Geometry {
         );
     }
 
+    /// Few pixels under a large weight: a task takes a block of output channels, so that the weight is read once.
+    fn forward_narrow(&self, y: &mut [f32], x: &[f32], w: &[f32], b: &[f32]) {
+        const BLOCK: usize = 64;
+        let (pixels, group, depth) = (self.pixels(), self.group(), self.c * self.taps());
+        let (image_in, image_out) = (self.c * self.h * self.w, self.o * pixels);
+        for (y, x) in y.chunks_mut(group * image_out).zip(x.chunks(group * image_in)) {
+            let width = x.len() / image_in * pixels;
+            let mut col = vec![0f32; depth * width];
+            col.par_chunks_mut(self.taps() * width).enumerate().for_each(|(c, col)| {
+                for (i, x) in x.chunks_exact(image_in).enumerate() {
+                    self.im2col(col, width, i * pixels, x, c..c + 1, 0..self.oh);
+                }
+            });
+            let shared = Shared::new(y);
+            let blocks = (0..self.o.div_ceil(BLOCK)).into_par_iter();
+            blocks.for_each_init(
+                || vec![0f32; BLOCK * width],
+                |out, block| {
+                    let first = block * BLOCK;
+                    let n = BLOCK.min(self.o - first);
+                    let w = Mat::new(&w[first * depth..], depth);
+                    gemm(n, width, depth, out, width, false, 1.0, w, Mat::new(&col, width));
+                    for i in 0..width / pixels {
+                        // SAFETY: a task writes its own channels.
+                        let y = unsafe { shared.slice(i * image_out + first * pixels, n * pixels) };
+                        for (o, y) in y.chunks_exact_mut(pixels).enumerate() {
+                            let out = &out[o * width + i * pixels..o * width + (i + 1) * pixels];
+                            y.iter_mut().zip(out).for_each(|(y, out)| *y = out + b[first + o]);
+                        }
+                    }
+                },
+            );
+        }
+    }
+
     /// gy (B, O, P) -> for each group of images (O, images * P).
     fn grouped(&self, gy: &[f32]) -> Vec<f32> {
         let (pixels, group) = (self.pixels(), self.group());
@@ -237,7 +278,8 @@ impl Geometry {
     fn grad_input(&self, w: &[f32], grouped: &[f32]) -> Vec<f32> {
         let (pixels, group, taps) = (self.pixels(), self.group(), self.taps());
         let (full, depth) = (group * pixels, self.c * taps);
-        let block = (SCRATCH / (taps * full)).clamp(1, self.c);
+        let most = if self.is_narrow() { self.c.div_ceil(16) } else { self.c };
+        let block = (SCRATCH / (taps * full)).clamp(1, most);
         let blocks = self.c.div_ceil(block);
         let image = self.c * self.h * self.w;
         let mut gx = vec![0f32; self.batch * image];
@@ -263,16 +305,15 @@ impl Geometry {
         gx
     }
 
-    /// dW = sum over images of dy col^T, a task a block of input channels over all images in order.
-    fn grad_weight(&self, x: &[f32], grouped: &[f32]) -> Vec<f32> {
+    /// dW += sum over images of dy col^T, a task a block of input channels over all images in order.
+    fn grad_weight(&self, gw: &mut [f32], x: &[f32], grouped: &[f32]) {
         let (pixels, group, taps) = (self.pixels(), self.group(), self.taps());
         let (full, depth) = (group * pixels, self.c * taps);
         // Large images go through in row tiles, so that the columns stay small.
         let rows = if group > 1 { self.oh } else { self.tile_rows() };
         let block = self.c.div_ceil(8).max(4).min(self.c);
         let image = self.c * self.h * self.w;
-        let mut gw = vec![0f32; self.o * depth];
-        let shared = Shared::new(&mut gw);
+        let shared = Shared::new(gw);
         (0..self.c.div_ceil(block)).into_par_iter().for_each_init(
             || vec![0f32; block * taps * group * rows * self.ow],
             |col, task| {
@@ -294,7 +335,6 @@ impl Geometry {
                 }
             },
         );
-        gw
     }
 }
 
@@ -319,7 +359,9 @@ impl CustomOp3 for Conv {
             return Ok((CpuStorage::F32(y), (g.batch, g.o, g.oh, g.ow).into()));
         }
         let mut y = vec![0f32; g.batch * g.o * g.pixels()];
-        if g.pixels() >= GROUP {
+        if g.is_narrow() {
+            g.forward_narrow(&mut y, x, w, b);
+        } else if g.pixels() >= GROUP {
             g.forward_large(&mut y, x, w, b);
         } else {
             g.forward_small(&mut y, x, w, b);
@@ -336,31 +378,26 @@ impl CustomOp3 for Conv {
         gy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let g = Geometry::new(x.dims(), w.dims(), self);
-        let (gx, gw, gb) = with_values([x, w, gy], |[vx, vw, gy]| {
+        with_values([x, w, gy], |[vx, vw, gy]| {
             let regroup = g.group() > 1 && !g.is_winograd();
             let grouped = if regroup { g.grouped(gy) } else { vec![] };
             let grouped = if regroup { &grouped[..] } else { gy };
-            let gb = b.track_op().then(|| {
-                let mut gb = vec![0f32; g.o];
-                for image in gy.chunks_exact(g.o * g.pixels()) {
-                    gb.iter_mut().zip(image.chunks_exact(g.pixels())).for_each(|(gb, gy)| *gb += super::math::sum(gy));
-                }
-                gb
-            });
             let gx = || match g.is_winograd() {
                 true => winograd::convolve(gy, &winograd::Weights::transposed(vw, g.o, g.c), &[], g.h, g.w),
                 false => g.grad_input(vw, grouped),
             };
-            let gw = || match g.is_winograd() {
-                true => winograd::grad_weight(vx, gy, g.o, g.c, g.h, g.w),
-                false => g.grad_weight(vx, grouped),
-            };
-            (x.track_op().then(gx), w.track_op().then(gw), gb)
-        })?;
-        let give = |g: Option<Vec<f32>>, like: &Tensor| {
-            g.map(|g| Tensor::from_vec(g, like.shape(), like.device())).transpose()
-        };
-        Ok((give(gx, x)?, give(gw, w)?, give(gb, b)?))
+            let gx = x.track_op().then(gx).map(|gx| Tensor::from_vec(gx, x.shape(), x.device())).transpose()?;
+            let gw = sum::gradient(w, |gw| match g.is_winograd() {
+                true => winograd::grad_weight(gw, vx, gy, g.o, g.c, g.h, g.w),
+                false => g.grad_weight(gw, vx, grouped),
+            })?;
+            let gb = sum::gradient(b, |gb| {
+                for image in gy.chunks_exact(g.o * g.pixels()) {
+                    gb.iter_mut().zip(image.chunks_exact(g.pixels())).for_each(|(gb, gy)| *gb += super::math::sum(gy));
+                }
+            })?;
+            Ok((gx, gw, gb))
+        })?
     }
 }
 
@@ -379,6 +416,8 @@ mod tests {
             (2, 9, 6, 6, 3, 1, 1, 0),
             (2, 6, 33, 33, 2, 3, 2, 0),
             (1, 20, 40, 24, 5, 1, 1, 0),
+            (3, 512, 4, 3, 520, 3, 1, 1),
+            (2, 520, 8, 8, 512, 3, 2, 1),
         ];
         for (b, c, h, w, o, k, stride, padding) in cases {
             let (x, weight, bias) = (var(&[b, c, h, w], 1), var(&[o, c, k, k], 2), var(&[o], 3));

@@ -3,13 +3,15 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{Mat, even, gemm, has_kernel, shape::swap, values, with_values};
+use super::{Mat, even, gemm, has_kernel, shape::swap, sum, values, with_values};
 
 /// Rows that one task multiplies at a time, about: each packs the whole weight for itself.
 const BLOCK: usize = 256;
 
 /// The same in the gradients.
 const ROWS: usize = 128;
+/// And columns.
+const COLUMNS: usize = 1024;
 
 /// `x` (..., rows, in), `weight` (out, in) or (out, in, 1, 1) as a 1x1 convolution stores it, `bias` (out) -> (..., rows, out).
 ///
@@ -17,13 +19,12 @@ const ROWS: usize = 128;
 /// The last dimension of `x` is not `in`.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (out, inner) = (weight.dim(0)?, weight.elem_count() / weight.dim(0)?);
-    let weight = if weight.rank() == 2 { weight.clone() } else { weight.reshape((out, inner))? };
     if x.dim(x.rank() - 1)? != inner {
         bail!("linear: input {:?} does not fit the weight {:?}", x.shape(), weight.shape())
     }
     if !has_kernel(x) {
-        let y = x.broadcast_matmul(&weight.t()?)?;
-        return bias.map_or(Ok(y.clone()), |b| y.broadcast_add(b));
+        let y = x.broadcast_matmul(&weight.reshape((out, inner))?.to_dtype(x.dtype())?.t()?)?;
+        return bias.map_or(Ok(y.clone()), |b| y.broadcast_add(&b.to_dtype(x.dtype())?));
     }
     // Without a bias the third operand is empty.
     let none = Tensor::zeros(0, x.dtype(), x.device())?;
@@ -74,56 +75,39 @@ impl CustomOp3 for Linear {
         w: &Tensor,
         b: &Tensor,
         _y: &Tensor,
-        gy: &Tensor,
+        grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (out, inner) = w.dims2()?;
-        let device = x.device();
-        let gx = if x.track_op() {
-            let gx = with_values([w, gy], |[w, gy]| {
-                let mut gx = vec![0f32; gy.len() / out * inner];
-                gx.par_chunks_mut(ROWS * inner).zip(gy.par_chunks(ROWS * out)).for_each(|(gx, gy)| {
-                    let n = gy.len() / out;
-                    gemm(n, inner, out, gx, inner, false, 1.0, Mat::new(gy, out), Mat::new(w, inner));
-                });
-                gx
-            })?;
-            Some(Tensor::from_vec(gx, x.shape(), device)?)
-        } else {
-            None
-        };
-        let gw = if w.track_op() {
-            let gw = with_values([x, gy], |[x, gy]| {
+        let (out, inner) = (w.dim(0)?, w.elem_count() / w.dim(0)?);
+        with_values([x, w, grad], |[vx, vw, gy]| {
+            let gx = || {
+                let (gx, shape) = product(gy, grad.dims(), vw, inner, &[]);
+                Tensor::from_vec(gx, shape, x.device())
+            };
+            let gx = x.track_op().then(gx).transpose()?;
+            let gw = sum::gradient(w, |gw| {
                 let rows = gy.len() / out;
-                let mut gw = vec![0f32; out * inner];
                 // A task is a block of output features, over all rows in order.
                 let block = out.div_ceil(8).next_multiple_of(16);
                 gw.par_chunks_mut(block * inner).enumerate().for_each(|(i, gw)| {
                     let n = gw.len() / inner;
                     let gy = Mat::new(&gy[i * block..], out).t(); // (n, rows)
-                    gemm(n, inner, rows, gw, inner, false, 1.0, gy, Mat::new(x, inner));
+                    gemm(n, inner, rows, gw, inner, true, 1.0, gy, Mat::new(vx, inner));
                 });
-                gw
             })?;
-            Some(Tensor::from_vec(gw, w.shape(), device)?)
-        } else {
-            None
-        };
-        let gb = if b.track_op() {
-            let gb = with_values([gy], |[gy]| {
-                let mut gb = vec![0f32; out];
-                // Partial sums over blocks of rows keep the rounding small.
-                for block in gy.chunks(ROWS * out) {
-                    let mut part = vec![0f32; out];
-                    block.chunks_exact(out).for_each(|row| part.iter_mut().zip(row).for_each(|(p, g)| *p += g));
-                    gb.iter_mut().zip(&part).for_each(|(g, p)| *g += p);
-                }
-                gb
+            let gb = sum::gradient(b, |gb| {
+                gb.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, gb)| {
+                    // Partial sums over blocks of rows keep the rounding small.
+                    for block in gy.chunks(ROWS * out) {
+                        let mut part = vec![0f32; gb.len()];
+                        for row in block.chunks_exact(out) {
+                            part.iter_mut().zip(&row[i * COLUMNS..]).for_each(|(p, g)| *p += g);
+                        }
+                        gb.iter_mut().zip(&part).for_each(|(g, p)| *g += p);
+                    }
+                });
             })?;
-            Some(Tensor::from_vec(gb, out, device)?)
-        } else {
-            None
-        };
-        Ok((gx, gw, gb))
+            Ok((gx, gw, gb))
+        })?
     }
 }
 

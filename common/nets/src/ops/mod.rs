@@ -15,6 +15,7 @@ mod linear;
 mod math;
 mod norm;
 mod shape;
+pub mod sum;
 mod winograd;
 
 pub use activation::{geglu, gelu, quick_gelu, silu};
@@ -42,7 +43,7 @@ fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
 }
 
 /// Runs `f` over the values of contiguous f32 CPU tensors: how backward passes read their operands.
-fn with_values<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
+pub(crate) fn with_values<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
     let mut held = Vec::with_capacity(N);
     for tensor in tensors {
         held.push(tensor.contiguous()?);

@@ -1,10 +1,10 @@
 //! Group norm, with SiLU behind it or not, and layer norm.
 
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::{Shared, has_kernel, math, values, with_values};
+use super::{Shared, has_kernel, math, sum, values, with_values};
 
 /// What follows the norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,9 @@ pub fn group_norm(
     if has_kernel(x) {
         return x.contiguous()?.apply_op3(weight, bias, GroupNorm { groups, eps: eps as f32, then });
     }
-    composed_group_norm(x, weight, bias, groups, eps, then)
+    // In f32: half-precision sums over a group lose too much.
+    let [wide, w, b] = [x, weight, bias].map(|t| t.to_dtype(DType::F32));
+    composed_group_norm(&wide?, &w?, &b?, groups, eps, then)?.to_dtype(x.dtype())
 }
 
 fn composed_group_norm(
@@ -63,7 +65,8 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     if has_kernel(x) {
         return x.contiguous()?.apply_op3(weight, bias, LayerNorm { eps: eps as f32 });
     }
-    composed_layer_norm(x, weight, bias, eps)
+    let [wide, w, b] = [x, weight, bias].map(|t| t.to_dtype(DType::F32));
+    composed_layer_norm(&wide?, &w?, &b?, eps)?.to_dtype(x.dtype())
 }
 
 fn composed_layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
@@ -115,6 +118,10 @@ fn through_activation(
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 fn combine(gu: &mut [f32], x: &[f32], mean: f32, a: f32, b: f32, c: f32) {
     gu.iter_mut().zip(x).for_each(|(gu, &x)| *gu = a * *gu + b * (x - mean) + c);
+}
+
+fn add(sum: &mut [f32], g: &[f32]) {
+    sum.iter_mut().zip(g).for_each(|(sum, g)| *sum += g);
 }
 
 struct GroupNorm {
@@ -201,12 +208,8 @@ impl CustomOp3 for GroupNorm {
             }
             (gx, gw, gb)
         })?;
-        let device = x.device();
-        Ok((
-            Some(Tensor::from_vec(gx, x.shape(), device)?),
-            Some(Tensor::from_vec(gw, channels, device)?),
-            Some(Tensor::from_vec(gb, channels, device)?),
-        ))
+        let gx = x.track_op().then(|| Tensor::from_vec(gx, x.shape(), x.device())).transpose()?;
+        Ok((gx, sum::gradient(w, |sum| add(sum, &gw))?, sum::gradient(b, |sum| add(sum, &gb))?))
     }
 }
 
@@ -276,7 +279,7 @@ impl CustomOp3 for LayerNorm {
         &self,
         x: &Tensor,
         w: &Tensor,
-        _b: &Tensor,
+        b: &Tensor,
         _y: &Tensor,
         gy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
@@ -302,12 +305,8 @@ impl CustomOp3 for LayerNorm {
             let gb = sums.split_off(width);
             (gx, sums, gb)
         })?;
-        let device = x.device();
-        Ok((
-            Some(Tensor::from_vec(gx, x.shape(), device)?),
-            Some(Tensor::from_vec(gw, width, device)?),
-            Some(Tensor::from_vec(gb, width, device)?),
-        ))
+        let gx = x.track_op().then(|| Tensor::from_vec(gx, x.shape(), x.device())).transpose()?;
+        Ok((gx, sum::gradient(w, |sum| add(sum, &gw))?, sum::gradient(b, |sum| add(sum, &gb))?))
     }
 }
 

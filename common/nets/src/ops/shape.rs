@@ -37,18 +37,23 @@ struct Swap;
 /// Each (rows, cols) matrix of `x` transposed, in squares that fit the cache.
 pub fn swap(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     const SIDE: usize = 16;
+    const BAND: usize = 256;
     let mut y = vec![0f32; x.len()];
     let size = (rows * cols).max(1);
     y.par_chunks_mut(size).zip(x.par_chunks(size)).for_each(|(y, x)| {
-        for r0 in (0..rows).step_by(SIDE) {
-            for c0 in (0..cols).step_by(SIDE) {
-                for c in c0..cols.min(c0 + SIDE) {
-                    for r in r0..rows.min(r0 + SIDE) {
-                        y[c * rows + r] = x[r * cols + c];
+        // One large matrix is cut into bands of columns.
+        y.par_chunks_mut(BAND * rows.max(1)).enumerate().for_each(|(band, y)| {
+            let (first, cols_here) = (band * BAND, y.len() / rows.max(1));
+            for r0 in (0..rows).step_by(SIDE) {
+                for c0 in (0..cols_here).step_by(SIDE) {
+                    for c in c0..cols_here.min(c0 + SIDE) {
+                        for r in r0..rows.min(r0 + SIDE) {
+                            y[c * rows + r] = x[r * cols + first + c];
+                        }
                     }
                 }
             }
-        }
+        });
     });
     y
 }

@@ -160,9 +160,9 @@ pub fn convolve(x: &[f32], weights: &Weights, bias: &[f32], h: usize, w: usize) 
     y
 }
 
-/// dW (O, C, 3, 3) of the same convolution from `x` (B, C, H, W) and `gy` (B, O, H, W): a direct sum, tap by tap. With
+/// Adds dW (O, C, 3, 3) of the same convolution to `gw`, from `x` (B, C, H, W) and `gy` (B, O, H, W): a direct sum, tap by tap. With
 /// channels last and a border of zeros, the pixels that a tap meets are the image itself from another start.
-pub fn grad_weight(x: &[f32], gy: &[f32], o: usize, c: usize, h: usize, w: usize) -> Vec<f32> {
+pub fn grad_weight(gw: &mut [f32], x: &[f32], gy: &[f32], o: usize, c: usize, h: usize, w: usize) {
     let batch = x.len() / (c * h * w).max(1);
     let width = w + 2;
     // Two more pixels than the border needs: the last taps of the last row reach past it, where gy is zero.
@@ -176,17 +176,25 @@ pub fn grad_weight(x: &[f32], gy: &[f32], o: usize, c: usize, h: usize, w: usize
         out.chunks_exact_mut(width).zip(gy.chunks_exact(w)).for_each(|(out, gy)| out[..w].copy_from_slice(gy));
     });
     let mut taps = vec![0f32; 9 * o * c];
-    taps.par_chunks_mut(o * c).enumerate().for_each(|(tap, sum)| {
+    // A task is a tap and a block of output channels.
+    const BLOCK: usize = 320;
+    let blocks = o.div_ceil(BLOCK);
+    let shared = Shared::new(&mut taps);
+    (0..9 * blocks).into_par_iter().for_each(|task| {
+        let (tap, first) = (task / blocks, task % blocks * BLOCK);
+        let n = BLOCK.min(o - first);
         let start = (tap / 3 * width + tap % 3) * c;
+        // SAFETY: a task writes its own rows of its own tap.
+        let sum = unsafe { shared.slice((tap * o + first) * c, n * c) };
         for (x, gy) in padded.chunks_exact(image).zip(spread.chunks_exact(o * grad)) {
-            gemm(o, c, grad, sum, c, true, 1.0, Mat::new(gy, grad), Mat::new(&x[start..], c));
+            gemm(n, c, grad, sum, c, true, 1.0, Mat::new(&gy[first * grad..], grad), Mat::new(&x[start..], c));
         }
     });
-    let mut gw = vec![0f32; 9 * o * c];
-    gw.par_chunks_mut(9).enumerate().for_each(|(i, kernel)| {
-        kernel.iter_mut().enumerate().for_each(|(tap, g)| *g = taps[tap * o * c + i]);
+    gw.par_chunks_mut(9 * c).enumerate().for_each(|(o_i, gw)| {
+        for (i, kernel) in gw.chunks_exact_mut(9).enumerate() {
+            kernel.iter_mut().enumerate().for_each(|(tap, g)| *g += taps[(tap * o + o_i) * c + i]);
+        }
     });
-    gw
 }
 
 /// Rows `from - 1 ..` of an image (C, H, W) as (rows, width, C), shifted by one column, zeros outside.

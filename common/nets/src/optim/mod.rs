@@ -10,31 +10,20 @@ use std::collections::BTreeMap;
 pub use adafactor::AdafactorConfig;
 pub use adamw::AdamWConfig;
 use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
+use candle_core::{DType, Device, Tensor, Var};
+use rayon::prelude::*;
 pub use schedule::LrSchedule;
 
-use crate::checkpoint::Params;
+use crate::{checkpoint::Params, ops};
 
 /// Gradients by name, f32, without history.
 pub type Grads = BTreeMap<String, Tensor>;
-
-/// Takes the gradient of every variable out of a backward pass; where none arrived (the loss does not depend on it), zeros.
-/// Detached, because candle's gradients hold on to the whole graph.
-pub fn gradients(params: &Params, mut store: GradStore) -> Result<Grads> {
-    let take = |(name, var): (&String, &Var)| {
-        let grad = match store.remove(var) {
-            Some(grad) => grad.detach(),
-            None => var.zeros_like()?.detach(),
-        };
-        Ok((name.clone(), grad))
-    };
-    params.iter().map(take).collect()
-}
 
 /// Adds `more` to `sum`, which may still be empty.
 pub fn add(sum: &mut Grads, more: Grads) -> Result<()> {
     for (name, gradient) in more {
         match sum.get_mut(&name) {
+            Some(before) if before.device().is_cpu() => ops::sum::add_in_place(before, &gradient)?,
             Some(before) => *before = (&*before + gradient)?,
             None => drop(sum.insert(name, gradient)),
         }
@@ -53,13 +42,13 @@ pub fn global_norm(grads: &Grads) -> Result<f64> {
 
 /// The sum of squares of one tensor.
 pub fn square(x: &Tensor) -> Result<f64> {
-    match x.device() {
-        Device::Cpu => {
-            let values = x.flatten_all()?.to_vec1::<f32>()?;
-            Ok(values.chunks(4096).map(|c| c.iter().map(|&v| v as f64 * v as f64).sum::<f64>()).sum())
-        }
-        _ => Ok(x.sqr()?.sum_all()?.to_scalar::<f32>()? as f64),
+    const CHUNK: usize = 1 << 14;
+    if !x.device().is_cpu() {
+        return Ok(x.sqr()?.sum_all()?.to_scalar::<f32>()? as f64);
     }
+    // Partial sums of fixed pieces, in order: the same on any number of threads.
+    let parts: Vec<f64> = ops::with_values([x], |[x]| x.par_chunks(CHUNK).map(kernel::square).collect())?;
+    Ok(parts.into_iter().sum())
 }
 
 /// Scales gradients so that their norm is at most `max_norm`, as torch's clip_grad_norm_.
@@ -67,7 +56,21 @@ pub fn clip(grads: &mut Grads, norm: f64, max_norm: f64) -> Result<()> {
     let scale = max_norm / (norm + 1e-6);
     if scale < 1.0 {
         for grad in grads.values_mut() {
-            *grad = (&*grad * scale)?;
+            match grad.device() {
+                Device::Cpu => ops::sum::change(grad, |g| *g *= scale as f32)?,
+                _ => *grad = (&*grad * scale)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Zeros, in the memory that is there: a fresh gigabyte costs more than to write one again.
+pub fn zero(grads: &mut Grads) -> Result<()> {
+    for grad in grads.values_mut() {
+        match grad.device() {
+            Device::Cpu => ops::sum::change(grad, |g| *g = 0.0)?,
+            _ => *grad = grad.zeros_like()?,
         }
     }
     Ok(())

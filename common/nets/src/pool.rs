@@ -1,0 +1,172 @@
+//! Memory for large tensors. Every operation allocates its result: from the system, each block costs a page fault every four
+//! kilobytes and a pass of zeros. Blocks of some megabytes and more are kept for the next operation here, on large pages.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    ptr,
+    sync::{Mutex, PoisonError},
+};
+
+/// The allocator of every program that runs networks.
+pub struct Pool;
+
+#[global_allocator]
+static POOL: Pool = Pool;
+
+/// Smaller blocks are the system allocator's.
+const SMALLEST: usize = 4 << 20;
+/// Bytes that may wait for use.
+const KEPT: usize = 512 << 20;
+/// Large pages of x86-64 and aarch64.
+const PAGE: usize = 2 << 20;
+
+/// Blocks that wait, (size, address), the latest last.
+static WAITING: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
+
+/// Up to the next of eight sizes an octave: blocks that nearly fit are used again.
+fn class(size: usize) -> usize {
+    let step = (size.next_power_of_two() / 16).max(PAGE / 8);
+    size.next_multiple_of(step)
+}
+
+fn waiting<R>(f: impl FnOnce(&mut Vec<(usize, usize)>) -> R) -> R {
+    f(&mut WAITING.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// A block that waits, or a new one, and whether it holds zeros.
+fn take(size: usize) -> (*mut u8, bool) {
+    let found = waiting(|all| all.iter().rposition(|(s, _)| *s == size).map(|i| all.remove(i)));
+    match found {
+        Some((_, address)) => (ptr::with_exposed_provenance_mut(address), false),
+        None => (map(size), true),
+    }
+}
+
+fn keep(block: *mut u8, size: usize) {
+    let mut dropped = vec![];
+    waiting(|all| {
+        all.push((size, block.expose_provenance()));
+        let mut bytes: usize = all.iter().map(|(s, _)| s).sum();
+        while bytes > KEPT {
+            let oldest = all.remove(0);
+            bytes -= oldest.0;
+            dropped.push(oldest);
+        }
+    });
+    for (size, address) in dropped {
+        unmap(ptr::with_exposed_provenance_mut(address), size);
+    }
+}
+
+/// Fresh zeros, beginning at a large page.
+fn map(size: usize) -> *mut u8 {
+    // SAFETY: a private anonymous mapping that nobody else knows; what lies outside the aligned block is given back.
+    unsafe {
+        let (read_write, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let all = libc::mmap(ptr::null_mut(), size + PAGE, read_write, private, -1, 0);
+        if all == libc::MAP_FAILED {
+            return ptr::null_mut();
+        }
+        let all = all.cast::<u8>();
+        let before = all.align_offset(PAGE);
+        if before > 0 {
+            libc::munmap(all.cast(), before);
+        }
+        let block = all.add(before);
+        if before < PAGE {
+            libc::munmap(block.add(size).cast(), PAGE - before);
+        }
+        #[cfg(target_os = "linux")]
+        libc::madvise(block.cast(), size, libc::MADV_HUGEPAGE);
+        block
+    }
+}
+
+fn unmap(block: *mut u8, size: usize) {
+    // SAFETY: `block` came from `map` with this size and is in no hands any more.
+    unsafe {
+        libc::munmap(block.cast(), size);
+    }
+}
+
+fn is_large(layout: &Layout) -> bool {
+    layout.size() >= SMALLEST && layout.align() <= PAGE
+}
+
+// SAFETY: a block is in one place at a time, in the list that waits or in its owner's hands, and is as large as its class.
+unsafe impl GlobalAlloc for Pool {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if !is_large(&layout) {
+            // SAFETY: the caller's promise.
+            return unsafe { System.alloc(layout) };
+        }
+        take(class(layout.size())).0
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if !is_large(&layout) {
+            // SAFETY: the caller's promise.
+            return unsafe { System.alloc_zeroed(layout) };
+        }
+        let (block, zeros) = take(class(layout.size()));
+        if !zeros {
+            // SAFETY: the block is at least this long.
+            unsafe { ptr::write_bytes(block, 0, layout.size()) };
+        }
+        block
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if is_large(&layout) {
+            keep(block, class(layout.size()));
+        } else {
+            // SAFETY: the caller's promise.
+            unsafe { System.dealloc(block, layout) }
+        }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: alignment stays, and the caller promises that the new size does not overflow.
+        let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        match (is_large(&layout), is_large(&new)) {
+            // SAFETY: the caller's promise.
+            (false, false) => unsafe { System.realloc(block, layout, size) },
+            (true, true) if class(layout.size()) == class(size) => block,
+            _ => {
+                // SAFETY: both blocks are as long as what is copied, and the old one is given up after it.
+                unsafe {
+                    let moved = self.alloc(new);
+                    if !moved.is_null() {
+                        ptr::copy_nonoverlapping(block, moved, size.min(layout.size()));
+                        self.dealloc(block, layout);
+                    }
+                    moved
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_come_back_as_zeros_and_keep_what_they_held_when_they_grow() {
+        for n in [SMALLEST / 4, SMALLEST / 4 + 12345, 3 * SMALLEST] {
+            let mut first = vec![7f32; n];
+            first.resize(2 * n, 8.0);
+            assert!(first[..n].iter().all(|v| *v == 7.0) && first[n..].iter().all(|v| *v == 8.0));
+            drop(first);
+            assert!(vec![0f32; 2 * n].iter().all(|v| *v == 0.0));
+        }
+    }
+
+    #[test]
+    fn a_class_is_at_least_as_large_and_hardly_larger() {
+        for size in [SMALLEST, SMALLEST + 1, 10_000_000, 117_964_800, 1 << 30] {
+            assert!(class(size) >= size && class(size) <= size + size / 8 + PAGE / 8);
+            assert_eq!(class(class(size)), class(size));
+        }
+    }
+}

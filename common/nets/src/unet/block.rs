@@ -1,0 +1,69 @@
+//! The transformer block of the UNet: pixels attend to each other and to the prompt.
+
+use anyhow::{Result, ensure};
+use candle_core::{Result as Candle, Tensor};
+
+use crate::{
+    checkpoint::Loader,
+    layers::{LayerNorm, Linear},
+    ops::{self, Mask},
+};
+
+struct Attention {
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+    heads: usize,
+}
+
+impl Attention {
+    fn load(p: Loader, width: usize, context: usize, heads: usize) -> Result<Self> {
+        ensure!(heads > 0 && width.is_multiple_of(heads), "{width} channels do not divide into {heads} heads");
+        Ok(Self {
+            to_q: Linear::load_no_bias(p.pp("to_q"), width, width)?,
+            to_k: Linear::load_no_bias(p.pp("to_k"), context, width)?,
+            to_v: Linear::load_no_bias(p.pp("to_v"), context, width)?,
+            to_out: Linear::load(p.pp("to_out.0"), width, width)?,
+            heads,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, context: &Tensor) -> Candle<Tensor> {
+        let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
+        self.to_out.forward(&ops::attention(&q, &k, &v, self.heads, Mask::None)?)
+    }
+}
+
+pub struct TransformerBlock {
+    norm1: LayerNorm,
+    attn1: Attention,
+    norm2: LayerNorm,
+    attn2: Attention,
+    norm3: LayerNorm,
+    ff_in: Linear,
+    ff_out: Linear,
+}
+
+impl TransformerBlock {
+    pub fn load(p: Loader, width: usize, context: usize, heads: usize) -> Result<Self> {
+        Ok(Self {
+            norm1: LayerNorm::load(p.pp("norm1"), width, 1e-5)?,
+            attn1: Attention::load(p.pp("attn1"), width, width, heads)?,
+            norm2: LayerNorm::load(p.pp("norm2"), width, 1e-5)?,
+            attn2: Attention::load(p.pp("attn2"), width, context, heads)?,
+            norm3: LayerNorm::load(p.pp("norm3"), width, 1e-5)?,
+            ff_in: Linear::load(p.pp("ff.net.0.proj"), width, 8 * width)?,
+            ff_out: Linear::load(p.pp("ff.net.2"), 4 * width, width)?,
+        })
+    }
+
+    /// `x` (B, N, width), `context` (B, T, D) -> (B, N, width)
+    pub fn forward(&self, x: &Tensor, context: &Tensor) -> Candle<Tensor> {
+        let h = self.norm1.forward(x)?;
+        let x = (x + self.attn1.forward(&h, &h)?)?;
+        let x = (&x + self.attn2.forward(&self.norm2.forward(&x)?, context)?)?;
+        let h = ops::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
+        &x + self.ff_out.forward(&h)?
+    }
+}

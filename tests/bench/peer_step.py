@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""Times one DPO step of `train` beside PyTorch (diffusers), and measures both programs' peak memory.
+
+    pip install torch diffusers transformers safetensors
+    cargo build --release --workspace
+    python tests/bench/peer_step.py --model sd15 --size 256 --threads 2      # needs 20 GB of memory and 5 GB of disk
+    python tests/bench/peer_step.py --model mini --size 64 --pairs 16
+
+One step: noise, the frozen reference's and the policy's predictions for both images of every pair, the loss, the gradient of
+all weights, clipping, AdamW; f32. `sd15` is the published UNet configuration with random weights. Each side is a program of
+its own that runs alone, ours and PyTorch's in turn; a step's seconds, of the clock and of the processors, are medians over
+its steps but the first; memory is the peak of the resident set. `torch` keeps all activations, `torch+ckpt` recomputes them as ours does from 50 million weights.
+"""
+import argparse, json, os, shutil, signal, statistics, subprocess, sys, tempfile, time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MINI = ROOT / "pipelines/mini/base"
+SD15 = dict(sample_size=64, block_out_channels=[320, 640, 1280, 1280], layers_per_block=2, cross_attention_dim=768,
+            attention_head_dim=8, norm_num_groups=32)
+
+p = argparse.ArgumentParser()
+p.add_argument("--model", choices=["sd15", "mini"], default="sd15")
+p.add_argument("--size", type=int, default=256, help="side of the images in pixels")
+p.add_argument("--pairs", type=int, default=1)
+p.add_argument("--steps", type=int, default=3, help="a side and round; the first is not counted")
+p.add_argument("--rounds", type=int, default=1)
+p.add_argument("--threads", type=int, default=2)
+p.add_argument("--sides", default="ours,torch,torch+ckpt")
+p.add_argument("--ours", nargs="*", default=[], help="further flags of train, without their dashes: moments=bf16")
+p.add_argument("--bin", type=Path, default=ROOT / "target/release")
+p.add_argument("--keep", type=Path, help="make the model in this folder, or use the one that lies there")
+p.add_argument("--torch-side", help=argparse.SUPPRESS)
+args = p.parse_args()
+
+
+def make(folder):
+    """A base folder with random weights in the published layout, and a replay file with the inputs of every step."""
+    import torch
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import save_file
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    base = folder / "base"
+    factor, tokens = (4, 24) if args.model == "mini" else (8, 77)
+    if args.model == "mini":
+        shutil.copytree(MINI, base, dirs_exist_ok=True)
+    elif not (base / "unet").exists():
+        torch.manual_seed(0)
+        UNet2DConditionModel(**SD15).save_pretrained(base / "unet")
+        text = CLIPTextConfig(hidden_size=768, intermediate_size=768, num_hidden_layers=1, num_attention_heads=12, vocab_size=49408)
+        CLIPTextModel(text).save_pretrained(base / "text_encoder")
+        shutil.copytree(ROOT / "tests/fixtures/oracle/base/scheduler", base / "scheduler", dirs_exist_ok=True)
+        (base / "tokenizer").mkdir(exist_ok=True)  # none: CLIP's own
+        (base / "vae").mkdir(exist_ok=True)
+        (base / "vae/config.json").write_text(json.dumps(dict(block_out_channels=[128, 256, 512, 512], latent_channels=4)))
+    torch.manual_seed(1)
+    side, tensors = args.size // factor, {}
+    for i in range(args.steps):
+        tensors[f"{i}.latents"] = torch.randn(2 * args.pairs, 4, side, side)
+        tensors[f"{i}.noise"] = torch.randn(args.pairs, 4, side, side).repeat(2, 1, 1, 1)
+        tensors[f"{i}.timesteps"] = torch.randint(0, 1000, (args.pairs,)).repeat(2)
+    captions = ["a red bicycle in front of a house"] * args.pairs
+    save_file(tensors, folder / "replay.safetensors", {"prompts": json.dumps(captions)})
+    (folder / "tokens").write_text(str(tokens))
+
+
+def torch_side(folder, checkpointing):
+    import copy, torch, torch.nn.functional as F
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import load_file
+
+    torch.set_num_threads(args.threads)
+    policy = UNet2DConditionModel.from_pretrained(folder / "base/unet", torch_dtype=torch.float32).train()
+    reference = UNet2DConditionModel.from_pretrained(folder / "base/unet", torch_dtype=torch.float32).requires_grad_(False)
+    if checkpointing:
+        policy.enable_gradient_checkpointing()
+    optimizer = torch.optim.AdamW(policy.parameters(), 1e-8, weight_decay=1e-2)
+    inputs, beta = load_file(folder / "replay.safetensors"), 5000.0
+    context = torch.randn(2 * args.pairs, int((folder / "tokens").read_text()), policy.config.cross_attention_dim)
+    for i in range(args.steps):
+        began, cpu = time.time(), time.process_time()
+        x, noise, t = (inputs[f"{i}.{name}"] for name in ("latents", "noise", "timesteps"))
+        with torch.no_grad():
+            r = (reference(x, t, context).sample - noise).pow(2).mean((1, 2, 3))
+        e = (policy(x, t, context).sample - noise).pow(2).mean((1, 2, 3))
+        n = args.pairs
+        loss = -F.logsigmoid(-0.5 * beta * ((e[:n] - e[n:]) - (r[:n] - r[n:]))).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        print(json.dumps([time.time() - began, time.process_time() - cpu]), flush=True)
+
+
+def run(command, done):
+    """Runs a program until `done` says so, and gives its peak memory in GiB."""
+    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "passive"})
+    said = done(process)
+    os.kill(process.pid, signal.SIGKILL)
+    _, _, usage = os.wait4(process.pid, 0)
+    return said, usage.ru_maxrss / 2**20
+
+
+def ours(folder):
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+
+    def steps(process):
+        # Killed when the last step is logged: writing the checkpoint is no part of a step.
+        log = out / "log.jsonl"
+        cpu = []  # when each step's line appeared
+        while process.poll() is None and len(cpu) <= args.steps:
+            if log.parent.exists() and (log.read_text().count("\n") if log.exists() else 0) >= len(cpu):
+                cpu.append(sum(int(ticks) for ticks in Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]) / os.sysconf("SC_CLK_TCK"))
+            time.sleep(0.02)
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        return [[args.pairs / line["pairs_per_second"], b - a] for line, a, b in zip(lines, cpu, cpu[1:])]
+
+    flags = [f"--{flag}" for flag in args.ours]
+    return run([args.bin / "train", "--replay", folder / "replay.safetensors", "--base", folder / "base", "-o", out, "--max_train_steps", args.steps,
+                "--drift_every", 0, "--lr_scheduler", "constant", "--threads", args.threads, "-q", *flags], steps)
+
+
+def torchs(folder, side):
+    command = [sys.executable, __file__, "--torch-side", side, "--keep", folder, "--model", args.model, "--steps", args.steps, "--pairs", args.pairs, "--threads", args.threads]
+    return run(command, lambda process: [json.loads(line) for line in process.stdout])
+
+
+def main(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.fork() == 0:
+        make(folder)
+        os._exit(0)
+    if os.wait()[1] != 0:
+        sys.exit("the model could not be made")
+    seconds, memory = {}, {}
+    for _ in range(args.rounds):
+        for side in args.sides.split(","):
+            times, peak = ours(folder) if side == "ours" else torchs(folder, side)
+            print(f"  {side}: {', '.join(f'{wall:.2f} ({cpu:.1f} cpu)' for wall, cpu in times)} s; peak {peak:.2f} GiB", flush=True)
+            seconds.setdefault(side, []).extend(times[1:] or times)
+            memory[side] = max(peak, memory.get(side, 0))
+    median = lambda side, of: statistics.median(t[of] for t in seconds[side])
+    for side in seconds:
+        print(f"{args.model} at {args.size} px, {args.pairs} pair(s), {side}: {median(side, 0):.2f} s a step ({median(side, 1):.1f} of cpu), peak {memory[side]:.2f} GiB")
+    for peer in (s for s in seconds if s != "ours" and "ours" in seconds):
+        wall, cpu = (median("ours", of) / median(peer, of) for of in (0, 1))
+        print(f"ours / {peer}: time {wall:.2f}, cpu {cpu:.2f}, memory {memory['ours'] / memory[peer]:.2f}")
+
+
+if args.torch_side:
+    torch_side(args.keep, args.torch_side == "torch+ckpt")
+elif args.keep:
+    main(args.keep)
+else:
+    with tempfile.TemporaryDirectory() as tmp:
+        main(Path(tmp))
