@@ -24,6 +24,23 @@ fn text_encoder() {
 }
 
 #[test]
+fn two_text_encoders() {
+    let expected = tensors(&fixture("sample/expected.safetensors"));
+    let text = PromptEncoder::open(&fixture("sample/sdxl"), DType::F32, &CPU).unwrap();
+    let told = text.encode(&["a red bicycle", "PORTRAIT of a robot! 3d style!", ""]).unwrap();
+    assert!(max_abs(&told.states, &expected["sdxl.states"]) < 5e-5);
+    let pooled = told.pooled.unwrap();
+    assert!(max_abs(&pooled, &expected["sdxl.pooled"]) < 5e-5);
+    assert_eq!(text.shape(), ([16, 20], Some(16)));
+    // Without a negative prompt SDXL is told zeros, with an empty one what it says of "".
+    let empty = text.negative(Some("")).unwrap();
+    assert_eq!(max_abs(&empty.states, &told.states.narrow(0, 2, 1).unwrap()), 0.0);
+    let zeros = text.negative(None).unwrap();
+    assert_eq!((zeros.states.dims(), max_abs(&zeros.states, &(&zeros.states * 0.0).unwrap())), (&[1, 16, 20][..], 0.0));
+    assert_eq!(max_abs(&zeros.pooled.unwrap(), &(pooled.narrow(0, 0, 1).unwrap() * 0.0).unwrap()), 0.0);
+}
+
+#[test]
 fn unet() {
     let expected = tensors(&oracle("expected.safetensors"));
     let text = PromptEncoder::open(&oracle("base"), DType::F32, &CPU).unwrap();
@@ -41,6 +58,6 @@ fn vae() {
     let posterior = vae.encode(&expected["vae.image"]).unwrap();
     assert!(max_abs(&posterior.mean, &expected["vae.mean"]) < 5e-5);
     assert!(max_abs(&posterior.logvar, &expected["vae.logvar"]) < 5e-5);
-    let scaled = (&expected["vae.mean"] * vae.config.scaling_factor).unwrap();
+    let scaled = vae.to_latents(&expected["vae.mean"]).unwrap();
     assert!(max_abs(&vae.decode(&scaled).unwrap(), &expected["vae.decoded"]) < 5e-5);
 }

@@ -11,6 +11,7 @@ use arrow::{
     datatypes::UInt64Type,
 };
 use candle_core::{DType, Tensor};
+use pipe::id;
 use util::{world::*, *};
 
 /// Four steps of the small model: 8 x 8 latents, 16 x 16 pixels.
@@ -73,27 +74,111 @@ fn ddim_gives_the_images_of_diffusers() {
 }
 
 #[test]
-fn ddim_gives_the_image_of_the_parity_kit() {
-    let Some(file) = parity("expected/sample/sd15_ddim.safetensors") else { return };
-    let (expected, dir) = (tensors(&file), Dir::new());
-    let kit = parity("").unwrap();
+fn every_sampler_gives_the_images_of_the_parity_kit() {
+    let Some(kit) = parity("") else { return };
     let settings = std::fs::read_to_string(kit.join("expected/sample.json")).unwrap();
     let settings: serde_json::Value = serde_json::from_str(&settings.replace("Infinity", "0")).unwrap();
-    let settings = &settings["sd15_ddim"];
-    dir.write("prompts.json", serde_json::to_vec(&[&settings["prompt"]]).unwrap());
-    write_tensors(&dir.path("noise"), &[("latents".into(), expected["noise"].clone())].into());
-    let rest = format!(
-        "--base {} --steps {} --guidance {} --latents noise --dump-latents final",
-        kit.join("models/sd15").display(),
-        settings["steps"],
-        settings["guidance"]
-    );
-    sample(&dir, "prompts.json", "out.parquet", &rest).ok();
-    let far = max_abs(&tensors(&dir.path("final"))["latents"], &expected["latents"]);
-    assert!(far < 1e-3, "{far}");
-    let image = expected["image_u8"].squeeze(0).unwrap().permute((1, 2, 0)).unwrap();
-    same_picture(&pngs(&dir.get("out.parquet"))[0], &image.flatten_all().unwrap().to_vec1::<u8>().unwrap());
-    println!("latents off by {far:.1e}");
+    let dir = Dir::new();
+    for (case, settings) in settings.as_object().unwrap() {
+        let (model, scheduler) = case.rsplit_once('_').unwrap();
+        let expected = tensors(&kit.join(format!("expected/sample/{case}.safetensors")));
+        dir.write("prompts.json", serde_json::to_vec(&[&settings["prompt"]]).unwrap());
+        write_tensors(&dir.path("noise"), &[("latents".into(), expected["noise"].clone())].into());
+        let rest = format!(
+            "--base {} --scheduler {} --steps {} --guidance {} --latents noise --dump-latents final",
+            kit.join("models").join(model).display(),
+            scheduler.trim_end_matches("2m"),
+            settings["steps"],
+            settings["guidance"]
+        );
+        sample(&dir, "prompts.json", "out.parquet", &rest).ok();
+        let far = max_abs(&tensors(&dir.path("final"))["latents"], &expected["latents"]);
+        println!("{case}: latents off by {far:.1e}");
+        assert!(far < 1e-3, "{case}: {far}");
+        let image = expected["image_u8"].squeeze(0).unwrap().permute((1, 2, 0)).unwrap();
+        same_picture(&pngs(&dir.get("out.parquet"))[0], &image.flatten_all().unwrap().to_vec1::<u8>().unwrap());
+    }
+}
+
+/// `tests/oracle/sample.py`: SD 2.1 and SDXL in their own layouts, all samplers, negative prompts, other sizes told.
+#[test]
+fn sd21_and_sdxl_give_the_images_of_diffusers_pipelines() {
+    let dir = Dir::new();
+    let expected = tensors(&fixture("sample/expected.safetensors"));
+    let json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(fixture("sample/cases.json")).unwrap()).unwrap();
+    dir.write("prompts.json", serde_json::to_vec(&json["prompts"]).unwrap());
+    for case in json["cases"].as_array().unwrap() {
+        let (model, i) = (case["model"].as_str().unwrap(), &case["case"]);
+        let rest = format!(
+            "--base {} --scheduler {} --steps {} --guidance {} --latents {} --dump-latents final",
+            fixture("sample").join(model).display(),
+            case["scheduler"].as_str().unwrap(),
+            case["steps"],
+            case["guidance"],
+            fixture("sample/noise.safetensors").display()
+        );
+        let mut tool = sample(&dir, "prompts.json", "out.parquet", &rest);
+        if let Some(negative) = case["negative"].as_str() {
+            tool = tool.args(["--negative", negative]);
+        }
+        if let Some(ids) = case["time_ids"].as_array() {
+            tool = tool.args(["--time-ids", &ids.iter().map(|i| i.to_string()).collect::<Vec<_>>().join(",")]);
+        }
+        tool.ok();
+        let far = max_abs(&tensors(&dir.path("final"))["latents"], &expected[&format!("{model}.{i}.latents")]);
+        assert!(far < 2e-4, "{case}: {far}");
+        let Some(images) = expected.get(&format!("{model}.{i}.image_u8")) else { continue };
+        for (png, image) in pngs(&dir.get("out.parquet")).iter().zip(images.chunk(2, 0).unwrap()) {
+            same_picture(png, &image.flatten_all().unwrap().to_vec1::<u8>().unwrap());
+        }
+    }
+}
+
+/// The text chunk `parameters` of a PNG.
+fn parameters(png: &[u8]) -> String {
+    let reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap();
+    let info = reader.info();
+    let latin = info.uncompressed_latin1_text.iter().map(|t| (t.keyword.clone(), t.text.clone()));
+    let utf8 = info.utf8_text.iter().map(|t| (t.keyword.clone(), t.get_text().unwrap()));
+    latin.chain(utf8).find(|(key, _)| key == "parameters").unwrap().1
+}
+
+#[test]
+fn each_png_says_how_it_was_drawn() {
+    let dir = Dir::new();
+    dir.write("prompts.txt", "a red bicycle\nein Bär, 熊\n");
+    sample(&dir, "prompts.txt", "a.parquet", "--scheduler dpmpp --guidance 3.5 --negative grey --name red,blue").ok();
+    let a = dir.get("a.parquet");
+    let unet = id::file_hash(&oracle("base/unet/diffusion_pytorch_model.safetensors")).unwrap();
+    let of = |prompt: &str, row: usize| {
+        format!(
+            "{prompt}\nNegative prompt: grey\nSteps: 4, Sampler: DPM++ 2M, CFG scale: 3.5, Seed: {}, Size: 16x16, \
+             Model hash: {}, Model: \"red,blue\", Version: balanced-dpo {}",
+            seeds(&a)[row],
+            &unet[..10],
+            env!("CARGO_PKG_VERSION")
+        )
+    };
+    assert_eq!(parameters(&pngs(&a)[0]), of("a red bicycle", 0));
+    assert_eq!(parameters(&pngs(&a)[1]), of("ein Bär, 熊", 1));
+    let origin: serde_json::Value = serde_json::from_str(&a.schema().metadata()["origin"]).unwrap();
+    assert_eq!(origin["args"]["scheduler"], "dpmpp");
+    assert_eq!((&origin["args"]["negative"], &origin["args"]["guidance"]), (&"grey".into(), &3.5.into()));
+    for part in ["unet", "vae", "text_encoder", "scheduler"] {
+        assert_eq!(origin["models"][part].as_str().map(str::len), Some(64), "{part}");
+    }
+    // Whatever changes the picture changes its name.
+    let uids = |rest: &str| {
+        sample(&dir, "prompts.txt", "b.parquet", rest).ok();
+        column_text(&dir.get("b.parquet"), "image_uid")
+    };
+    let plain = uids("");
+    assert_eq!(plain, uids("-n 1 --name other"));
+    for rest in ["--scheduler euler", "--guidance 3", "--negative grey", "--steps 5", "--height 12", "--seed 1"] {
+        assert_ne!(plain, uids(rest), "{rest}");
+    }
+    assert!(!parameters(&pngs(&dir.get("b.parquet"))[0]).contains("Negative"));
 }
 
 #[test]
@@ -302,6 +387,13 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
         ("prompts.txt", "--unet absent", &["absent does not exist"]),
         ("prompts.txt", "--unet plain", &["plain"]),
         ("prompts.txt", "--guidance nan", &["--guidance"]),
+        ("prompts.txt", "--guidance 1 --negative grey", &["--negative says what guidance leads away from"]),
+        ("prompts.txt", "--time-ids 8,8,0,0,8,8", &["--time-ids is SDXL's"]),
+        (
+            "prompts.txt",
+            "--scheduler dpmpp --steps 1000",
+            &["scheduler_config.json", "1000 sampling steps and the end"],
+        ),
         ("prompts.txt", "--dtype bf16", &["f32"]),
     ] {
         says(&sample(&dir, prompts, "out.parquet", rest).fails(2), parts);

@@ -23,6 +23,11 @@ pub fn oracle(name: &str) -> PathBuf {
     repository().join("tests/fixtures/oracle").join(name)
 }
 
+/// A small file or folder that the tests carry along.
+pub fn fixture(name: &str) -> PathBuf {
+    repository().join("tests/fixtures").join(name)
+}
+
 /// The base of the mini world.
 pub fn mini() -> PathBuf {
     repository().join("pipelines/mini/base")

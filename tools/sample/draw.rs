@@ -5,20 +5,42 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use nets::{
-    image::{self, Rgb},
-    noise::{Ddim, Schedule},
+    image::Rgb,
+    noise::Schedule,
     prompt::{Conditioning, PromptEncoder, TimeIds},
+    sampler::{Method, Sampler},
     unet::UNet,
     vae::{self, Vae},
 };
 use rayon::prelude::*;
+
+/// How images are drawn, whatever they show.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub method: Method,
+    pub steps: usize,
+    /// Weight of the prompt against the negative one; 1 or less: no guidance.
+    pub guidance: f64,
+    pub negative: Option<String>,
+    /// SDXL: what sizes and crop it is told; `None` is an image made at its own size.
+    pub time_ids: Option<TimeIds>,
+}
+
+impl Settings {
+    pub fn guided(&self) -> bool {
+        self.guidance > 1.0
+    }
+}
 
 /// A whole Stable Diffusion model.
 pub struct Painter {
     text: PromptEncoder,
     unet: UNet,
     vae: Vae,
-    ddim: Ddim,
+    schedule: Schedule,
+    settings: Settings,
+    /// What guidance leads away from, one row.
+    negative: Option<Conditioning>,
     device: Device,
     dtype: DType,
 }
@@ -27,28 +49,24 @@ pub struct Painter {
 pub struct Drawing {
     /// Final latents as the UNet sees them, (B, C, h, w), f32.
     pub latents: Tensor,
-    /// B PNG files.
-    pub pngs: Vec<Vec<u8>>,
+    pub images: Vec<Rgb>,
 }
 
 impl Painter {
     /// Everything from `base`, the UNet from its own folder.
     ///
     /// # Errors
-    /// A part that is missing or damaged; parts that do not fit each other; a number of steps that the schedule lacks.
-    pub fn open(base: &Path, unet: &Path, steps: usize, dtype: DType, device: &Device) -> Result<Self> {
+    /// A part that is missing or damaged; parts that do not fit each other; settings that the model does not know.
+    pub fn open(base: &Path, unet: &Path, settings: Settings, dtype: DType, device: &Device) -> Result<Self> {
         let text = PromptEncoder::open(base, dtype, device)?;
+        let schedule = Schedule::open(base)?;
+        let of = base.join("scheduler/scheduler_config.json");
+        settings.method.begin(&schedule, settings.steps).with_context(|| format!("{} sets it up", of.display()))?;
         let of = unet;
         let unet = UNet::open(unet, dtype, device)?;
+        text.check(&unet.config).with_context(|| format!("{} and {}", of.display(), base.display()))?;
         // The VAE of SDXL overflows in f16: decoding is always f32.
         let vae = Vae::open(&base.join("vae"), DType::F32, device)?;
-        let (([_, width], _), takes) = (text.shape(), unet.config.cross_attention_dim);
-        ensure!(
-            width == takes,
-            "{} attends to states of width {takes}, the text encoder of {} makes {width}",
-            of.display(),
-            base.display()
-        );
         let (channels, takes) = (vae.config.latent_channels, unet.config.in_channels);
         ensure!(
             channels == takes,
@@ -56,8 +74,21 @@ impl Painter {
             of.display(),
             base.display()
         );
-        let ddim = Ddim::new(&Schedule::open(base)?, steps)?;
-        Ok(Self { text, unet, vae, ddim, device: device.clone(), dtype })
+        ensure!(
+            settings.time_ids.is_none() || text.is_sdxl(),
+            "--time-ids is SDXL's; {} knows no sizes",
+            base.display()
+        );
+        let negative = match settings.guided() {
+            true => Some(text.negative(settings.negative.as_deref())?),
+            false => None,
+        };
+        Ok(Self { text, unet, vae, schedule, settings, negative, device: device.clone(), dtype })
+    }
+
+    /// The base's text encoders, by their folders' names.
+    pub fn text_encoders(&self) -> &'static [&'static str] {
+        self.text.parts()
     }
 
     /// (C, h, w) of the latents: those given, or of the asked size in pixels.
@@ -90,49 +121,56 @@ impl Painter {
 
     /// `noise` (B, C, h, w), standard normal. On the CPU each thread draws a few images by itself, which keeps it busier
     /// than sharing every operation; an image is the same whatever it is drawn with.
-    pub fn draw(&self, prompts: &[&str], noise: &Tensor, guidance: f64) -> Result<Drawing> {
+    pub fn draw(&self, prompts: &[&str], noise: &Tensor) -> Result<Drawing> {
         let threads = if self.device.is_cpu() { rayon::current_num_threads() } else { 1 };
         let share = prompts.len().div_ceil(threads);
         let drawn = prompts
             .par_chunks(share)
             .enumerate()
-            .map(|(i, prompts)| self.draw_together(prompts, &noise.narrow(0, i * share, prompts.len())?, guidance));
+            .map(|(i, prompts)| self.draw_together(prompts, &noise.narrow(0, i * share, prompts.len())?));
         let drawn = drawn.collect::<Result<Vec<_>>>()?;
         let latents = drawn.iter().map(|d| &d.latents).collect::<Vec<_>>();
-        Ok(Drawing { latents: Tensor::cat(&latents, 0)?, pngs: drawn.iter().flat_map(|d| d.pngs.clone()).collect() })
+        Ok(Drawing { latents: Tensor::cat(&latents, 0)?, images: drawn.into_iter().flat_map(|d| d.images).collect() })
     }
 
-    fn draw_together(&self, prompts: &[&str], noise: &Tensor, guidance: f64) -> Result<Drawing> {
-        let guided = guidance > 1.0;
-        let told = self.text.encode(prompts)?; // (B, ...)
-        let told = match guided {
-            true => Conditioning::cat(&[&self.text.negative(None)?.repeat(prompts.len())?, &told])?, // (2B, ...)
-            false => told,
+    fn draw_together(&self, prompts: &[&str], noise: &Tensor) -> Result<Drawing> {
+        let b = prompts.len();
+        let prompted = self.text.encode(prompts)?;
+        let told = match &self.negative {
+            Some(negative) => Conditioning::cat(&[&negative.repeat(b)?, &prompted])?, // (2B, ...)
+            None => prompted,
         };
-        let (_, _, h, w) = noise.dims4()?;
-        let factor = self.vae.config.factor();
-        let rows = told.states.dim(0)?;
-        let added = told.added(&vec![TimeIds::whole(h * factor, w * factor); rows])?;
-        let mut x = noise.to_device(&self.device)?; // (B, C, h, w), f32
-        for &t in &self.ddim.timesteps {
-            let input = if guided { Tensor::cat(&[&x, &x], 0)? } else { x.clone() };
-            let timesteps = vec![t as f32; input.dim(0)?];
-            let eps = self.unet.forward(&input.to_dtype(self.dtype)?, &timesteps, &told.states, added.as_ref())?;
-            let eps = eps.to_dtype(DType::F32)?;
-            let eps = match guided {
-                true => {
-                    let (without, with) =
-                        (eps.narrow(0, 0, prompts.len())?, eps.narrow(0, prompts.len(), prompts.len())?);
-                    (&without + ((with - &without)? * guidance)?)?
-                }
-                false => eps,
-            };
-            x = self.ddim.step(&x, &eps, t)?;
-        }
-        let pixels = self.vae.decode(&x)?; // (B, 3, H, W)
+        let mut sampler = self.settings.method.begin(&self.schedule, self.settings.steps)?;
+        let noise = noise.to_device(&self.device)?;
+        let latents = self.walk(sampler.as_mut(), &noise, &told)?; // (B, C, h, w), f32
+        let pixels = self.vae.decode(&latents)?; // (B, 3, H, W)
         let (_, _, height, width) = pixels.dims4()?;
-        let images = vae::to_u8(&pixels)?.into_iter();
-        let pngs = images.map(|data| image::png(&Rgb { width, height, data })).collect::<Result<_>>();
-        Ok(Drawing { latents: x, pngs: pngs.context("cannot write an image")? })
+        let images = vae::to_u8(&pixels)?.into_iter().map(|data| Rgb { width, height, data }).collect();
+        Ok(Drawing { latents, images })
+    }
+
+    /// The whole way from standard normal noise to the final latents.
+    fn walk(&self, sampler: &mut dyn Sampler, noise: &Tensor, told: &Conditioning) -> Result<Tensor> {
+        let (b, _, h, w) = noise.dims4()?;
+        let rows = told.states.dim(0)?; // B, or 2B: the negative ones first
+        let factor = self.vae.config.factor();
+        let sizes = self.settings.time_ids.unwrap_or(TimeIds::whole(h * factor, w * factor));
+        let added = told.added(&vec![sizes; rows])?;
+        let mut x = (noise * sampler.initial_sigma())?;
+        for (i, t) in sampler.timesteps().to_vec().into_iter().enumerate() {
+            let seen = sampler.input(i, &x)?.to_dtype(self.dtype)?;
+            let seen = if rows == b { seen } else { Tensor::cat(&[&seen, &seen], 0)? };
+            let answer =
+                self.unet.forward(&seen, &vec![t; rows], &told.states, added.as_ref())?.to_dtype(DType::F32)?;
+            let answer = match rows == b {
+                true => answer,
+                false => {
+                    let (without, with) = (answer.narrow(0, 0, b)?, answer.narrow(0, b, b)?);
+                    (&without + ((with - &without)? * self.settings.guidance)?)?
+                }
+            };
+            x = sampler.step(i, &x, &answer)?;
+        }
+        Ok(x)
     }
 }

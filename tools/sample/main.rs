@@ -4,33 +4,33 @@
 //!   echo "a photo of a cat" > cat.txt && sample cat.txt --base sd15 --unet policy -o cats.parquet --steps 30
 
 mod draw;
+mod rows;
 
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
 };
 
 use anyhow::{Context, Result, ensure};
-use arrow::array::{ArrayRef, BinaryArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
 use candle_core::{DType, Device, Tensor};
 use clap::{Parser, ValueEnum};
-use draw::{Drawing, Painter};
+use draw::{Drawing, Painter, Settings};
 use nets::{
     base::{self, unet_folder},
     checkpoint::{self, Weights},
     hub,
+    prompt::TimeIds,
+    sampler::Method,
 };
 use pipe::{
     cli::{Answer, Common, run},
     id,
     origin::{InputOrigin, Origin},
     parts::Work,
-    progress,
-    prompt_source::{self, Prompt},
-    schema, seed, stop,
+    progress, prompt_source, schema, stop,
     table::target,
 };
+use rows::{Artist, Image};
 
 /// Draw images for prompts with a Stable Diffusion model.
 ///
@@ -43,7 +43,11 @@ use pipe::{
     after_help = "\
 Examples:
   sample prompts.parquet --base sd15 -o base.parquet -n 5
-  sample prompts.parquet --base sd15 --unet policy -o policy.parquet -n 5 --steps 50 --guidance 7.5"
+  sample prompts.parquet --base sd15 --unet policy -o policy.parquet -n 5 --steps 50 --guidance 7.5
+  sample prompts.parquet --base sdxl --scheduler euler --steps 30 --guidance 5 --negative 'blurry, text' -o xl.parquet
+
+The samplers are set up by the base's scheduler_config.json as diffusers' classes of the same names set themselves up.
+Each PNG carries its settings under the key `parameters`, as AUTOMATIC1111's web UI writes them."
 )]
 struct Args {
     /// Prompts: anything that `prompts` reads (tables, tsv, json, txt, `-`)
@@ -61,12 +65,19 @@ struct Args {
     /// How the noise is taken away
     #[arg(long, value_enum, default_value_t = Scheduler::Ddim)]
     scheduler: Scheduler,
-    /// UNet calls an image
+    /// Sampling steps an image
     #[arg(long, value_name = "N", default_value_t = 50)]
     steps: usize,
     /// Weight of the prompt against the empty prompt (classifier-free guidance); 1 or less: no guidance
     #[arg(long, value_name = "X", default_value_t = 7.5)]
     guidance: f64,
+    /// What the images should not show, in place of the empty prompt
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    negative: Option<String>,
+    /// SDXL: original height and width, crop top and left, target height and width that the UNet is told, in pixels
+    /// [default: H,W,0,0,H,W of the image]
+    #[arg(long, value_name = "H,W,TOP,LEFT,H,W")]
+    time_ids: Option<TimeIds>,
     /// Height in pixels [default: what the UNet was made for]
     #[arg(long, value_name = "N")]
     height: Option<usize>,
@@ -96,6 +107,23 @@ struct Args {
 enum Scheduler {
     /// Deterministic DDIM (eta 0)
     Ddim,
+    /// Pseudo linear multistep: Stable Diffusion 1.5's own
+    Pndm,
+    /// DPM-Solver++, second order, multistep (DPM++ 2M)
+    Dpmpp,
+    /// Euler's method: SDXL's own
+    Euler,
+}
+
+impl Scheduler {
+    fn method(self) -> Method {
+        match self {
+            Scheduler::Ddim => Method::Ddim,
+            Scheduler::Pndm => Method::Pndm,
+            Scheduler::Dpmpp => Method::Dpmpp,
+            Scheduler::Euler => Method::Euler,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -107,6 +135,18 @@ fn sample(args: Args) -> Result<Answer> {
     ensure!(args.n > 0, "-n is 0: no image to draw");
     ensure!(args.batch > 0, "--batch is 0: no image to draw");
     ensure!(args.guidance.is_finite(), "--guidance must be a number, it is {}", args.guidance);
+    let settings = Settings {
+        method: args.scheduler.method(),
+        steps: args.steps,
+        guidance: args.guidance,
+        negative: args.negative.clone(),
+        time_ids: args.time_ids,
+    };
+    ensure!(
+        args.negative.is_none() || settings.guided(),
+        "--negative says what guidance leads away from: it needs a --guidance above 1, not {}",
+        args.guidance
+    );
     let whole_only = args.common.shard.is_none() || (args.latents.is_none() && args.dump_latents.is_none());
     ensure!(whole_only, "--latents and --dump-latents hold every image in order; they do not go with --shard");
     let resolve = |arg: &PathBuf| hub::resolve(arg, args.allow_download);
@@ -117,7 +157,7 @@ fn sample(args: Args) -> Result<Answer> {
     let prompts = prompt_source::read(&args.prompts, None)?;
     ensure!(!prompts.prompts.is_empty(), "there is no prompt to draw");
     let unet_of = unet_folder(unet.as_deref().unwrap_or(&base))?;
-    let painter = Painter::open(&base, &unet_of, args.steps, dtype, &device)?;
+    let painter = Painter::open(&base, &unet_of, settings.clone(), dtype, &device)?;
     let given = args.latents.as_ref().map(|path| read_latents(path)).transpose()?;
     let total = prompts.prompts.len() * args.n as usize;
     let latent = painter.latent_size(args.height, args.width, given.as_ref())?;
@@ -132,27 +172,36 @@ fn sample(args: Args) -> Result<Answer> {
     }
 
     let name = args.name.clone().unwrap_or_else(|| name_of(&unet_of));
-    let unet = Weights::open(&unet_of)?;
-    let unet_hash = unet.hash()?;
+    let weights = Weights::open(&unet_of)?;
+    let unet_hash = weights.hash()?;
+    // What decides the pictures, then what decides the table.
     let mut origin = Origin::new("sample")
-        .arg("n", args.n)
         .arg("scheduler", format!("{:?}", args.scheduler).to_lowercase())
         .arg("steps", args.steps)
         .arg("guidance", args.guidance)
+        .arg("negative", args.negative.clone())
         .arg("latent_size", serde_json::json!(latent))
-        .arg("name", name.clone())
-        .arg("seed", args.common.seed)
         .model("unet", unet_hash.clone())
         .model("vae", Weights::open(&base.join("vae"))?.hash()?)
-        .model("text_encoder", Weights::open(&base.join("text_encoder"))?.hash()?)
-        .inputs(prompts.origins)
-        // How the policy came to be, so that `winrate` knows which metrics voted on its labels.
-        .inputs(
-            unet.origin().map(|origin| InputOrigin { sha256: Some(unet_hash.clone()), origin: Some(origin.into()) }),
-        );
+        .model("scheduler", id::file_hash(&base.join("scheduler/scheduler_config.json"))?);
+    for part in painter.text_encoders() {
+        origin = origin.model(part, Weights::open(&base.join(part))?.hash()?);
+    }
+    if let Some(TimeIds(ids)) = args.time_ids {
+        origin = origin.arg("time_ids", serde_json::json!(ids));
+    }
     if let Some(path) = &args.latents {
         origin = origin.arg("latents", id::file_hash(path)?);
     }
+    // How the policy came to be, so that `winrate` knows which metrics voted on its labels.
+    let policy = weights.origin().map(|o| InputOrigin { sha256: Some(unet_hash.clone()), origin: Some(o.into()) });
+    let artist = Artist { name: name.clone(), unet: unet_hash, content: origin.to_json(), settings };
+    let origin = origin
+        .arg("n", args.n)
+        .arg("name", name.clone())
+        .arg("seed", args.common.seed)
+        .inputs(prompts.origins)
+        .inputs(policy);
     stop::watch()?;
 
     // An image is row `prompt * n + k`; `--shard` takes a range of rows.
@@ -171,15 +220,16 @@ fn sample(args: Args) -> Result<Answer> {
             bar.inc(part.len() as u64);
             continue;
         }
-        let images: Vec<Image> = part.clone().map(|row| Image::of(row, &args, &prompts.prompts)).collect();
+        let images: Vec<Image> =
+            part.clone().map(|row| Image::of(row, args.n, args.common.seed, &prompts.prompts)).collect();
         let noise = match &given {
             Some(given) => given.narrow(0, part.start, part.len())?,
-            None => noise(&images, latent)?,
+            None => rows::noise(&images, latent)?,
         };
         let texts: Vec<&str> = images.iter().map(|i| i.prompt.prompt.as_str()).collect();
-        let Drawing { latents, pngs } = painter.draw(&texts, &noise, args.guidance)?;
+        let Drawing { latents, images: drawn } = painter.draw(&texts, &noise)?;
         if !work.has(i) {
-            work.put(i, &table(&images, &pngs, &name, &unet_hash)?)?;
+            work.put(i, &artist.table(&images, &drawn)?)?;
         }
         finals.push(latents.to_device(&Device::Cpu)?);
         bar.inc(part.len() as u64);
@@ -192,49 +242,6 @@ fn sample(args: Args) -> Result<Answer> {
     let drawn = work.finish(parts.len())?;
     args.common.say(format_args!("{drawn} images of {} prompts by {name}", prompts.prompts.len()));
     Ok(Answer::Yes)
-}
-
-/// One image to draw.
-struct Image<'a> {
-    prompt: &'a Prompt,
-    k: u32,
-    seed: u64,
-}
-
-impl<'a> Image<'a> {
-    fn of(row: usize, args: &Args, prompts: &'a [Prompt]) -> Self {
-        let (prompt, k) = (&prompts[row / args.n as usize], (row % args.n as usize) as u32);
-        let seed = seed::draws(args.common.seed, "image", &prompt.prompt_id, k as u64).next_u64();
-        Self { prompt, k, seed }
-    }
-}
-
-/// Standard normal noise (B, C, h, w), each image from its own seed.
-fn noise(images: &[Image], [c, h, w]: [usize; 3]) -> Result<Tensor> {
-    let all: Vec<f32> = images.iter().flat_map(|i| seed::draws(i.seed, "latents", "", 0).normals(c * h * w)).collect();
-    Ok(Tensor::from_vec(all, (images.len(), c, h, w), &Device::Cpu)?)
-}
-
-fn table(images: &[Image], pngs: &[Vec<u8>], model: &str, unet: &str) -> Result<RecordBatch> {
-    let text =
-        |f: &dyn Fn(&Image) -> Option<String>| -> ArrayRef { Arc::new(StringArray::from_iter(images.iter().map(f))) };
-    let uid = |i: &Image| {
-        let parts = [unet.as_bytes(), i.prompt.prompt.as_bytes(), &i.seed.to_le_bytes()];
-        id::hex(&id::sha256_of(&parts)[..16])
-    };
-    let columns: Vec<ArrayRef> = vec![
-        text(&|i| Some(i.prompt.prompt_id.clone())),
-        text(&|i| Some(i.prompt.prompt.clone())),
-        text(&|i| Some(i.prompt.set.clone())),
-        text(&|i| i.prompt.category.clone()),
-        text(&|i| i.prompt.challenge.clone()),
-        text(&|i| Some(uid(i))),
-        Arc::new(UInt32Array::from_iter_values(images.iter().map(|i| i.k))),
-        Arc::new(UInt64Array::from_iter_values(images.iter().map(|i| i.seed))),
-        text(&|_| Some(model.to_owned())),
-        Arc::new(BinaryArray::from_iter_values(pngs)),
-    ];
-    Ok(RecordBatch::try_new(Arc::new(schema::images()), columns)?)
 }
 
 fn read_latents(path: &Path) -> Result<Tensor> {

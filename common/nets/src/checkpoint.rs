@@ -229,7 +229,7 @@ pub fn metadata(path: &Path) -> Result<HashMap<String, String>> {
 
 fn locate(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_file() {
-        return if path.to_string_lossy().ends_with(".index.json") { shards(path) } else { Ok(vec![path.to_owned()]) };
+        return if path.extension().is_some_and(|e| e == "json") { shards(path) } else { Ok(vec![path.to_owned()]) };
     }
     ensure!(path.is_dir(), "{} does not exist; expected a model's folder or weight file", path.display());
     for name in NAMES {
@@ -237,15 +237,21 @@ fn locate(path: &Path) -> Result<Vec<PathBuf>> {
         if file.is_file() {
             return Ok(vec![file]);
         }
-        let index = path.join(format!("{name}.index.json"));
-        if index.is_file() {
-            return shards(&index);
+        for index in indices(name) {
+            if path.join(&index).is_file() {
+                return shards(&path.join(index));
+            }
         }
     }
     bail!("{} holds no weights (looked for {} and the like)", path.display(), NAMES[..4].join(", "))
 }
 
-/// The files that a `*.index.json` lists.
+/// What the index of weights in several files may be called; `name` is that of the whole.
+pub(crate) fn indices(name: &str) -> [String; 2] {
+    [format!("{name}.index.json"), format!("{name}.index.fp16.json")]
+}
+
+/// The files that an index lists.
 fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     #[derive(serde::Deserialize)]
     struct Index {

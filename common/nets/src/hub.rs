@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType, api::sync::ApiBuilder};
 
-use crate::checkpoint::NAMES;
+use crate::checkpoint::{NAMES, indices};
 
 /// The folder that a model argument means: itself where there is one, else what the hub's cache (`$HF_HOME`) holds under
 /// this id.
@@ -77,15 +77,21 @@ fn wanted(files: &[String]) -> BTreeSet<&str> {
     let mut all = BTreeSet::new();
     for names in folders.values() {
         let small = |name: &str| name.ends_with(".json") || name.ends_with(".txt");
-        all.extend(names.iter().filter(|(n, _)| small(n) && !n.ends_with(".index.json")).map(|(_, file)| *file));
+        all.extend(names.iter().filter(|(n, _)| small(n) && !n.contains(".index.")).map(|(_, file)| *file));
         let of = |best: &&str| {
             let (stem, kind) = best.rsplit_once('.').unwrap_or((best, ""));
-            let index = format!("{best}.index.json");
-            let shard = |n: &str| n.strip_prefix(stem).is_some_and(|n| n.starts_with("-0") && n.ends_with(kind));
-            let whole = names.iter().filter(|(n, _)| n == best).map(|(_, file)| *file).collect::<Vec<_>>();
-            let parts =
-                names.iter().filter(|(n, _)| *n == index || shard(n)).map(|(_, file)| *file).collect::<Vec<_>>();
-            Some(if whole.is_empty() { parts } else { whole }).filter(|files| !files.is_empty())
+            let those = |wanted: &dyn Fn(&str) -> bool| {
+                names.iter().filter(|(n, _)| wanted(n)).map(|(_, file)| *file).collect::<Vec<_>>()
+            };
+            let parts = |index: &str| {
+                let half = index.contains(".fp16.");
+                let shard = |n: &str| n.starts_with(stem) && n.contains("-of-") && n.ends_with(kind);
+                those(&|n| n == index || (shard(n) && n.contains(".fp16") == half))
+            };
+            let found = indices(best).into_iter().find(|index| names.iter().any(|(n, _)| n == index));
+            let whole = those(&|n| n == *best);
+            let files = if whole.is_empty() { found.map(|index| parts(&index)).unwrap_or_default() } else { whole };
+            Some(files).filter(|files| !files.is_empty())
         };
         all.extend(NAMES.iter().find_map(of).into_iter().flatten());
     }
@@ -113,6 +119,9 @@ mod tests {
             "v1-5-pruned.ckpt",
             "safety_checker/config.json",
             "tokenizer/merges.txt",
+            "text_encoder_2/model.fp16-00001-of-00002.safetensors",
+            "text_encoder_2/model.fp16-00002-of-00002.safetensors",
+            "text_encoder_2/model.safetensors.index.fp16.json",
             "unet/config.json",
             "unet/diffusion_pytorch_model.bin",
             "unet/diffusion_pytorch_model.fp16.safetensors",
@@ -128,6 +137,9 @@ mod tests {
             wanted,
             [
                 "model_index.json",
+                "text_encoder_2/model.fp16-00001-of-00002.safetensors",
+                "text_encoder_2/model.fp16-00002-of-00002.safetensors",
+                "text_encoder_2/model.safetensors.index.fp16.json",
                 "tokenizer/merges.txt",
                 "unet/config.json",
                 "unet/diffusion_pytorch_model.safetensors",

@@ -14,6 +14,7 @@ pub mod optim;
 pub mod pickle;
 mod pool;
 pub mod prompt;
+pub mod sampler;
 pub mod scorer;
 pub mod text;
 pub mod text_classifier;

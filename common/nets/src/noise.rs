@@ -1,14 +1,13 @@
-//! The noise schedule and DDIM, in the paper's letters.
+//! The noise schedule, in the paper's letters; `sampler` walks it back.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Result as Candle, Tensor};
 use serde::Deserialize;
 
-use crate::checkpoint::read_json;
-
-/// `scheduler/scheduler_config.json`; missing keys take diffusers' defaults.
+/// `scheduler/scheduler_config.json`, whichever of diffusers' classes wrote it; missing keys take diffusers' defaults, and
+/// `None` the default of the sampler that reads them.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct SchedulerConfig {
@@ -18,12 +17,27 @@ pub struct SchedulerConfig {
     pub beta_schedule: String,
     pub trained_betas: Option<Vec<f32>>,
     pub prediction_type: PredictionType,
-    pub set_alpha_to_one: bool,
-    pub steps_offset: usize,
-    pub clip_sample: bool,
-    pub clip_sample_range: f64,
     pub rescale_betas_zero_snr: bool,
     pub timestep_spacing: Option<Spacing>,
+    pub steps_offset: usize,
+    pub set_alpha_to_one: Option<bool>,
+    pub clip_sample: bool,
+    pub clip_sample_range: f64,
+    pub thresholding: bool,
+    pub skip_prk_steps: bool,
+    pub final_sigmas_type: FinalSigma,
+    pub lower_order_final: bool,
+    pub euler_at_final: bool,
+    pub solver_order: usize,
+    pub solver_type: Option<String>,
+    pub algorithm_type: Option<String>,
+    pub interpolation_type: Option<String>,
+    pub timestep_type: Option<String>,
+    pub use_karras_sigmas: Option<bool>,
+    pub use_exponential_sigmas: Option<bool>,
+    pub use_beta_sigmas: Option<bool>,
+    pub use_lu_lambdas: Option<bool>,
+    pub use_flow_sigmas: Option<bool>,
 }
 
 impl Default for SchedulerConfig {
@@ -35,12 +49,27 @@ impl Default for SchedulerConfig {
             beta_schedule: "linear".into(),
             trained_betas: None,
             prediction_type: PredictionType::Epsilon,
-            set_alpha_to_one: true,
-            steps_offset: 0,
-            clip_sample: true,
-            clip_sample_range: 1.0,
             rescale_betas_zero_snr: false,
             timestep_spacing: None,
+            steps_offset: 0,
+            set_alpha_to_one: None,
+            clip_sample: true,
+            clip_sample_range: 1.0,
+            thresholding: false,
+            skip_prk_steps: false,
+            final_sigmas_type: FinalSigma::Zero,
+            lower_order_final: true,
+            euler_at_final: false,
+            solver_order: 2,
+            solver_type: None,
+            algorithm_type: None,
+            interpolation_type: None,
+            timestep_type: None,
+            use_karras_sigmas: None,
+            use_exponential_sigmas: None,
+            use_beta_sigmas: None,
+            use_lu_lambdas: None,
+            use_flow_sigmas: None,
         }
     }
 }
@@ -64,19 +93,32 @@ pub enum Spacing {
     Trailing,
 }
 
+/// The sigma that DPM-Solver++ and Euler end at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinalSigma {
+    Zero,
+    /// That of training timestep 0.
+    SigmaMin,
+}
+
 /// alpha-bar of every training timestep.
 #[derive(Clone, Debug)]
 pub struct Schedule {
     pub config: SchedulerConfig,
     pub alphas_cumprod: Vec<f32>,
+    /// The timesteps that training draws from, each as often.
+    pub trained: Vec<u32>,
 }
 
 impl Schedule {
     /// From a model folder's `scheduler/`.
     pub fn open(base: &Path) -> Result<Self> {
         let file = base.join("scheduler/scheduler_config.json");
-        let schedule = Self::new(read_json(&file)?);
-        schedule.map_err(|e| e.context(format!("{} cannot be used", file.display())))
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let config = serde_json::from_str(&without_infinities(&text))
+            .with_context(|| format!("{} does not hold what is expected", file.display()))?;
+        Self::new(config).with_context(|| format!("{} cannot be used", file.display()))
     }
 
     /// In f32, as torch computes it.
@@ -92,17 +134,29 @@ impl Schedule {
             }
             (None, other) => bail!("beta_schedule '{other}' is not supported; expected linear or scaled_linear"),
         };
-        ensure!(!config.rescale_betas_zero_snr, "rescale_betas_zero_snr is not supported");
-        // torch's cumprod sums up in f64 and stores f32
-        let mut product = 1f64;
-        let alphas_cumprod = betas
-            .iter()
-            .map(|beta| {
-                product *= (1.0 - beta) as f64;
-                product as f32
-            })
-            .collect();
-        Ok(Self { config, alphas_cumprod })
+        ensure!(betas.len() == n, "trained_betas has {} entries for {n} timesteps", betas.len());
+        let alphas_cumprod = cumulative(betas.iter().map(|beta| 1.0 - beta));
+        let alphas_cumprod = match config.rescale_betas_zero_snr {
+            true => zero_terminal_snr(&alphas_cumprod),
+            false => alphas_cumprod,
+        };
+        Ok(Self { config, alphas_cumprod, trained: (0..n as u32).collect() })
+    }
+
+    /// The schedule that training adds noise by.
+    ///
+    /// The same, except for a model that was distilled to a few steps (SDXL Turbo: it predicts eps and begins at pure noise,
+    /// which its config calls "trailing"): that is trained at 249, 499, 749 and 999, the last of them without any signal, as
+    /// Diffusion-DPO does.
+    pub fn for_training(self) -> Self {
+        let n = self.config.num_train_timesteps as u32;
+        let distilled = self.config.timestep_spacing == Some(Spacing::Trailing)
+            && self.config.prediction_type == PredictionType::Epsilon;
+        if !distilled {
+            return self;
+        }
+        let alphas_cumprod = zero_terminal_snr(&self.alphas_cumprod);
+        Self { alphas_cumprod, trained: (1..=4).map(|i| n * i / 4 - 1).collect(), ..self }
     }
 
     /// x_t = alpha_t x_0 + sigma_t eps (Eq. 13), each image of (B, C, H, W) at its own timestep.
@@ -132,6 +186,39 @@ impl Schedule {
     }
 }
 
+/// alpha-bar as torch.cumprod makes it of alphas: multiplied in f64, stored in f32.
+fn cumulative(alphas: impl Iterator<Item = f32>) -> Vec<f32> {
+    let mut product = 1f64;
+    let next = |alpha: f32| {
+        product *= alpha as f64;
+        product as f32
+    };
+    alphas.map(next).collect()
+}
+
+/// alpha-bar shifted and scaled so that nothing is left of the image at the last timestep (arXiv 2305.08891, Algorithm 1).
+fn zero_terminal_snr(alphas_cumprod: &[f32]) -> Vec<f32> {
+    let roots: Vec<f32> = alphas_cumprod.iter().map(|a| a.sqrt()).collect();
+    let (first, last) = (roots[0], roots[roots.len() - 1]);
+    let scale = first / (first - last);
+    let shifted: Vec<f32> = roots.iter().map(|r| ((r - last) * scale).powi(2)).collect();
+    // diffusers goes by way of the betas, and so rounds once more
+    let alpha = |i: usize| if i == 0 { shifted[0] } else { shifted[i] / shifted[i - 1] };
+    cumulative((0..shifted.len()).map(|i| 1.0 - (1.0 - alpha(i))))
+}
+
+/// Python writes infinities that JSON does not know (`lambda_min_clipped`): they become null.
+fn without_infinities(text: &str) -> String {
+    let mut parts = text.split('"');
+    let outside = |part: &str| part.replace("-Infinity", "null").replace("Infinity", "null").replace("NaN", "null");
+    let mut out = parts.next().map(outside).unwrap_or_default();
+    for (i, part) in parts.enumerate() {
+        out.push('"');
+        out.push_str(&if i % 2 == 0 { part.to_owned() } else { outside(part) });
+    }
+    out
+}
+
 /// torch.linspace in f32: counted from both ends.
 fn linspace(start: f32, end: f32, n: usize) -> Vec<f32> {
     let step = (end - start) / (n - 1) as f32;
@@ -139,57 +226,37 @@ fn linspace(start: f32, end: f32, n: usize) -> Vec<f32> {
     (0..n).map(at).collect()
 }
 
-/// DDIM without added noise (eta = 0).
-pub struct Ddim {
-    /// The timesteps to call the UNet at, in order.
-    pub timesteps: Vec<usize>,
-    schedule: Schedule,
-    stride: usize,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Ddim {
-    /// # Errors
-    /// More steps than the model was trained with, or none.
-    pub fn new(schedule: &Schedule, steps: usize) -> Result<Self> {
-        let c = &schedule.config;
-        let n = c.num_train_timesteps;
-        ensure!(steps > 0 && steps <= n, "{steps} sampling steps do not fit {n} training timesteps");
-        let stride = n / steps;
-        let timesteps = match c.timestep_spacing.unwrap_or(Spacing::Leading) {
-            Spacing::Leading => (0..steps).rev().map(|i| (i * stride + c.steps_offset).min(n - 1)).collect(),
-            Spacing::Trailing => {
-                let at = |i: usize| (n as f64 - i as f64 * n as f64 / steps as f64).round_ties_even() as usize - 1;
-                (0..steps).map(at).collect()
-            }
-            Spacing::Linspace => {
-                let at = |i: usize| ((n - 1) as f64 * i as f64 / (steps - 1).max(1) as f64).round_ties_even() as usize;
-                (0..steps).rev().map(at).collect()
-            }
-        };
-        Ok(Self { timesteps, schedule: schedule.clone(), stride })
+    fn schedule(json: &str) -> Schedule {
+        Schedule::new(serde_json::from_str(&without_infinities(json)).unwrap()).unwrap()
     }
 
-    /// From x_t and the UNet's answer to x_{t - stride} (DDIM Eq. 12 with sigma = 0).
-    pub fn step(&self, x: &Tensor, prediction: &Tensor, t: usize) -> Candle<Tensor> {
-        let c = &self.schedule.config;
-        let all = &self.schedule.alphas_cumprod;
-        let a_t = all[t];
-        let a_prev = match t.checked_sub(self.stride) {
-            Some(previous) => all[previous],
-            None if c.set_alpha_to_one => 1.0,
-            None => all[0],
-        };
-        let (alpha, sigma) = (a_t.sqrt() as f64, (1.0 - a_t).sqrt() as f64);
-        let (mut x0, mut eps) = match c.prediction_type {
-            PredictionType::Epsilon => (((x - (prediction * sigma)?)? / alpha)?, prediction.clone()),
-            PredictionType::VPrediction => {
-                (((x * alpha)? - (prediction * sigma)?)?, ((prediction * alpha)? + (x * sigma)?)?)
-            }
-        };
-        if c.clip_sample {
-            x0 = x0.clamp(-c.clip_sample_range, c.clip_sample_range)?;
-            eps = ((x - (&x0 * alpha)?)? / sigma)?;
+    #[test]
+    fn python_s_infinities_are_read() {
+        let config =
+            schedule(r#"{"lambda_min_clipped": -Infinity, "x": NaN, "beta_schedule": "linear", "y": "-Infinity"}"#)
+                .config;
+        assert_eq!((config.num_train_timesteps, &config.beta_schedule[..]), (1000, "linear"));
+    }
+
+    #[test]
+    fn turbo_is_trained_at_four_timesteps_and_all_others_at_every_one() {
+        let sd = r#""beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear""#;
+        let turbo = schedule(&format!(r#"{{{sd}, "timestep_spacing": "trailing"}}"#));
+        let usual = turbo.alphas_cumprod.clone();
+        let turbo = turbo.for_training();
+        assert_eq!(turbo.trained, [249, 499, 749, 999]);
+        assert_eq!((turbo.alphas_cumprod[999], turbo.alphas_cumprod[0]), (0.0, usual[0]));
+        assert!(turbo.alphas_cumprod[500] < usual[500]);
+        for other in
+            [r#""timestep_spacing": "leading""#, r#""timestep_spacing": "trailing", "prediction_type": "v_prediction""#]
+        {
+            let other = schedule(&format!("{{{sd}, {other}}}")).for_training();
+            assert_eq!(other.trained, (0..1000).collect::<Vec<u32>>());
+            assert_eq!(other.alphas_cumprod, usual);
         }
-        (x0 * a_prev.sqrt() as f64)? + (eps * (1.0 - a_prev).sqrt() as f64)?
     }
 }

@@ -1,6 +1,6 @@
 //! Prompts to what the UNet is told of them: one text encoder in Stable Diffusion 1 and 2, two in SDXL.
 
-use std::path::Path;
+use std::{path::Path, str::FromStr};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Device, Result as Candle, Tensor};
@@ -10,7 +10,7 @@ use crate::{
     checkpoint::read_json,
     text::{TextModel, TextStates},
     tokenizer::{Style, Tokenizer},
-    unet::Added,
+    unet::{Added, UNetConfig},
 };
 
 /// What the UNet is told of B prompts.
@@ -77,6 +77,17 @@ impl TimeIds {
     /// An image that was made at this size: neither resized nor cropped.
     pub fn whole(height: usize, width: usize) -> Self {
         Self::new([height, width], [0, 0], [height, width])
+    }
+}
+
+impl FromStr for TimeIds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers: Option<Vec<f32>> =
+            text.split(',').map(|n| n.trim().parse::<u32>().ok().map(|n| n as f32)).collect();
+        let ids = numbers.and_then(|n| n.try_into().ok());
+        ids.map(Self).ok_or_else(|| "expected six whole numbers, as 1024,1024,0,0,1024,1024".into())
     }
 }
 
@@ -177,8 +188,39 @@ impl PromptEncoder {
         ([one.max_position_embeddings, width], two.map(|c| c.projection_dim))
     }
 
+    pub fn is_sdxl(&self) -> bool {
+        self.second.is_some()
+    }
+
+    /// # Errors
+    /// The UNet was trained with other text encoders.
+    pub fn check(&self, unet: &UNetConfig) -> Result<()> {
+        let ([_, width], pooled) = self.shape();
+        let takes = unet.cross_attention_dim;
+        ensure!(width == takes, "the UNet attends to states of width {takes}, the text encoder makes {width}");
+        let say =
+            |width: Option<usize>| width.map_or("no pooled state".into(), |w| format!("a pooled state of width {w}"));
+        let takes = unet.pooled_width();
+        ensure!(pooled == takes, "the UNet takes {}, the text encoder makes {}", say(takes), say(pooled));
+        Ok(())
+    }
+
     /// The folders of the encoders inside a base: names for provenance.
     pub fn parts(&self) -> &'static [&'static str] {
         if self.second.is_some() { &["text_encoder", "text_encoder_2"] } else { &["text_encoder"] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_ids_are_six_whole_numbers() {
+        assert_eq!("1024, 768,0,8,512,384".parse(), Ok(TimeIds::new([1024, 768], [0, 8], [512, 384])));
+        assert_eq!(TimeIds::whole(64, 48).0, [64., 48., 0., 0., 64., 48.]);
+        for bad in ["", "1,2,3,4,5", "1,2,3,4,5,6,7", "1,2,3,4,5,-6", "1,2,3,4,5,x"] {
+            assert!(bad.parse::<TimeIds>().unwrap_err().contains("six whole numbers"), "{bad}");
+        }
     }
 }

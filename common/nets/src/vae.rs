@@ -23,6 +23,10 @@ pub struct VaeConfig {
     pub layers_per_block: usize,
     pub norm_num_groups: usize,
     pub scaling_factor: f64,
+    shift_factor: Option<f64>,
+    latents_mean: Option<Vec<f32>>,
+    latents_std: Option<Vec<f32>>,
+    force_upcast: bool,
     use_quant_conv: bool,
     use_post_quant_conv: bool,
 }
@@ -37,6 +41,10 @@ impl Default for VaeConfig {
             layers_per_block: 1,
             norm_num_groups: 32,
             scaling_factor: 0.18215,
+            shift_factor: None,
+            latents_mean: None,
+            latents_std: None,
+            force_upcast: true,
             use_quant_conv: true,
             use_post_quant_conv: true,
         }
@@ -44,6 +52,14 @@ impl Default for VaeConfig {
 }
 
 impl VaeConfig {
+    fn check(&self) -> Result<()> {
+        for (key, given) in [("latents_mean", &self.latents_mean), ("latents_std", &self.latents_std)] {
+            let fits = given.as_ref().is_none_or(|g| g.len() == self.latent_channels);
+            ensure!(fits, "{key} does not have one number for each of {} latent_channels", self.latent_channels);
+        }
+        Ok(())
+    }
+
     /// Pixels a latent: 8 in Stable Diffusion, 4 in the mini world.
     pub fn factor(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
@@ -154,6 +170,9 @@ impl Posterior {
 impl Vae {
     pub fn open(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
         let config: VaeConfig = read_json(&folder.join("config.json"))?;
+        config.check().with_context(|| folder.join("config.json").display().to_string())?;
+        // SDXL's overflows in half precision.
+        let dtype = if config.force_upcast && dtype == DType::F16 { DType::F32 } else { dtype };
         let weights = Weights::open(folder)?;
         let p = Loader::frozen(&weights, dtype, device);
         Self::load(p, config, dtype, device)
@@ -213,6 +232,28 @@ impl Vae {
         Ok(Self { config: c, encoder, decoder, device: device.clone(), dtype })
     }
 
+    /// A sample of the posterior (B, C, h, w) -> latents as the UNet sees them: centred, and scaled to about unit variance.
+    pub fn to_latents(&self, z: &Tensor) -> Candle<Tensor> {
+        let (mean, std) = self.centre(z)?;
+        z.broadcast_sub(&mean)?.broadcast_div(&std)? * self.config.scaling_factor
+    }
+
+    /// The way back.
+    fn sample_of(&self, latents: &Tensor) -> Candle<Tensor> {
+        let (mean, std) = self.centre(latents)?;
+        (latents / self.config.scaling_factor)?.broadcast_mul(&std)?.broadcast_add(&mean)
+    }
+
+    /// Mean and standard deviation that the config gives the channels of a sample: 0 and 1 in Stable Diffusion, (1, C, 1, 1).
+    fn centre(&self, like: &Tensor) -> Candle<(Tensor, Tensor)> {
+        let (c, shape) = (&self.config, (1, self.config.latent_channels, 1, 1));
+        let column = |given: &Option<Vec<f32>>, other: f64| {
+            let values = given.clone().unwrap_or_else(|| vec![other as f32; c.latent_channels]);
+            Tensor::from_vec(values, shape, like.device())?.to_dtype(like.dtype())
+        };
+        Ok((column(&c.latents_mean, c.shift_factor.unwrap_or(0.0))?, column(&c.latents_std, 1.0)?))
+    }
+
     /// `pixels` (B, 3, H, W) in [-1, 1], H and W multiples of the factor -> the posterior, f32.
     pub fn encode(&self, pixels: &Tensor) -> Candle<Posterior> {
         let e = &self.encoder;
@@ -239,7 +280,7 @@ impl Vae {
     /// `latents` (B, C, h, w) as the UNet sees them (scaled) -> pixels (B, 3, H, W), about [-1, 1], f32.
     pub fn decode(&self, latents: &Tensor) -> Candle<Tensor> {
         let d = &self.decoder;
-        let mut h = (latents.to_device(&self.device)? / self.config.scaling_factor)?.to_dtype(self.dtype)?;
+        let mut h = self.sample_of(&latents.to_device(&self.device)?)?.to_dtype(self.dtype)?;
         if let Some(conv) = &d.post_quant_conv {
             h = conv.forward(&h)?;
         }

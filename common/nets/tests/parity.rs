@@ -11,6 +11,7 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use nets::{
     noise::Schedule,
+    prompt::PromptEncoder,
     text::TextModel,
     unet::{Added, UNet},
     vae::Vae,
@@ -57,6 +58,23 @@ fn text_encoders() {
 }
 
 #[test]
+fn prompt_encoders() {
+    let Some(kit) = kit() else { return };
+    let prompts = std::fs::read_to_string(kit.join("expected/text_encoder_prompts.json")).unwrap();
+    let prompts: Vec<String> = serde_json::from_str(&prompts).unwrap();
+    for model in ["sd15", "sd21_base", "sdxl"] {
+        let want = read(&kit.join(format!("expected/text_{model}.safetensors")));
+        let text = PromptEncoder::open(&kit.join("models").join(model), DType::F32, &Device::Cpu).unwrap();
+        let got = text.encode(&prompts).unwrap();
+        close(&got.states, &want["context"], 5e-5, &format!("{model} states"));
+        assert_eq!(got.pooled.is_some(), model == "sdxl");
+        if let Some(pooled) = got.pooled {
+            close(&pooled, &want["pooled_context"], 5e-5, &format!("{model} pooled"));
+        }
+    }
+}
+
+#[test]
 fn unets() {
     let Some(kit) = kit() else { return };
     for model in ["sd15", "sd21_base", "sd21", "sdxl"] {
@@ -84,10 +102,10 @@ fn vaes() {
         let posterior = vae.encode(&want["pixels"]).unwrap();
         close(&posterior.mean, &want["mean"], 5e-5, "mean");
         close(&posterior.logvar, &want["logvar"], 5e-5, "logvar");
-        let latents = (posterior.sample(&want["eps"]).unwrap() * vae.config.scaling_factor).unwrap();
+        let latents = vae.to_latents(&posterior.sample(&want["eps"]).unwrap()).unwrap();
         close(&latents, &want["latents"], 5e-5, "latents");
         close(&vae.decode(&want["latents"]).unwrap(), &want["decoded"], 5e-5, "decoded");
-        let z = (&want["z"] * vae.config.scaling_factor).unwrap();
+        let z = vae.to_latents(&want["z"]).unwrap();
         close(&vae.decode(&z).unwrap(), &want["decoded_z"], 1e-4, "decoded_z");
     }
 }

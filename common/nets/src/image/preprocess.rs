@@ -1,10 +1,5 @@
 //! What each peer feeds its network: the HF CLIP processor, the HPS and CLIP letterbox, Diffusion-DPO's training crop.
 
-use std::io::Cursor;
-
-use anyhow::{Context, Result};
-use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-
 use super::{
     Rgb,
     float::{self, Antialias},
@@ -172,17 +167,4 @@ pub fn dpo_train_u8(image: &Rgb, resolution: usize) -> (Rgb, TrainCrop) {
 pub fn dpo_train(image: &Rgb, resolution: usize) -> (Vec<f32>, TrainCrop) {
     let (bytes, crop) = dpo_train_u8(image, resolution);
     (planes_of_bytes(&bytes, |v, _| (f32::from(v) / 255.0 - 0.5) / 0.5), crop)
-}
-
-/// A PNG of the image. The same pixels give the same bytes.
-///
-/// # Errors
-/// The image has no pixels.
-pub fn png(image: &Rgb) -> Result<Vec<u8>> {
-    let mut out = Cursor::new(vec![]);
-    let size = (u32::try_from(image.width)?, u32::try_from(image.height)?);
-    PngEncoder::new(&mut out)
-        .write_image(&image.data, size.0, size.1, ExtendedColorType::Rgb8)
-        .with_context(|| format!("cannot write a PNG of {} x {}", size.0, size.1))?;
-    Ok(out.into_inner())
 }

@@ -112,6 +112,13 @@ impl UNetConfig {
         refuse(!matches!(self.addition_embed_type.as_deref(), None | Some("text_time")), "this addition_embed_type")
     }
 
+    /// Width of the pooled text state that SDXL's UNet takes; `None` where it takes none.
+    pub fn pooled_width(&self) -> Option<usize> {
+        self.addition_embed_type.as_ref()?;
+        let sizes = 6 * self.addition_time_embed_dim.unwrap_or(256);
+        Some(self.projection_class_embeddings_input_dim?.saturating_sub(sizes))
+    }
+
     pub(super) fn time_width(&self) -> usize {
         4 * self.block_out_channels[0]
     }

@@ -1,0 +1,42 @@
+//! Images out, as PNG.
+
+use anyhow::{Context, Result};
+use png::{BitDepth, ColorType, Encoder};
+
+use super::Rgb;
+
+/// A PNG of the image. The same pixels give the same bytes.
+///
+/// # Errors
+/// The image has no pixels.
+pub fn png(image: &Rgb) -> Result<Vec<u8>> {
+    encode(image, None)
+}
+
+/// The same with a text under a key.
+///
+/// # Errors
+/// As [`png`].
+pub fn png_with(image: &Rgb, key: &str, text: &str) -> Result<Vec<u8>> {
+    encode(image, Some((key, text)))
+}
+
+fn encode(image: &Rgb, text: Option<(&str, &str)>) -> Result<Vec<u8>> {
+    let mut out = vec![];
+    let mut encoder = Encoder::new(&mut out, u32::try_from(image.width)?, u32::try_from(image.height)?);
+    encoder.set_color(ColorType::Rgb);
+    encoder.set_depth(BitDepth::Eight);
+    if let Some((key, text)) = text {
+        let (key, text) = (key.to_owned(), text.replace('\0', " "));
+        // As Pillow: Latin-1 where that can say it, UTF-8 elsewhere.
+        match text.chars().all(|c| u32::from(c) < 256) {
+            true => encoder.add_text_chunk(key, text)?,
+            false => encoder.add_itxt_chunk(key, text)?,
+        }
+    }
+    let say = || format!("cannot write a PNG of {} x {}", image.width, image.height);
+    let mut writer = encoder.write_header().with_context(say)?;
+    writer.write_image_data(&image.data).with_context(say)?;
+    writer.finish().with_context(say)?;
+    Ok(out)
+}
