@@ -221,6 +221,12 @@ fn threads_batches_and_the_machine_s_mood_change_nothing() {
         sample(&dir, "prompts.txt", "b.parquet", &format!("-n 3 {rest}")).ok();
         assert!(dir.bytes("a.parquet") == dir.bytes("b.parquet"), "{rest}");
     }
+    let sdxl = format!("-n 3 --base {} --scheduler dpmpp --negative grey", fixture("sample/sdxl").display());
+    sample(&dir, "prompts.txt", "xl.parquet", &sdxl).ok();
+    for rest in ["--batch 2", "--threads 1"] {
+        sample(&dir, "prompts.txt", "b.parquet", &format!("{sdxl} {rest}")).ok();
+        assert!(dir.bytes("xl.parquet") == dir.bytes("b.parquet"), "SDXL {rest}");
+    }
     let piped = sample(&dir, "-", "-", "-n 3").stdin(PROMPTS).ok();
     assert_eq!(pngs(&piped.table()), pngs(&dir.get("a.parquet")));
     sample(&dir, "prompts.txt", "b.parquet", "-n 3 --seed 1").ok();
