@@ -76,7 +76,7 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
         ensure!(one, "--train_batch_size {}: each step of the --replay file has {pairs} pairs", args.train_batch_size);
         args.train_batch_size = pairs;
     }
-    let method = Method::new(&args, Schedule::open(&args.base)?);
+    let method = Method::new(&args, Schedule::open(&args.base)?.for_training());
     let share = world.share(&args)?;
     let (mut state, recipe, origin) = world.first_then_others(|| start::start(&args, &source, &out, &device))?;
     if world.size() > 1 {

@@ -104,12 +104,11 @@ impl Source {
 
     /// Micro-batch `i` of this process's share of all steps, from 0. Samples are counted, not batches.
     pub fn batch(&mut self, share: &Share, i: u64, schedule: &Schedule, device: &Device) -> Result<Batch> {
-        let timesteps = schedule.config.num_train_timesteps;
         match self {
-            Source::Replay { replay, .. } => replay.batch(i, timesteps, device),
+            Source::Replay { replay, .. } => replay.batch(i, schedule.config.num_train_timesteps, device),
             Source::Pairs { data, .. } => {
                 let samples = share.samples(i);
-                data.batch(samples.start, samples.end, timesteps, device)
+                data.batch(samples.start, samples.end, &schedule.trained, device)
             }
         }
     }

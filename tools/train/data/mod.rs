@@ -174,8 +174,8 @@ impl Data {
         visited
     }
 
-    /// The inputs for samples `from..to`. Every draw depends on the run's seed, the pair and the epoch alone.
-    pub fn batch(&mut self, from: u64, to: u64, timesteps: usize, device: &Device) -> Result<Batch> {
+    /// The inputs for samples `from..to`, at some of these `timesteps`. Every draw depends on the run's seed, the pair and the epoch alone.
+    pub fn batch(&mut self, from: u64, to: u64, timesteps: &[u32], device: &Device) -> Result<Batch> {
         let visited = self.visit(from, to);
         let Visits { seed, resolution, augment, empty_prompts } = self.visits;
         let key_rows: Vec<usize> = visited.iter().map(|(e, _)| e.keys as usize).collect();
@@ -193,7 +193,8 @@ impl Data {
             let swapped = entry.target < 0.5;
             let target = if swapped { 1.0 - entry.target as f64 } else { entry.target as f64 };
             labels.push(Label { target, weight: entry.weight as f64 });
-            steps.push(seed::draws(seed, "timestep", &id, *epoch).below(timesteps as u64) as u32);
+            let drawn = seed::draws(seed, "timestep", &id, *epoch).below(timesteps.len() as u64);
+            steps.push(timesteps[drawn as usize]);
             for place in [0, 1] {
                 let side = place ^ usize::from(swapped);
                 let uid = format!("{id} {}", keys.uids[side].value(0));
@@ -217,7 +218,7 @@ impl Data {
         let noise: Vec<f32> = noises.iter().flat_map(|(id, epoch)| normals("noise", id, *epoch)).collect();
         let noise = Tensor::from_vec([noise.clone(), noise].concat(), &dims[..], device)?;
         Ok(Batch {
-            latents: (sample * self.vae.config.scaling_factor)?.to_device(device)?,
+            latents: self.vae.to_latents(&sample)?.to_device(device)?,
             noise,
             timesteps: [steps.clone(), steps].concat(),
             told: self.captions.told(&captions)?.to_device(device)?,
