@@ -473,4 +473,22 @@ mod tests {
         assert!(w.get("b", &[4]).unwrap_err().to_string().contains("'b' is missing"));
         assert_eq!(metadata(&path).unwrap()["origin"], "x");
     }
+
+    #[test]
+    fn an_index_of_either_name_leads_to_its_shards() {
+        for index in ["model.safetensors.index.json", "model.safetensors.index.fp16.json"] {
+            let dir = tempfile::tempdir().unwrap();
+            let map = serde_json::json!({ "weight_map": { "a": "x-1.safetensors", "b": "x-2.safetensors" } });
+            std::fs::write(dir.path().join(index), map.to_string()).unwrap();
+            let error = Weights::open(dir.path()).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains("x-1.safetensors, which is missing"), "{error}");
+            for (name, file) in [("a", "x-1.safetensors"), ("b", "x-2.safetensors")] {
+                let one = Tensor::ones(3, DType::F16, &Device::Cpu).unwrap();
+                write(&dir.path().join(file), &BTreeMap::from([(name.to_string(), one)]), BTreeMap::new()).unwrap();
+            }
+            let weights = Weights::open(dir.path()).unwrap();
+            assert_eq!(weights.names(), ["a", "b"]);
+            assert_eq!(weights.get("b", &[3]).unwrap().to_vec1::<half::f16>().unwrap()[2].to_f32(), 1.0);
+        }
+    }
 }
