@@ -61,7 +61,7 @@ impl Painter {
         let text = PromptEncoder::open(base, dtype, device)?;
         let schedule = Schedule::open(base)?;
         let of = base.join("scheduler/scheduler_config.json");
-        settings.method.begin(&schedule, settings.steps).with_context(|| format!("{} sets it up", of.display()))?;
+        settings.method.begin(&schedule, settings.steps).with_context(|| of.display().to_string())?;
         let of = unet;
         let unet = UNet::open(unet, dtype, device)?;
         text.check(&unet.config).with_context(|| format!("{} and {}", of.display(), base.display()))?;
