@@ -118,10 +118,15 @@ impl State {
     /// SHA-256 of the weights of policy and reference, as they are now.
     pub fn hash(&self) -> Result<String> {
         let mut hashes = vec![];
-        for var in self.policy.params.values().chain(self.reference.params.values()) {
-            let values = var.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?;
+        let mut add = |tensor: &Tensor| -> Result<()> {
+            let values = tensor.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?;
             let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
             hashes.extend(sha256(&bytes));
+            Ok(())
+        };
+        for (name, var) in &self.policy.params {
+            add(var)?;
+            add(&self.reference.get(name, var.dims())?)?;
         }
         Ok(hex(&sha256(&hashes)))
     }
