@@ -5,7 +5,10 @@ mod util;
 
 use std::{path::Path, process::Command};
 
-use arrow::compute::{concat_batches, filter_record_batch};
+use arrow::{
+    array::AsArray,
+    compute::{concat_batches, filter_record_batch},
+};
 use nets::image::decode;
 use util::*;
 
@@ -136,10 +139,16 @@ fn in_parts_and_a_lost_part_alone_is_made_again() {
     // The rows and scores are those of whole tables.
     let whole = World::new();
     whole.make(&["reproduce"]);
-    for table in ["scores.parquet", "images/BalancedDPO.parquet", "scored/base.parquet"] {
-        let get = |world: &World| world.dir.get(&format!("runs/tiny/{table}"));
-        assert_eq!(get(&world).columns(), get(&whole).columns(), "{table}");
+    let get = |world: &World, table: &str| world.dir.get(&format!("runs/tiny/{table}"));
+    for table in ["scores.parquet", "scored/base.parquet"] {
+        assert_eq!(get(&world, table).columns(), get(&whole, table).columns(), "{table}");
     }
+    // A policy says what it was trained on, parts or a whole; its images are the same.
+    let pixels = |world: &World| -> Vec<_> {
+        let images = get(world, "images/BalancedDPO.parquet");
+        column(&images, "image").as_binary::<i32>().iter().map(|png| decode(png.unwrap()).unwrap().data).collect()
+    };
+    assert!(pixels(&world) == pixels(&whole));
     assert!(world.bytes("winrate.txt") == whole.bytes("winrate.txt"));
 
     let lost = "runs/tiny/scored/base.parquet/part-00001-of-00003.parquet";
@@ -162,14 +171,14 @@ fn everything_once_and_only_what_is_needed_again() {
     let (said, made) = world.make(&["reproduce"]);
     assert_eq!(made, CHAIN);
 
-    // The table: three comparisons, three sets and all, with n and intervals, and what the scorers are.
+    // Three tables (best, mean, change): three comparisons, three sets and all, with n and intervals, and what the scorers are.
     let table = String::from_utf8(world.bytes("winrate.txt")).unwrap();
     assert!(said.contains(&table));
     for comparison in ["DiffusionDPO vs base", "BalancedDPO vs base", "BalancedDPO vs DiffusionDPO"] {
         for set in ["seen", "unseen-pair", "unseen-name", "all"] {
             let row =
                 |line: &&str| line.split_once(comparison).is_some_and(|(_, rest)| rest.trim_start().starts_with(set));
-            assert_eq!(table.lines().filter(row).count(), 2, "{comparison}, {set}: {table}");
+            assert_eq!(table.lines().filter(row).count(), 3, "{comparison}, {set}: {table}");
         }
     }
     says(&table, &["hps", "clip", "pickscore", "aesthetic", " % [", "stand-ins"]);

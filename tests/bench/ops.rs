@@ -13,6 +13,9 @@ use nets::{
     optim::{AdamWConfig, Grads, Optimizer, Rule},
 };
 
+/// What is timed: the operation on its inputs.
+type Op = Box<dyn Fn(&[Var]) -> candle_core::Result<Tensor>>;
+
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let mut number =
@@ -40,7 +43,7 @@ fn time(op: &str, repetitions: usize) -> Result<(f64, f64)> {
     let mut words = op.split(' ');
     let name = words.next().unwrap_or_default();
     let n: Vec<usize> = words.map(str::parse).collect::<Result<_, _>>()?;
-    let (vars, f): (Vec<Var>, Box<dyn Fn(&[Var]) -> candle_core::Result<Tensor>>) = match (name, &n[..]) {
+    let (vars, f): (Vec<Var>, Op) = match (name, &n[..]) {
         ("conv", &[b, c, o, side]) => (
             vec![var(&[o, c, 3, 3])?, var(&[o])?, var(&[b, c, side, side])?],
             Box::new(|v| ops::conv2d(&v[2], &v[0], &v[1], 1, 1)),

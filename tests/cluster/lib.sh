@@ -61,13 +61,14 @@ same() {
     say "$1 and $2: the same to the last bit"
 }
 
-# With another number of processes sums are rounded differently.
+# With another number of processes sums are rounded differently, and z is beta/2 = 1,000 times a difference of errors in f32: the
+# losses of the mini world differ by up to 3e-5 after 40 steps, of the small one by 2e-6.
 close() {
     local steps
     steps=$(paste <(losses "$1") <(losses "$2") | awk '
         NF != 2 { print "a step is missing"; exit 1 }
         { d = ($1 - $2) / $2; d = d < 0 ? -d : d; if (d > worst) worst = d }
-        END { printf "%d losses within %.1e", NR, worst; exit worst > 1e-5 }') || fail "$1 and $2: $steps"
+        END { printf "%d losses within %.1e", NR, worst; exit worst > 5e-5 }') || fail "$1 and $2: $steps"
     local moved
     moved=$(paste <(floats "$(weights "$1")") <(floats "$(weights "$2")") | awk '
         { d = $1 - $2; d = d < 0 ? -d : d; sum += d; if (d > worst) worst = d }

@@ -46,7 +46,7 @@ pub enum Piece {
     Resnet(ResnetBlock),
     /// Pixels to tokens.
     Enter(GroupNorm, Linear),
-    Block(TransformerBlock),
+    Block(Box<TransformerBlock>),
     /// Tokens to pixels, added to what entered.
     Leave(Linear),
     Upsample(Conv2d),
@@ -181,7 +181,7 @@ impl Plan {
                 Piece::Enter(GroupNorm::load(p.pp("norm"), width, groups, 1e-6)?, projection(p.pp("proj_in"), width)?)
             }
             Kind::Block { width, heads } => {
-                Piece::Block(TransformerBlock::load(p, width, c.cross_attention_dim, heads)?)
+                Piece::Block(Box::new(TransformerBlock::load(p, width, c.cross_attention_dim, heads)?))
             }
             Kind::Leave { width } => Piece::Leave(projection(p.pp("proj_out"), width)?),
             Kind::Upsample { width } => Piece::Upsample(Conv2d::load(p, width, width, 3, 1, 1)?),
