@@ -158,7 +158,10 @@ fn in_parts_and_a_lost_part_alone_is_made_again() {
         world.dir.tool("winrate").args(["runs/tiny/scored/base.parquet", "runs/tiny/scored/base.parquet"]).fails(2);
     says(&error, &["part-00001-of-00003.parquet is missing", "--shard 1/3"]);
     let (_, made) = world.make(&[&parts[..], &["reproduce"]].concat());
-    assert_eq!(made, ["score scored/base.parquet", "winrate winrate.txt", "winrate winrate.json"]);
+    assert_eq!(
+        made,
+        ["score scored/base.parquet", "winrate winrate.txt", "winrate winrate.json", "report report.html"]
+    );
     assert!(world.dir.bytes(lost) == bytes);
     // The number of parts stays what it was.
     let run = world.command(&["-n", "reproduce"]).output().unwrap();
