@@ -28,15 +28,15 @@ AUGMENT    = none
 # 120 steps of 32 pairs: about two visits to each pair that has a label. 300 steps move the scores a little further, at two and
 # a half times the price.
 STEPS        = 120
-# Any split of the 32 gives the same but for rounding; this one keeps two cores busy side by side.
-BATCH        = 16
-ACCUMULATION = 2
+# Any split of the 32 gives the same.
+BATCH        = 32
+ACCUMULATION = 1
 # A quarter of the steps, as Diffusion-DPO (500 of 2,000).
 WARMUP       = 30
 # The pairs stay as they are while the policy moves, and half of their images are another model's, so the leash must be short:
 # with beta 300 and a rate of 3e-5 the errors of winner and loser both rise by 15 %, and the images fall apart.
 LEARNING_RATE = 1e-5
-BETA          = 2000
+BETA          = 5000
 TRAIN_FLAGS   =
 SEED          = 0
 # A killed run loses at most a quarter of the training.

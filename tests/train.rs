@@ -382,6 +382,17 @@ fn the_split_of_a_batch_changes_rounding_only() {
     }
 }
 
+/// A small network takes four pairs at a time, however many it is given, and adds up in twos.
+#[test]
+fn batches_of_four_and_more_are_the_same_to_the_last_bit() {
+    let dir = world();
+    for (out, b, k) in [("one", 16, 1), ("two", 8, 2), ("three", 4, 4)] {
+        train(&dir, out, &format!("--train_batch_size {b} --gradient_accumulation_steps {k} --steps 3")).ok();
+        assert_same(&weights(&dir.path(out)), &weights(&dir.path("one")));
+        assert_eq!(log(&dir.path(out))[2]["loss"], log(&dir.path("one"))[2]["loss"]);
+    }
+}
+
 #[test]
 fn swapping_the_images_and_the_label_changes_nothing() {
     let dir = world();

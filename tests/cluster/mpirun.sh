@@ -10,10 +10,8 @@ mpi 1 "${command[@]}" -o "$work/one"
 same alone one
 for n in 2 4; do
     mpi $n "${command[@]}" -o "$work/of-$n"
-    close of-$n alone
+    same of-$n alone
 done
-mpi 2 "${command[@]}" -o "$work/of-2-again"
-same of-2 of-2-again
 
 # One of four is killed in the middle: all end. Two go on from the last checkpoint.
 half=$((STEPS / 2))
@@ -27,7 +25,7 @@ wait "$job" || code=$?
 [[ ! -e $(weights killed) ]] || fail "a process was killed and the run was finished"
 say "one of four killed: mpirun ends with $code"
 mpi 2 "${command[@]}" -o "$work/killed" --resume_from_checkpoint latest
-close killed alone
+same killed alone
 
 # What must not begin.
 refuses 'cannot be divided among 3 processes' mpi 3 "${command[@]}" -o "$work/no"

@@ -28,7 +28,7 @@ pub type Pair = (Errors, PairLoss);
 pub struct Sum {
     /// In the order of the micro-batches.
     pub pairs: Vec<Pair>,
-    /// Of the mean loss over these pairs, summed over micro-batches in their order.
+    /// Of the mean loss over these pairs.
     pub grads: Grads,
 }
 
@@ -68,9 +68,15 @@ impl Plan {
         Self { side_by_side: small && device.is_cpu(), checkpointing, compute }
     }
 
-    /// Micro-batches that `Sum::add` takes at a time.
+    /// Micro-batches that `Sum::take` has in hand at a time.
     pub fn abreast(&self) -> usize {
         if self.side_by_side { rayon::current_num_threads() } else { 1 }
+    }
+
+    /// Pairs of a micro-batch at most. Small networks are as fast with few as with many, and so their sums are the same however
+    /// the pairs of a step are split into batches and dealt out to processes.
+    pub fn pairs_at_once(&self, train_batch_size: usize) -> usize {
+        if self.side_by_side { train_batch_size.min(4) } else { train_batch_size }
     }
 }
 
@@ -90,32 +96,56 @@ impl Sum {
             true => self.grads.clear(),
             false => optim::zero(&mut self.grads)?,
         }
+        let scale = 1.0 / args.effective_batch() as f64; // the loss is a mean over the pairs of the whole step
+        let one = |batch: &Batch, grads: &mut Grads| gradients(plan, state, batch, method, scale, grads);
         let micro_batches = batches.a_step();
+        let mut sums = Pairwise::default();
         for first in (0..micro_batches).step_by(plan.abreast()) {
             let these = batches.take(plan.abreast().min(micro_batches - first))?;
-            self.add(plan, state, these, method, args.effective_batch())?;
+            if !plan.side_by_side {
+                for batch in &these {
+                    self.pairs.extend(one(batch, &mut self.grads)?);
+                }
+                continue;
+            }
+            let done = these.par_iter().map(|batch| {
+                let mut grads = Grads::new();
+                Ok((one(batch, &mut grads)?, grads))
+            });
+            for (some, grads) in done.collect::<Result<Vec<_>>>()? {
+                self.pairs.extend(some);
+                sums.add(grads)?;
+            }
         }
+        optim::add(&mut self.grads, sums.total()?)?;
         Ok(sum::fill(&state.policy.params, &mut self.grads)?)
     }
+}
 
-    /// Adds micro-batches. `pairs`: of the whole step, over which the loss is a mean.
-    fn add(&mut self, plan: Plan, state: &State, batches: Vec<Batch>, method: &Method, pairs: usize) -> Result<()> {
-        let one = |batch: &Batch, grads: &mut Grads| gradients(plan, state, batch, method, 1.0 / pairs as f64, grads);
-        if !plan.side_by_side {
-            for batch in &batches {
-                self.pairs.extend(one(batch, &mut self.grads)?);
-            }
-            return Ok(());
+/// Sums of 1, 2, 4, 8 ... neighbours, of which two of a size become one: the tree in which processes add up theirs. So it makes
+/// no difference, not in the last bit, how many processes the micro-batches of a step are dealt out to, where both numbers are
+/// powers of two.
+#[derive(Default)]
+struct Pairwise(Vec<(usize, Grads)>);
+
+impl Pairwise {
+    fn add(&mut self, mut grads: Grads) -> Result<()> {
+        let mut n = 1;
+        while let Some((_, mut before)) = self.0.pop_if(|(size, _)| *size == n) {
+            optim::add(&mut before, grads)?;
+            (grads, n) = (before, 2 * n);
         }
-        let done = batches.par_iter().map(|batch| {
-            let mut grads = Grads::new();
-            Ok((one(batch, &mut grads)?, grads))
-        });
-        for (some, more) in done.collect::<Result<Vec<_>>>()? {
-            self.pairs.extend(some);
-            optim::add(&mut self.grads, more)?;
-        }
+        self.0.push((n, grads));
         Ok(())
+    }
+
+    fn total(mut self) -> Result<Grads> {
+        let mut total = self.0.pop().map(|(_, last)| last).unwrap_or_default();
+        while let Some((_, mut before)) = self.0.pop() {
+            optim::add(&mut before, total)?;
+            total = before;
+        }
+        Ok(total)
     }
 }
 

@@ -77,7 +77,7 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
         args.train_batch_size = pairs;
     }
     let method = Method::new(&args, Schedule::open(&args.base)?.for_training());
-    let share = world.share(&args)?;
+    let mut share = world.share(&args)?;
     let (mut state, recipe, origin) = world.first_then_others(|| start::start(&args, &source, &out, &device))?;
     if world.size() > 1 {
         world.agree(&start::identity(&state, &origin)?)?;
@@ -86,9 +86,12 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
     source.describe(&args);
     advise(&args, &source, &state)?;
     let base_weights = Weights::open(&unet_folder(&args.base)?)?;
+    let plan = Plan::of(&state, args.gradient_checkpointing, compute, &device);
+    if args.replay.is_none() {
+        share.at_once = plan.pairs_at_once(share.at_once); // an entry of the file is a micro-batch as it is
+    }
     let mut batches = Batches::new(source, share, &args, &method.schedule, &device);
     batches.go_to(&state.counters)?;
-    let plan = Plan::of(&state, args.gradient_checkpointing, compute, &device);
     if args.dry_run {
         if world.first() {
             dry_run::report(&args, plan, &mut state, &mut batches, &method)?;

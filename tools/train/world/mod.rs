@@ -170,7 +170,7 @@ impl World {
     /// Another process is gone.
     pub fn sum(&self, grads: &mut Grads) -> Result<()> {
         let Some(ranks) = self.ranks.as_ref().filter(|_| self.size() > 1) else { return Ok(()) };
-        let room = BUCKET / size_of::<f32>() / 2; // as many go out as come in
+        let room = BUCKET / size_of::<f32>() / 3; // gathered, as they go out, as they come in
         let (mut bucket, mut filled) = (vec![], 0);
         for grad in grads.values_mut() {
             *grad = grad.contiguous()?;

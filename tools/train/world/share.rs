@@ -10,7 +10,7 @@ pub struct Share {
     /// Of these, counted from the step's first.
     pub(super) mine: Range<usize>,
     /// Pairs a micro-batch; the last of a step may have fewer.
-    pub(super) at_once: usize,
+    pub at_once: usize,
 }
 
 impl Share {
