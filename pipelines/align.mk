@@ -16,7 +16,7 @@ TRAIN_RUN ?= $(RUN)
 SHARDS ?= 1
 
 ifeq ($(wildcard $(MK)),)
-$(error there is no $(MK); experiments: $(patsubst pipelines/%.mk,X=%,$(filter-out %/align.mk,$(wildcard pipelines/*.mk))))
+$(error there is no $(MK); experiments: $(patsubst pipelines/%.mk,X=%,$(filter-out %/align.mk %/rounds.mk,$(wildcard pipelines/*.mk))))
 endif
 
 # $(call own,NAME.KEY,DEFAULT): what the experiment says of this policy or these labels, where it says anything.
@@ -55,14 +55,15 @@ shown   := base $(SHOWN)
 labels  := $(sort $(foreach p,$(POLICIES),$D/labels/$($p.labels).parquet))
 
 # $(call settings,STAGE,VARIABLES) is a file with the values of these variables. It is written anew when one of them has another
-# value, and what depends on it follows. Make only reads it while it plans, so `make -n` tells the truth and changes nothing.
+# value, and what depends on it follows. Make only reads it while it plans, so `make -n` tells the truth and changes nothing. (No
+# newline at its end: of that, make 4.3 keeps or drops what it read by chance.)
 settings = $(eval $(call settings_rule,$D/settings/$1,$(foreach v,$2,$v=$(strip $($v)))))$D/settings/$1
 define settings_rule
-ifneq ($$(file <$1),$(strip $2))
+ifneq ($$(strip $$(file <$1)),$(strip $2))
 $1: again
 endif
 $1:
-	@mkdir -p $$(@D); echo '$(strip $2)' >$$@
+	@mkdir -p $$(@D); printf %s '$(strip $2)' >$$@
 endef
 again:
 
@@ -74,12 +75,12 @@ files   = $(if $(parts),$(foreach t,$1,$(parts:%=$t/%)),$1)
 # In the recipe of such a file: where its program writes, and whose it is (images/base.parquet/part-...: base).
 to      = $(if $(parts),--shard $(subst -of-,/,$(@F:part-%.parquet=%)) -o $(@D),-o $@)
 whose   = $(basename $(firstword $(subst /, ,$*)))
-begun  := $(file <$D/settings/shards)
+begun  := $(strip $(file <$D/settings/shards))
 ifneq ($(filter-out $(SHARDS),$(begun)),)
 $(error $D was begun with SHARDS=$(begun); go on with that, or choose other RUNS)
 endif
 $D/settings/shards:
-	@mkdir -p $(@D); echo $(SHARDS) >$@
+	@mkdir -p $(@D); printf %s $(SHARDS) >$@
 
 # A killed program leaves finished parts in $1.partial, which the same work picks up. Parts that are not younger than what is
 # needed for $1 are of other work: away with them.
@@ -155,7 +156,7 @@ $(call files,$(scored)): $D/scored/%: $(scorers) $D/settings/score | build
 	$(call forget,$@)
 	$(RUN) $(BIN)/score $D/images/$(whose).parquet --models $(MODELS) --metrics $(METRICS) $(SCORE_FLAGS) $(where) $(to)
 
-$D/winrate.txt: $(call files,$(scored)) $(call settings,winrate,IMAGES WINRATE_FLAGS NOTE) | build
+$D/winrate.txt: $(call files,$(scored)) $(call settings,winrate,POLICIES IMAGES WINRATE_FLAGS NOTE) | build
 	{ $(BIN)/winrate $(against) --best-of $(IMAGES) $(WINRATE_FLAGS); $(if $(strip $(NOTE)),echo; echo '$(NOTE)';) } >$@.partial
 	mv $@.partial $@
 
@@ -168,7 +169,7 @@ $D/report.html: $D/winrate.json $(call files,$(shown:%=$D/images/%.parquet) $(sh
 	$(RUN) $(BIN)/report --winrates $< --images $(shown:%=$D/images/%.parquet) --scored $(shown:%=$D/scored/%.parquet) \
 	    --logs $(SHOWN:%=$D/%/log.jsonl) --labels $(labels) --base base $(if $(strip $(NOTE)),--note '$(NOTE)') -o $@
 
-$D/sheet.png: $(call files,$(images)) | build
-	$(RUN) $(BIN)/report --images $(images) --sheet $@
+$D/sheet.png: $(call files,$(shown:%=$D/images/%.parquet)) $D/settings/report | build
+	$(RUN) $(BIN)/report --images $(shown:%=$D/images/%.parquet) --sheet $@
 
 .PHONY: reproduce clean-runs again

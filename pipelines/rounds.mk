@@ -62,7 +62,7 @@ $(foreach r,$(rounds),$(eval $(call round,$r)))
 
 ranked := $(call reverse,$(rounds:%=$R/%/scored.parquet))
 begin  := $D/scored/$(FIRST).parquet $D/scored/base.parquet
-$R/winrate.txt: $(ranked) $(call files,$(begin)) | build
+$R/winrate.txt: $(ranked) $(call files,$(begin)) $(call settings,rounds,ROUNDS FIRST IMAGES) | build
 	$(BIN)/winrate $(ranked) $(begin) --best-of $(IMAGES) >$@.partial
 	mv $@.partial $@
 
