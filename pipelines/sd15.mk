@@ -25,6 +25,8 @@
 DATA   ?= data
 DEVICE ?= cuda
 DTYPE  ?= f16
+# What the programs are built with; `nccl` where a training is many processes.
+FEATURES ?= cuda
 
 BASE    = $(DATA)/sd15
 MODELS  = $(DATA)/models

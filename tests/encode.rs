@@ -109,6 +109,22 @@ fn threads_and_batches_change_nothing() {
 }
 
 #[test]
+fn a_cache_does_not_take_the_place_of_its_pairs() {
+    let dir = Dir::new();
+    dir.put("pairs.parquet", &pairs(3));
+    encode(&dir, "pairs.parquet", "cache", &[]).ok();
+    std::fs::rename(dir.path("pairs.parquet"), dir.path("cache/mine.parquet")).unwrap();
+    let error = encode(&dir, "cache/mine.parquet", "cache", &[]).fails(2);
+    says(&error, &["cache/mine.parquet lies in cache, which would be replaced", "name another output"]);
+    assert!(dir.path("cache/mine.parquet").exists());
+    std::fs::create_dir(dir.path("parts")).unwrap();
+    std::fs::rename(dir.path("cache/mine.parquet"), dir.path("parts/part-00000-of-00001.parquet")).unwrap();
+    for rest in [&[][..], &["--shard", "0/2"]] {
+        says(&encode(&dir, "parts", "parts", rest).fails(2), &["parts is also an input"]);
+    }
+}
+
+#[test]
 fn a_killed_run_continues_to_the_same_bytes() {
     let dir = Dir::new();
     dir.put("pairs.parquet", &pairs(700));

@@ -241,3 +241,86 @@ fn everything_once_and_only_what_is_needed_again() {
     assert_eq!(world.make(&["reproduce", "SAMPLE_STEPS=1"]).1[..3], CHAIN[7..10]);
     assert!(!world.dir.path(parts).exists());
 }
+
+/// A folder with programs that only leave what they would write, for what takes hours otherwise; they note in `log` that they ran.
+fn stand_ins(dir: &Dir) -> String {
+    let script = r#"#!/bin/bash
+set -eu
+tool=${0##*/} out= shard= sheet=
+echo "$tool $*" >>"${0%/*}/log"
+while (($#)); do
+    case $1 in -o) out=$2 ;; --shard) shard=$2 ;; --sheet) sheet=$2 ;; esac
+    shift
+done
+[[ $sheet ]] && touch "$sheet"
+[[ $out && $out != - ]] || exit 0
+if [[ $shard ]]; then
+    [[ $tool == encode ]] && out=$out/latents.parquet
+    mkdir -p "$out"
+    touch "$out/$(printf part-%05d-of-%05d.parquet "${shard%/*}" "${shard#*/}")"
+    exit
+fi
+mkdir -p "$(dirname "$out")"
+case $tool in
+train) mkdir -p "$out/unet" && touch "$out/log.jsonl" "$out/unet/diffusion_pytorch_model.safetensors" ;;
+encode) mkdir -p "$out" && touch "$out/latents.parquet" ;;
+*) touch "$out" ;;
+esac
+"#;
+    std::fs::create_dir(dir.path("bin")).unwrap();
+    for tool in ["prompts", "score", "vote", "encode", "train", "refresh-ref", "sample", "winrate", "report"] {
+        let path = dir.write(&format!("bin/{tool}"), script);
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    dir.path("bin").display().to_string()
+}
+
+/// The larger experiments: what was made is not planned again, and what was not made is.
+#[test]
+fn what_takes_hours_is_done_once() {
+    let dir = Dir::new();
+    let bin = stand_ins(&dir);
+    // What Stable Diffusion's experiments start from.
+    for file in [
+        "sdxl/model_index.json",
+        "sdxl/unet/weights",
+        "models/hps/weights",
+        "prompts/pickapic.txt",
+        "prompts/PartiPrompts.tsv",
+        "prompts/hpdv2.json",
+        "pickapic_v2/data/train-00000.parquet",
+    ] {
+        std::fs::create_dir_all(dir.path(&format!("data/{file}")).parent().unwrap()).unwrap();
+        dir.write(&format!("data/{file}"), "");
+    }
+    let given = [format!("BIN={bin}"), format!("RUNS={}", dir.path("runs").display())];
+    let data = format!("DATA={}", dir.path("data").display());
+    let run = |args: &[&str]| -> Vec<String> {
+        let output = make(&args.iter().copied().chain(given.iter().map(String::as_str)).collect::<Vec<_>>()).output();
+        let output = output.unwrap();
+        let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && error.is_empty(), "{args:?}: {said}{error}");
+        let started = said.replace("\\\n", " ");
+        started.lines().filter(|line| line.contains(&format!("{bin}/"))).map(String::from).collect()
+    };
+    let sdxl = ["reproduce", "X=sdxl", data.as_str(), "SHARDS=2", "RUN=env PART=1", "-j4"];
+    let experiments: [(&[&str], &str, usize); 4] = [
+        (&["reproduce", "X=ablations", "ROWS=vote-hps K-30", "SEEDS=0 1"], "STEPS=7", 4),
+        (&sdxl, "STEPS=7", 2),
+        (&["reproduce", "X=mini"], "STEPS=7", 2),
+        (&["rounds", "X=mini", "ROUNDS=2"], "ROUND_STEPS=7", 2),
+    ];
+    for (args, other, policies) in experiments {
+        let trains = |plan: &[String]| plan.iter().filter(|line| line.contains(&format!("{bin}/train "))).count();
+        let planned = run(&[&["-n"], args].concat());
+        assert_eq!(trains(&planned), policies, "{args:?}");
+        let made = run(args);
+        assert_eq!(made.len(), planned.len(), "{args:?}");
+        assert_eq!(run(&[&["-n"], args].concat()), [""; 0], "{args:?}");
+        assert_eq!(run(args), [""; 0], "{args:?}");
+        assert_eq!(trains(&run(&[&["-n", other], args].concat())), policies, "{args:?}");
+    }
+    // The programs ran as often as they were told of: each policy once.
+    let log = String::from_utf8(dir.bytes("bin/log")).unwrap();
+    assert_eq!(log.lines().filter(|line| line.starts_with("train ")).count(), 4 + 2 + 2 + 2);
+}

@@ -164,6 +164,7 @@ fn what_is_wrong_is_named() {
     says(&fails(b"[\"a\", \"b\""), &["src begins like JSON"]);
     says(&fails(b"{\"anime\": [\"a\"]}"), &["src, element 0", "'prompt'"]);
     says(&fails(b"Prompts,Category\na,b\n"), &["src", "CSV"]);
+    says(&fails(b"\"prompt\"\n\"a cat, sitting\"\n"), &["src", "CSV"]);
     says(&fails(b"\x89PNG\r\n\x1a\n"), &["src, line 1", "UTF-8"]);
     let dir = Dir::new();
     dir.put("t.parquet", &table(vec![("text", texts(["a"]))]));

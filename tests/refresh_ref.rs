@@ -100,6 +100,9 @@ fn what_does_not_fit_is_named_and_nothing_is_written() {
     }
     says(&refresh(&dir, "policy", "absent", &[]).fails(2), &["absent does not exist"]);
     assert_eq!(dir.list(), ["base", "policy"]);
+    let error = dir.tool("refresh-ref").args(["--policy", "policy", "--reference", "policy", "-o", "-"]).fails(2);
+    says(&error, &["a checkpoint is a folder; name one with -o"]);
+    assert_eq!(dir.list(), ["base", "policy"]);
     dir.write("plain", "a file");
     let error = dir.tool("refresh-ref").args(["--policy", "policy", "--reference", "policy", "-o", "plain"]).fails(2);
     says(&error, &["plain"]);

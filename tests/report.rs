@@ -500,3 +500,91 @@ fn what_does_not_belong_together_is_named() {
     says(&fails(&[]), &["nothing to report", "--winrates"]);
     assert_eq!(dir.list(), before);
 }
+
+/// What `winrate --seeds` wrote: a table and bars, all numbers as there, and no finding, since nobody is named.
+#[test]
+fn seeds_together_are_a_table_and_bars() {
+    let dir = Dir::new();
+    let mut tables = vec![];
+    for (i, model) in ["balanced", "dpo", "base"].into_iter().enumerate() {
+        for seed in 0..if model == "base" { 1 } else { 2 } {
+            let name = format!("{model}-{seed}.parquet");
+            dir.put(&name, &judged(&drawn(model, 0, N), 10 * i as u64 + seed, [0.3, 0.05, 0.0][i]));
+            tables.push(name);
+        }
+    }
+    let seeds = ["--seeds", "--best-of", "2", "--held-out", "clip", "--json", "-q", "-o", "seeds.json"];
+    dir.tool("winrate").args(&tables).args(seeds).ok();
+    let json: Value = serde_json::from_slice(&dir.bytes("seeds.json")).unwrap();
+    let (_, html) = page(&dir, &["--winrates", "seeds.json", "-o"]);
+    let pooled = json["seeds"].as_array().unwrap();
+    assert_eq!(pooled.len(), 3);
+    let overview = all(&html, ".overview tbody tr");
+    for (row, p) in overview.iter().zip(pooled) {
+        let (a, b) = (p["a"].as_str().unwrap(), p["b"].as_str().unwrap());
+        let cells: Vec<_> = within(*row, "th, td").into_iter().map(words).collect();
+        assert_eq!(cells[..3], [format!("{a} vs {b}"), "2".into(), N.to_string()]);
+        for (m, metric) in METRICS.iter().enumerate() {
+            let cell = &p["metrics"][metric];
+            let number = |name: &str| cell[name].as_f64().unwrap();
+            let [rate, low, high] = ["rate", "low", "high"].map(|name| 100.0 * number(name));
+            assert_eq!(cells[3 + m], format!("{rate:.1} % [{low:.1}, {high:.1}]"));
+            let found = all(&html, &format!("tr[data-table=seeds][data-a={a}][data-b={b}] td[data-metric={metric}]"));
+            let rates = cell["rates"].as_array().unwrap().iter().map(|r| r.as_f64().unwrap());
+            let names = ["change_sd", "change_sd_low", "change_sd_high"];
+            let expected = ["rate", "low", "high"].map(number).into_iter().chain(rates).chain(names.map(number));
+            assert_eq!(numbers(found[0]), expected.collect::<Vec<_>>());
+        }
+    }
+    assert_eq!(words(all(&html, ".overview thead th")[4]), "clip (held out)");
+    // A chart a baseline, a panel a metric, a bar a model, a point a seed.
+    let charts: Vec<_> = all(&html, "#winrates h3").into_iter().map(words).collect();
+    assert_eq!(charts, ["Models against base", "Models against dpo"]);
+    assert_eq!(all(&html, "#winrates rect.bar").len(), 3 * (2 + 1));
+    assert_eq!(all(&html, "#winrates circle").len(), 2 * 3 * (2 + 1));
+    assert!(all(&html, ".findings").is_empty());
+    let facts = words(all(&html, "header")[0]);
+    says(&facts, &["dpo and balanced against base", "14"]);
+    // Beside the comparisons of single tables both are there.
+    dir.tool("winrate")
+        .args(["balanced-0.parquet", "base-0.parquet", "--best-of", "2", "--json", "-q", "-o", "one.json"])
+        .ok();
+    let (_, html) = page(&dir, &["--winrates", "seeds.json", "one.json", "-o"]);
+    assert_eq!((all(&html, ".overview").len(), all(&html, ".findings").len()), (2, 1));
+    // Neither is nothing.
+    dir.write("none.json", r#"{"best_of": 2, "by": "set", "metrics": ["hps"], "comparisons": [], "seeds": []}"#);
+    let error = dir.tool("report").args(["--winrates", "none.json", "-o", "r.html"]).fails(2);
+    says(&error, &["none.json holds no comparison"]);
+    let lacks = String::from_utf8(dir.bytes("seeds.json")).unwrap().replacen(r#""clip":{"#, r#""blip":{"#, 99);
+    dir.write("lacks.json", lacks);
+    says(
+        &dir.tool("report").args(["--winrates", "lacks.json", "-o", "r.html"]).fails(2),
+        &["lacks.json", "'clip' is missing"],
+    );
+}
+
+/// The run in the folder dpo-0 drew the images of the table dpo-0, which say that their model is dpo: one name, one colour.
+#[test]
+fn a_run_is_called_as_the_images_that_it_drew() {
+    let dir = Dir::new();
+    let mut args = vec!["--images".to_owned()];
+    let mut logs = vec!["--logs".to_owned()];
+    for (name, model) in [("base", "base"), ("dpo-0", "dpo"), ("balanced-0", "balanced")] {
+        dir.put(&format!("{name}.parquet"), &drawn(model, 9, 2));
+        args.push(format!("{name}.parquet"));
+        std::fs::create_dir(dir.path(name)).unwrap();
+        dir.write(&format!("{name}/log.jsonl"), (1..=24).map(|s| step(s, false)).collect::<String>());
+        logs.push(format!("{name}/log.jsonl"));
+    }
+    logs.remove(1);
+    args.extend(logs);
+    args.push("-o".into());
+    let names = |args: &[String]| -> Vec<String> {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let (_, html) = page(&dir, &args);
+        all(&html, "#training .legend").into_iter().take(1).flat_map(|l| within(l, "li")).map(words).collect()
+    };
+    assert_eq!(names(&args), ["dpo", "balanced"]);
+    // Without images a run has its folder's name.
+    assert_eq!(names(&args[4..]), ["dpo-0", "balanced-0"]);
+}

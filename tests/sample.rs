@@ -337,12 +337,15 @@ fn latents_in_and_out() {
     sample(&dir, "one.txt", "c.parquet", "--latents noise").ok();
     assert_eq!(pngs(&dir.get("c.parquet"))[0], pngs(&b)[8]);
     // What does not fit.
+    std::fs::create_dir(dir.path("folder")).unwrap();
     for (rest, parts) in [
         ("--latents noise", &["--latents holds 1 rows for 5 prompts with 1 images each"][..]),
         ("--latents noise --height 16", &["--latents decides the size"]),
         ("--latents noise --shard 0/2", &["do not go with --shard"]),
         ("--latents prompts.txt", &["prompts.txt is not a whole safetensors file"]),
         ("--latents absent", &["absent"]),
+        ("--dump-latents prompts.txt/x", &["prompts.txt is not a folder"]),
+        ("--dump-latents folder", &["cannot write folder: it is a folder"]),
     ] {
         says(&sample(&dir, "prompts.txt", "x.parquet", rest).fails(2), parts);
     }

@@ -135,8 +135,9 @@ fn a_judge_scores_and_does_not_vote_unless_it_is_named() {
         let schema = dir.get("labels.parquet").schema();
         schema.fields().iter().filter_map(|f| Some(f.name().strip_prefix("vote_")?.to_owned())).collect()
     };
-    assert_eq!(voters("s.parquet", &[]), ["hps", "clip-l"]);
+    assert_eq!(voters("s.parquet", &[]), ["hps"]);
     assert_eq!(voters("s.parquet", &["--metrics", "colourfulness,hps"]), ["colourfulness", "hps"]);
+    assert_eq!(voters("s.parquet", &["--metrics", "hps,clip-l"]), ["hps", "clip-l"]);
     // In a table of its own, and through a pipe.
     score(&dir, "pairs.parquet -o hps.parquet --metrics hps").ok();
     let judge = score(&dir, "pairs.parquet -o - -q --metrics colourfulness").ok();
@@ -182,6 +183,23 @@ fn the_report_names_what_is_odd_in_the_data() {
         &said,
         &["1 image all black; 2 pairs of one image with itself, 8 human ties, 8 rows without", "known mean", "5..6.5"],
     );
+    // Where `has_label` is false, a label is none.
+    let has = |i: usize| [Some(true), Some(false), Some(false), None][i % 4];
+    let mut columns: Vec<_> = labels
+        .schema()
+        .fields()
+        .iter()
+        .map(|f| (f.name().clone(), labels.column_by_name(f.name()).unwrap().clone()))
+        .collect();
+    let all: arrow::array::BooleanArray = (0..24).map(has).collect();
+    columns.push(("has_label".to_owned(), Arc::new(all)));
+    dir.put("has.parquet", &table(columns.iter().map(|(name, c)| (name.as_str(), c.clone())).collect()));
+    let summary = score(&dir, "has.parquet -o h.parquet --json --metrics colourfulness").ok().json();
+    let expected: Vec<_> =
+        (0..24).map(|i| [Some(1.0), Some(0.5), None][i % 3].filter(|_| has(i) != Some(false))).collect();
+    assert_eq!(column_f32_or_null(&dir.get("h.parquet"), "label_0"), expected);
+    assert_eq!(summary["label_missing"], expected.iter().filter(|l| l.is_none()).count());
+    assert_eq!(summary["label_ties"], expected.iter().filter(|l| **l == Some(0.5)).count());
     // Grey images, all of them, and no labels.
     let grey = |i: usize| {
         let data = vec![i as u8; 3 * 3 * 3];
@@ -259,7 +277,25 @@ fn a_signal_keeps_what_is_finished() {
     child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(143), "{error}");
     says(&error, &["score: stopped by signal 15"]);
-    assert!(dir.path("s.parquet.partial/000000.parquet").exists() && !dir.path("s.parquet").exists());
+    let part = dir.path("s.parquet.partial/000000.parquet");
+    assert!(part.exists() && !dir.path("s.parquet").exists());
+    // A part that a power cut left empty, cut off or full of zeros is made again.
+    score(&dir, "pairs.parquet -o whole.parquet").ok();
+    let kept = dir.path("kept");
+    std::fs::rename(dir.path("s.parquet.partial"), &kept).unwrap();
+    let bytes = std::fs::read(kept.join("000000.parquet")).unwrap();
+    let mut hole = bytes.clone();
+    hole[4..bytes.len() / 2].fill(0);
+    for torn in [&bytes[..0], &bytes[..bytes.len() / 2], &vec![0; bytes.len()], &hole] {
+        std::fs::create_dir(dir.path("s.parquet.partial")).unwrap();
+        for file in std::fs::read_dir(&kept).unwrap().map(|e| e.unwrap().path()) {
+            std::fs::copy(&file, dir.path("s.parquet.partial").join(file.file_name().unwrap())).unwrap();
+        }
+        std::fs::write(&part, torn).unwrap();
+        let summary = score(&dir, "pairs.parquet -o s.parquet --json").ok().json();
+        assert_eq!(summary["rows_kept"], 0);
+        assert!(dir.bytes("s.parquet") == dir.bytes("whole.parquet"));
+    }
 }
 
 #[test]
@@ -280,6 +316,42 @@ fn pipes() {
     let run = score(&dir, "pairs.parquet -o - --json").ok();
     assert_eq!(run.table().num_rows(), 70);
     assert!(serde_json::from_str::<Value>(run.err.lines().next().unwrap()).unwrap()["rows"] == 70);
+}
+
+#[test]
+fn an_output_that_is_an_input_is_refused() {
+    let dir = world(3);
+    let before = dir.bytes("pairs.parquet");
+    let why = ["is also an input; name another output"];
+    says(&score(&dir, "pairs.parquet -o pairs.parquet").fails(2), &why);
+    says(&score(&dir, "- -o pairs.parquet").stdin_file(&dir.path("pairs.parquet")).fails(2), &why);
+    std::fs::create_dir(dir.path("parts")).unwrap();
+    dir.put("parts/part-00000-of-00001.parquet", &pairs(3));
+    for out in ["parts --shard 0/1", "parts --shard 1/2", "parts/part-00000-of-00001.parquet"] {
+        says(&score(&dir, &format!("parts -o {out}")).fails(2), &why);
+    }
+    assert!(dir.bytes("pairs.parquet") == before);
+    assert_eq!(dir.list(), ["pairs.parquet", "parts"]);
+    assert_eq!(std::fs::read_dir(dir.path("parts")).unwrap().count(), 1);
+}
+
+#[test]
+fn a_named_pipe_is_written_into() {
+    let dir = world(70);
+    score(&dir, "pairs.parquet -o s.parquet").ok();
+    let reader = dir.fifo("fifo");
+    score(&dir, "pairs.parquet -o fifo").ok();
+    let piped = read_stream(&reader.join().unwrap());
+    assert_eq!(bits(&piped), bits(&dir.get("s.parquet")));
+    assert_eq!(dir.list(), ["fifo", "pairs.parquet", "s.parquet"]);
+    // A link stays one; what it points to is replaced, or made.
+    for target in ["s.parquet", "new.parquet"] {
+        std::os::unix::fs::symlink(target, dir.path("link")).unwrap();
+        score(&dir, "pairs.parquet -o link").ok();
+        assert!(dir.path("link").is_symlink() && !dir.path(target).is_symlink());
+        assert_eq!(bits(&dir.get(target)), bits(&piped));
+        std::fs::remove_file(dir.path("link")).unwrap();
+    }
 }
 
 #[test]
@@ -384,6 +456,10 @@ fn verify_finds_a_changed_score() {
     dir.put("less.parquet", &pairs(19));
     says(&score(&dir, "less.parquet -o s.parquet --verify 3").fails(2), &["20 rows", "19"]);
     says(&score(&dir, "pairs.parquet -o absent.parquet --verify 3").fails(2), &["absent.parquet"]);
+    says(&score(&dir, "pairs.parquet -o s.parquet --verify 0").exits(2).err, &["--verify", "0 is not in 1.."]);
+    let why = ["--verify draws rows at random; name the table as a Parquet file"];
+    says(&score(&dir, "- -o s.parquet --verify 3").stdin(stream(&pairs(20))).fails(2), &why);
+    says(&score(&dir, "pairs.parquet -o - --verify 3").fails(2), &why);
 }
 
 #[test]

@@ -10,6 +10,8 @@ mod memory;
 mod method;
 #[path = "train/models.rs"]
 mod models;
+#[path = "train/refused.rs"]
+mod refused;
 #[path = "train/runs.rs"]
 mod runs;
 mod util;
@@ -253,12 +255,23 @@ fn a_run_killed_inside_a_checkpoint_continues_to_the_same_tensors() {
     ];
     for (point, leave) in points {
         copy(&dir.path("whole"), &dir.path("x"));
+        // What an earlier kill left, and what is somebody else's.
+        std::fs::create_dir_all(dir.path("x/checkpoint-5/unet.partial")).unwrap();
+        std::fs::create_dir_all(dir.path("x/unet.partial")).unwrap();
+        std::fs::create_dir_all(dir.path("x/checkpoint-4/unet")).unwrap();
+        std::fs::create_dir_all(dir.path("x/checkpoint-2")).unwrap();
+        dir.write("x/checkpoint-2/optimizer.bin", "of accelerate");
         for name in ["x/unet", "x/state"] {
             remove(name);
         }
         leave();
         train(&dir, "x", &format!("{rest} --resume latest")).ok();
         assert_eq!(log_lines(&dir.path("x")), 9, "{point}");
+        assert!(!dir.path("x/checkpoint-5").exists() && !dir.path("x/unet.partial").exists(), "{point}");
+        assert!(
+            dir.path("x/checkpoint-4/unet").is_dir() && dir.path("x/checkpoint-2/optimizer.bin").is_file(),
+            "{point}"
+        );
         assert_same(&whole, &weights(&dir.path("x")));
         remove("x");
     }
@@ -724,7 +737,9 @@ fn a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint() {
     train(&dir, "out", "--steps 2 --checkpointing_steps 1").ok();
     let kept = weights(&dir.path("out"));
     let error = train(&dir, "out", "--steps 9 --checkpointing_steps 1 --lr 1e30 --resume out").fails(2);
-    says(&error, &["step ", "the last checkpoint is kept", "--learning_rate"]);
+    says(&error, &["step ", "the last checkpoint is kept, out/checkpoint-", "--learning_rate"]);
+    let error = train(&dir, "none", "--steps 9 --lr 1e30").fails(2);
+    says(&error, &["there is no checkpoint in none yet", "--learning_rate"]);
     assert_same(&kept, &weights(&dir.path("out")));
     let finite = |t: &Tensors| t.values().all(|t| values(t).iter().all(|v| v.is_finite()));
     for (name, _) in tree(&dir.path("out")) {

@@ -220,11 +220,73 @@ fn a_failed_run_keeps_the_old_output() {
 }
 
 #[test]
-fn an_output_may_be_its_own_input() {
-    let case = cases(3).remove(2);
-    let dir = case.dir();
-    dir.tool("prompts").args(["given", "-o", "given"]).ok();
-    assert_eq!(column_text(&dir.get("given"), "prompt").len(), 3);
+fn an_output_that_is_an_input_is_refused() {
+    for case in cases(3) {
+        let dir = case.dir();
+        dir.put("first", &case.input);
+        std::fs::create_dir(dir.path("folder")).unwrap();
+        dir.put("folder/part-00000-of-00001.parquet", &case.input);
+        std::os::unix::fs::symlink("first", dir.path("link")).unwrap();
+        let before = dir.bytes("first");
+        let rest = |out: &'static str| case.rest.iter().map(move |a| if *a == "out" { out } else { a });
+        let part = "folder/part-00000-of-00001.parquet";
+        for (input, out) in [("first", "first"), ("first", "link"), ("./link", "first"), ("folder", part)] {
+            let error = dir.tool(case.tool).args([input]).args(rest(out)).fails(2);
+            says(&error, &[&format!("{out} is also an input; name another output")]);
+        }
+        let piped = dir.tool(case.tool).args(["-"]).args(rest("first")).stdin_file(&dir.path("first"));
+        says(&piped.fails(2), &["first is also an input"]);
+        assert_eq!(dir.list(), ["first", "folder", "given", "link"]);
+        assert!(dir.bytes("first") == before && dir.bytes(part) == before);
+    }
+    // Other files that are read, and other files that are written.
+    let dir = cases(3)[0].dir();
+    dir.write("scales", r#"{"hps": {"sd": 0.1, "min": 0, "max": 1}}"#);
+    let scaled = dir.tool("vote").args(["given", "--rule", "zsum", "--scales", "scales", "-o", "scales"]);
+    says(&scaled.fails(2), &["scales is also an input"]);
+    dir.write("log.jsonl", "");
+    #[cfg(feature = "nets")]
+    for written in ["-o", "--sheet"] {
+        let report = dir.tool("report").args(["--logs", "log.jsonl", "--images", "given", written, "log.jsonl"]);
+        says(&report.fails(2), &["log.jsonl is also an input"]);
+    }
+}
+
+/// Into a named pipe goes what would go to standard output, and it stays a pipe.
+#[test]
+fn a_named_pipe_is_written_into() {
+    for case in cases(3000) {
+        let dir = case.dir();
+        let rest = |out: &'static str| case.rest.iter().map(move |a| if *a == "out" { out } else { a });
+        let stdout = dir.tool(case.tool).args(["given"]).args(rest("-")).ok().out;
+        let reader = dir.fifo("fifo");
+        dir.tool(case.tool).args(["given"]).args(rest("fifo")).ok();
+        assert!(reader.join().unwrap() == stdout, "{}", case.tool);
+        assert_eq!(dir.list(), ["fifo", "given"]);
+        let named = dir.tool(case.tool).args(["given"]).args(rest("/dev/stdout")).ok().out;
+        assert!(named == stdout, "{}", case.tool);
+    }
+}
+
+#[test]
+fn a_link_stays_a_link() {
+    for case in cases(3) {
+        let dir = case.dir();
+        std::fs::create_dir(dir.path("folder")).unwrap();
+        dir.write("folder/old", "old");
+        let rest = |out: &'static str| case.rest.iter().map(move |a| if *a == "out" { out } else { a });
+        dir.tool(case.tool).args(["given"]).args(rest("out")).ok();
+        for file in ["folder/old", "folder/new"] {
+            std::os::unix::fs::symlink(file, dir.path("link")).unwrap();
+            dir.tool(case.tool).args(["given"]).args(rest("link")).ok();
+            assert!(dir.path("link").is_symlink() && dir.bytes(file) == dir.bytes("out"));
+            std::fs::remove_file(dir.path("link")).unwrap();
+        }
+        std::os::unix::fs::symlink("link", dir.path("link")).unwrap();
+        says(&dir.tool(case.tool).args(["given"]).args(rest("link")).fails(2), &["cannot write link", "circle"]);
+        assert_eq!(dir.list(), ["folder", "given", "link", "out"]);
+        assert_eq!(std::fs::read_dir(dir.path("folder")).unwrap().count(), 2);
+    }
 }
 
 #[test]

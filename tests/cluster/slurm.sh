@@ -68,11 +68,12 @@ rows() {
 }
 cat >"$work/flaky" <<'EOF'
 #!/bin/bash
-# Runs a command, but part 3 fails and part 5 is killed the first time.
-once="$0.$(grep -o 'shard 0000[35]' <<<"$*")"
-case $once in
-*3) [[ -e $once ]] || { touch "$once"; exit 3; } ;;
-*5) [[ -e $once ]] || { touch "$once"; "$@" & sleep 0.2; kill -9 $!; wait $!; exit; } ;;
+# Runs a command, but part 3 fails and part 5 is killed the first time (`--shard 00003/00008` or `--shard 3/8`).
+part=$(grep -oE 'shard 0*[35]/' <<<"$*" | tr -dc 35)
+once="$0.$part"
+case $part in
+3) [[ -e $once ]] || { touch "$once"; exit 3; } ;;
+5) [[ -e $once ]] || { touch "$once"; "$@" & sleep 0.2; kill -9 $!; wait $!; exit; } ;;
 esac
 exec "$@"
 EOF
@@ -90,18 +91,37 @@ rows "$work/nodes" -j8 RUN="srun -Q -N1 -n1 -c1 --mem=200 $work/flaky" >"$work/s
 for part in "${parts[@]}"; do cmp "$work/local/$part" "$work/nodes/$part"; done
 say "make over srun: 6 of 8 parts, then the two missing, all equal to those made here"
 
-# The same as an array, and two of its tasks alone.
+# The same as an array: two of its tasks fail, then these two alone.
 array() {
     sbatch --wait --quiet --cpus-per-task=1 --mem=200 --output="$work/array.log" --open-mode=append "$@" </dev/null
 }
-score=("$BIN/score" "$mini/pairs.parquet" --models "$mini/scorers" --metrics aesthetic --threads 1 -q -o "$work/array")
-array --array=0-7 pipelines/slurm/rows.sbatch 8 "$work/flaky" "${score[@]}" || fail "$(cat "$work/array.log")"
-rm "$work"/array/part-0000[35]*
-array --array=3,5 pipelines/slurm/rows.sbatch 8 "${score[@]}" || fail "$(cat "$work/array.log")"
-rows=$("$BIN/vote" "$work/array" --rule single:aesthetic --json -o "$work/no" 2>/dev/null)
-whole=$("$BIN/vote" "$work/local/mini/scores.parquet" --rule single:aesthetic --json -o "$work/no" 2>/dev/null)
-[[ $rows == "$whole" && $rows ]] || fail "the array's rows are others: $rows, $whole"
-say "sbatch --array=0-7, then --array=3,5: the same rows"
+score=("$BIN/score" "$mini/pairs.parquet" --models "$mini/scorers" --metrics aesthetic --threads 1 -q)
+cp "$work/flaky" "$work/flaky-array"
+code=0
+array --array=0-7 pipelines/slurm/rows.sbatch 8 "$work/flaky-array" "${score[@]}" -o "$work/array" || code=$?
+[[ $code != 0 ]] || fail "two tasks of the array failed and sbatch --wait ended with 0"
+[[ -e $work/flaky-array.3 && -e $work/flaky-array.5 ]] || fail "tasks 3 and 5 did not fail: $(cat "$work/array.log")"
+missing=$("$BIN/vote" "$work/array" -o "$work/no" 2>&1 || true)
+grep -q '2 of 8 parts are missing.*I = 3,5' <<<"$missing" || fail "what is missing is not named: $missing"
+array --array=3,5 pipelines/slurm/rows.sbatch 8 "$work/flaky-array" "${score[@]}" -o "$work/array" || fail "$(cat "$work/array.log")"
+for part in "${parts[@]}"; do cmp "$work/local/$part" "$work/array/${part##*/}"; done
+say "sbatch --array=0-7 ended with $code, then --array=3,5: all parts equal to those made here"
+
+# Every row once, as in the table that one process makes of all pairs: score says so of every score, and the labels made of the
+# parts and of the table are equal byte for byte up to the footer, which names the files that they were made of.
+"${score[@]}" -o "$work/whole.parquet"
+"${score[@]}" -o "$work/array" --verify 1000000 >"$work/said" 2>&1 || fail "$(cat "$work/said")"
+pages() {
+    local footer
+    footer=$(tail -c 8 "$1" | head -c 4 | od -An -tu4)
+    head -c -$((footer + 8)) "$1"
+}
+for table in array whole.parquet; do
+    "$BIN/vote" "$work/$table" --rule single:aesthetic -q -o "$work/labels-${table%.*}.parquet"
+done
+[[ $(pages "$work/labels-whole.parquet" | wc -c) -gt 10000 ]] || fail "the labels hold no rows"
+cmp <(pages "$work/labels-array.parquet") <(pages "$work/labels-whole.parquet") || fail "the array's rows are others than the table's"
+say "the array's rows and scores are those of one table made by one process"
 
 # Training: two tasks under srun are two processes under mpirun, to the last bit.
 labels

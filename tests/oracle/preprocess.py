@@ -45,8 +45,8 @@ def picture(rng, width, height):
     return np.clip(out, 0, 255).astype(np.uint8)
 
 
-def png16(pixels):
-    """A 16-bit PNG of any colour type, which Pillow cannot write: (H, W, channels) u16."""
+def png16(pixels, transparent=None):
+    """A 16-bit PNG of any colour type, which Pillow cannot write: (H, W, channels) u16, one level of grey transparent."""
     height, width, channels = pixels.shape
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
@@ -55,7 +55,8 @@ def png16(pixels):
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    trns = b"" if transparent is None else chunk(b"tRNS", struct.pack(">H", transparent))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + trns + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def make_images(rng, scale):
@@ -102,6 +103,7 @@ def make_images(rng, scale):
     grain = rng.integers(0, 65536, (26, 31, 4)).astype(np.uint16)
     grain[:5] //= 200
     yield "grey16.png", png16(grain[..., :1] // 128)
+    yield "grey16_trns.png", png16(grain[..., :1] // 128, transparent=int(grain[3, 4, 0] // 128))
     yield "la16.png", png16(grain[..., :2])
     yield "rgb16.png", png16(grain[..., :3])
     yield "rgba16.png", png16(grain)

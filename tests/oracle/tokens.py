@@ -26,6 +26,7 @@ FIXED = [
     "1,000,000 3.14 a1b2 4K!!! ??? ---", "(masterpiece:1.3), [x] {y} <lora:x:0.8> $100 €50", "!", "a!b !! !c! ''", "''''",
     "<|startoftext|> literal <|endoftext|> and <START_OF_TEXT> <end_of_text> !!<start_of_text>", "zero\u200bwidth\ufeffbom\x00\x1b[31mred\x1b[0m",
     "ＬＯＵＤ　ＮＯＩＳＥＳ Ｕﾀｰﾝ", "Ǆ ǅ ǆ Ǉ ĳ", "𝔉𝔞𝔫𝔠𝔶", "x" * 300, "é" * 120, "!" * 200, "漢字" * 60, "word " * 90,
+    "a\u0345 alpha\u0345B \u0345",
 ]
 
 WORDS = (

@@ -125,6 +125,39 @@ fn base_and_adapters_in_one_draw_as_they_do_apart() {
     assert!((of("a") - log(&dir.path("a"))[0]["reference_winner_mse"].as_f64().unwrap()).abs() > 1e-5);
 }
 
+/// A checkpoint with a merged UNet is whole when that is there, too.
+#[test]
+fn a_run_killed_before_the_merged_unet_has_its_name_goes_on() {
+    let dir = world();
+    let rest = "--steps 4 --lora-rank 2 --merge --checkpointing_steps 2";
+    train(&dir, "whole", rest).ok();
+    let unet = |out: &str| weights(&dir.path(out));
+    for (name, waits) in [("waiting", true), ("gone", false)] {
+        copy(&dir.path("whole"), &dir.path(name));
+        for part in ["lora", "state", "unet"] {
+            std::fs::remove_dir_all(dir.path(name).join(part)).unwrap();
+        }
+        let checkpoint = dir.path(name).join("checkpoint-2");
+        match waits {
+            true => std::fs::rename(checkpoint.join("unet"), checkpoint.join("unet.partial")).unwrap(),
+            false => std::fs::remove_dir_all(checkpoint.join("unet")).unwrap(),
+        }
+        let error = train(&dir, "x", &format!("{rest} --resume {name}/checkpoint-2"));
+        match waits {
+            true => drop(error.ok()),
+            false => {
+                says(&error.fails(2), &["checkpoint-2 is not a whole checkpoint", "unet do not belong to its state/"])
+            }
+        }
+        train(&dir, name, &format!("{rest} --resume latest")).ok();
+        assert_same(&unet("whole"), &unet(name));
+        let steps = log(&dir.path(name)).len();
+        assert_eq!(steps, 4);
+    }
+    assert_same(&unet("whole/checkpoint-2"), &unet("waiting/checkpoint-2"));
+    assert_same(&unet("whole/checkpoint-2"), &unet("gone/checkpoint-2"));
+}
+
 /// What a kill leaves between state/ and lora/.
 #[test]
 fn a_run_killed_inside_a_checkpoint_goes_on() {

@@ -151,6 +151,19 @@ fn adafactor_gives_the_numbers_of_the_parity_kit() {
 }
 
 #[test]
+fn gradients_are_of_the_first_step_of_a_call() {
+    let dir = world();
+    train(&dir, "whole", "--steps 4 --dump-gradients first").ok();
+    train(&dir, "a", "--steps 2").ok();
+    train(&dir, "b", "--steps 4 --resume a --dump-gradients third").ok();
+    train(&dir, "c", "--steps 3 --resume a --dump-gradients again").ok();
+    assert_same(&tensors(&dir.path("third")), &tensors(&dir.path("again")));
+    assert!(differ(&tensors(&dir.path("third")), &tensors(&dir.path("first"))));
+    says(&train(&dir, "x", "--dump-gradients pairs.parquet/g").fails(2), &["pairs.parquet is not a folder"]);
+    assert!(!dir.path("x").exists());
+}
+
+#[test]
 fn settings_that_cannot_work_are_warned_of() {
     let dir = world();
     let base = oracle("base").display().to_string();

@@ -62,6 +62,20 @@ fn a_dry_run_reports_and_writes_nothing() {
         ],
     );
     assert!(!dir.path("out").exists());
+    // As it is split: a small network takes four at a time.
+    let run = train(&dir, "out", "--dry-run --train_batch_size 10").ok();
+    says(run.text(), &["10 pairs a step: 4 at once, 3 times"]);
+    // Nothing is written, so no folder need be named.
+    let base = oracle("base").display().to_string();
+    let args =
+        ["pairs.parquet", "--labels", "labels.parquet", "--resolution", "16", "--dry-run", "-q", "--base", &base];
+    let run = dir.tool("train").args(args).ok();
+    says(run.text(), &["1 pairs a step: 1 at once, 1 times"]);
+    says(&dir.tool("train").args(args).args(["--resume", "latest"]).fails(2), &["latest", "-o"]);
+    train(&dir, "whole", "--steps 3").ok();
+    train(&dir, "whole", "--steps 5 --dry-run --resume latest").ok();
+    let error = train(&dir, "whole", "--steps 4 --dry-run --resume latest").fails(2);
+    says(&error, &["--dry-run takes 2 steps", "--max_train_steps is 4, and 3 are done"]);
     let run = train(&dir, "out", "--dry-run --json --lora-rank 2 --use_adafactor").ok();
     let told = run.json();
     assert!(told["trained_parameters"].as_u64().unwrap() < numbers as u64 / 2);

@@ -61,6 +61,13 @@ impl Dir {
         read_parquet(&self.path(name))
     }
 
+    /// A named pipe, and a thread that reads what comes out of it.
+    pub fn fifo(&self, name: &str) -> std::thread::JoinHandle<Vec<u8>> {
+        let path = self.path(name);
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        std::thread::spawn(move || std::fs::read(path).unwrap())
+    }
+
     pub fn tool(&self, name: &str) -> Tool {
         let mut tool = Tool::new(name);
         tool.command.current_dir(self.0.path());
@@ -86,6 +93,7 @@ pub struct Tool {
     name: String,
     pub command: Command,
     stdin: Option<Vec<u8>>,
+    stdin_file: Option<File>,
 }
 
 /// What came of a run.
@@ -110,7 +118,7 @@ impl Tool {
             _ => None,
         };
         let path = path.unwrap_or_else(|| panic!("{name} was not built"));
-        Self { name: name.into(), command: Command::new(path), stdin: None }
+        Self { name: name.into(), command: Command::new(path), stdin: None, stdin_file: None }
     }
 
     pub fn args<S: AsRef<std::ffi::OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
@@ -123,8 +131,18 @@ impl Tool {
         self
     }
 
+    /// Standard input is this file, as after the shell's `<`.
+    pub fn stdin_file(mut self, path: &Path) -> Self {
+        self.stdin_file = Some(File::open(path).unwrap());
+        self
+    }
+
     pub fn run(mut self) -> Run {
-        let stdin = if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() };
+        let stdin = match self.stdin_file.take() {
+            Some(file) => file.into(),
+            None if self.stdin.is_some() => Stdio::piped(),
+            None => Stdio::null(),
+        };
         let command = self.command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let feeder = self.stdin.map(|bytes| {
@@ -174,10 +192,15 @@ impl Run {
 
     /// Standard output as an Arrow stream.
     pub fn table(&self) -> RecordBatch {
-        let reader = StreamReader::try_new(&self.out[..], None).unwrap();
-        let schema = reader.schema();
-        concat_batches(&schema, &reader.map(Result::unwrap).collect::<Vec<_>>()).unwrap()
+        read_stream(&self.out)
     }
+}
+
+/// An Arrow stream, whole.
+pub fn read_stream(bytes: &[u8]) -> RecordBatch {
+    let reader = StreamReader::try_new(bytes, None).unwrap();
+    let schema = reader.schema();
+    concat_batches(&schema, &reader.map(Result::unwrap).collect::<Vec<_>>()).unwrap()
 }
 
 /// Checks that a message holds all of these.

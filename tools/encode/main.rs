@@ -33,7 +33,7 @@ use pipe::{
     column::Rows,
     id,
     origin::Origin,
-    parts, progress,
+    parts, place, progress,
     schema::{self, images, labels, pairs},
     stop,
     table::{BATCH, Inputs, Output},
@@ -92,12 +92,15 @@ fn main() -> ExitCode {
 }
 
 fn encode(args: Args) -> Result<Answer> {
-    let out = args.common.output()?.clone();
+    let out = args.common.output_beside(&args.pairs)?.clone();
     ensure!(out.as_os_str() != "-", "the cache is a folder; name one with -o");
     ensure!(args.batch > 0, "--batch is 0: no image to encode");
     let whole = out.join("latents.parquet").is_file();
     match args.common.shard {
-        None => ensure!(!out.exists() || whole, "{} exists and is not a cache; choose another folder", out.display()),
+        None => {
+            ensure!(!out.exists() || whole, "{} exists and is not a cache; choose another folder", out.display());
+            place::refuse_inputs_inside(&out, args.pairs.iter().chain([&args.base]))?;
+        }
         Some(_) => ensure!(!whole, "{} holds a whole cache; choose another folder for parts", out.display()),
     }
     let base = hub::resolve(&args.base, args.allow_download)?;

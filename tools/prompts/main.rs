@@ -66,7 +66,7 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<Answer> {
     let common = &args.common;
-    let output = common.output()?;
+    let output = common.output_beside(&args.sources)?;
     common.refuse_shard("a prompt belongs to the set's whole, where duplicates are found; shard `sample` instead")?;
     let mut source = prompt_source::read(&args.sources, args.set.as_deref())?;
     let other_sets = keep_sets(&mut source.prompts, &args.only_set)?;

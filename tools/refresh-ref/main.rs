@@ -53,6 +53,7 @@ fn main() -> ExitCode {
 
 fn refresh(args: Args) -> Result<Answer> {
     let out = args.common.output()?;
+    ensure!(out.as_os_str() != "-", "a checkpoint is a folder; name one with -o");
     args.common.refuse_shard("a checkpoint has no rows")?;
     ensure!((0.0..=1.0).contains(&args.rate), "--rate is a share between 0 and 1, it is {}", args.rate);
     let device = base::device(args.common.device)?;

@@ -33,6 +33,7 @@ use clap::Parser;
 use pipe::{
     atomic,
     cli::{self, Answer, Common},
+    place,
 };
 
 use drawn::Drawn;
@@ -56,7 +57,7 @@ struct Args {
     /// Scored tables, one a model; with --images, one of each images table
     #[arg(long, num_args = 1.., value_name = "TABLE")]
     scored: Vec<PathBuf>,
-    /// log.jsonl of runs of `train`; a run is called after the folder that its log lies in
+    /// log.jsonl of runs of `train`; a run is called after its folder, or as the images whose table has the folder's name
     #[arg(long, num_args = 1.., value_name = "FILE")]
     logs: Vec<PathBuf>,
     /// Labels tables; who agrees with whom is counted from their votes, and each table's label is a voter too, called after the file
@@ -117,6 +118,10 @@ fn run(args: Args) -> Result<Answer> {
         args.sheet.is_some() || args.common.output.is_some(),
         "no output was named; `-o report.html` writes the page, `--sheet sheet.png` a contact sheet"
     );
+    let read = [&args.winrates, &args.images, &args.scored, &args.logs, &args.labels, &args.votes];
+    for written in args.sheet.iter().chain(&args.common.output) {
+        place::refuse_inputs(written, read.into_iter().flatten())?;
+    }
     let mut tables = args.images.iter().map(|path| Drawn::open(path)).collect::<Result<Vec<_>>>()?;
     drawn::by_file(tables.iter_mut().map(|t| (&mut t.model, t.table.as_str())));
     if let Some(path) = &args.sheet {

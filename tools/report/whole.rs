@@ -1,5 +1,7 @@
 //! The report as a whole: reads what was named, and puts a section of each into the page.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Result, bail, ensure};
 use maud::{Markup, html};
 use pipe::{origin, table::Inputs, text};
@@ -32,7 +34,7 @@ const PROMPTS: usize = 240;
 pub fn html(args: &Args, tables: &[Drawn]) -> Result<String> {
     let winrates = args.winrates.iter().map(|path| Winrates::read(path)).collect::<Result<Vec<_>>>()?;
     let mut scored = Scored::read_all(&args.scored)?;
-    let runs = runs(args)?;
+    let runs = runs(args, tables, &scored)?;
     let mut matrices = args.votes.iter().map(|path| Matrix::stored(path)).collect::<Result<Vec<_>>>()?;
     matrices.extend(Matrix::counted(&args.labels)?);
     let cast = cast(args, &winrates, tables, &scored, &runs)?;
@@ -40,8 +42,13 @@ pub fn html(args: &Args, tables: &[Drawn]) -> Result<String> {
 
     let mut sections = vec![];
     let mut add = |id, title, body: Markup| sections.push(Section { id, title, body });
-    if let [all, rest @ ..] = &winrates[..] {
-        add("results", "Results", html! { (all.findings()) (all.overview()) @for w in rest { (w.overview()) } });
+    if !winrates.is_empty() {
+        let found = winrates.iter().find(|w| !w.comparisons.is_empty());
+        let results = html! {
+            @if let Some(w) = found { (w.findings()) }
+            @for w in &winrates { (w.overview()) (w.overview_of_seeds()) }
+        };
+        add("results", "Results", results);
         add("winrates", "Win rates", html! { @for w in &winrates { (bars::section(w, &cast)) } });
     }
     let profiles: Vec<Markup> = winrates.iter().filter_map(|w| profile::section(w, &cast)).collect();
@@ -90,8 +97,17 @@ pub fn html(args: &Args, tables: &[Drawn]) -> Result<String> {
     bail!("the page cannot be kept below {} MB; show fewer --prompts, or allow more with --max-mb", args.max_mb)
 }
 
-fn runs(args: &Args) -> Result<Vec<Run>> {
+fn runs(args: &Args, tables: &[Drawn], scored: &[Scored]) -> Result<Vec<Run>> {
     let mut runs = args.logs.iter().map(|path| Run::read(path)).collect::<Result<Vec<_>>>()?;
+    // Images in BalancedDPO-0.parquet may be called BalancedDPO; the run in the folder BalancedDPO-0 that drew them is then called so too.
+    let drawn = tables.iter().map(|t| (&t.table, &t.model));
+    let called: Vec<_> = drawn.chain(scored.iter().map(|s| (&s.table, &s.model))).collect();
+    for run in &mut runs {
+        let of_run = |table: &str| Path::new(table).file_stem().is_some_and(|stem| *stem == *run.name);
+        if let Some((_, model)) = called.iter().find(|(table, _)| of_run(table)) {
+            run.name = (*model).clone();
+        }
+    }
     let names: Vec<String> = runs.iter().map(|r| r.name.clone()).collect();
     for (run, path) in runs.iter_mut().zip(&args.logs) {
         // Runs in folders of the same name keep their whole paths.
@@ -105,7 +121,7 @@ fn runs(args: &Args) -> Result<Vec<Run>> {
 fn cast(args: &Args, winrates: &[Winrates], tables: &[Drawn], scored: &[Scored], runs: &[Run]) -> Result<Cast> {
     let drawn = tables.iter().map(|t| t.model.as_str());
     let judged = scored.iter().map(|s| s.model.as_str());
-    let compared = winrates.iter().flat_map(|w| &w.comparisons).flat_map(|c| [c.b.as_str(), c.a.as_str()]);
+    let compared = winrates.iter().flat_map(Winrates::models);
     let trained = runs.iter().map(|r| r.name.as_str());
     let known: Vec<&str> = drawn.chain(judged).chain(compared).chain(trained).collect();
     if let Some(base) = args.base.as_deref().filter(|base| !known.contains(base)) {
@@ -114,7 +130,7 @@ fn cast(args: &Args, winrates: &[Winrates], tables: &[Drawn], scored: &[Scored],
         bail!("--base: there is no model '{base}' (there are: {})", models.join(", "));
     }
     let first = || tables.first().map(|t| t.model.as_str()).or(scored.first().map(|s| s.model.as_str()));
-    let last = winrates.first().map(|w| w.comparisons[0].b.as_str());
+    let last = winrates.first().and_then(|w| w.models().next());
     let base = args.base.as_deref().or(last).or_else(first);
     Ok(Cast::new(base, known))
 }
@@ -133,7 +149,7 @@ fn head(args: &Args, cast: &Cast, winrates: &[Winrates], tables: &[Drawn], score
         (_, [_, ..]) => list(&others),
         (base, []) => base.unwrap_or("Labels").to_owned(),
     };
-    let prompts = winrates.iter().map(|w| w.comparisons[0].all.n as usize).next();
+    let prompts = winrates.first().and_then(Winrates::prompts).map(|n| n as usize);
     let prompts = prompts.or(tables.first().map(|t| t.prompts.len())).or(scored.first().map(Scored::prompts));
     let metrics = winrates.first().map(|w| w.metrics.len()).or(scored.first().map(|s| s.metrics.len()));
     let images = scored.iter().map(Scored::images).sum::<usize>();
@@ -154,7 +170,7 @@ fn head(args: &Args, cast: &Cast, winrates: &[Winrates], tables: &[Drawn], score
 
 fn made(args: &Args) -> Result<Vec<Made>> {
     let tables = args.images.iter().chain(&args.scored).chain(&args.labels);
-    let one = |path: &std::path::PathBuf| {
+    let one = |path: &PathBuf| {
         let inputs = Inputs::open(std::slice::from_ref(path))?;
         let text = inputs.schema().metadata().get(origin::KEY);
         let origin = text.and_then(|text| origin::Origin::from_json(text));

@@ -19,7 +19,34 @@ pub struct Winrates {
     /// Metrics that judge and did not vote.
     #[serde(default)]
     held_out: Vec<String>,
+    #[serde(default)]
     pub comparisons: Vec<Comparison>,
+    /// What `winrate --seeds` wrote in their place.
+    #[serde(default)]
+    pub seeds: Vec<Pooled>,
+}
+
+/// A comparison over all prompts and several training seeds.
+#[derive(Deserialize)]
+pub struct Pooled {
+    pub a: String,
+    pub b: String,
+    pub seeds: u64,
+    pub n: u64,
+    metrics: HashMap<String, Means>,
+}
+
+/// Means over seeds and prompts, with their 95 % intervals.
+#[derive(Deserialize)]
+pub struct Means {
+    pub rate: f64,
+    pub low: f64,
+    pub high: f64,
+    /// One a seed.
+    pub rates: Vec<f64>,
+    change_sd: Option<f64>,
+    change_sd_low: Option<f64>,
+    change_sd_high: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -104,7 +131,8 @@ impl Winrates {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
         let mut whole: Self = serde_json::from_str(&text)
             .with_context(|| format!("{name} is not what `winrate --json -o {name}` writes"))?;
-        ensure!(!whole.comparisons.is_empty(), "{name} holds no comparison; give `winrate` two tables or more");
+        let compared = !whole.comparisons.is_empty() || !whole.seeds.is_empty();
+        ensure!(compared, "{name} holds no comparison; give `winrate` two tables or more");
         ensure!(!whole.metrics.is_empty(), "{name} holds no metric");
         for c in &whole.comparisons {
             for row in c.rows() {
@@ -113,8 +141,37 @@ impl Winrates {
                 }
             }
         }
+        for p in &whole.seeds {
+            if let Some(m) = whole.metrics.iter().find(|m| !p.metrics.contains_key(*m)) {
+                anyhow::bail!("{name}: {} vs {}, seeds together: metric '{m}' is missing", p.a, p.b);
+            }
+        }
         whole.name = name;
         Ok(whole)
+    }
+
+    /// Both models of every comparison, the baseline first.
+    pub fn models(&self) -> impl Iterator<Item = &str> {
+        let one = self.comparisons.iter().map(|c| [&c.b, &c.a]);
+        let pooled = self.seeds.iter().map(|p| [&p.b, &p.a]);
+        one.chain(pooled).flatten().map(String::as_str)
+    }
+
+    /// How many prompts were compared.
+    pub fn prompts(&self) -> Option<u64> {
+        self.comparisons.first().map(|c| c.all.n).or(self.seeds.first().map(|p| p.n))
+    }
+
+    /// The baselines that models were compared with over several seeds, each with these.
+    pub fn pooled(&self) -> Vec<(&str, Vec<&Pooled>)> {
+        let mut against: Vec<(&str, Vec<&Pooled>)> = vec![];
+        for p in &self.seeds {
+            match against.iter_mut().find(|(b, _)| *b == p.b) {
+                Some((_, models)) => models.push(p),
+                None => against.push((&p.b, vec![p])),
+            }
+        }
+        against
     }
 
     /// One sentence a comparison: who wins on what, and where nobody does.
@@ -152,6 +209,9 @@ impl Winrates {
 
     /// The table of the paper's Table I: one row a comparison, over all prompts.
     pub fn overview(&self) -> Markup {
+        if self.comparisons.is_empty() {
+            return html! {};
+        }
         let name = format!("Win rate over all prompts, best of {} images, with its 95 % interval", self.best_of);
         // Narrow screens stack the cells, and a browser then forgets that they are a table: hence the roles.
         html! {
@@ -173,7 +233,7 @@ impl Winrates {
                                 @for m in &self.metrics {
                                     @let cell = c.all.cell(m);
                                     td.num.rate.(cell.class()) role="cell" data-of=(m) {
-                                        span.big { (percent(cell.rate)) } " " span.interval { (interval(cell)) } " "
+                                        span.big { (percent(cell.rate)) } " " span.interval { (interval(cell.low, cell.high)) } " "
                                         span.p title="exact sign test, corrected for the table (Holm)" { "p " (p_value(cell.p_holm)) }
                                     }
                                 }
@@ -183,6 +243,79 @@ impl Winrates {
                 }
             }
         }
+    }
+
+    /// The same of several training seeds.
+    pub fn overview_of_seeds(&self) -> Markup {
+        if self.seeds.is_empty() {
+            return html! {};
+        }
+        let name = format!(
+            "Win rate over all prompts, best of {} images, mean of the training seeds, with its 95 % interval over seeds and prompts",
+            self.best_of
+        );
+        html! {
+            div.overview {
+                table role="table" {
+                    caption { (name) }
+                    thead role="rowgroup" {
+                        tr role="row" {
+                            th role="columnheader" scope="col" { "comparison" }
+                            th.num role="columnheader" scope="col" { "seeds" }
+                            th.num role="columnheader" scope="col" { "prompts" }
+                            @for m in &self.metrics { th.num role="columnheader" scope="col" { (self.head(m)) } }
+                        }
+                    }
+                    tbody role="rowgroup" {
+                        @for p in &self.seeds {
+                            tr role="row" {
+                                th role="rowheader" scope="row" { (p.a) span.vs { " vs " } (p.b) }
+                                td.num role="cell" data-of="seeds" { (p.seeds) }
+                                td.num role="cell" data-of="prompts" { (p.n) }
+                                @for m in &self.metrics {
+                                    @let cell = p.cell(m);
+                                    td.num.rate role="cell" data-of=(m) {
+                                        span.big { (percent(cell.rate)) } " " span.interval { (interval(cell.low, cell.high)) }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The numbers behind the bars of several seeds: a model a row, a metric a column.
+    pub fn rates_of_seeds(&self, b: &str, models: &[&Pooled]) -> Markup {
+        let sd = |x: Option<f64>| html! { @match x { Some(x) => (data(x, signed(x, 2))), None => "–" } };
+        let cell = |cell: &Means| {
+            html! {
+                (data(cell.rate, percent(cell.rate))) " [" (data(cell.low, point(cell.low))) ", " (data(cell.high, point(cell.high))) "]"
+                br;
+                small {
+                    @for (i, rate) in cell.rates.iter().enumerate() { @if i > 0 { " / " } (data(*rate, point(*rate))) }
+                    "; " (sd(cell.change_sd)) " [" (sd(cell.change_sd_low)) ", " (sd(cell.change_sd_high)) "]"
+                }
+            }
+        };
+        let name = format!(
+            "Win rate over {b}, mean of the seeds [95 % interval], each seed; change of the mean score in standard deviations of {b} [95 % interval]"
+        );
+        table(
+            &name,
+            html! { tr { th scope="col" { "model" } th.num scope="col" { "seeds" } th.num scope="col" { "n" } @for m in &self.metrics { th.num scope="col" { (self.head(m)) } } } },
+            html! {
+                @for p in models {
+                    tr data-table="seeds" data-a=(p.a) data-b=(p.b) {
+                        th scope="row" { (p.a) }
+                        td.num { (p.seeds) }
+                        td.num { (p.n) }
+                        @for m in &self.metrics { td.num data-metric=(m) { (cell(p.cell(m))) } }
+                    }
+                }
+            },
+        )
     }
 
     /// The numbers behind the bars.
@@ -234,6 +367,13 @@ impl Winrates {
     }
 }
 
+impl Pooled {
+    /// Of one of the file's metrics; `read` has seen to it that all comparisons have all of them.
+    pub fn cell(&self, metric: &str) -> &Means {
+        &self.metrics[metric]
+    }
+}
+
 impl Comparison {
     /// All prompts, then the groups.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
@@ -250,8 +390,9 @@ fn point(rate: f64) -> String {
     format!("{:.1}", 100.0 * rate)
 }
 
-pub fn interval(cell: &Cell) -> String {
-    format!("[{}, {}]", point(cell.low), point(cell.high))
+/// "[58.2, 70.5]".
+pub fn interval(low: f64, high: f64) -> String {
+    format!("[{}, {}]", point(low), point(high))
 }
 
 /// "0.032", "< 0.001".

@@ -23,6 +23,7 @@ use nets::{
     sampler::Method,
 };
 use pipe::{
+    atomic,
     cli::{Answer, Common, run},
     id,
     origin::{InputOrigin, Origin},
@@ -131,7 +132,7 @@ fn main() -> ExitCode {
 }
 
 fn sample(args: Args) -> Result<Answer> {
-    let out = args.common.output()?;
+    let out = args.common.output_beside(&args.prompts)?;
     ensure!(args.n > 0, "-n is 0: no image to draw");
     ensure!(args.batch > 0, "--batch is 0: no image to draw");
     ensure!(args.guidance.is_finite(), "--guidance must be a number, it is {}", args.guidance);
@@ -149,6 +150,11 @@ fn sample(args: Args) -> Result<Answer> {
     );
     let whole_only = args.common.shard.is_none() || (args.latents.is_none() && args.dump_latents.is_none());
     ensure!(whole_only, "--latents and --dump-latents hold every image in order; they do not go with --shard");
+    if let Some(file) = &args.dump_latents {
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        ensure!(!file.is_dir(), "cannot write {}: it is a folder", file.display());
+        atomic::probe(folder)?;
+    }
     let resolve = |arg: &PathBuf| hub::resolve(arg, args.allow_download);
     let base = resolve(&args.base)?;
     let unet = args.unet.as_ref().map(resolve).transpose()?;

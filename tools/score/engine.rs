@@ -28,8 +28,12 @@ fn key(parts: &[&[u8]]) -> Key {
     key
 }
 
-/// Images for which there is room from the start, in a few MiB: as many as fill 2^17 places of a hash table.
+/// Images, and captions, for which there is room from the start, in some 20 MiB: as many as fill 2^17 places of a hash table. A
+/// table that grows holds its old places beside the new ones for a moment, and memory would grow with the rows.
 const ROOM: usize = 7 << 14;
+
+/// Pairs of an image and a caption: an image that comes again has mostly another caption.
+const PAIRS: usize = 2 * ROOM;
 
 pub struct Engine {
     pub scorers: Scorers,
@@ -75,6 +79,7 @@ impl Engine {
         side_by_side: bool,
         skip_bad: bool,
     ) -> Result<Self> {
+        let known_scores = Vec::with_capacity(PAIRS * scorers.len());
         Ok(Self {
             preprocesses: preprocesses(scorers.iter().map(|(_, s)| s.as_ref())),
             scorers,
@@ -82,11 +87,15 @@ impl Engine {
             batch,
             side_by_side,
             skip_bad,
-            known: HashMap::with_capacity(ROOM),
-            known_scores: vec![],
+            known: HashMap::with_capacity(PAIRS),
+            known_scores,
             images: Cache::in_folder(folder, KEPT, ROOM)?,
-            captions: Cache::in_folder(folder, KEPT, 0)?,
-            work: Work { images: HashSet::with_capacity(ROOM), ..Work::default() },
+            captions: Cache::in_folder(folder, KEPT, ROOM)?,
+            work: Work {
+                images: HashSet::with_capacity(ROOM),
+                captions: HashSet::with_capacity(ROOM),
+                ..Work::default()
+            },
         })
     }
 

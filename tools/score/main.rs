@@ -31,7 +31,7 @@ use pipe::{
     column::Rows,
     origin::Origin,
     parts::Work,
-    progress, stop,
+    place, progress, stop,
     table::{Inputs, Output, target},
 };
 use rows::Kind;
@@ -41,8 +41,9 @@ use summary::Summary;
 ///
 /// Takes a pairs table (scores: two columns a metric) or an images table (scored: one column a metric). Scores are raw:
 /// cosines, and the head's answer. They do not depend on batch size, threads or shards. What is finished is kept in
-/// OUT.partial/, so that the same command goes on where it was stopped. For an evaluation by others than those that voted
-/// there are also clip-l (OpenAI's ViT-L/14) and colourfulness, which needs no model and does not vote unless it is named.
+/// OUT.partial/, so that the same command goes on where it was stopped; it then counts images and captions in the rows that
+/// were left alone, scores and labels in all. For an evaluation by others than those that voted there are also clip-l (OpenAI's
+/// ViT-L/14) and colourfulness, which needs no model: judges, that do not vote unless `vote --metrics` names them.
 #[derive(Parser, Debug)]
 #[command(
     name = "score",
@@ -83,8 +84,8 @@ struct Args {
     #[arg(long)]
     skip_bad: bool,
     /// Score N random rows of the existing output again and compare
-    #[arg(long, value_name = "N")]
-    verify: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    verify: Option<u32>,
     /// Fetch models that are named by a hub id (org/name[@revision]) and are not in the cache
     #[arg(long)]
     allow_download: bool,
@@ -106,8 +107,10 @@ enum Resize {
     Legacy,
 }
 
-/// Rows of a part: what a killed run loses at most.
-const PART: usize = 64;
+/// Rows of a part, which a killed run loses at most: 64, and on a GPU enough to fill several batches of `batch` images.
+fn part_rows(on_cpu: bool, batch: usize) -> usize {
+    if on_cpu { 64 } else { batch.saturating_mul(4).max(64) }
+}
 
 fn main() -> ExitCode {
     run("score", |args| base::on_workers(|| score(args)))
@@ -115,7 +118,9 @@ fn main() -> ExitCode {
 
 fn score(args: Args) -> Result<Answer> {
     let common = &args.common;
-    let out = target(common.output()?, common.shard);
+    let output = if args.verify.is_some() { common.output()? } else { common.output_beside(&args.tables)? };
+    let out = target(output, common.shard);
+    let kept = args.verify.is_none() && !place::is_stream(&out);
     let metrics = models::metrics(&args.metrics)?;
     ensure!(args.batch != Some(0), "--batch is 0: no image to score");
     let device = base::device(common.device)?;
@@ -135,7 +140,7 @@ fn score(args: Args) -> Result<Answer> {
     let mut inputs = Inputs::open(&args.tables)?;
     let kind = Kind::of(&inputs)?;
     let sources = models::sources(&metrics, args.models.as_deref(), &args.model, args.allow_download)?;
-    if args.verify.is_none() && out.as_os_str() != "-" {
+    if kept {
         ensure!(!out.is_dir(), "cannot write {}: it is a folder", out.display());
         create_parent(&out)?;
     }
@@ -143,27 +148,28 @@ fn score(args: Args) -> Result<Answer> {
     let range = inputs.range(common.shard)?;
     let origin = origin(&args, &metrics, &scorers, &options).inputs(inputs.origins_of(&range)?);
     let side_by_side = options.device.is_cpu();
+    let part_rows = part_rows(options.device.is_cpu(), options.batch);
     let folder = match out.parent() {
-        Some(folder) if args.verify.is_none() && out.as_os_str() != "-" => folder.join("."),
+        Some(folder) if kept => folder.join("."),
         _ => std::env::temp_dir(),
     };
     let mut engine = Engine::new(scorers, kind, &folder, options.batch, side_by_side, args.skip_bad)?;
     if let Some(n) = args.verify {
-        return verify::verify(&mut engine, kind, &inputs, &out, n, common);
+        return verify::verify(&mut engine, kind, &inputs, &out, n as usize, common);
     }
     stop::watch()?;
 
     let schema = kind.schema(&metrics);
     // What a pipe brings cannot be told from what it brought before: nothing of it is kept for another run.
     let mut work = match inputs.rows() {
-        Some(_) => Work::open(&out, schema.clone(), origin, &format!("rows {range:?} by {PART}"))?,
+        Some(_) => Work::open(&out, schema.clone(), origin, &format!("rows {range:?} by {part_rows}"))?,
         None => Work::Stream(Box::new(Output::create(&out, schema.clone(), &origin)?)),
     };
     let schema = Arc::new(schema);
     let mut summary = Summary::new(&metrics, kind);
     let mut parts = 0;
     while let Some(mut part) = work.get(parts)? {
-        for rows in part.read(None, 0..usize::MAX, PART)? {
+        for rows in part.read(None, 0..usize::MAX, part_rows)? {
             summary.add_kept(&rows?)?;
         }
         parts += 1;
@@ -172,7 +178,7 @@ fn score(args: Args) -> Result<Answer> {
     let bar = progress::bar("score", total, common.quiet);
     bar.inc(summary.rows as u64);
     let rest = range.start.saturating_add(summary.rows)..range.end;
-    for rows in read_ahead(inputs.read(Some(&kind.columns()), rest, PART)?) {
+    for rows in read_ahead(inputs.read(Some(&kind.columns()), rest, part_rows)?) {
         let rows = rows?;
         let scores = engine.score(&rows)?;
         let batch = table(kind, &schema, &rows, &scores)?;

@@ -65,7 +65,7 @@ impl Kind {
     /// What is read.
     pub fn columns(self) -> Vec<&'static str> {
         match self {
-            Self::Pairs => [&pairs::NEEDED[..], &[pairs::RANKING_ID, pairs::LABEL[0]]].concat(),
+            Self::Pairs => [&pairs::NEEDED[..], &[pairs::RANKING_ID, pairs::LABEL[0], pairs::HAS_LABEL]].concat(),
             Self::Images => [&IMAGES_NEEDED[..], &[prompts::SET, prompts::CATEGORY, prompts::CHALLENGE]].concat(),
         }
     }
@@ -103,10 +103,7 @@ impl Kind {
                     id::pair_id(captions.value(i), uids[0].value(i), uids[1].value(i), ranking)
                 };
                 let ids = StringArray::from_iter_values((0..rows.len()).map(pair_id));
-                let label_0 = match rows.has(pairs::LABEL[0]) {
-                    true => rows.f32_or_null(pairs::LABEL[0])?,
-                    false => Float32Array::new_null(rows.len()),
-                };
+                let label_0 = labels(rows)?;
                 let [uid_0, uid_1] = uids;
                 Ok(vec![Arc::new(ids), Arc::new(captions), Arc::new(uid_0), Arc::new(uid_1), Arc::new(label_0)])
             }
@@ -128,6 +125,19 @@ impl Kind {
             }
         }
     }
+}
+
+/// The human label of image 0; null where there is none, or where `has_label` says so.
+fn labels(rows: &Rows) -> Result<Float32Array> {
+    if !rows.has(pairs::LABEL[0]) {
+        return Ok(Float32Array::new_null(rows.len()));
+    }
+    let labels = rows.f32_or_null(pairs::LABEL[0])?;
+    if !rows.has(pairs::HAS_LABEL) {
+        return Ok(labels);
+    }
+    let has = rows.bool_or_null(pairs::HAS_LABEL)?;
+    Ok(labels.iter().zip(&has).map(|(label, has)| label.filter(|_| has != Some(false))).collect())
 }
 
 /// What is scored: the image places of some rows, row by row, image 0 before image 1.

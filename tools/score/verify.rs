@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use arrow::array::Array;
 use pipe::{
     cli::{Answer, Common},
-    seed, stop,
+    place, seed, stop,
     table::Inputs,
     take::Taker,
 };
@@ -29,6 +29,10 @@ pub fn verify(
     common: &Common,
 ) -> Result<Answer> {
     ensure!(common.shard.is_none(), "--verify draws its own rows; leave out --shard");
+    ensure!(
+        inputs.rows().is_some() && !place::is_stream(out),
+        "--verify draws rows at random; name the table as a Parquet file"
+    );
     let scored = Inputs::open(&[out.to_owned()]).context("--verify needs the table that -o names")?;
     let metrics: Vec<String> = engine.scorers.iter().map(|(name, _)| (*name).to_owned()).collect();
     let columns = kind.score_columns(&metrics);

@@ -21,7 +21,7 @@ use crate::{
     guard::Guard,
     log::ReportTo,
     loss::{Form, Objective},
-    method::ErrorOf,
+    method::{ErrorOf, Timesteps},
     pasted::Pasted,
     reference::{Mode, Place},
 };
@@ -32,7 +32,13 @@ Examples:
         --gradient_accumulation_steps 64 --learning_rate 1e-8 --scale_lr --lr_warmup_steps 500 --refresh-every 125
   train latents/ --labels labels.parquet --base sd15 -o out --resume_from_checkpoint latest
 
-The output is a checkpoint folder: unet/ (loads in diffusers), state/ (what --resume_from_checkpoint needs) and log.jsonl.";
+The output is a checkpoint folder: unet/ (loads in diffusers), state/ (what --resume_from_checkpoint needs) and log.jsonl.
+
+Networks compute in f32, on a GPU also in bf16; --dtype f16 is refused, because small gradients would become 0. Weights, gradients \
+and losses are f32 always, and so are the moments on a GPU.";
+
+/// The checkpoint that is the newest in the output folder.
+pub const LATEST: &str = "latest";
 
 /// Fine-tune a Stable Diffusion UNet on preference labels with the Diffusion-DPO loss.
 #[derive(Parser, Clone, Debug)]
@@ -63,7 +69,7 @@ pub struct Args {
     /// `<i>.timesteps` with the winners first, and the captions in the metadata key `prompts`
     #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "labels"])]
     pub replay: Option<PathBuf>,
-    /// Write the first step's gradient of every tensor, before clipping
+    /// Write the gradient of every tensor in the first step of this call, before clipping
     #[arg(long, value_name = "FILE")]
     pub dump_gradients: Option<PathBuf>,
 
@@ -99,13 +105,13 @@ pub struct Args {
     /// Length of a linear or cosine schedule, where it is not --max_train_steps
     #[arg(long, value_name = "N", help_heading = "Optimisation")]
     pub lr_total_steps: Option<u64>,
-    /// How a gradient becomes a step
-    #[arg(long, value_enum, default_value_t = OptimizerName::Adamw, help_heading = "Optimisation")]
-    pub optimizer: OptimizerName,
+    /// How a gradient becomes a step [default: adamw]
+    #[arg(long, value_enum, help_heading = "Optimisation")]
+    pub optimizer: Option<OptimizerName>,
     /// The same as --optimizer adafactor
     #[arg(long, conflicts_with = "optimizer", help_heading = "Optimisation")]
     pub use_adafactor: bool,
-    /// How AdamW's moments are stored; bf16 halves them
+    /// How AdamW's moments are stored; bf16 halves them, on the CPU alone
     #[arg(long, value_enum, default_value_t = Moments::F32, help_heading = "Optimisation")]
     pub moments: Moments,
     #[arg(long, value_name = "X", default_value_t = 0.9, help_heading = "Optimisation")]
@@ -140,6 +146,9 @@ pub struct Args {
     /// What the squared error is taken of in a v-prediction model
     #[arg(long, value_enum, default_value_t = ErrorOf::Prediction, help_heading = "Method")]
     pub error: ErrorOf,
+    /// Which timesteps the pairs are noised to
+    #[arg(long, value_enum, default_value_t = Timesteps::Auto, help_heading = "Method")]
+    pub timesteps: Timesteps,
     /// `frozen` (plain Diffusion-DPO), `hard:K` (the reference becomes the policy after every K-th optimiser step) or
     /// `ema:RATE` (after every step it goes this share of the way to the policy)
     #[arg(long, value_name = "MODE", default_value = "frozen", help_heading = "Method")]
@@ -155,7 +164,7 @@ pub struct Args {
     pub lora_alpha: Option<f64>,
     /// The linear layers that get one, under PEFT's names
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "to_q,to_k,to_v,to_out.0")]
-    #[arg(help_heading = "LoRA")]
+    #[arg(requires = "lora_rank", help_heading = "LoRA")]
     pub lora_targets: Vec<String>,
     /// Write unet/ too, base and adapters in one, for `sample --unet`
     #[arg(long, requires = "lora_rank", help_heading = "LoRA")]
@@ -176,7 +185,7 @@ pub struct Args {
     pub checkpointing_steps: u64,
     /// Keep only the newest N of them
     #[arg(long, value_name = "N", help_heading = "Checkpoints")]
-    pub checkpoints_total_limit: Option<usize>,
+    pub checkpoints_total_limit: Option<NonZeroUsize>,
     /// How to store the published unet/; state/ keeps f32
     #[arg(long, value_enum, default_value_t = SaveDtype::F32, help_heading = "Checkpoints")]
     pub save_dtype: SaveDtype,
@@ -196,7 +205,7 @@ pub struct Args {
     /// Threads that read and prepare the data ahead (0: none); no result depends on it
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Runs")]
     pub dataloader_num_workers: usize,
-    /// Take two steps, print what a run would take, and write nothing
+    /// Take two steps, print what a run would take, and write nothing: -o is not needed
     #[arg(long, help_heading = "Runs")]
     pub dry_run: bool,
 
@@ -217,6 +226,7 @@ impl Args {
 
     /// What clap cannot see.
     pub fn check(&self) -> Result<()> {
+        self.pasted.refuse()?;
         let sound = |x: f64| x >= 0.0 && x.is_finite();
         ensure!(self.max_train_steps > 0, "--max_train_steps is 0: nothing to do");
         ensure!(
@@ -228,11 +238,15 @@ impl Args {
             ("--learning_rate", self.learning_rate),
             ("--adam_weight_decay", self.adam_weight_decay),
             ("--adam_epsilon", self.adam_epsilon),
-            ("--max_grad_norm", self.max_grad_norm.unwrap_or_default()),
             ("--lora_alpha", self.lora_alpha.unwrap_or_default()),
         ] {
             ensure!(sound(value), "{flag} must not be below 0, it is {value}");
         }
+        ensure!(
+            self.max_grad_norm.is_none_or(|norm| norm > 0.0),
+            "--max_grad_norm must be above 0, it is {}; inf scales no gradient down",
+            self.max_grad_norm.unwrap_or_default()
+        );
         for (flag, value) in [("--adam_beta1", self.adam_beta1), ("--adam_beta2", self.adam_beta2)] {
             ensure!((0.0..1.0).contains(&value), "{flag} must lie between 0 and 1, it is {value}");
         }
@@ -246,6 +260,16 @@ impl Args {
             (0.0..0.5).contains(&self.label_smoothing),
             "--label_smoothing is a probability below 0.5, it is {}",
             self.label_smoothing
+        );
+        let sft = self.objective().form == Form::Sft;
+        ensure!(
+            !sft || self.guard == Guard::None,
+            "--guard holds the loser's gradient back, and with --loss sft the loser has none: leave one of them out"
+        );
+        ensure!(
+            self.lora_rank.is_none() || self.reference_weights != Place::File,
+            "--reference_weights file is for a reference that is a UNet of its own; with --lora_rank it shares the policy's: \
+             leave it out"
         );
         ensure!(
             self.replay.is_none() || self.gradient_accumulation_steps.get() == 1,
@@ -310,7 +334,7 @@ impl Args {
 
     pub fn rule(&self) -> Rule {
         match self.optimizer {
-            OptimizerName::Adamw if !self.use_adafactor => Rule::AdamW(AdamWConfig {
+            None | Some(OptimizerName::Adamw) if !self.use_adafactor => Rule::AdamW(AdamWConfig {
                 beta1: self.adam_beta1,
                 beta2: self.adam_beta2,
                 eps: self.adam_epsilon,
@@ -324,6 +348,14 @@ impl Args {
     pub fn longest_gradient(&self) -> f64 {
         let usual = if matches!(self.rule(), Rule::AdamW(_)) { 1.0 } else { f64::INFINITY };
         self.max_grad_norm.unwrap_or(usual)
+    }
+
+    /// What the same command needs besides, to go on from its newest checkpoint.
+    pub fn flags_to_go_on(&self) -> &'static str {
+        match &self.resume_from_checkpoint {
+            Some(path) if path.as_os_str() == LATEST => "",
+            _ => "--resume_from_checkpoint latest",
+        }
     }
 
     /// How far above the usual a loss is a spike, if that matters.

@@ -71,13 +71,17 @@ pub fn recover(
     device: &Device,
 ) -> Result<State> {
     const MOST: usize = 3; // without a new checkpoint between
+    let newest = state::newest(out);
+    let kept = match &newest {
+        Some(path) => format!("the last checkpoint is kept, {}", path.display()),
+        None => format!("there is no checkpoint in {} yet", out.display()),
+    };
     ensure!(
         args.on_spike == OnSpike::Rollback,
-        "step {at}: {trouble}; the last checkpoint is kept. A smaller --learning_rate or --beta_dpo may help, or \
-         --on_spike rollback"
+        "step {at}: {trouble}; {kept}. A smaller --learning_rate or --beta_dpo may help, or --on_spike rollback"
     );
-    ensure!(rollbacks <= MOST, "step {at}: {trouble}, after going back {MOST} times; the last checkpoint is kept");
-    let newest = state::newest(out).with_context(|| {
+    ensure!(rollbacks <= MOST, "step {at}: {trouble}, after going back {MOST} times; {kept}");
+    let newest = newest.with_context(|| {
         format!("step {at}: {trouble}, and there is no checkpoint in {} to go back to", out.display())
     })?;
     args.common

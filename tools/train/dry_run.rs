@@ -13,17 +13,24 @@ use crate::{
     state::State,
 };
 
-/// Takes two steps and reports. The first warms up; the second is timed.
-pub fn report(args: &Args, plan: Plan, state: &mut State, batches: &mut Batches, method: &Method) -> Result<()> {
+/// Takes two steps and reports. The first warms up; the second is timed. `at_once`: pairs of a micro-batch.
+pub fn report(
+    args: &Args,
+    plan: Plan,
+    at_once: usize,
+    state: &mut State,
+    batches: &mut Batches,
+    method: &Method,
+) -> Result<()> {
     const STEPS: u64 = 2;
+    let (done, all) = (state.counters.step, args.max_train_steps);
     ensure!(
-        args.max_train_steps >= STEPS,
-        "--dry-run takes {STEPS} steps; --max_train_steps is {}",
-        args.max_train_steps
+        all - done.min(all) >= STEPS,
+        "--dry-run takes {STEPS} steps; --max_train_steps is {all}, and {done} are done"
     );
     let mut sum = Sum::default();
     let mut seconds = 0.0;
-    for t in 1..=STEPS {
+    for t in done + 1..=done + STEPS {
         let began = Instant::now();
         sum.take(plan, state, batches, args, method)?;
         let State { optimizer, policy, .. } = &mut *state;
@@ -65,8 +72,8 @@ pub fn report(args: &Args, plan: Plan, state: &mut State, batches: &mut Batches,
     text += &format!(
         "{} pairs a step: {} at once, {} times\n",
         args.effective_batch(),
-        args.train_batch_size,
-        args.gradient_accumulation_steps
+        at_once.min(args.effective_batch()),
+        batches.a_step()
     );
     text += &format!("learning rate {highest:.3e} at its highest, {path:.3e} over all steps\n");
     text += &format!("peak memory {peak:.0} MiB (measured)\n");

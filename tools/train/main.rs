@@ -22,7 +22,7 @@ mod state;
 mod tensorboard;
 mod world;
 
-use std::{process::ExitCode, time::Instant};
+use std::{path::Path, process::ExitCode, time::Instant};
 
 use ahead::Batches;
 use anyhow::{Result, ensure};
@@ -40,7 +40,8 @@ use nets::{
 use pipe::{
     atomic,
     cli::{Answer, run},
-    progress, stop,
+    progress,
+    stop::{self, Stopped},
 };
 use source::Source;
 use state::State;
@@ -59,7 +60,11 @@ fn together(args: Args) -> Result<Answer> {
 
 fn train(mut args: Args, world: &mut World) -> Result<Answer> {
     args.common.quiet |= !world.first();
-    let out = args.common.output()?.clone();
+    let out = match &args.common.output {
+        None if args.dry_run => None,
+        _ => Some(args.common.output()?.clone()),
+    };
+    ensure!(out.as_ref().is_none_or(|out| out.as_os_str() != "-"), "a checkpoint is a folder; name one with -o");
     args.common.refuse_shard("one training run is one job")?;
     args.check()?;
     let mut args = world.first_then_others(|| args.unpasted()?.with_models())?;
@@ -68,7 +73,8 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
     ensure!(compute != DType::F16, "--dtype f16: small gradients would become 0; bf16 keeps the range of f32");
     world.attach(&device)?;
     if world.first() {
-        atomic::probe(&out)?;
+        out.iter().try_for_each(|out| atomic::probe(out))?;
+        args.dump_gradients.iter().try_for_each(|file| atomic::probe(folder_of(file)))?;
     }
     let source = Source::open(&args, &device)?;
     if let Some(pairs) = source.pairs_a_step() {
@@ -76,9 +82,13 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
         ensure!(one, "--train_batch_size {}: each step of the --replay file has {pairs} pairs", args.train_batch_size);
         args.train_batch_size = pairs;
     }
-    let method = Method::new(&args, Schedule::open(&args.base)?.for_training());
+    let schedule = Schedule::open(&args.base)?;
+    args.timesteps = args.timesteps.of(&schedule);
+    let method = Method::new(&args, args.timesteps.trained(schedule));
+    method::tell_timesteps(&method.schedule, &args.common);
     let mut share = world.share(&args)?;
-    let (mut state, recipe, origin) = world.first_then_others(|| start::start(&args, &source, &out, &device))?;
+    let start = || start::start(&args, &source, out.as_deref(), &device);
+    let (mut state, recipe, origin) = world.first_then_others(start)?;
     if world.size() > 1 {
         world.agree(&start::identity(&state, &origin)?)?;
         args.common.say(format_args!("{} processes with {} pairs each a step", world.size(), share.pairs()));
@@ -90,19 +100,21 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
     if args.replay.is_none() {
         share.at_once = plan.pairs_at_once(share.at_once); // an entry of the file is a micro-batch as it is
     }
+    let at_once = share.at_once;
     let mut batches = Batches::new(source, share, &args, &method.schedule, &device);
     batches.go_to(&state.counters)?;
-    if args.dry_run {
+    let Some(out) = out.filter(|_| !args.dry_run) else {
         if world.first() {
-            dry_run::report(&args, plan, &mut state, &mut batches, &method)?;
+            dry_run::report(&args, plan, at_once, &mut state, &mut batches, &method)?;
         }
         return Ok(Answer::Yes);
-    }
+    };
     let mut log = Log::new(&out, state.counters.step, args.report_to);
     let bar = progress::bar("train", Some(args.max_train_steps), args.common.quiet);
     bar.set_position(state.counters.step);
     let mut sum = Sum::default();
     let (mut warned, mut rollbacks) = (false, 0);
+    let mut dump = args.dump_gradients.as_ref().filter(|_| world.first());
     stop::watch()?;
 
     while state.counters.step < args.max_train_steps {
@@ -113,7 +125,7 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
         sum.take(plan, &state, &mut batches, &args, &method)?;
         let (pairs, grads) = (world.gather_pairs(std::mem::take(&mut sum.pairs)), &mut sum.grads);
         world.sum(grads)?;
-        if let Some(path) = args.dump_gradients.as_ref().filter(|_| step == 0 && world.first()) {
+        if let Some(path) = dump.take() {
             checkpoint::write(path, grads, Default::default())?;
         }
 
@@ -170,17 +182,22 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
             rollbacks = 0;
             if world.first() {
                 state.write(&state::checkpoint_path(&out, step + 1), &recipe, &origin)?;
-                args.checkpoints_total_limit.map_or(Ok(()), |limit| state::prune(&out, limit))?;
+                args.checkpoints_total_limit.map_or(Ok(()), |limit| state::prune(&out, limit.get()))?;
             }
         }
         if let Some(stopped) = stopped {
-            return Err(stopped.into());
+            return Err(Stopped(stopped.0, args.flags_to_go_on()).into());
         }
     }
     if world.first() {
         state.write(&out, &recipe, &origin)?;
     }
     Ok(Answer::Yes)
+}
+
+/// Where a file lies, or will.
+fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// What a person should know of the settings before the first step.

@@ -1,6 +1,7 @@
 //! What a run minimises, put together from its flags.
 
 use nets::noise::{PredictionType, Schedule};
+use pipe::cli::Common;
 
 use crate::{
     args::Args,
@@ -23,6 +24,48 @@ pub enum ErrorOf {
     Prediction,
     /// The noise, whatever the UNet predicts: weight alpha_t^2 on the error of v
     Epsilon,
+}
+
+/// Which timesteps are trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Timesteps {
+    /// `turbo` where the base's scheduler spaces timesteps `trailing` and the UNet predicts the noise, as SDXL Turbo; else `all`
+    Auto,
+    /// Each of the schedule as often
+    All,
+    /// Four, 249, 499, 749 and 999 of 1000, the last without any signal: as Diffusion-DPO trains SDXL Turbo
+    Turbo,
+}
+
+impl Timesteps {
+    /// Which of the other two is meant for a base with this schedule.
+    pub fn of(self, schedule: &Schedule) -> Self {
+        match self {
+            Timesteps::Auto if schedule.looks_distilled() => Timesteps::Turbo,
+            Timesteps::Auto => Timesteps::All,
+            named => named,
+        }
+    }
+
+    /// The schedule to train by.
+    pub fn trained(self, schedule: Schedule) -> Schedule {
+        match self.of(&schedule) {
+            Timesteps::Turbo => schedule.distilled(),
+            _ => schedule,
+        }
+    }
+}
+
+/// Says so where not every timestep is trained.
+pub fn tell_timesteps(schedule: &Schedule, common: &Common) {
+    let (trained, all) = (&schedule.trained, schedule.config.num_train_timesteps);
+    if trained.len() != all {
+        common.say(format_args!(
+            "{} of {all} timesteps are trained, {trained:?}, as fits a model distilled to a few steps; --timesteps all takes \
+             every one",
+            trained.len()
+        ));
+    }
 }
 
 impl Method {

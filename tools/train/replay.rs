@@ -2,8 +2,8 @@
 
 use std::{collections::HashMap, path::Path};
 
-use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Device, Tensor};
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{D, DType, Device, Tensor};
 use nets::{
     checkpoint,
     prompt::{Conditioning, PromptEncoder, TimeIds},
@@ -43,11 +43,29 @@ impl Replay {
         self.pairs
     }
 
-    /// C h w of a latent.
-    pub fn latent_numbers(&self) -> Result<usize> {
+    fn first(&self) -> Result<&Tensor> {
         let first =
             self.tensors.get("0.latents").with_context(|| format!("{}: tensor '0.latents' is missing", self.name))?;
+        let dims = first.dims();
+        ensure!(first.rank() == 4, "{}: tensor '0.latents' has shape {dims:?}, expected (2B, C, h, w)", self.name);
+        Ok(first)
+    }
+
+    /// C h w of a latent.
+    pub fn latent_numbers(&self) -> Result<usize> {
+        let first = self.first()?;
         Ok(first.elem_count() / first.dim(0)?.max(1))
+    }
+
+    /// C of a latent.
+    pub fn channels(&self) -> Result<usize> {
+        Ok(self.first()?.dim(1)?)
+    }
+
+    /// Widths of the captions' states, and of the pooled state in SDXL.
+    pub fn told(&self) -> Result<(usize, Option<usize>)> {
+        let width = |t: &Tensor| t.dim(D::Minus1);
+        Ok((width(&self.told.states)?, self.told.pooled.as_ref().map(width).transpose()?))
     }
 
     /// The inputs of step `i`, one entry a step, on a schedule of `trained` timesteps; every pair is sure of its winner.
@@ -61,19 +79,31 @@ impl Replay {
         };
         let latents = get("latents")?.to_dtype(DType::F32)?;
         let noise = get("noise")?.to_dtype(DType::F32)?;
-        let timesteps: Vec<u32> = get("timesteps")?.to_dtype(DType::U32)?.to_vec1()?;
+        let times = get("timesteps")?;
+        ensure!(
+            times.rank() == 1,
+            "{}: tensor '{i}.timesteps' has shape {:?}; expected one timestep an image",
+            self.name,
+            times.dims()
+        );
+        let times: Vec<i64> = times.to_dtype(DType::I64)?.to_vec1()?;
         let pairs = self.pairs;
         let fits = latents.rank() == 4 && latents.dims() == noise.dims() && latents.dim(0)? == 2 * pairs;
         ensure!(
-            fits && timesteps.len() == 2 * pairs,
+            fits && times.len() == 2 * pairs,
             "{}: step {i} has latents {:?}, noise {:?} and {} timesteps for {pairs} captions; expected 2 images a caption",
             self.name,
             latents.dims(),
             noise.dims(),
-            timesteps.len()
+            times.len()
         );
-        let late = timesteps.iter().find(|&&t| t as usize >= trained);
-        ensure!(late.is_none(), "{}: step {i} has timestep {late:?} of a schedule of {trained}", self.name);
+        let (theirs, ours) = (latents.dim(1)?, self.channels()?);
+        ensure!(theirs == ours, "{}: step {i} has latents of {theirs} channels, step 0 of {ours}", self.name);
+        let timesteps = times.into_iter().map(|t| match u32::try_from(t) {
+            Ok(time) if (time as usize) < trained => Ok(time),
+            _ => bail!("{}: step {i} has timestep {t}, which a schedule of {trained} has not", self.name),
+        });
+        let timesteps = timesteps.collect::<Result<Vec<u32>>>()?;
         Ok(Batch {
             sizes: self.sizes(i, &latents)?,
             told: self.told.to_device(device)?,

@@ -8,6 +8,7 @@ use nets::{
     checkpoint::Weights,
     noise::Schedule,
     prompt::{Conditioning, PromptEncoder, TimeIds},
+    unet::UNetConfig,
     vae::Vae,
 };
 use pipe::{
@@ -134,6 +135,21 @@ impl Source {
             Source::Replay { replay, .. } => NonZeroUsize::new(replay.pairs()),
             Source::Pairs { .. } => None,
         }
+    }
+
+    /// # Errors
+    /// The UNet was made for other text encoders or other latents than there are here.
+    pub fn check(&self, unet: &UNetConfig) -> Result<()> {
+        let ((width, pooled), channels) = match self {
+            Source::Replay { replay, .. } => (replay.told()?, replay.channels()?),
+            Source::Pairs { data, .. } => (data.told(), data.channels()),
+        };
+        unet.check_told(width, pooled)?;
+        let takes = unet.in_channels;
+        ensure!(channels == takes, "the UNet takes latents of {takes} channels, here they have {channels}");
+        let gives = unet.out_channels;
+        ensure!(channels == gives, "the UNet predicts {gives} channels, latents have {channels}");
+        Ok(())
     }
 
     /// C h w of a latent.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use nets::{
     base::unet_folder,
@@ -14,7 +14,7 @@ use nets::{
 use pipe::origin::Origin;
 
 use crate::{
-    args::{Args, Moments, SaveDtype},
+    args::{Args, LATEST, Moments, SaveDtype},
     calm::Usual,
     reference::Reference,
     source::Source,
@@ -22,9 +22,19 @@ use crate::{
 };
 
 /// Policy, reference and moments, as new or as the checkpoint to go on from left them.
-pub fn start(args: &Args, source: &Source, out: &Path, device: &Device) -> Result<(State, Recipe, Origin)> {
-    state::refuse_other_kind(out, args.lora_rank.is_some())?;
+///
+/// # Errors
+/// They do not fit each other or the data; `out`, which only a dry run lacks, holds another run.
+pub fn start(args: &Args, source: &Source, out: Option<&Path>, device: &Device) -> Result<(State, Recipe, Origin)> {
+    if let Some(out) = out {
+        state::refuse_other_kind(out, args.lora_rank.is_some())?;
+    }
+    if let Some(out) = out.filter(|_| args.resume_from_checkpoint.is_none() && !args.dry_run) {
+        state::refuse_earlier(out)?;
+    }
     let (mut state, [policy_hash, reference_hash], unet) = fresh(args, source.labels_hash(), device)?;
+    let say = || format!("{} and {}", args.policy.as_ref().unwrap_or(&args.base).display(), args.base.display());
+    source.check(&state.policy.unet.config).with_context(say)?;
     let origin = Origin::new("train")
         .arg("effective_batch", args.effective_batch())
         .arg("learning_rate", args.learning_rate)
@@ -38,6 +48,7 @@ pub fn start(args: &Args, source: &Source, out: &Path, device: &Device) -> Resul
         .arg("label_smoothing", args.label_smoothing)
         .arg("guard", format!("{:?}", args.guard))
         .arg("error", format!("{:?}", args.error))
+        .arg("timesteps", format!("{:?}", args.timesteps))
         .arg("reference_mode", args.reference_mode().to_string())
         .arg("seed", args.common.seed)
         .model("policy", policy_hash)
@@ -59,7 +70,25 @@ pub fn start(args: &Args, source: &Source, out: &Path, device: &Device) -> Resul
 
     if let Some(checkpoint) = resumption(args, out, &origin)? {
         state.resume(&checkpoint)?;
-        args.common.say(format_args!("going on after step {} of {}", state.counters.step, checkpoint.display()));
+        let (done, all) = (state.counters.step, args.max_train_steps);
+        ensure!(
+            done <= all,
+            "{} has {done} steps behind it, and --max_train_steps is {all}: name more, or an earlier checkpoint",
+            checkpoint.display()
+        );
+        args.common.say(match done == all {
+            true => format!(
+                "{} has all {all} steps of --max_train_steps behind it: there is nothing to do",
+                checkpoint.display()
+            ),
+            false => format!("going on after step {done} of {}", checkpoint.display()),
+        });
+    }
+    if let Some(out) = out.filter(|_| args.resume_from_checkpoint.is_some() && !args.dry_run) {
+        state::tidy(out)?;
+        // Of a run that goes on from its newest checkpoint, the older ones are over.
+        let limit = args.checkpoints_total_limit.filter(|_| args.flags_to_go_on().is_empty());
+        limit.map_or(Ok(()), |limit| state::prune(out, limit.get()))?;
     }
     Ok((state, recipe, origin))
 }
@@ -97,9 +126,12 @@ fn fresh(args: &Args, labels: &str, device: &Device) -> Result<(State, [String; 
 }
 
 /// The checkpoint to go on from, if one was asked for and, for `latest`, is there.
-fn resumption(args: &Args, out: &Path, origin: &Origin) -> Result<Option<PathBuf>> {
+fn resumption(args: &Args, out: Option<&Path>, origin: &Origin) -> Result<Option<PathBuf>> {
     match args.resume_from_checkpoint.as_deref() {
-        Some(path) if path.as_os_str() == "latest" => state::latest(out, origin),
+        Some(path) if path.as_os_str() == LATEST => state::latest(
+            out.context("--resume_from_checkpoint latest is the newest in the output folder: name it with -o")?,
+            origin,
+        ),
         path => Ok(path.map(Path::to_owned)),
     }
 }

@@ -94,10 +94,18 @@ struct Saved {
     counters: Counters,
     /// The origin of the weights that belong to it: a folder in which the two differ is not whole.
     origin: Origin,
+    /// Adapters are published merged into a UNet, too.
+    #[serde(default)]
+    merged: bool,
 }
 
 impl Saved {
     const KEY: &str = "train";
+
+    /// All that the folder publishes.
+    fn published(&self) -> impl Iterator<Item = &'static Published> {
+        [self.counters.published()].into_iter().chain(self.merged.then_some(&UNET))
+    }
 
     fn read(folder: &Path) -> Result<Self> {
         let file = folder.join(STATE);
@@ -186,19 +194,22 @@ impl State {
         let published = published.collect::<Result<BTreeMap<_, _>>>()?;
         match &self.counters.lora {
             None => checkpoint::write_model(&folder.join(UNET.next), &recipe.unet, &published, &origin)?,
-            Some(config) => lora::write(&folder.join(LORA.next), config, &published, &origin)?,
+            Some(config) => {
+                lora::write(&folder.join(LORA.next), config, &self.policy.unet.config, &published, &origin)?
+            }
         }
-        let saved = serde_json::to_string(&Saved { counters: self.counters.clone(), origin: origin.clone() })?;
-        checkpoint::write(&folder.join(STATE), &kept, [(Saved::KEY.to_owned(), saved)].into())?;
-        adopt(folder, self.counters.published())?;
-        if let Some(config) = self.counters.lora.as_ref().filter(|_| recipe.merge) {
+        let merges = self.counters.lora.as_ref().filter(|_| recipe.merge);
+        if let Some(config) = merges {
             let base = Weights::open(&recipe.unet)?;
             let adapters = detached(&self.policy.params).collect();
             let merged = lora::merged(&base, config, &adapters)?.into_iter();
             let merged = merged.map(|(n, t)| Ok((n, t.to_dtype(recipe.dtype)?))).collect::<Result<_>>()?;
-            checkpoint::write_model(&folder.join(UNET.folder), &recipe.unet, &merged, &origin)?;
+            checkpoint::write_model(&folder.join(UNET.next), &recipe.unet, &merged, &origin)?;
         }
-        Ok(())
+        let saved = Saved { counters: self.counters.clone(), origin, merged: merges.is_some() };
+        let text = serde_json::to_string(&saved)?;
+        checkpoint::write(&folder.join(STATE), &kept, [(Saved::KEY.to_owned(), text)].into())?;
+        saved.published().try_for_each(|which| adopt(folder, which))
     }
 
     /// Takes policy, moments, counters and (once refreshed) the reference from a checkpoint folder. A reference that the
@@ -266,17 +277,51 @@ pub fn checkpoint_path(out: &Path, step: u64) -> PathBuf {
     out.join(format!("checkpoint-{step}"))
 }
 
-/// Whole checkpoints in `out`, the oldest first.
-fn checkpoints(out: &Path) -> Vec<(u64, PathBuf)> {
+/// Folders called `checkpoint-<step>` in `out`, whole or not, the oldest first.
+fn called_checkpoints(out: &Path) -> Vec<(u64, PathBuf)> {
     let entries = fs::read_dir(out).into_iter().flatten().flatten();
-    let mut all: Vec<_> = entries
-        .filter_map(|e| {
-            let step = e.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok()?;
-            complete(&e.path()).is_ok_and(|saved| saved.counters.step == step).then(|| (step, e.path()))
-        })
-        .collect();
+    let step = |name: &str| name.strip_prefix("checkpoint-")?.parse().ok();
+    let mut all: Vec<_> = entries.filter_map(|e| Some((step(e.file_name().to_str()?)?, e.path()))).collect();
     all.sort();
     all
+}
+
+/// Whole checkpoints in `out`, the oldest first.
+fn checkpoints(out: &Path) -> Vec<(u64, PathBuf)> {
+    let mut all = called_checkpoints(out);
+    all.retain(|(step, path)| complete(path).is_ok_and(|saved| saved.counters.step == *step));
+    all
+}
+
+/// # Errors
+/// A run from the start would mix its checkpoints with those that are in `out`.
+pub fn refuse_earlier(out: &Path) -> Result<()> {
+    if let Some((_, path)) = called_checkpoints(out).pop() {
+        bail!(
+            "{} is of an earlier run: add --resume_from_checkpoint latest to go on with that, choose another folder with -o, \
+             or remove it",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// Removes what a kill left of checkpoints that were being written: folders without state/, and weights that wait for one. What
+/// may be anybody else's stays.
+pub fn tidy(out: &Path) -> Result<()> {
+    let waiting = [UNET.next, LORA.next];
+    let names = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.file_name());
+    let half = |folder: &Path| {
+        let ours = |name: std::ffi::OsString| name == "state" || waiting.iter().any(|next| name == *next);
+        folder.is_dir() && names(folder).all(ours) && !folder.join(STATE).exists()
+    };
+    let halves = called_checkpoints(out).into_iter().map(|(_, path)| path).filter(|path| half(path));
+    let _ = complete(out); // weights that wait beside their state/ get their name
+    let waiting = waiting.map(|name| out.join(name)).into_iter().filter(|path| path.is_dir());
+    for path in halves.chain(waiting) {
+        fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// What a checkpoint folder publishes.
@@ -342,12 +387,13 @@ fn adopt(folder: &Path, which: &Published) -> Result<()> {
 /// State and weights do not belong together, or are missing.
 fn complete(folder: &Path) -> Result<Saved> {
     let saved = Saved::read(folder)?;
-    let which = saved.counters.published();
-    let of = |name: &str| Weights::open(&folder.join(name).join(which.main)).ok().and_then(|w| w.origin());
-    if of(which.folder).as_ref() != Some(&saved.origin) {
-        let theirs = of(which.next).as_ref() == Some(&saved.origin);
-        ensure!(theirs, "the weights in {} do not belong to its state/", folder.join(which.folder).display());
-        adopt(folder, which)?;
+    for which in saved.published() {
+        let of = |name: &str| Weights::open(&folder.join(name).join(which.main)).ok().and_then(|w| w.origin());
+        if of(which.folder).as_ref() != Some(&saved.origin) {
+            let theirs = of(which.next).as_ref() == Some(&saved.origin);
+            ensure!(theirs, "the weights in {} do not belong to its state/", folder.join(which.folder).display());
+            adopt(folder, which)?;
+        }
     }
     Ok(saved)
 }

@@ -42,6 +42,8 @@ pub struct Args {
     #[arg(long, default_value = "majority")]
     pub rule: RuleName,
     /// Metrics that vote, separated by commas [default: every m with columns m_0 and m_1 that is not marked as a judge]
+    ///
+    /// `score` marks clip-l and colourfulness as judges: they vote only where they are named here.
     #[arg(long, value_name = "M,...", value_delimiter = ',')]
     pub metrics: Vec<String>,
     /// People vote too: label_0 is one more voter, called `human`

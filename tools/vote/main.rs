@@ -51,7 +51,8 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<Answer> {
     let common = &args.common;
-    let output = common.output()?;
+    let read = args.scores.iter().map(|path| path.as_path()).chain(args.scales_file());
+    let output = common.output_beside(read)?;
     args.check()?;
     let mut source = Source::open(&args.scores, args.pairs.is_some(), &args.metrics)?;
     if args.human_voter {

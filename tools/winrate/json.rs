@@ -8,7 +8,7 @@ use crate::{
     compare::{By, Cell, Rate, Row, Side},
     scored::{Prompt, Scored},
     seeds,
-    stats::{self, wilson},
+    stats::wilson,
     tables::{Results, Spread},
 };
 
@@ -42,8 +42,8 @@ pub fn whole(results: &Results, voted: &[(String, Vec<String>)], bootstrap: Boot
 
 fn pooled_cell(c: &seeds::Cell) -> Value {
     json!({
-        "rate": stats::mean(c.rates.iter().copied()), "low": c.rate.0, "high": c.rate.1, "rates": c.rates,
-        "change_sd": c.change, "change_sd_low": c.change_interval.0, "change_sd_high": c.change_interval.1,
+        "rate": c.rate.mean, "low": c.rate.low, "high": c.rate.high, "rates": c.rates,
+        "change_sd": c.change.map(|e| e.mean), "change_sd_low": c.change.map(|e| e.low), "change_sd_high": c.change.map(|e| e.high),
     })
 }
 

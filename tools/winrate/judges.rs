@@ -5,11 +5,16 @@ use anyhow::{Result, bail, ensure};
 use pipe::{origin::Origin, table::Inputs};
 use serde_json::Value;
 
-/// The hash of each metric's scorer, from the nearest `score` in the origin of each part of the table; `None` for a part
-/// that does not say.
+/// The hash of each metric's scorer, and its arithmetic where that is not f32, from the nearest `score` in the origin of each part
+/// of the table; `None` for a part that does not say.
 pub fn scorers(inputs: &Inputs, metrics: &[String]) -> Result<Vec<Vec<Option<Value>>>> {
     let scorer = |origin: Option<&Origin>, metric: &String| {
-        origin?.chain().into_iter().find(|o| o.tool == "score")?.models.get(metric).cloned()
+        let score = origin?.chain().into_iter().find(|o| o.tool == "score")?;
+        let hash = score.models.get(metric)?.clone();
+        Some(match score.args.get("dtype") {
+            None => hash,
+            Some(dtype) => vec![hash, dtype.clone()].into(),
+        })
     };
     let origins = inputs.origins()?;
     Ok(metrics.iter().map(|m| origins.iter().map(|input| scorer(input.origin.as_deref(), m)).collect()).collect())

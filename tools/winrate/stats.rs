@@ -1,7 +1,7 @@
 //! Best of n, wins, intervals: the arithmetic of a win rate, as pure functions.
 
 /// The normal quantile of a two-sided 95 % interval.
-const Z: f64 = 1.959964;
+pub const Z: f64 = 1.959964;
 
 /// The score that a prompt gets: its best image's. `None` where no image has a score.
 pub fn best_of(scores: &[f32]) -> Option<f32> {
@@ -42,6 +42,27 @@ pub fn wilson(wins: usize, n: usize) -> (f64, f64) {
     let centre = (p + Z * Z / (2.0 * n)) / scale;
     let half = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt() / scale;
     ((centre - half).max(0.0), (centre + half).min(1.0))
+}
+
+/// Student's quantile of a two-sided 95 % interval, for `df` > 0 degrees of freedom.
+pub fn student(df: usize) -> f64 {
+    // The share that lies within +-t, in closed form of the angle atan(t / sqrt(df)) (Abramowitz and Stegun 26.7.3 and 26.7.4).
+    let within = |angle: f64| {
+        let (sin, cos) = angle.sin_cos();
+        let (mut term, from) = if df % 2 == 1 { (cos, 3) } else { (1.0, 2) };
+        let mut sum = if df == 1 { 0.0 } else { term };
+        for k in (from..=df.saturating_sub(2)).step_by(2) {
+            term *= (k - 1) as f64 / k as f64 * cos * cos;
+            sum += term;
+        }
+        if df % 2 == 1 { (angle + sin * sum) * std::f64::consts::FRAC_2_PI } else { sin * sum }
+    };
+    let (mut low, mut high) = (0.0, std::f64::consts::FRAC_PI_2);
+    for _ in 0..60 {
+        let middle = (low + high) / 2.0;
+        if within(middle) < 0.95 { low = middle } else { high = middle }
+    }
+    (df as f64).sqrt() * low.tan()
 }
 
 pub fn mean(values: impl Iterator<Item = f64> + Clone) -> f64 {
@@ -86,6 +107,24 @@ mod tests {
         ] {
             let (l, h) = wilson(wins, n);
             assert!((l - low).abs() < 1e-7 && (h - high).abs() < 1e-7, "{wins}/{n}: {l} {h}");
+        }
+    }
+
+    // from scipy.stats import t
+    // for df in [1, 2, 3, 4, 5, 10, 29, 228]: print(df, t.ppf(.975, df))
+    #[test]
+    fn student_is_scipys() {
+        for (df, t) in [
+            (1, 12.706204736),
+            (2, 4.302652730),
+            (3, 3.182446305),
+            (4, 2.776445105),
+            (5, 2.570581836),
+            (10, 2.228138852),
+            (29, 2.045229642),
+            (228, 1.970423195),
+        ] {
+            assert!((student(df) - t).abs() < 1e-8, "{df}: {}", student(df));
         }
     }
 

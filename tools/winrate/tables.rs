@@ -184,7 +184,8 @@ impl Results<'_> {
         head
     }
 
-    fn called(&self, metric: &str) -> String {
+    /// A metric's name, marked where it judges only.
+    pub fn called(&self, metric: &str) -> String {
         let held_out = self.held_out.iter().any(|m| m == metric);
         if held_out { format!("{metric} (held out)") } else { metric.to_owned() }
     }

@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device};
 use pipe::cli;
 
+use crate::lora;
+
 /// The device that `--device` names.
 ///
 /// # Errors
@@ -62,5 +64,10 @@ pub fn unet_folder(path: &Path) -> Result<PathBuf> {
         }
     }
     ensure!(path.exists(), "{} does not exist; expected a checkpoint folder with unet/config.json", path.display());
+    ensure!(
+        lora::find(path).is_none(),
+        "{} holds adapters and no whole UNet; one is written beside them where `train` is given --merge",
+        path.display()
+    );
     bail!("{} holds no unet/config.json: not a checkpoint folder", path.display())
 }

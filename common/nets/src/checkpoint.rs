@@ -367,7 +367,14 @@ impl<'a> Loader<'a> {
         if !config.adapts(&self.prefix) {
             return Ok(None);
         }
-        let (a, b) = lora::initial(&self.prefix, weight, config.rank, *seed, &self.device)?;
+        let (rank, full) = (config.rank, weight[0].min(weight[1]));
+        ensure!(
+            rank <= full,
+            "adapters of rank {rank} are wider than the layer '{}', whose weight has rank {full} at most: give a smaller \
+             --lora_rank, or leave it out of --lora_targets",
+            self.prefix
+        );
+        let (a, b) = lora::initial(&self.prefix, weight, rank, *seed, &self.device)?;
         let [name_a, name_b] = lora::names(&self.prefix);
         Ok(Some(Adapter { a: self.seen(name_a, a), b: self.seen(name_b, b), scale: config.scale() }))
     }
@@ -490,5 +497,34 @@ mod tests {
             assert_eq!(weights.names(), ["a", "b"]);
             assert_eq!(weights.get("b", &[3]).unwrap().to_vec1::<half::f16>().unwrap()[2].to_f32(), 1.0);
         }
+    }
+
+    #[test]
+    fn pickles_may_be_in_shards_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut map = serde_json::Map::new();
+        let mut expected = BTreeMap::new();
+        for (i, whole) in ["dtypes", "views"].iter().enumerate() {
+            let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/pickle").join(whole);
+            let shard = format!("pytorch_model-0000{}-of-00002.bin", i + 1);
+            std::fs::copy(fixture.with_extension("pt"), dir.path().join(&shard)).unwrap();
+            let tensors = candle_core::safetensors::load(fixture.with_extension("safetensors"), &Device::Cpu).unwrap();
+            map.extend(tensors.keys().map(|name| (name.clone(), shard.clone().into())));
+            expected.extend(tensors);
+        }
+        let index = dir.path().join("pytorch_model.bin.index.json");
+        std::fs::write(&index, serde_json::json!({ "weight_map": map }).to_string()).unwrap();
+        for path in [dir.path(), &index] {
+            let weights = Weights::open(path).unwrap();
+            assert!(weights.names().iter().eq(expected.keys()) && weights.files.len() == 2);
+            for (name, theirs) in &expected {
+                let values =
+                    |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+                assert_eq!(values(&weights.raw(name).unwrap()), values(theirs), "{name}");
+            }
+        }
+        std::fs::remove_file(dir.path().join("pytorch_model-00002-of-00002.bin")).unwrap();
+        let error = Weights::open(dir.path()).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("pytorch_model-00002-of-00002.bin, which is missing"), "{error}");
     }
 }

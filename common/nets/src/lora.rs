@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     checkpoint::{self, Params, Weights},
     ops,
+    unet::UNetConfig,
 };
 
 /// What is adapted, and how.
@@ -155,10 +156,63 @@ impl Adapters {
     }
 }
 
-/// Writes adapters for diffusers (`PEFT_FILE`, with `origin` in its metadata) and for kohya's scripts (`KOHYA_FILE`).
+/// What kohya's scripts call a module: in Stable Diffusion as diffusers, in SDXL as the model's first code did, whose blocks are
+/// numbered through, `down_blocks.1.attentions.0` as `input_blocks.4.1`.
+pub fn kohya_name(module: &str, unet: &UNetConfig) -> String {
+    let name = if unet.pooled_width().is_some() { sdxl_name(module, unet.layers_per_block) } else { module.to_owned() };
+    format!("lora_unet_{}", name.replace('.', "_"))
+}
+
+/// `layers`: layers_per_block. What has no other name keeps its own.
+fn sdxl_name(module: &str, layers: usize) -> String {
+    const OUTSIDE: [(&str, &str); 6] = [
+        ("conv_in", "input_blocks.0.0"),
+        ("conv_out", "out.2"),
+        ("time_embedding.linear_1", "time_embed.0"),
+        ("time_embedding.linear_2", "time_embed.2"),
+        ("add_embedding.linear_1", "label_emb.0.0"),
+        ("add_embedding.linear_2", "label_emb.0.2"),
+    ];
+    const IN_RESNETS: [(&str, &str); 4] = [
+        ("conv1", "in_layers.2"),
+        ("time_emb_proj", "emb_layers.1"),
+        ("conv2", "out_layers.3"),
+        ("conv_shortcut", "skip_connection"),
+    ];
+    let other = |table: &[(&str, &str)], name: &str| {
+        table.iter().find(|(ours, _)| *ours == name).map_or_else(|| name.to_owned(), |(_, theirs)| (*theirs).to_owned())
+    };
+    let inside = |kind: &str, rest: &str| if kind == "resnets" { other(&IN_RESNETS, rest) } else { rest.to_owned() };
+    let parts: Vec<&str> = module.splitn(5, '.').collect();
+    let number = |text: &str| text.parse::<usize>().ok();
+    let named = match parts[..] {
+        ["mid_block", kind, i, ..] => number(i).map(|i| {
+            let rest = module.splitn(4, '.').nth(3).unwrap_or_default();
+            let place = if kind == "resnets" { 2 * i } else { 2 * i + 1 };
+            format!("middle_block.{place}.{}", inside(kind, rest))
+        }),
+        [blocks, block, kind, i, rest] => number(block).zip(number(i)).and_then(|(block, i)| {
+            let at = block * (layers + 1);
+            Some(match (blocks, kind) {
+                ("down_blocks", "resnets") => format!("input_blocks.{}.0.{}", at + i + 1, inside(kind, rest)),
+                ("down_blocks", "attentions") => format!("input_blocks.{}.1.{rest}", at + i + 1),
+                ("down_blocks", "downsamplers") => format!("input_blocks.{}.0.op", at + layers + 1),
+                ("up_blocks", "resnets") => format!("output_blocks.{}.0.{}", at + i, inside(kind, rest)),
+                ("up_blocks", "attentions") => format!("output_blocks.{}.1.{rest}", at + i),
+                ("up_blocks", "upsamplers") => format!("output_blocks.{}.2.{rest}", at + layers),
+                _ => return None,
+            })
+        }),
+        _ => None,
+    };
+    named.unwrap_or_else(|| other(&OUTSIDE, module))
+}
+
+/// Writes adapters of a UNet for diffusers (`PEFT_FILE`, with `origin` in its metadata) and for kohya's scripts (`KOHYA_FILE`).
 pub fn write(
     folder: &Path,
     config: &LoraConfig,
+    unet: &UNetConfig,
     tensors: &BTreeMap<String, Tensor>,
     origin: &pipe::origin::Origin,
 ) -> Result<()> {
@@ -175,7 +229,7 @@ pub fn write(
         .iter()
         .map(|module| {
             let [a, b] = names(module);
-            let flat = format!("lora_unet_{}", module.replace('.', "_"));
+            let flat = kohya_name(module, unet);
             let alpha = Tensor::new(config.alpha as f32, &Device::Cpu)?;
             let (down, up) = (tensors[&a].clone(), tensors[&b].clone());
             Ok([("alpha", alpha), ("lora_down.weight", down), ("lora_up.weight", up)]
@@ -229,6 +283,48 @@ mod tests {
         }
         for module in ["a.not_to_q", "a.to_q.b", "x.ff.net.20", "net.2"] {
             assert!(!config.adapts(module), "{module}");
+        }
+    }
+
+    #[test]
+    fn kohya_numbers_the_blocks_of_sdxl_through() {
+        let mut unet = UNetConfig::default();
+        let module = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0";
+        let plain = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0";
+        assert_eq!(kohya_name(module, &unet), plain);
+        unet.addition_embed_type = Some("text_time".into());
+        unet.projection_class_embeddings_input_dim = Some(2816);
+        for (ours, theirs) in [
+            (module, "input_blocks_4_1_transformer_blocks_0_attn1_to_out_0"),
+            ("down_blocks.1.attentions.1.proj_in", "input_blocks_5_1_proj_in"),
+            (
+                "down_blocks.2.attentions.1.transformer_blocks.9.ff.net.0.proj",
+                "input_blocks_8_1_transformer_blocks_9_ff_net_0_proj",
+            ),
+            (
+                "down_blocks.2.attentions.0.transformer_blocks.3.ff.net.2",
+                "input_blocks_7_1_transformer_blocks_3_ff_net_2",
+            ),
+            (
+                "mid_block.attentions.0.transformer_blocks.1.attn2.to_k",
+                "middle_block_1_transformer_blocks_1_attn2_to_k",
+            ),
+            ("mid_block.attentions.0.proj_out", "middle_block_1_proj_out"),
+            (
+                "up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+                "output_blocks_0_1_transformer_blocks_0_attn1_to_q",
+            ),
+            ("up_blocks.1.attentions.2.proj_out", "output_blocks_5_1_proj_out"),
+            ("down_blocks.0.resnets.1.time_emb_proj", "input_blocks_2_0_emb_layers_1"),
+            ("down_blocks.1.downsamplers.0.conv", "input_blocks_6_0_op"),
+            ("mid_block.resnets.0.time_emb_proj", "middle_block_0_emb_layers_1"),
+            ("mid_block.resnets.1.conv2", "middle_block_2_out_layers_3"),
+            ("up_blocks.2.resnets.2.conv_shortcut", "output_blocks_8_0_skip_connection"),
+            ("up_blocks.1.upsamplers.0.conv", "output_blocks_5_2_conv"),
+            ("time_embedding.linear_2", "time_embed_2"),
+            ("add_embedding.linear_1", "label_emb_0_0"),
+        ] {
+            assert_eq!(kohya_name(ours, &unet), format!("lora_unet_{theirs}"));
         }
     }
 

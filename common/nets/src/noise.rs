@@ -143,20 +143,19 @@ impl Schedule {
         Ok(Self { config, alphas_cumprod, trained: (0..n as u32).collect() })
     }
 
-    /// The schedule that training adds noise by.
-    ///
-    /// The same, except for a model that was distilled to a few steps (SDXL Turbo: it predicts eps and begins at pure noise,
-    /// which its config calls "trailing"): that is trained at 249, 499, 749 and 999, the last of them without any signal, as
-    /// Diffusion-DPO does.
-    pub fn for_training(self) -> Self {
+    /// Whether the config looks like that of a model that was distilled to a few steps: SDXL Turbo predicts eps and begins at
+    /// pure noise, which its config calls "trailing". Others may say the same of their sampling alone.
+    pub fn looks_distilled(&self) -> bool {
+        self.config.timestep_spacing == Some(Spacing::Trailing)
+            && self.config.prediction_type == PredictionType::Epsilon
+    }
+
+    /// The schedule by which Diffusion-DPO trains SDXL Turbo: at timesteps 249, 499, 749 and 999, the last of them without any
+    /// signal.
+    pub fn distilled(self) -> Self {
         let n = self.config.num_train_timesteps as u32;
-        let distilled = self.config.timestep_spacing == Some(Spacing::Trailing)
-            && self.config.prediction_type == PredictionType::Epsilon;
-        if !distilled {
-            return self;
-        }
-        let alphas_cumprod = zero_terminal_snr(&self.alphas_cumprod);
-        Self { alphas_cumprod, trained: (1..=4).map(|i| n * i / 4 - 1).collect(), ..self }
+        let trained = (1..=4).filter_map(|i| (n * i / 4).checked_sub(1)).collect();
+        Self { alphas_cumprod: zero_terminal_snr(&self.alphas_cumprod), trained, ..self }
     }
 
     /// x_t = alpha_t x_0 + sigma_t eps (Eq. 13), each image of (B, C, H, W) at its own timestep.
@@ -243,20 +242,20 @@ mod tests {
     }
 
     #[test]
-    fn turbo_is_trained_at_four_timesteps_and_all_others_at_every_one() {
+    fn turbo_is_trained_at_four_timesteps() {
         let sd = r#""beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear""#;
         let turbo = schedule(&format!(r#"{{{sd}, "timestep_spacing": "trailing"}}"#));
         let usual = turbo.alphas_cumprod.clone();
-        let turbo = turbo.for_training();
+        assert!(turbo.looks_distilled());
+        assert_eq!(turbo.trained, (0..1000).collect::<Vec<u32>>());
+        let turbo = turbo.distilled();
         assert_eq!(turbo.trained, [249, 499, 749, 999]);
         assert_eq!((turbo.alphas_cumprod[999], turbo.alphas_cumprod[0]), (0.0, usual[0]));
         assert!(turbo.alphas_cumprod[500] < usual[500]);
         for other in
             [r#""timestep_spacing": "leading""#, r#""timestep_spacing": "trailing", "prediction_type": "v_prediction""#]
         {
-            let other = schedule(&format!("{{{sd}, {other}}}")).for_training();
-            assert_eq!(other.trained, (0..1000).collect::<Vec<u32>>());
-            assert_eq!(other.alphas_cumprod, usual);
+            assert!(!schedule(&format!("{{{sd}, {other}}}")).looks_distilled());
         }
     }
 }

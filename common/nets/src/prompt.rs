@@ -196,13 +196,7 @@ impl PromptEncoder {
     /// The UNet was trained with other text encoders.
     pub fn check(&self, unet: &UNetConfig) -> Result<()> {
         let ([_, width], pooled) = self.shape();
-        let takes = unet.cross_attention_dim;
-        ensure!(width == takes, "the UNet attends to states of width {takes}, the text encoder makes {width}");
-        let say =
-            |width: Option<usize>| width.map_or("no pooled state".into(), |w| format!("a pooled state of width {w}"));
-        let takes = unet.pooled_width();
-        ensure!(pooled == takes, "the UNet takes {}, the text encoder makes {}", say(takes), say(pooled));
-        Ok(())
+        unet.check_told(width, pooled)
     }
 
     /// The folders of the encoders inside a base: names for provenance.

@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
+use crate::place;
+
 /// `dir/name` -> `dir/name.partial`, in the same folder so that the rename is atomic.
 pub fn partial_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -25,31 +27,48 @@ pub fn create_parent(path: &Path) -> Result<()> {
     }
 }
 
-/// A file that appears under its name only when `commit` is called; dropped before that, it leaves nothing.
+/// A file that appears under its name only when `commit` is called; dropped before that, it leaves nothing. A named pipe or a
+/// device takes the bytes as they come and is not replaced.
 pub struct AtomicFile {
-    target: PathBuf,
-    partial: PathBuf,
+    name: PathBuf,
+    /// Where it is written, and what it will be called; `None` for a pipe or a device.
+    renamed: Option<(PathBuf, PathBuf)>,
     file: Option<BufWriter<File>>,
 }
 
 impl AtomicFile {
     pub fn create(target: &Path) -> Result<Self> {
-        ensure!(!target.is_dir(), "cannot write {}: it is a folder", target.display());
-        create_parent(target)?;
-        let partial = partial_path(target);
-        let file = File::create(&partial).with_context(|| format!("cannot write {}", target.display()))?;
-        Ok(Self { target: target.to_owned(), partial, file: Some(BufWriter::new(file)) })
+        let name = target.to_owned();
+        if place::is_stream(target) {
+            return Ok(Self { name, renamed: None, file: Some(BufWriter::new(place::open_stream(target)?)) });
+        }
+        let target = place::file_behind(target)?;
+        create_parent(&target)?;
+        let partial = partial_path(&target);
+        let file = File::create(&partial).with_context(|| format!("cannot write {}", name.display()))?;
+        Ok(Self { name, renamed: Some((partial, target)), file: Some(BufWriter::new(file)) })
     }
 
     /// Flushes to the disk and renames into place.
-    pub fn commit(mut self) -> Result<()> {
-        let say = || format!("cannot write {}", self.target.display());
-        if let Some(writer) = self.file.take() {
-            let file = writer.into_inner().map_err(|e| e.into_error()).with_context(say)?;
-            file.sync_all().with_context(say)?;
-            rename(&self.partial, &self.target).inspect_err(|_| drop(fs::remove_file(&self.partial)))?;
-        }
-        Ok(())
+    pub fn commit(self) -> Result<()> {
+        self.end(true)
+    }
+
+    /// Renames into place without waiting for the disk: after a power cut the file may be there and not be whole.
+    pub fn commit_unsynced(self) -> Result<()> {
+        self.end(false)
+    }
+
+    fn end(mut self, sync: bool) -> Result<()> {
+        let say = || format!("cannot write {}", self.name.display());
+        let Some(writer) = self.file.take() else { return Ok(()) };
+        let file = writer.into_inner().map_err(|e| e.into_error()).with_context(say)?;
+        let Some((partial, target)) = &self.renamed else { return Ok(()) };
+        let renamed = match sync {
+            true => file.sync_all().with_context(say).and_then(|()| rename(partial, target)),
+            false => fs::rename(partial, target).with_context(say),
+        };
+        renamed.inspect_err(|_| drop(fs::remove_file(partial)))
     }
 }
 
@@ -68,8 +87,8 @@ impl Write for AtomicFile {
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        if self.file.take().is_some() {
-            let _ = fs::remove_file(&self.partial);
+        if let (Some(_), Some((partial, _))) = (self.file.take(), &self.renamed) {
+            let _ = fs::remove_file(partial);
         }
     }
 }

@@ -1,11 +1,25 @@
 //! The command-line frame: shared flags, one place for errors and exit codes.
 
-use std::{ffi::OsString, num::NonZeroUsize, ops::Range, path::PathBuf, process::ExitCode, str::FromStr};
+use std::{
+    ffi::OsString,
+    num::NonZeroUsize,
+    ops::Range,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    str::FromStr,
+};
 
 use anyhow::{Error, Result, bail, ensure};
-use clap::Parser;
+use clap::{
+    Parser,
+    builder::{PathBufValueParser, TypedValueParser},
+};
 
-use crate::{stop::Stopped, table::is_url};
+use crate::{
+    place,
+    stop::Stopped,
+    table::{self, is_url},
+};
 
 /// What a tool answers: exit code 0 or 1. Trouble is an `Err`, exit code 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +33,7 @@ pub enum Answer {
 #[command(next_help_heading = "Common options")]
 pub struct Common {
     /// Where to write: a path, or `-` for standard output
-    #[arg(short, long, alias = "output-dir", value_name = "PATH")]
+    #[arg(short, long, alias = "output-dir", value_name = "PATH", value_parser = PathBufValueParser::new().map(or_stdout))]
     pub output: Option<PathBuf>,
     /// Where networks run: `cpu`, `cuda` or `cuda:N`
     #[arg(long, default_value = "cpu")]
@@ -56,6 +70,17 @@ impl Common {
         }
     }
 
+    /// The output path, which is none of the `inputs`, nor a part of them.
+    ///
+    /// # Errors
+    /// It is; or there is none.
+    pub fn output_beside<P: AsRef<Path>>(&self, inputs: impl IntoIterator<Item = P> + Clone) -> Result<&PathBuf> {
+        let output = self.output()?;
+        place::refuse_inputs(output, inputs.clone())?;
+        place::refuse_inputs(&table::target(output, self.shard), inputs)?;
+        Ok(output)
+    }
+
     /// For tools whose work does not split by rows.
     pub fn refuse_shard(&self, why: &str) -> Result<()> {
         ensure!(self.shard.is_none(), "--shard cannot be used here: {why}");
@@ -69,6 +94,11 @@ impl Common {
             let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{message}\n"));
         }
     }
+}
+
+/// `/dev/stdout` is `-` by another name.
+fn or_stdout(output: PathBuf) -> PathBuf {
+    if output.as_os_str() == "/dev/stdout" { "-".into() } else { output }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,16 +218,18 @@ fn threads_of(args: &[OsString]) -> Option<String> {
     None
 }
 
-/// The whole chain of causes on one line, without the repetitions that wrapped errors bring.
+/// The whole chain of causes on one line, the first of each (candle puts a backtrace below), without the repetitions that
+/// wrapped errors bring.
 fn sentence(error: &Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
-        let cause = cause.to_string().replace('\n', " ");
-        if !text.contains(&cause) {
+        let cause = cause.to_string();
+        let cause = cause.trim().lines().next().unwrap_or_default();
+        if !text.contains(cause) {
             if !text.is_empty() {
                 text.push_str(": ");
             }
-            text.push_str(&cause);
+            text.push_str(cause);
         }
     }
     text

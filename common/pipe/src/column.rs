@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BinaryArray, Float32Array, RecordBatch, StringArray, StructArray, UInt64Array},
+    array::{
+        Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Float32Array, RecordBatch, StringArray, StructArray,
+        UInt64Array,
+    },
     compute::cast,
     datatypes::DataType,
 };
@@ -90,6 +93,17 @@ impl Rows {
         let column = self.f32_or_null(name)?;
         self.refuse_null(name, &column)?;
         Ok(column)
+    }
+
+    /// A column of yes and no, which may be whole numbers too (0 is no); nulls stay null.
+    pub fn bool_or_null(&self, name: &str) -> Result<BooleanArray> {
+        let kind = self.column(name)?.data_type();
+        ensure!(
+            matches!(kind, DataType::Boolean | DataType::Null) || kind.is_integer(),
+            "{}: column '{name}' is {kind}, expected yes or no",
+            self.table
+        );
+        Ok(self.cast(name, &DataType::Boolean)?.as_boolean().clone())
     }
 
     /// A column of whole numbers from 0 up, without nulls.

@@ -8,6 +8,7 @@ pub mod column;
 pub mod id;
 pub mod origin;
 pub mod parts;
+pub mod place;
 pub mod progress;
 pub mod prompt_source;
 pub mod schema;

@@ -6,18 +6,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use arrow::{array::RecordBatch, compute::BatchCoalescer, datatypes::Schema};
 
 use crate::{
     atomic::{self, partial_path},
     origin::Origin,
-    table::{Inputs, Output},
+    place,
+    table::{BATCH, Inputs, Output},
 };
 
 /// An output that arrives part by part.
 pub enum Work {
-    /// To a pipe: parts go out as they come, nothing is kept.
+    /// To a pipe or a device: parts go out as they come, nothing is kept.
     Stream(Box<Output>),
     /// To a file, by way of `OUT.partial/`.
     Kept(Box<Kept>),
@@ -37,27 +38,27 @@ impl Work {
     /// # Errors
     /// `OUT.partial/` belongs to other work, or cannot be written.
     pub fn open(target: &Path, schema: Schema, origin: Origin, layout: &str) -> Result<Self> {
-        if target.as_os_str() == "-" {
+        if place::is_stream(target) {
             return Ok(Work::Stream(Box::new(Output::create(target, schema, &origin)?)));
         }
-        ensure!(!target.is_dir(), "cannot write {}: it is a folder", target.display());
-        let folder = folder(target, &format!("{layout}\n{}", origin.to_json()))?;
-        Ok(Work::Kept(Box::new(Kept { target: target.to_owned(), folder, schema, origin })))
+        let target = place::file_behind(target)?;
+        let folder = folder(&target, &format!("{layout}\n{}", origin.to_json()))?;
+        Ok(Work::Kept(Box::new(Kept { target, folder, schema, origin })))
     }
 
     /// Whether the next part, the `i`-th, is finished already; a pipe keeps none.
     pub fn has(&self, i: usize) -> bool {
-        matches!(self, Work::Kept(kept) if part(&kept.folder, i).exists())
+        matches!(self, Work::Kept(kept) if is_whole(&part(&kept.folder, i)))
     }
 
-    /// Adds the `i`-th part; parts come in order.
+    /// Adds the `i`-th part; parts come in order. It does not wait for the disk: a part that a power cut tears is made again.
     pub fn put(&mut self, i: usize, batch: &RecordBatch) -> Result<()> {
         match self {
             Work::Stream(output) => output.write(batch),
             Work::Kept(kept) => {
                 let mut output = Output::create(&part(&kept.folder, i), kept.schema.clone(), &kept.origin)?;
                 output.write(batch)?;
-                output.finish().map(|_| ())
+                output.finish_unsynced().map(|_| ())
             }
         }
     }
@@ -143,6 +144,17 @@ pub fn join(parts: &[PathBuf], whole: &Path, schema: Schema, origin: &Origin) ->
         output.write(&batch)?;
     }
     output.finish()
+}
+
+/// Whether a part is there and can be read to its end.
+fn is_whole(part: &Path) -> bool {
+    let read = || -> Result<bool> {
+        let mut part = Inputs::open(&[part.to_owned()])?;
+        let promised = part.rows();
+        let rows = part.read(None, 0..usize::MAX, BATCH)?.try_fold(0, |n, rows| Ok::<_, Error>(n + rows?.len()))?;
+        Ok(promised == Some(rows))
+    };
+    part.exists() && read().unwrap_or(false)
 }
 
 fn part(folder: &Path, i: usize) -> PathBuf {

@@ -199,13 +199,16 @@ fn text_entries(name: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
     let find = |names: &[&str]| header.iter().position(|h| names.contains(&h.as_str()));
     let Some(prompt) = find(&["prompt", "prompts", "caption"]).filter(|_| header.len() > 1) else {
         let first = header.concat();
-        let csv =
-            first.split(',').next().is_some_and(|h| ["prompt", "prompts", "caption"].contains(&h.trim_matches('"')));
+        let name_of = |field: &str| ["prompt", "prompts", "caption"].contains(&field.trim_matches('"'));
+        // A single column is called so without a comma.
+        let csv = first.contains([',', '"']) && first.split(',').next().is_some_and(name_of);
         ensure!(
             !csv,
             "{name} begins with the header of a CSV file ('{first}'); save it as TSV, or as one prompt a line"
         );
-        return Ok(lines.map(Entry::new).collect());
+        // One column: its name is no prompt, unless it is all there is.
+        let named = name_of(&first) && lines.clone().nth(1).is_some();
+        return Ok(lines.skip(usize::from(named)).map(Entry::new).collect());
     };
     let (category, challenge) = (find(&["category"]), find(&["challenge"]));
     lines.next();
@@ -266,6 +269,9 @@ mod tests {
         assert_eq!(prompts("[\"a cat\", {\"prompt\": \"a dog\", \"image_path\": []}]"), ["a cat", "a dog"]);
         assert_eq!(prompts("{\"prompt\": \"a cat\"}\n{\"prompt\": \"a dog\"}\n"), ["a cat", "a dog"]);
         assert_eq!(prompts("Prompt\tNote\n\"a\" cat\tx\n"), ["\"a\" cat"]);
+        assert_eq!(prompts("Prompt\r\na cat, sitting\r\na dog\r\n"), ["a cat, sitting", "a dog"]);
+        assert_eq!(prompts("prompt"), ["prompt"]);
+        assert_eq!(prompts("prompt of the day\na cat\n"), ["prompt of the day", "a cat"]);
     }
 
     #[test]
@@ -276,5 +282,6 @@ mod tests {
         assert!(error(b"[\"a\", 7]").contains("element 1"));
         assert!(error(b"[\"a\", ").contains("JSON"));
         assert!(error(b"Prompt,Category\na,b\n").contains("CSV"));
+        assert!(error(b"\"prompt\"\n\"a cat, sitting\"\n").contains("CSV"));
     }
 }

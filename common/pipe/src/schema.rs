@@ -14,6 +14,8 @@ pub mod pairs {
     pub const JPG: [&str; 2] = ["jpg_0", "jpg_1"];
     /// Human preference for image 0 and image 1: 1, 0, or 0.5 for both where they tie.
     pub const LABEL: [&str; 2] = ["label_0", "label_1"];
+    /// Optional: where it is false, nobody compared the images, and label_0 says nothing.
+    pub const HAS_LABEL: &str = "has_label";
     /// Optional: part of `pair_id` where it is there.
     pub const RANKING_ID: &str = "ranking_id";
     /// Without these a table is not a pairs table.

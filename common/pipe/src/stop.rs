@@ -10,13 +10,18 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 static SIGNAL: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
 
-/// The error that ends a stopped tool.
+/// The error that ends a tool: the signal that stopped it, and the flags that the same command needs to go on (mostly none).
 #[derive(Debug)]
-pub struct Stopped(pub u8);
+pub struct Stopped(pub u8, pub &'static str);
 
 impl std::fmt::Display for Stopped {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "stopped by signal {}; what was finished is kept, the same command goes on from there", self.0)
+        let Self(signal, add) = self;
+        let with = if add.is_empty() { "" } else { " with " };
+        write!(
+            f,
+            "stopped by signal {signal}; what was finished is kept, the same command{with}{add} goes on from there"
+        )
     }
 }
 
@@ -44,7 +49,7 @@ fn second() -> Arc<std::sync::atomic::AtomicBool> {
 pub fn requested() -> Option<Stopped> {
     match SIGNAL.get().map_or(0, |s| s.load(Ordering::Relaxed)) {
         0 => None,
-        signal => Some(Stopped(signal as u8)),
+        signal => Some(Stopped(signal as u8, "")),
     }
 }
 

@@ -39,6 +39,17 @@ impl Captions {
         Ok(Self::Cache { table, shape, pooled, rows })
     }
 
+    /// Widths of the states, and of the pooled state in SDXL.
+    pub fn widths(&self) -> (usize, Option<usize>) {
+        match self {
+            Captions::Encoder(text) => {
+                let ([_, width], pooled) = text.shape();
+                (width, pooled)
+            }
+            Captions::Cache { shape: [_, width], pooled, .. } => (*width, *pooled),
+        }
+    }
+
     /// What the UNet is told of B captions.
     pub fn told(&self, captions: &[String]) -> Result<Conditioning> {
         match self {

@@ -158,6 +158,19 @@ impl Data {
         self.vae.config.latent_channels * (self.resolution() / self.vae.config.factor()).pow(2)
     }
 
+    /// C of a latent.
+    pub fn channels(&self) -> usize {
+        match &self.images {
+            Images::Cache { shape: [channels, ..], .. } => *channels,
+            _ => self.vae.config.latent_channels,
+        }
+    }
+
+    /// Widths of the captions' states, and of the pooled state in SDXL.
+    pub fn told(&self) -> (usize, Option<usize>) {
+        self.captions.widths()
+    }
+
     /// The pairs of samples `from..to`, counted over all epochs: one permutation an epoch, from (seed, epoch).
     fn visit(&mut self, from: u64, to: u64) -> Vec<(Entry, u64)> {
         let n = self.entries.len() as u64;

@@ -161,7 +161,7 @@ impl World {
     pub fn stop_requested(&self) -> Option<Stopped> {
         let mine = stop::requested().map_or(0, |stopped| stopped.0);
         let any = self.ranks.as_ref().map_or(mine, |ranks| ranks.largest(u64::from(mine)) as u8);
-        (any > 0).then_some(Stopped(any))
+        (any > 0).then_some(Stopped(any, ""))
     }
 
     /// Gradients become their sums over all processes, bucket by bucket, in the order of their names.

@@ -31,12 +31,12 @@ pub fn decode(bytes: &[u8]) -> Result<Rgb> {
         // Pillow reads I;16 to RGB by clipping, not by shifting.
         PngDecoder::with_limits(Cursor::new(bytes), Limits::no_limits())
             .map_err(Into::into)
-            .and_then(|png| pixels(png, |v| v.min(255) as u8))
+            .and_then(|png| pixels(png, is_grey_png(bytes), |v| v.min(255) as u8))
             .context("the PNG cannot be decoded")
     } else if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
         WebPDecoder::new(Cursor::new(bytes))
             .map_err(Into::into)
-            .and_then(|webp| pixels(webp, |v| v.min(255) as u8))
+            .and_then(|webp| pixels(webp, false, |v| v.min(255) as u8))
             .context("the WebP cannot be decoded")
     } else if bytes.is_empty() {
         bail!("there are no bytes to decode")
@@ -55,9 +55,16 @@ fn check_size(width: usize, height: usize) -> Result<()> {
     Ok(())
 }
 
-/// Any decoder of the `image` crate. `grey16` turns 16-bit grey into 8 bits; 16-bit colour and grey with alpha keep
-/// their high bytes, as Pillow's raw modes `RGB;16B` and `LA;16B` do.
-fn pixels(decoder: impl ImageDecoder, grey16: fn(u16) -> u8) -> Result<Rgb> {
+/// Whether the header says that a PNG is grey and has no alpha channel. The decoder makes one of a transparent level (tRNS), Pillow
+/// does not.
+fn is_grey_png(bytes: &[u8]) -> bool {
+    const COLOUR_TYPE: usize = 25; // after the signature, the chunk's length and name, width, height and depth
+    bytes.get(COLOUR_TYPE) == Some(&0)
+}
+
+/// Any decoder of the `image` crate. `grey16` turns 16-bit grey into 8 bits, and all 16 bits of a file that `is_grey`; 16-bit
+/// colour and grey with alpha keep their high bytes, as Pillow's raw modes `RGB;16B` and `LA;16B` do.
+fn pixels(decoder: impl ImageDecoder, is_grey: bool, grey16: fn(u16) -> u8) -> Result<Rgb> {
     let (width, height) = decoder.dimensions();
     let (width, height) = (width as usize, height as usize);
     check_size(width, height)?;
@@ -71,6 +78,7 @@ fn pixels(decoder: impl ImageDecoder, grey16: fn(u16) -> u8) -> Result<Rgb> {
         ColorType::La8 => spread(raw.chunks_exact(2), |p| [p[0]; 3]),
         ColorType::Rgba8 => spread(raw.chunks_exact(4), |p| [p[0], p[1], p[2]]),
         ColorType::L16 => spread(raw.chunks_exact(2), |p| [grey16(u16::from_ne_bytes([p[0], p[1]])); 3]),
+        ColorType::La16 if is_grey => spread(raw.chunks_exact(4), |p| [grey16(u16::from_ne_bytes([p[0], p[1]])); 3]),
         ColorType::La16 => spread(raw.chunks_exact(4), |p| [high(p); 3]),
         ColorType::Rgb16 => spread(raw.chunks_exact(6), |p| [high(p), high(&p[2..]), high(&p[4..])]),
         ColorType::Rgba16 => spread(raw.chunks_exact(8), |p| [high(p), high(&p[2..]), high(&p[4..])]),

@@ -4,7 +4,11 @@ use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::{Mat, Shared, even, gemm, has_kernel, math, values, with_values};
+use super::{
+    Mat, Shared, even, gemm,
+    given::{Three, given},
+    has_kernel, math, values, with_values,
+};
 
 /// Which keys a query may see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,27 +31,103 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -
     if has_kernel(q) {
         return q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention { heads, mask });
     }
-    composed(q, k, v, heads, mask)
+    composed(q, k, v, heads, mask, SCORES)
 }
 
-/// The same from candle's operations, every one of which has a backward pass.
-fn composed(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> {
-    let (b, n, width) = q.dims3()?;
-    let split = |x: &Tensor| x.reshape((b, x.dim(1)?, heads, width / heads))?.transpose(1, 2)?.contiguous();
-    let (q, k, v) = (split(q)?, split(k)?, split(v)?);
-    let scores = (q.matmul(&k.t()?)? * (1.0 / ((width / heads) as f64).sqrt()))?; // (B, heads, N, M)
-    let scores = match mask {
-        Mask::None => scores,
-        Mask::Causal => {
-            let hidden: Vec<f32> = (0..n * n).map(|i| if i % n > i / n { f32::NEG_INFINITY } else { 0.0 }).collect();
-            scores.broadcast_add(&Tensor::from_vec(hidden, (n, n), q.device())?.to_dtype(q.dtype())?)?
+/// Scores of queries against keys that the composition holds at a time: a quarter of a gigabyte.
+const SCORES: usize = 1 << 26;
+
+/// The same from candle's operations, a chunk of queries at a time so that there are about `most` scores of all heads: the whole
+/// matrix of a large image would be gigabytes. The backward pass makes each chunk's once more.
+fn composed(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask, most: usize) -> Result<Tensor> {
+    let chunks = Chunks { heads, mask, most };
+    let y = chunks.forward(&q.detach(), &k.detach(), &v.detach())?;
+    given(y, [q, k, v], move |[q, k, v], go, _| chunks.backward(q, k, v, go))
+}
+
+#[derive(Clone, Copy)]
+struct Chunks {
+    heads: usize,
+    mask: Mask,
+    most: usize,
+}
+
+impl Chunks {
+    /// (B, N, heads * d) -> (B, heads, N, d)
+    fn split(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, n, width) = x.dims3()?;
+        x.reshape((b, n, self.heads, width / self.heads))?.transpose(1, 2)?.contiguous()
+    }
+
+    /// The reverse.
+    fn join(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, heads, n, d) = x.dims4()?;
+        x.transpose(1, 2)?.reshape((b, n, heads * d))
+    }
+
+    /// Where each chunk of queries begins, and how many it has; `q` and `k` with their heads apart.
+    fn pieces(&self, q: &Tensor, k: &Tensor) -> Result<impl Iterator<Item = (usize, usize)>> {
+        let ((b, heads, n, _), m) = (q.dims4()?, k.dim(2)?);
+        let rows = (self.most / (b * heads * m).max(1)).clamp(1, n.max(1));
+        Ok((0..n).step_by(rows).map(move |from| (from, rows.min(n - from))))
+    }
+
+    /// The attention weights of the queries `q` (B, heads, rows, d), the first of which is number `from`, f32 (B, heads, rows, M).
+    fn weights(&self, q: &Tensor, k: &Tensor, from: usize) -> Result<Tensor> {
+        let (_, _, rows, d) = q.dims4()?;
+        let scores = (q.matmul(&k.t()?)? * scale(d))?;
+        let scores = match self.mask {
+            Mask::None => scores,
+            Mask::Causal => {
+                let m = k.dim(2)?;
+                let sees = |i: usize| i % m <= from + i / m;
+                let hidden = (0..rows * m).map(|i| if sees(i) { 0.0 } else { f32::NEG_INFINITY }).collect::<Vec<_>>();
+                scores.broadcast_add(&Tensor::from_vec(hidden, (rows, m), q.device())?.to_dtype(q.dtype())?)?
+            }
+        };
+        // In f32: half-precision sums over thousands of keys lose too much.
+        let scores = scores.to_dtype(DType::F32)?;
+        let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+        e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
+    }
+
+    fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let (q, k, v) = (self.split(q)?, self.split(k)?, self.split(v)?);
+        let chunk = |(from, rows)| self.weights(&q.narrow(2, from, rows)?, &k, from)?.to_dtype(v.dtype())?.matmul(&v);
+        let chunks = self.pieces(&q, &k)?.map(chunk).collect::<Result<Vec<_>>>()?;
+        self.join(&Tensor::cat(&chunks, 2)?)
+    }
+
+    /// As the kernel's: dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(dP P)), dQ = dS K / sqrt(d), dK = dS^T Q / sqrt(d).
+    fn backward(&self, q: &Tensor, k: &Tensor, v: &Tensor, go: &Tensor) -> Result<Three> {
+        let (q, k, v, go) = (self.split(q)?, self.split(k)?, self.split(v)?, self.split(go)?);
+        let (dtype, scale) = (q.dtype(), scale(q.dim(3)?));
+        let (mut gq, mut sums): (Vec<Tensor>, Option<(Tensor, Tensor)>) = (vec![], None);
+        for (from, rows) in self.pieces(&q, &k)? {
+            let (q, go) = (q.narrow(2, from, rows)?.contiguous()?, go.narrow(2, from, rows)?.contiguous()?);
+            let p = self.weights(&q, &k, from)?;
+            let gv = p.to_dtype(dtype)?.t()?.matmul(&go)?;
+            let dp = go.matmul(&v.t()?)?.to_dtype(DType::F32)?;
+            let dot = (&dp * &p)?.sum_keepdim(D::Minus1)?;
+            let ds = (dp.broadcast_sub(&dot)? * p)?.to_dtype(dtype)?;
+            gq.push((ds.matmul(&k)? * scale)?);
+            let gk = (ds.t()?.matmul(&q)? * scale)?;
+            // f32: there may be many chunks.
+            let (gk, gv) = (gk.to_dtype(DType::F32)?, gv.to_dtype(DType::F32)?);
+            sums = Some(match sums {
+                None => (gk, gv),
+                Some((k, v)) => ((k + gk)?, (v + gv)?),
+            });
         }
-    };
-    // In f32: half-precision sums over thousands of keys lose too much.
-    let scores = scores.to_dtype(DType::F32)?;
-    let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
-    let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?.to_dtype(v.dtype())?;
-    p.matmul(&v)?.transpose(1, 2)?.reshape((b, n, width))
+        let (gk, gv) = sums.map_or_else(|| Ok::<_, candle_core::Error>((k.zeros_like()?, v.zeros_like()?)), Ok)?;
+        let whole = |g: &Tensor| self.join(&g.to_dtype(dtype)?).map(Some);
+        Ok((whole(&Tensor::cat(&gq, 2)?)?, whole(&gk)?, whole(&gv)?))
+    }
+}
+
+/// 1 / sqrt(d)
+fn scale(d: usize) -> f64 {
+    1.0 / (d as f64).sqrt()
 }
 
 struct Attention {
@@ -205,18 +285,39 @@ mod tests {
     use super::super::check::{same, var};
     use super::*;
 
+    const CASES: [(usize, usize, usize, usize, usize, Mask); 4] = [
+        (2, 7, 5, 2, 6, Mask::None),
+        (1, 130, 77, 3, 8, Mask::None),
+        (1, 65, 65, 2, 24, Mask::None),
+        (2, 70, 70, 2, 4, Mask::Causal),
+    ];
+
+    /// All scores at once, with candle's history of every operation.
+    fn plain(q: &Tensor, k: &Tensor, v: &Tensor, chunks: Chunks) -> Result<Tensor> {
+        let (q, k, v) = (chunks.split(q)?, chunks.split(k)?, chunks.split(v)?);
+        chunks.join(&chunks.weights(&q, &k, 0)?.matmul(&v)?)
+    }
+
     #[test]
     fn attention_equals_its_composition() {
-        let cases = [
-            (2, 7, 5, 2, 6, Mask::None),
-            (1, 130, 77, 3, 8, Mask::None),
-            (1, 65, 65, 2, 24, Mask::None),
-            (2, 70, 70, 2, 4, Mask::Causal),
-        ];
-        for (b, n, m, heads, d, mask) in cases {
+        for (b, n, m, heads, d, mask) in CASES {
             let (q, k, v) = (var(&[b, n, heads * d], 1), var(&[b, m, heads * d], 2), var(&[b, m, heads * d], 3));
-            let ours = attention(&q, &k, &v, heads, mask).unwrap();
-            same(&[&q, &k, &v], &ours, &composed(&q, &k, &v, heads, mask).unwrap());
+            let theirs = plain(&q, &k, &v, Chunks { heads, mask, most: 1 }).unwrap();
+            same(&[&q, &k, &v], &attention(&q, &k, &v, heads, mask).unwrap(), &theirs);
+            // And the one for other devices: whole, in a few chunks with a short last one, and row by row.
+            for most in [usize::MAX, b * heads * m * 9, 1] {
+                same(&[&q, &k, &v], &composed(&q, &k, &v, heads, mask, most).unwrap(), &theirs);
+            }
         }
+    }
+
+    #[test]
+    fn a_composition_keeps_no_history_where_nothing_is_trained() {
+        let x = var(&[1, 6, 8], 1);
+        let frozen = x.as_detached_tensor();
+        assert!(!composed(&frozen, &frozen, &frozen, 2, Mask::None, 8).unwrap().track_op());
+        let y = composed(&x, &frozen, &frozen, 2, Mask::None, 8).unwrap();
+        let grads = y.sum_all().unwrap().backward().unwrap();
+        assert!(grads.get(&x).is_some() && grads.get(&frozen).is_none());
     }
 }

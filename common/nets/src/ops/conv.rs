@@ -4,7 +4,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{Mat, Shared, gemm, has_kernel, sum, values, winograd, with_values};
+use super::{Mat, Shared, gemm, given::given, has_kernel, sum, values, winograd, with_values};
 
 /// `x` (B, C, H, W), `weight` (O, C, k, k), `bias` (O) -> (B, O, H', W').
 ///
@@ -18,13 +18,63 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, padding
     if has_kernel(x) {
         return x.contiguous()?.apply_op3(&weight.contiguous()?, bias, Conv { stride, padding });
     }
-    let y = x.conv2d(&weight.to_dtype(x.dtype())?, padding, stride, 1, 1)?;
-    y.broadcast_add(&bias.to_dtype(x.dtype())?.reshape((1, (), 1, 1))?)
+    composed(x, weight, bias, Conv { stride, padding })
 }
 
+/// The same from candle's operations. Its own way back to the input is a transposed convolution, which on a GPU is many times
+/// slower than a convolution; so that is what the backward pass here is made of.
+fn composed(x: &Tensor, weight: &Tensor, bias: &Tensor, conv: Conv) -> Result<Tensor> {
+    let as_x = |t: &Tensor| t.detach().to_dtype(x.dtype());
+    let y = x.detach().conv2d(&as_x(weight)?, conv.padding, conv.stride, 1, 1)?;
+    let y = y.broadcast_add(&as_x(bias)?.reshape((1, (), 1, 1))?)?;
+    given(y, [x, weight, bias], move |[x, weight, bias], gy, asked| {
+        let gx = asked[0].then(|| conv.input_gradient(x, weight, gy)).transpose()?;
+        let gw = asked[1].then(|| conv.weight_gradient(x, weight, gy)).transpose()?;
+        let gb = asked[2].then(|| gy.to_dtype(bias.dtype())?.sum((0, 2, 3))).transpose()?;
+        Ok((gx, gw, gb))
+    })
+}
+
+#[derive(Clone, Copy)]
 struct Conv {
     stride: usize,
     padding: usize,
+}
+
+impl Conv {
+    /// Every output pixel gives to the inputs it saw: gy, with stride - 1 zeros between its pixels, under the weight turned half
+    /// around and with its channels exchanged. `x` (B, C, H, W), `weight` (O, C, k, k), `gy` (B, O, H', W') -> like `x`.
+    fn input_gradient(&self, x: &Tensor, weight: &Tensor, gy: &Tensor) -> Result<Tensor> {
+        let ((_, _, h, w), k) = (x.dims4()?, weight.dim(2)?);
+        let turned = weight.to_dtype(gy.dtype())?.contiguous()?.flip(&[2, 3])?.transpose(0, 1)?.contiguous()?; // (C, O, k, k)
+        if self.stride == 1 && self.padding < k {
+            return gy.contiguous()?.conv2d(&turned, k - 1 - self.padding, 1, 1, 1);
+        }
+        let spread = self.spread(&self.spread(gy, 2, h, k)?, 3, w, k)?;
+        spread.contiguous()?.conv2d(&turned, 0, 1, 1, 1)
+    }
+
+    /// gy along one dimension, with stride - 1 zeros between its pixels, and around them so many that a kernel of `k` over it has
+    /// `n` outputs, the first of which is pixel 0 of the input.
+    fn spread(&self, gy: &Tensor, dim: usize, n: usize, k: usize) -> Result<Tensor> {
+        let mut dims = gy.dims().to_vec();
+        dims[dim] *= self.stride;
+        let apart = gy.unsqueeze(dim + 1)?.pad_with_zeros(dim + 1, 0, self.stride - 1)?.reshape(dims)?;
+        // Output 0 saw pixels -padding .. k - padding: those before pixel 0 of the input go.
+        let (before, cut) = ((k - 1).saturating_sub(self.padding), self.padding.saturating_sub(k - 1));
+        let room = n + k - 1 - before;
+        let apart = apart.narrow(dim, cut, room.min(apart.dim(dim)? - cut))?;
+        apart.pad_with_zeros(dim, before, room - apart.dim(dim)?)
+    }
+
+    /// The weight's tap (i, j) has met every output pixel with the input pixel it saw: images as channels, gy as the weight.
+    fn weight_gradient(&self, x: &Tensor, weight: &Tensor, gy: &Tensor) -> Result<Tensor> {
+        let k = weight.dim(2)?;
+        let turned = |t: &Tensor| t.transpose(0, 1)?.contiguous();
+        let g = turned(x)?.conv2d(&turned(gy)?, self.padding, 1, self.stride, 1)?; // (C, O, k or more, k or more)
+        let g = g.narrow(2, 0, k)?.narrow(3, 0, k)?.transpose(0, 1)?;
+        g.to_dtype(weight.dtype())?.contiguous()
+    }
 }
 
 /// Columns a matrix product takes at a time: enough to pay for packing the weight, few enough for the cache.
@@ -425,6 +475,34 @@ mod tests {
             let theirs = x.conv2d(&weight, padding, stride, 1, 1).unwrap();
             let theirs = theirs.broadcast_add(&bias.reshape((1, o, 1, 1)).unwrap()).unwrap();
             same(&[&x, &weight, &bias], &ours, &theirs);
+        }
+    }
+
+    #[test]
+    fn the_composition_for_other_devices_has_the_same_gradients() {
+        // (batch, in, height, width, out, kernel, stride, padding)
+        let cases = [
+            (2, 3, 5, 7, 4, 3, 1, 1),
+            (2, 3, 6, 5, 4, 3, 1, 0),
+            (3, 4, 8, 8, 5, 3, 2, 1),
+            (2, 4, 9, 8, 5, 3, 2, 1),
+            (2, 4, 8, 9, 3, 3, 2, 0),
+            (1, 2, 7, 7, 3, 3, 2, 0),
+            (2, 5, 6, 4, 3, 1, 1, 0),
+            (2, 5, 7, 6, 3, 1, 2, 0),
+            (1, 2, 4, 5, 3, 1, 1, 1),
+            (1, 2, 3, 3, 2, 3, 1, 1),
+        ];
+        for (b, c, h, w, o, k, stride, padding) in cases {
+            let (x, weight, bias) = (var(&[b, c, h, w], 1), var(&[o, c, k, k], 2), var(&[o], 3));
+            let kernel = conv2d(&x, &weight, &bias, stride, padding).unwrap();
+            let ours = composed(&x, &weight, &bias, Conv { stride, padding }).unwrap();
+            same(&[&x, &weight, &bias], &ours, &kernel);
+            // Nobody asks for the gradient of what is frozen.
+            let frozen = weight.as_detached_tensor();
+            let y = composed(&x, &frozen, &bias.as_detached_tensor(), Conv { stride, padding }).unwrap();
+            let grads = y.sum_all().unwrap().backward().unwrap();
+            assert!(grads.get(&x).is_some() && grads.get(&frozen).is_none());
         }
     }
 

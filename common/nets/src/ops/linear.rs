@@ -8,6 +8,9 @@ use super::{Mat, even, gemm, has_kernel, shape::swap, sum, values, with_values};
 /// Rows that one task multiplies at a time, about: each packs the whole weight for itself.
 const BLOCK: usize = 256;
 
+/// The same where there are less than two blocks, and all but one task would be idle.
+const FEW: usize = 64;
+
 /// The same in the gradients.
 const ROWS: usize = 128;
 /// And columns.
@@ -40,7 +43,8 @@ pub(super) fn product(x: &[f32], dims: &[usize], w: &[f32], out: usize, b: &[f32
     shape.pop();
     shape.push(out);
     let mut y = if b.is_empty() { vec![0f32; x.len() / inner * out] } else { b.repeat(x.len() / inner) };
-    let block = even(x.len() / inner, BLOCK);
+    let rows = x.len() / inner;
+    let block = even(rows, if rows < 2 * BLOCK { FEW } else { BLOCK });
     y.par_chunks_mut(block * out).zip(x.par_chunks(block * inner)).for_each(|(y, x)| {
         gemm(x.len() / inner, out, inner, y, out, !b.is_empty(), 1.0, Mat::new(x, inner), Mat::new(w, out));
     });

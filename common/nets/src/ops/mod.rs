@@ -11,6 +11,7 @@ mod activation;
 mod attention;
 mod conv;
 mod frozen;
+mod given;
 mod linear;
 mod math;
 mod norm;

@@ -10,7 +10,7 @@ use super::{
 
 pub const METRIC: Metric = Metric {
     name: "clip-l",
-    role: Role::Voter,
+    role: Role::Judge,
     files: Files::Tower,
     band: Band { mean: [0.2, 0.3], sd: [0.02, 0.05] },
     letterboxed: false,

@@ -119,7 +119,8 @@ pub fn describe(folder: &Path, tower: &Path) -> Result<Description> {
     let image_size = side.filter(|&s| s > 0).with_context(|| format!("{}: image_size {}", say(), v.image_size))?;
     let fits = v.head_width > 0 && v.width % v.head_width == 0 && v.patch_size > 0;
     ensure!(fits, "{}: width {} does not divide into heads of {}", say(), v.width, v.head_width);
-    let named = tower.to_string_lossy().to_lowercase().contains("quickgelu");
+    // As in open_clip's names of models; a folder on the way may be called anything.
+    let named = tower.file_name().is_some_and(|n| n.to_string_lossy().to_lowercase().contains("quickgelu"));
     let hidden_act = if model.quick_gelu || named { "quick_gelu" } else { "gelu" };
     let constants = match &preprocess_cfg {
         Value::Object(cfg) => {

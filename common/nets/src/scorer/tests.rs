@@ -151,3 +151,11 @@ fn an_unknown_metric_names_those_there_are() {
     let error = Metric::named("beauty").err().unwrap().to_string();
     assert_eq!(error, "there is no metric 'beauty'; there are hps, clip, pickscore, aesthetic, clip-l, colourfulness");
 }
+
+#[test]
+fn only_the_name_of_a_model_tells_its_activation() {
+    let folder = tempfile::Builder::new().prefix("quickgelu").tempdir().unwrap();
+    let act = |tower: &str| open_clip::describe(folder.path(), &folder.path().join(tower)).unwrap().vision.hidden_act;
+    assert_eq!(act("open_clip_model.safetensors"), "gelu");
+    assert_eq!(act("ViT-H-14-QuickGELU.pt"), "quick_gelu");
+}

@@ -15,8 +15,13 @@ use crate::clean;
 /// The merges of OpenAI's CLIP (bpe_simple_vocab_16e6, MIT licence), from which its vocabulary follows.
 const MERGES: &str = include_str!("clip_merges.txt");
 
-/// CLIP's split into words; both readings share it, open_clip with its two special tokens in front.
+/// CLIP's split into words.
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// open_clip's, with its two special tokens in front, and without regard to case. Of the classes only the last depends on it:
+/// Python's `regex` leaves out U+0345, a mark whose capital is a letter, so that no word holds it.
+const OPEN_CLIP_WORDS: &str =
+    r"(?i:<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\u{345}]+";
 
 /// Whose reading of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,8 +136,7 @@ impl Tokenizer {
     }
 
     fn open_clip(&self, text: &str) -> Result<Vec<u32>> {
-        static SPLIT: LazyLock<Option<Regex>> =
-            LazyLock::new(|| Regex::new(&format!("(?i)<start_of_text>|<end_of_text>|{WORDS}")).ok());
+        static SPLIT: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(OPEN_CLIP_WORDS).ok());
         let split = SPLIT.as_ref().context("the pattern of words does not compile")?;
         let mut ids = vec![];
         for word in split.find_iter(&clean::open_clip(text)) {

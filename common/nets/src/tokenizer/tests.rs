@@ -103,6 +103,15 @@ fn long_and_empty_texts() {
 }
 
 #[test]
+fn a_mark_whose_capital_is_a_letter_is_in_no_word() {
+    let open_clip = Tokenizer::builtin(Style::OpenClip).unwrap();
+    let words = |text: &str| open_clip.ids(text, 77).unwrap();
+    assert_eq!(words("a\u{345}"), [49406, 320, 49407]);
+    assert_eq!(words("a\u{345}B"), words("a b"));
+    assert_eq!(words("\u{345}"), words(""));
+}
+
+#[test]
 fn a_damaged_vocabulary_is_an_error() {
     let folder = bang_folder();
     fs::write(folder.path().join("vocab.json"), "{\"a\": 0}").unwrap();

@@ -48,9 +48,9 @@ pub struct UNetConfig {
     pub(super) resnet_time_scale_shift: String,
     pub(super) class_embed_type: Option<String>,
     pub(super) num_class_embeds: Option<usize>,
-    pub(super) addition_embed_type: Option<String>,
+    pub(crate) addition_embed_type: Option<String>,
     pub(super) addition_time_embed_dim: Option<usize>,
-    pub(super) projection_class_embeddings_input_dim: Option<usize>,
+    pub(crate) projection_class_embeddings_input_dim: Option<usize>,
     pub(super) dual_cross_attention: bool,
     pub(super) encoder_hid_dim: Option<usize>,
     pub sample_size: usize,
@@ -117,6 +117,18 @@ impl UNetConfig {
         self.addition_embed_type.as_ref()?;
         let sizes = 6 * self.addition_time_embed_dim.unwrap_or(256);
         Some(self.projection_class_embeddings_input_dim?.saturating_sub(sizes))
+    }
+
+    /// # Errors
+    /// The UNet was not trained with text states of this `width`, and a pooled state of that one.
+    pub fn check_told(&self, width: usize, pooled: Option<usize>) -> Result<()> {
+        let takes = self.cross_attention_dim;
+        ensure!(width == takes, "the UNet attends to states of width {takes}, the text encoder makes {width}");
+        let say =
+            |width: Option<usize>| width.map_or("no pooled state".into(), |w| format!("a pooled state of width {w}"));
+        let takes = self.pooled_width();
+        ensure!(pooled == takes, "the UNet takes {}, the text encoder makes {}", say(takes), say(pooled));
+        Ok(())
     }
 
     pub(super) fn time_width(&self) -> usize {

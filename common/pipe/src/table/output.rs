@@ -1,7 +1,7 @@
-//! Tables being written: Parquet files that appear whole, Arrow streams on standard output.
+//! Tables being written: Parquet files that appear whole, Arrow streams on standard output and into named pipes.
 
 use std::{
-    io::{BufWriter, IsTerminal, Stdout, Write},
+    io::{BufWriter, IsTerminal, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -19,9 +19,10 @@ use parquet::{
 };
 
 use crate::{
-    atomic::{AtomicFile, create_parent},
+    atomic::AtomicFile,
     cli::Shard,
     origin::{self, Origin},
+    place,
     schema::{images, labels, pairs},
 };
 
@@ -36,6 +37,24 @@ pub fn target(output: &Path, shard: Option<Shard>) -> PathBuf {
 /// Columns with a name of its own for almost every row.
 const NAMES: [&str; 4] = [labels::PAIR_ID, pairs::UID[0], pairs::UID[1], images::IMAGE_UID];
 
+/// Standard output (`-`), a named pipe or a device, none of which may be a terminal.
+fn stream(path: &Path) -> Result<Box<dyn Write + Send>> {
+    let (stream, terminal, name): (Box<dyn Write + Send>, _, _) = match path.as_os_str() == "-" {
+        true => {
+            let stdout = std::io::stdout();
+            let terminal = stdout.is_terminal();
+            (Box::new(stdout), terminal, "standard output".to_owned())
+        }
+        false => {
+            let file = place::open_stream(path)?;
+            let terminal = file.is_terminal();
+            (Box::new(file), terminal, path.display().to_string())
+        }
+    };
+    ensure!(!terminal, "{name} is a terminal and the table is binary; use `-o FILE` or a pipe");
+    Ok(stream)
+}
+
 /// A table being written. Dropped without `finish`, it leaves nothing.
 pub struct Output {
     name: String,
@@ -47,11 +66,11 @@ pub struct Output {
 
 enum Sink {
     Parquet(Box<ArrowWriter<AtomicFile>>),
-    Stream(Box<StreamWriter<BufWriter<Stdout>>>),
+    Stream(Box<StreamWriter<BufWriter<Box<dyn Write + Send>>>>),
 }
 
 impl Output {
-    /// Opens `path` (or `-`) for `schema`, whose metadata gets the origin.
+    /// Opens `path` for `schema`, whose metadata gets the origin: a file for Parquet; `-`, a named pipe or a device for a stream.
     ///
     /// # Errors
     /// The place cannot be written; binary would go to a terminal.
@@ -59,15 +78,9 @@ impl Output {
         let metadata = schema.metadata().clone().with(origin::KEY, origin.to_json());
         let schema = Arc::new(schema.with_metadata(metadata));
         let name = path.display().to_string();
-        let body = if path.as_os_str() == "-" {
-            ensure!(
-                !std::io::stdout().is_terminal(),
-                "standard output is a terminal and the table is binary; use `-o FILE` or a pipe"
-            );
-            Sink::Stream(Box::new(StreamWriter::try_new(BufWriter::new(std::io::stdout()), &schema)?))
+        let body = if place::is_stream(path) {
+            Sink::Stream(Box::new(StreamWriter::try_new(BufWriter::new(stream(path)?), &schema)?))
         } else {
-            ensure!(!path.is_dir(), "cannot write {name}: it is a folder");
-            create_parent(path)?;
             let properties = WriterProperties::builder()
                 .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
                 .set_max_row_group_row_count(Some(16 * 1024))
@@ -105,6 +118,15 @@ impl Output {
 
     /// Ends the stream with its mark, or puts the file under its name.
     pub fn finish(self) -> Result<usize> {
+        self.end(AtomicFile::commit)
+    }
+
+    /// As `finish`, without waiting for the disk, for a table of which a power cut may leave half.
+    pub fn finish_unsynced(self) -> Result<usize> {
+        self.end(AtomicFile::commit_unsynced)
+    }
+
+    fn end(self, commit: fn(AtomicFile) -> Result<()>) -> Result<usize> {
         match self.body {
             Sink::Parquet(mut writer) => {
                 let metadata =
@@ -112,7 +134,7 @@ impl Output {
                 let schema = Schema::clone(&self.schema).with_metadata(metadata);
                 let schema = KeyValue::new(ARROW_SCHEMA_META_KEY.to_owned(), encode_arrow_schema(&schema));
                 writer.append_key_value_metadata(schema);
-                writer.into_inner().with_context(|| format!("cannot write {}", self.name))?.commit()?
+                commit(writer.into_inner().with_context(|| format!("cannot write {}", self.name))?)?
             }
             Sink::Stream(mut writer) => {
                 writer.finish()?;

@@ -1,0 +1,193 @@
+//! Flags that cannot work or would do nothing, launch lines from elsewhere, models that do not fit, and folders that hold
+//! another run.
+
+use super::*;
+
+/// The same without `-q`.
+fn loud(dir: &Dir, out: &str, rest: &str) -> Tool {
+    let base = oracle("base").display().to_string();
+    let usual = ["pairs.parquet", "--labels", "labels.parquet", "--resolution", "16", "--train_batch_size", "4"];
+    let given: Vec<_> = rest.split_whitespace().collect();
+    let tool = dir.tool("train").args(usual).args(["--lr", "1e-4", "-o", out]).args(&given);
+    if given.contains(&"--base") { tool } else { tool.args(["--base", &base]) }
+}
+
+#[test]
+fn flags_that_would_do_nothing_are_refused() {
+    let dir = world();
+    for (rest, flag) in [
+        ("--checkpoints_total_limit 0", "--checkpoints-total-limit"),
+        ("--lora-targets to_q", "--lora-rank"),
+        ("--timesteps some", "--timesteps"),
+        ("--no_hflip --augment none", "--augment"),
+        ("--unet_init a --policy b", "--policy"),
+    ] {
+        says(&train(&dir, "out", rest).exits(2).err, &[flag]);
+    }
+    for (rest, parts) in [
+        ("--max_grad_norm 0", &["--max_grad_norm must be above 0", "inf"][..]),
+        ("--max_grad_norm nan", &["--max_grad_norm must be above 0"]),
+        ("--guard sdpo --loss sft", &["--guard", "--loss sft"]),
+        ("--guard sdpo:0.5 --sft", &["--guard", "--loss sft"]),
+        ("--reference_weights file --lora-rank 2", &["--reference_weights file", "--lora_rank"]),
+        ("--lora-rank 100000000", &["rank 100000000", "layer 'down_blocks.", "--lora_rank"]),
+        ("--num_train_epochs 3", &["--num_train_epochs is not a flag", "--max_train_steps"]),
+        ("--use_8bit_adam", &["--use_8bit_adam", "--moments bf16"]),
+        ("--choice_model hps", &["--choice_model", "`vote --rule single:METRIC`"]),
+        ("--dataset_name yuvalkirstain/pickapic_v2", &["--dataset_name", "what `vote` makes of what `score` makes"]),
+        ("--resume_from_checkpoint absent", &["absent is not a whole checkpoint"]),
+    ] {
+        let rest = if rest.contains("dataset_name") { rest.to_owned() } else { format!("pairs.parquet {rest}") };
+        let run = dir.tool("train").args(rest.split(' ')).args(["--labels", "labels.parquet", "--resolution", "16"]);
+        says(&run.args(["-q", "-o", "out", "--base"]).args([oracle("base")]).fails(2), parts);
+        assert!(!dir.path("out").exists(), "{rest}");
+    }
+    train(&dir, "out", "--steps 1 --max_grad_norm inf").ok();
+    let error = train(&dir, "-", "--steps 1").fails(2);
+    says(&error, &["a checkpoint is a folder; name one with -o"]);
+    assert!(!dir.path("-").exists());
+}
+
+#[test]
+fn published_flags_mean_what_they_meant() {
+    let dir = world();
+    let policy = oracle("policy").display().to_string();
+    train(&dir, "a", &format!("--steps 2 --augment none --policy {policy} --reference {policy}")).ok();
+    train(&dir, "b", &format!("--steps 2 --no_hflip --unet_init {policy}")).ok();
+    assert_same(&weights(&dir.path("a")), &weights(&dir.path("b")));
+
+    let base = fixture("sample/sdxl").display().to_string();
+    let of = |out: &str, rest: &str| {
+        let run = loud(&dir, out, &format!("--base {base} --steps 1 {rest}")).ok();
+        let file = dir.path(out).join("unet/diffusion_pytorch_model.safetensors");
+        let origin: Value = serde_json::from_str(&nets::checkpoint::metadata(&file).unwrap()["origin"]).unwrap();
+        (run.err, origin["args"]["optimizer"].to_string(), origin["args"]["max_grad_norm"].to_string())
+    };
+    let (told, optimizer, norm) = of("c", "--sdxl");
+    says(&told, &["--sdxl: Adafactor on gradients clipped at 1", "--optimizer adamw"]);
+    assert!(optimizer.contains("Adafactor") && norm == "\"1\"", "{optimizer} {norm}");
+    let (told, optimizer, norm) = of("d", "--sdxl --use_adafactor");
+    assert!(!told.contains("--sdxl:") && optimizer.contains("Adafactor") && norm == "\"inf\"", "{optimizer} {norm}");
+    assert!(of("e", "--sdxl --optimizer adamw").1.contains("AdamW"));
+    assert!(of("f", "").1.contains("AdamW"));
+}
+
+#[test]
+fn a_run_from_the_start_is_not_mixed_with_an_earlier_one() {
+    let dir = world();
+    let rest = "--steps 5 --checkpointing_steps 2";
+    train(&dir, "out", rest).ok();
+    let before = tree(&dir.path("out"));
+    let error = train(&dir, "out", rest).fails(2);
+    says(&error, &["out/checkpoint-4 is of an earlier run", "--resume_from_checkpoint latest", "-o"]);
+    assert!(tree(&dir.path("out")) == before);
+    train(&dir, "out", &format!("{rest} --dry-run")).ok();
+    assert!(tree(&dir.path("out")) == before);
+    // What is over is said, what is past it refused.
+    let told = loud(&dir, "out", "--steps 5 --lr_scheduler constant --resume latest").ok().err;
+    says(&told, &["out has all 5 steps of --max_train_steps behind it: there is nothing to do"]);
+    says(
+        &train(&dir, "out", "--steps 3 --resume latest").fails(2),
+        &["out has 5 steps behind it", "--max_train_steps is 3"],
+    );
+}
+
+#[test]
+fn a_stopped_run_says_how_to_go_on() {
+    let dir = world();
+    for (resume, said) in [
+        ("", "the same command with --resume_from_checkpoint latest goes on"),
+        ("--resume latest", "the same command goes on"),
+    ] {
+        let out = if resume.is_empty() { "a" } else { "b" };
+        let mut tool = train(&dir, out, &format!("--steps 4000 --train_batch_size 2 --drift_every 0 {resume}"));
+        let child = tool.command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+        wait_for("some steps", || log_lines(&dir.path(out)) >= 2);
+        let kill = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
+        assert!(kill.success());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(143));
+        says(&String::from_utf8(output.stderr).unwrap(), &[said, "what was finished is kept"]);
+    }
+}
+
+#[test]
+fn models_that_do_not_fit_are_named() {
+    let dir = world();
+    let mini = mini().display().to_string();
+    let rest = format!("--policy {mini} --reference {mini}");
+    let error = train(&dir, "out", &rest).fails(2);
+    says(&error, &[&mini, "the UNet attends to states of width", "the text encoder makes"]);
+    let replay = |change: &dyn Fn(&mut Tensors)| {
+        let mut all = tensors(&oracle("replay.safetensors"));
+        change(&mut all);
+        let all: Vec<_> = all.into_iter().collect();
+        let meta = [("prompts".to_owned(), r#"["a", "b"]"#.to_owned())].into();
+        safetensors(&dir.path("replay"), &all, Some(meta));
+        let mut tool = train(&dir, "out", "--replay replay --steps 5 --lr 1e-6");
+        tool.command.env("RUST_BACKTRACE", "1"); // which candle's errors bring along
+        let error = tool.fails(2);
+        assert!(!error.contains("candle_core::"), "{error}");
+        error
+    };
+    let three = |all: &mut Tensors, of: &str| {
+        for what in ["latents", "noise"] {
+            let narrow = |(n, t): (&String, &candle_core::Tensor)| (n.clone(), t.narrow(1, 0, 3).unwrap());
+            let ours: Vec<_> = all.iter().filter(|(n, _)| n.starts_with(of) && n.ends_with(what)).map(narrow).collect();
+            all.extend(ours);
+        }
+    };
+    says(&replay(&|all| three(all, "")), &["the UNet takes latents of 4 channels, here they have 3"]);
+    says(&replay(&|all| three(all, "0.")), &["the UNet takes latents of 4 channels, here they have 3"]);
+    assert!(!dir.path("out").exists());
+    says(&replay(&|all| three(all, "1.")), &["replay: step 1 has latents of 3 channels, step 0 of 4"]);
+    let times = |numbers: &[i64], dims: &[usize]| {
+        candle_core::Tensor::from_slice(numbers, dims, &candle_core::Device::Cpu).unwrap()
+    };
+    let with = |tensor: candle_core::Tensor| replay(&|all| drop(all.insert("0.timesteps".into(), tensor.clone())));
+    says(&with(times(&[5, 5, 5, 5], &[4, 1])), &["'0.timesteps' has shape [4, 1]", "one timestep an image"]);
+    says(&with(times(&[5, -1, 5, 5], &[4])), &["step 0 has timestep -1, which a schedule of 1000 has not"]);
+    says(&with(times(&[5, 1000, 5, 5], &[4])), &["step 0 has timestep 1000, which"]);
+    dir.write("replay", "no tensors");
+    let mut tool = train(&dir, "x", "--replay replay");
+    tool.command.env("RUST_BACKTRACE", "1");
+    assert!(!tool.fails(2).contains("candle_core::"));
+}
+
+#[test]
+fn adapters_are_no_whole_unet() {
+    let dir = world();
+    train(&dir, "adapters", "--steps 1 --lora-rank 2").ok();
+    let base = oracle("base").display().to_string();
+    let parts = &["adapters and no whole UNet", "--merge"];
+    says(&train(&dir, "x", "--policy adapters").fails(2), &["adapters holds adapters", parts[1]]);
+    says(&train(&dir, "x", "--reference adapters/lora").fails(2), parts);
+    let refresh = ["--policy", "adapters", "--reference", &base, "-o", "x"];
+    says(&dir.tool("refresh-ref").args(refresh).fails(2), parts);
+    dir.write("prompts.txt", "a cat\n");
+    let sample = ["prompts.txt", "--base", &base, "--unet", "adapters", "-o", "x.parquet"];
+    says(&dir.tool("sample").args(sample).fails(2), parts);
+    assert!(!dir.path("x").exists() && !dir.path("x.parquet").exists());
+}
+
+/// A base whose scheduler says `trailing` is trained as SDXL Turbo, unless it is told otherwise.
+#[test]
+fn timesteps_are_told_and_chosen() {
+    let dir = world();
+    copy(&oracle("base"), &dir.path("base"));
+    let file = "base/scheduler/scheduler_config.json";
+    let mut config: Value = serde_json::from_slice(&dir.bytes(file)).unwrap();
+    config["timestep_spacing"] = "trailing".into();
+    dir.write(file, config.to_string());
+    let told = |out: &str, rest: &str| loud(&dir, out, &format!("--steps 2 {rest}")).ok().err;
+    says(&told("auto", "--base base"), &["4 of 1000 timesteps are trained, [249, 499, 749, 999]", "--timesteps all"]);
+    assert!(!told("all", "--base base --timesteps all").contains("timesteps are trained"));
+    assert!(!told("plain", "").contains("timesteps are trained"));
+    says(&told("turbo", "--timesteps turbo"), &["4 of 1000 timesteps are trained"]);
+    assert_same(&weights(&dir.path("all")), &weights(&dir.path("plain")));
+    assert_same(&weights(&dir.path("auto")), &weights(&dir.path("turbo")));
+    assert!(differ(&weights(&dir.path("auto")), &weights(&dir.path("all"))));
+    let error = train(&dir, "plain", "--steps 4 --timesteps turbo --lr_scheduler constant_with_warmup --resume latest")
+        .fails(2);
+    says(&error, &["plain was made with another timesteps"]);
+}
