@@ -213,36 +213,22 @@ impl Winrates {
             return html! {};
         }
         let name = format!("Win rate over all prompts, best of {} images, with its 95 % interval", self.best_of);
-        // Narrow screens stack the cells, and a browser then forgets that they are a table: hence the roles.
-        html! {
-            div.overview {
-                table role="table" {
-                    caption { (name) }
-                    thead role="rowgroup" {
-                        tr role="row" {
-                            th role="columnheader" scope="col" { "comparison" }
-                            th.num role="columnheader" scope="col" { "prompts" }
-                            @for m in &self.metrics { th.num role="columnheader" scope="col" { (self.head(m)) } }
-                        }
-                    }
-                    tbody role="rowgroup" {
-                        @for c in &self.comparisons {
-                            tr role="row" {
-                                th role="rowheader" scope="row" { (c.a) span.vs { " vs " } (c.b) }
-                                td.num role="cell" data-of="prompts" { (c.all.n) }
-                                @for m in &self.metrics {
-                                    @let cell = c.all.cell(m);
-                                    td.num.rate.(cell.class()) role="cell" data-of=(m) {
-                                        span.big { (percent(cell.rate)) } " " span.interval { (interval(cell.low, cell.high)) } " "
-                                        span.p title="exact sign test, corrected for the table (Holm)" { "p " (p_value(cell.p_holm)) }
-                                    }
-                                }
-                            }
+        let rows = html! {
+            @for c in &self.comparisons {
+                tr role="row" {
+                    th role="rowheader" scope="row" { (c.a) span.vs { " vs " } (c.b) }
+                    td.num role="cell" data-of="prompts" { (c.all.n) }
+                    @for m in &self.metrics {
+                        @let cell = c.all.cell(m);
+                        td.num.rate.(cell.class()) role="cell" data-of=(m) {
+                            span.big { (percent(cell.rate)) } " " span.interval { (interval(cell.low, cell.high)) } " "
+                            span.p title="exact sign test, corrected for the table (Holm)" { "p " (p_value(cell.p_holm)) }
                         }
                     }
                 }
             }
-        }
+        };
+        self.overview_table(&name, &["prompts"], &rows)
     }
 
     /// The same of several training seeds.
@@ -254,33 +240,39 @@ impl Winrates {
             "Win rate over all prompts, best of {} images, mean of the training seeds, with its 95 % interval over seeds and prompts",
             self.best_of
         );
+        let rows = html! {
+            @for p in &self.seeds {
+                tr role="row" {
+                    th role="rowheader" scope="row" { (p.a) span.vs { " vs " } (p.b) }
+                    td.num role="cell" data-of="seeds" { (p.seeds) }
+                    td.num role="cell" data-of="prompts" { (p.n) }
+                    @for m in &self.metrics {
+                        @let cell = p.cell(m);
+                        td.num.rate role="cell" data-of=(m) {
+                            span.big { (percent(cell.rate)) } " " span.interval { (interval(cell.low, cell.high)) }
+                        }
+                    }
+                }
+            }
+        };
+        self.overview_table(&name, &["seeds", "prompts"], &rows)
+    }
+
+    /// A row a comparison: `counts`, then a column a metric.
+    fn overview_table(&self, caption: &str, counts: &[&str], rows: &Markup) -> Markup {
+        // Narrow screens stack the cells, and a browser then forgets that they are a table: hence the roles.
         html! {
             div.overview {
                 table role="table" {
-                    caption { (name) }
+                    caption { (caption) }
                     thead role="rowgroup" {
                         tr role="row" {
                             th role="columnheader" scope="col" { "comparison" }
-                            th.num role="columnheader" scope="col" { "seeds" }
-                            th.num role="columnheader" scope="col" { "prompts" }
+                            @for count in counts { th.num role="columnheader" scope="col" { (count) } }
                             @for m in &self.metrics { th.num role="columnheader" scope="col" { (self.head(m)) } }
                         }
                     }
-                    tbody role="rowgroup" {
-                        @for p in &self.seeds {
-                            tr role="row" {
-                                th role="rowheader" scope="row" { (p.a) span.vs { " vs " } (p.b) }
-                                td.num role="cell" data-of="seeds" { (p.seeds) }
-                                td.num role="cell" data-of="prompts" { (p.n) }
-                                @for m in &self.metrics {
-                                    @let cell = p.cell(m);
-                                    td.num.rate role="cell" data-of=(m) {
-                                        span.big { (percent(cell.rate)) } " " span.interval { (interval(cell.low, cell.high)) }
-                                    }
-                                }
-                            }
-                        }
-                    }
+                    tbody role="rowgroup" { (rows) }
                 }
             }
         }
