@@ -43,6 +43,12 @@ test-cluster:
 	tests/cluster/build
 	for script in mpirun netns slurm; do BIN=$(CARGO_TARGET_DIR)/mpi tests/cluster/$$script.sh; done
 
+## make test-cuda      on the first GPU: operations against the CPU's, networks, losses and gradients, images against PyTorch's
+ON_GPU := TEST_DEVICE=cuda NVIDIA_TF32_OVERRIDE=0 cargo test --release --workspace --features cuda,cudnn
+test-cuda:
+	$(ON_GPU) --test cuda --test nets
+	$(ON_GPU) --test train --test sample -- _the_numbers_of_ _the_images_of_
+
 # NVIDIA's compiler and headers, as Python packages: they and a host's C++ compiler are all that a check needs, no GPU and no
 # driver. CUDA_FEATURES=nccl checks that build too; it needs what tests/cluster/install brings.
 CUDA := $(abspath $(CARGO_TARGET_DIR))/cuda
@@ -73,7 +79,7 @@ ablations:
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
-.PHONY: build test test-cloud test-cluster check-cuda install ablations help
+.PHONY: build test test-cloud test-cluster test-cuda check-cuda install ablations help
 
 include pipelines/align.mk
 include pipelines/rounds.mk

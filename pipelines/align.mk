@@ -28,10 +28,12 @@ SCHEDULER ?= ddim
 WINRATE_FLAGS ?=
 # Policies on the page of the report: more columns than these nobody compares.
 SHOWN ?= $(wordlist 1,4,$(POLICIES))
-# Where networks run, and their arithmetic there.
+# Where networks run, and their arithmetic there; `train` takes no f16.
 DEVICE ?= cpu
 DTYPE  ?= f32
-where := --device $(DEVICE) --dtype $(DTYPE)
+TRAIN_DTYPE ?= $(DTYPE)
+where   := --device $(DEVICE) --dtype $(DTYPE)
+trained := --device $(DEVICE) --dtype $(TRAIN_DTYPE)
 
 # Every program uses all cores by itself: two at once would only share them. Not so where RUN sends them elsewhere.
 ifeq ($(strip $(RUN)),)
@@ -136,7 +138,7 @@ $(POLICIES:%=$D/%/$(unet)): $D/%/$(unet): $D/%/begun | build
 	$(TRAIN_RUN) $(BIN)/train $D/latents --labels $D/labels/$($*.labels).parquet --base $(BASE) -o $D/$* \
 	    --max_train_steps $(STEPS) --lr_warmup_steps $(WARMUP) --learning_rate $(LEARNING_RATE) --beta_dpo $(BETA) \
 	    --train_batch_size $(BATCH) --gradient_accumulation_steps $(ACCUMULATION) --reference-mode $($*.reference) \
-	    --resolution $(RESOLUTION) --augment $(AUGMENT) --seed $(call own,$*.seed,$(SEED)) $(TRAIN_FLAGS) $(call own,$*.train,) $(where) \
+	    --resolution $(RESOLUTION) --augment $(AUGMENT) --seed $(call own,$*.seed,$(SEED)) $(TRAIN_FLAGS) $(call own,$*.train,) $(trained) \
 	    --checkpointing_steps $(CHECKPOINT_STEPS) --checkpoints_total_limit 1 --resume_from_checkpoint latest
 
 # Evaluation: the same prompts and the same noise for every model.

@@ -46,7 +46,7 @@ $R/$1/$(unet): $R/$1/begun | build
 	    --policy $(call before,$1) --reference $(call before,$1) \
 	    --max_train_steps $(ROUND_STEPS) --lr_warmup_steps $(WARMUP) --learning_rate $(LEARNING_RATE) --beta_dpo $(BETA) \
 	    --train_batch_size $(BATCH) --gradient_accumulation_steps $(ACCUMULATION) \
-	    --resolution $(RESOLUTION) --augment $(AUGMENT) --seed $(SEED) $(TRAIN_FLAGS) $(where) \
+	    --resolution $(RESOLUTION) --augment $(AUGMENT) --seed $(SEED) $(TRAIN_FLAGS) $(trained) \
 	    --checkpointing_steps $(CHECKPOINT_STEPS) --checkpoints_total_limit 1 --resume_from_checkpoint latest
 
 $R/$1/images.parquet: $D/prompts.parquet $R/$1/$(unet) $D/settings/sample | build

@@ -24,7 +24,9 @@
 
 DATA   ?= data
 DEVICE ?= cuda
-DTYPE  ?= f16
+# [ours] Half precision; training in bf16, which has f32's range: in f16 small gradients would be 0.
+DTYPE       ?= f16
+TRAIN_DTYPE ?= bf16
 # What the programs are built with; `nccl` where a training is many processes.
 FEATURES ?= cuda
 

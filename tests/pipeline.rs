@@ -324,3 +324,14 @@ fn what_takes_hours_is_done_once() {
     let log = String::from_utf8(dir.bytes("bin/log")).unwrap();
     assert_eq!(log.lines().filter(|line| line.starts_with("train ")).count(), 4 + 2 + 2 + 2);
 }
+
+/// `train` refuses f16, in which small gradients are 0.
+#[test]
+fn no_experiment_trains_in_f16() {
+    for (x, dtype) in [("mini", "f32"), ("sd15", "bf16"), ("sd21", "bf16"), ("sdxl", "bf16")] {
+        let plan = make(&["-n", "reproduce", &format!("X={x}"), "BIN=bin", "RUNS=none"]).output().unwrap();
+        let plan = String::from_utf8(plan.stdout).unwrap().replace("\\\n", " ");
+        let trains: Vec<_> = plan.lines().filter(|line| line.trim().starts_with("bin/train ")).collect();
+        assert!(trains.len() == 2 && trains.iter().all(|line| line.contains(&format!("--dtype {dtype} "))), "{x}: {plan}");
+    }
+}

@@ -5,13 +5,15 @@
     cargo build --release --workspace
     python tests/bench/peer_step.py --model sd15 --size 256 --threads 2      # needs 20 GB of memory and 5 GB of disk
     python tests/bench/peer_step.py --model mini --size 64 --pairs 16
+    python tests/bench/peer_step.py --device cuda --dtype bf16 --pairs 4 --size 512     # a build with --features cuda,cudnn; pip install nvidia-ml-py
 
 One step: noise, the frozen reference's and the policy's predictions for both images of every pair, the loss, the gradient of
 all weights, clipping, AdamW; f32. `sd15` is the published UNet configuration with random weights. Each side is a program of
 its own that runs alone, ours and PyTorch's in turn; a step's seconds, of the clock and of the processors, are medians over
-its steps but the first; memory is the peak of the resident set. `torch` keeps all activations, `torch+ckpt` recomputes them as ours does from 50 million weights.
+its steps but the first; memory is the peak of the resident set, or of what the GPU has in use. On a GPU, f32 is f32 on both
+sides (no TF32), and bf16 means f32 weights and moments, a reference in bf16, and torch's autocast. `torch` keeps all activations, `torch+ckpt` recomputes them as ours does from 50 million weights.
 """
-import argparse, json, os, shutil, signal, statistics, subprocess, sys, tempfile, time
+import argparse, json, os, shutil, signal, statistics, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +28,8 @@ p.add_argument("--pairs", type=int, default=1)
 p.add_argument("--steps", type=int, default=3, help="a side and round; the first is not counted")
 p.add_argument("--rounds", type=int, default=1)
 p.add_argument("--threads", type=int, default=2)
+p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+p.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="what networks compute in; the CPU in f32")
 p.add_argument("--sides", default="ours,torch,torch+ckpt")
 p.add_argument("--ours", nargs="*", default=[], help="further flags of train, without their dashes: moments=bf16")
 p.add_argument("--bin", type=Path, default=ROOT / "target/release")
@@ -71,34 +75,63 @@ def torch_side(folder, checkpointing):
     from safetensors.torch import load_file
 
     torch.set_num_threads(args.threads)
-    policy = UNet2DConditionModel.from_pretrained(folder / "base/unet", torch_dtype=torch.float32).train()
-    reference = UNet2DConditionModel.from_pretrained(folder / "base/unet", torch_dtype=torch.float32).requires_grad_(False)
+    torch.backends.cudnn.allow_tf32 = False
+    half = args.dtype == "bf16"
+    open_unet = lambda dtype: UNet2DConditionModel.from_pretrained(folder / "base/unet", torch_dtype=dtype).to(args.device)
+    policy = open_unet(torch.float32).train()
+    reference = open_unet(torch.bfloat16 if half else torch.float32).requires_grad_(False)
     if checkpointing:
         policy.enable_gradient_checkpointing()
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-8, weight_decay=1e-2)
-    inputs, beta = load_file(folder / "replay.safetensors"), 5000.0
-    context = torch.randn(2 * args.pairs, int((folder / "tokens").read_text()), policy.config.cross_attention_dim)
+    inputs, beta = load_file(folder / "replay.safetensors", device=args.device), 5000.0
+    context = torch.randn(2 * args.pairs, int((folder / "tokens").read_text()), policy.config.cross_attention_dim, device=args.device)
+    narrow = lambda *tensors: [t.bfloat16() if half and t.is_floating_point() else t for t in tensors]
     for i in range(args.steps):
         began, cpu = time.time(), time.process_time()
         x, noise, t = (inputs[f"{i}.{name}"] for name in ("latents", "noise", "timesteps"))
         with torch.no_grad():
-            r = (reference(x, t, context).sample - noise).pow(2).mean((1, 2, 3))
-        e = (policy(x, t, context).sample - noise).pow(2).mean((1, 2, 3))
+            r = (reference(*narrow(x, t, context)).sample.float() - noise).pow(2).mean((1, 2, 3))
+        with torch.autocast(args.device, torch.bfloat16, enabled=half):
+            predicted = policy(x, t, context).sample
+        e = (predicted.float() - noise).pow(2).mean((1, 2, 3))
         n = args.pairs
         loss = -F.logsigmoid(-0.5 * beta * ((e[:n] - e[n:]) - (r[:n] - r[n:]))).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
+        if args.device == "cuda":
+            torch.cuda.synchronize()
         print(json.dumps([time.time() - began, time.process_time() - cpu]), flush=True)
+
+
+class Gpu(threading.Thread):
+    """Watches how much memory of the first GPU is in use, by anybody."""
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.peak, self.ended = 0, False
+        self.start()
+
+    def run(self):
+        import pynvml
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        while not self.ended:
+            self.peak = max(self.peak, pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+            time.sleep(0.02)
 
 
 def run(command, done):
     """Runs a program until `done` says so, and gives its peak memory in GiB."""
+    gpu = Gpu() if args.device == "cuda" else None
     process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "passive"})
     said = done(process)
     os.kill(process.pid, signal.SIGKILL)
     _, _, usage = os.wait4(process.pid, 0)
+    if gpu:
+        gpu.ended = True
+        gpu.join()
+        return said, gpu.peak / 2**30
     return said, usage.ru_maxrss / 2**20
 
 
@@ -119,11 +152,11 @@ def ours(folder):
 
     flags = [f"--{flag}" for flag in args.ours]
     return run([args.bin / "train", "--replay", folder / "replay.safetensors", "--base", folder / "base", "-o", out, "--max_train_steps", args.steps,
-                "--drift_every", 0, "--lr_scheduler", "constant", "--threads", args.threads, "-q", *flags], steps)
+                "--drift_every", 0, "--lr_scheduler", "constant", "--threads", args.threads, "--device", args.device, "--dtype", args.dtype, "-q", *flags], steps)
 
 
 def torchs(folder, side):
-    command = [sys.executable, __file__, "--torch-side", side, "--keep", folder, "--model", args.model, "--steps", args.steps, "--pairs", args.pairs, "--threads", args.threads]
+    command = [sys.executable, __file__, "--torch-side", side, "--keep", folder, "--model", args.model, "--steps", args.steps, "--pairs", args.pairs, "--threads", args.threads, "--device", args.device, "--dtype", args.dtype]
     return run(command, lambda process: [json.loads(line) for line in process.stdout])
 
 
@@ -143,7 +176,7 @@ def main(folder):
             memory[side] = max(peak, memory.get(side, 0))
     median = lambda side, of: statistics.median(t[of] for t in seconds[side])
     for side in seconds:
-        print(f"{args.model} at {args.size} px, {args.pairs} pair(s), {side}: {median(side, 0):.2f} s a step ({median(side, 1):.1f} of cpu), peak {memory[side]:.2f} GiB")
+        print(f"{args.model} at {args.size} px, {args.pairs} pair(s), {args.dtype} on {args.device}, {side}: {median(side, 0):.2f} s a step ({median(side, 1):.1f} of cpu), peak {memory[side]:.2f} GiB")
     for peer in (s for s in seconds if s != "ours" and "ours" in seconds):
         wall, cpu = (median("ours", of) / median(peer, of) for of in (0, 1))
         print(f"ours / {peer}: time {wall:.2f}, cpu {cpu:.2f}, memory {memory['ours'] / memory[peer]:.2f}")

@@ -88,6 +88,11 @@ pub fn read_parquet(path: &Path) -> RecordBatch {
     concat_batches(&schema, &builder.build().unwrap().map(Result::unwrap).collect::<Vec<_>>()).unwrap()
 }
 
+/// Where networks run in these tests, if not on the CPU: `make test-cuda` says so.
+pub fn test_device() -> Option<String> {
+    std::env::var("TEST_DEVICE").ok()
+}
+
 /// One of our binaries.
 pub struct Tool {
     name: String,
@@ -118,7 +123,11 @@ impl Tool {
             _ => None,
         };
         let path = path.unwrap_or_else(|| panic!("{name} was not built"));
-        Self { name: name.into(), command: Command::new(path), stdin: None, stdin_file: None }
+        let mut command = Command::new(path);
+        if let (Some(device), "score" | "train" | "refresh-ref" | "sample" | "encode") = (test_device(), name) {
+            command.args(["--device", &device]);
+        }
+        Self { name: name.into(), command, stdin: None, stdin_file: None }
     }
 
     pub fn args<S: AsRef<std::ffi::OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {

@@ -49,6 +49,8 @@ pub struct Plan {
     /// On the CPU, small networks take one micro-batch a thread: that keeps threads busier than sharing every operation, but
     /// each needs activations and gradients of its own.
     side_by_side: bool,
+    /// On the CPU, large gradients keep their memory from step to step.
+    keeps_sums: bool,
     checkpointing: bool,
     /// What the networks compute in; weights, gradients and losses are f32.
     compute: DType,
@@ -65,7 +67,7 @@ impl Plan {
             Checkpointing::On => true,
             Checkpointing::Off => false,
         };
-        Self { side_by_side: small && device.is_cpu(), checkpointing, compute }
+        Self { side_by_side: small && device.is_cpu(), keeps_sums: !small && device.is_cpu(), checkpointing, compute }
     }
 
     /// Micro-batches that `Sum::take` has in hand at a time.
@@ -81,8 +83,7 @@ impl Plan {
 }
 
 impl Sum {
-    /// Learns the next step, or this process's share of it, from all its micro-batches. Large gradients keep their memory from
-    /// step to step.
+    /// Learns the next step, or this process's share of it, from all its micro-batches.
     pub fn take(
         &mut self,
         plan: Plan,
@@ -92,9 +93,9 @@ impl Sum {
         method: &Method,
     ) -> Result<()> {
         self.pairs.clear();
-        match plan.side_by_side {
-            true => self.grads.clear(),
-            false => optim::zero(&mut self.grads)?,
+        match plan.keeps_sums {
+            true => optim::zero(&mut self.grads)?,
+            false => self.grads.clear(),
         }
         let scale = 1.0 / args.effective_batch() as f64; // the loss is a mean over the pairs of the whole step
         let one = |batch: &Batch, grads: &mut Grads| gradients(plan, state, batch, method, scale, grads);

@@ -17,16 +17,51 @@ pub fn device(device: cli::Device) -> Result<Device> {
         cli::Device::Cpu => Ok(Device::Cpu),
         cli::Device::Cuda(n) => {
             ensure!(candle_core::utils::cuda_is_available(), "this build has no CUDA; build it with --features cuda");
-            Device::new_cuda(n).with_context(|| format!("cannot use CUDA device {n}"))
+            cuda(n).with_context(|| format!("cannot use CUDA device {n}"))
         }
     }
+}
+
+/// candle's own device has a stream a thread, between which nothing is in order: what the thread that reads the data has made
+/// would be used before it is there. This one has one stream for all threads, and keeps freed memory for the next operation.
+#[cfg(feature = "cuda")]
+fn cuda(ordinal: usize) -> candle_core::Result<Device> {
+    use candle_core::cuda_backend::{
+        WrapErr,
+        cudarc::driver::{result, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD as THRESHOLD},
+    };
+    let device = Device::new_cuda_with_stream(ordinal)?;
+    let mut all = u64::MAX;
+    // SAFETY: events order streams, of which there is one. The attribute is an unsigned 64-bit number of the device's own pool.
+    unsafe {
+        device.as_cuda_device()?.disable_event_tracking();
+        let pool = result::device::get_default_mem_pool(result::device::get(ordinal as i32).w()?).w()?;
+        result::mem_pool::set_attribute(pool, THRESHOLD, (&raw mut all).cast()).w()?;
+    }
+    Ok(device)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(ordinal: usize) -> candle_core::Result<Device> {
+    Device::new_cuda(ordinal)
 }
 
 /// Runs a tool's whole body on a worker thread: the many small parallel pieces then begin where they are, instead of
 /// waking another thread each.
 pub fn on_workers<R: Send>(body: impl FnOnce() -> R + Send) -> R {
     keep_freed_memory();
+    compute_f32_in_f32();
     rayon::scope(|_| body())
+}
+
+/// NVIDIA's libraries would otherwise compute f32 convolutions in TF32, with ten bits of mantissa. A user's own
+/// `NVIDIA_TF32_OVERRIDE=1` stays, for those who want that.
+fn compute_f32_in_f32() {
+    const NAME: &str = "NVIDIA_TF32_OVERRIDE";
+    if cfg!(feature = "cuda") && std::env::var_os(NAME).is_none() {
+        // SAFETY: a tool's body has not begun, and no other thread runs yet.
+        unsafe { std::env::set_var(NAME, "0") };
+    }
 }
 
 /// Every operation allocates its result, and glibc gives blocks of this size back to the system at once: page faults then

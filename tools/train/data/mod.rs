@@ -227,7 +227,7 @@ impl Data {
         let size: usize = dims[1..].iter().product();
         let normals = |stream: &str, id: &str, epoch: u64| seed::draws(seed, stream, id, epoch).normals(size);
         let eps: Vec<f32> = draws.concat().iter().flat_map(|(uid, epoch)| normals("posterior", uid, *epoch)).collect();
-        let sample = posterior.sample(&Tensor::from_vec(eps, &dims[..], &Device::Cpu)?)?;
+        let sample = posterior.sample(&Tensor::from_vec(eps, &dims[..], posterior.mean.device())?)?;
         let noise: Vec<f32> = noises.iter().flat_map(|(id, epoch)| normals("noise", id, *epoch)).collect();
         let noise = Tensor::from_vec([noise.clone(), noise].concat(), &dims[..], device)?;
         Ok(Batch {

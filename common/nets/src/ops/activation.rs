@@ -1,10 +1,14 @@
 //! Activations, elementwise, and GEGLU.
 
-use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::{has_kernel, math, values, with_values};
+#[cfg(feature = "cuda")]
+use super::cuda;
+use super::{has_kernel, math, on_gpu, values, with_values};
 
 /// x sigmoid(x)
 pub fn silu(x: &Tensor) -> Result<Tensor> {
@@ -27,8 +31,8 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
 
 /// `x` (..., 2F), hidden before gate -> hidden * gelu(gate), (..., F). diffusers' GEGLU.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
-    if has_kernel(x) {
-        return x.contiguous()?.apply_op1(Geglu);
+    if has_kernel(x) || on_gpu(x) {
+        return x.to_dtype(DType::F32)?.contiguous()?.apply_op1(Geglu)?.to_dtype(x.dtype());
     }
     let width = x.dim(D::Minus1)? / 2;
     x.narrow(D::Minus1, 0, width)? * x.narrow(D::Minus1, width, width)?.gelu_erf()?
@@ -119,7 +123,19 @@ impl CustomOp1 for Geglu {
         Ok((CpuStorage::F32(y), dims.into()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let mut dims = layout.dims().to_vec();
+        let width = dims.pop().unwrap_or(0) / 2;
+        dims.push(width);
+        Ok((cuda::geglu((x, layout))?, dims.into()))
+    }
+
     fn bwd(&self, x: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<Option<Tensor>> {
+        #[cfg(feature = "cuda")]
+        if on_gpu(x) {
+            return cuda::geglu_grad(x, gy).map(Some);
+        }
         let width = gy.dim(D::Minus1)?.max(1);
         let gx = with_values([x, gy], |[x, gy]| {
             let mut gx = vec![0f32; x.len()];

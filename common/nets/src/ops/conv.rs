@@ -4,7 +4,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{Mat, Shared, gemm, given::given, has_kernel, sum, values, winograd, with_values};
+use super::{Mat, Shared, gemm, given::given, has_kernel, sum, values, winograd, with_bias, with_values};
 
 /// `x` (B, C, H, W), `weight` (O, C, k, k), `bias` (O) -> (B, O, H', W').
 ///
@@ -26,8 +26,8 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, padding
 fn composed(x: &Tensor, weight: &Tensor, bias: &Tensor, conv: Conv) -> Result<Tensor> {
     let as_x = |t: &Tensor| t.detach().to_dtype(x.dtype());
     let y = x.detach().conv2d(&as_x(weight)?, conv.padding, conv.stride, 1, 1)?;
-    let y = y.broadcast_add(&as_x(bias)?.reshape((1, (), 1, 1))?)?;
-    given(y, [x, weight, bias], move |[x, weight, bias], gy, asked| {
+    let pixels = y.dim(2)? * y.dim(3)?;
+    given(with_bias(y, &bias.detach(), pixels)?, [x, weight, bias], move |[x, weight, bias], gy, asked| {
         let gx = asked[0].then(|| conv.input_gradient(x, weight, gy)).transpose()?;
         let gw = asked[1].then(|| conv.weight_gradient(x, weight, gy)).transpose()?;
         let gb = asked[2].then(|| gy.to_dtype(bias.dtype())?.sum((0, 2, 3))).transpose()?;

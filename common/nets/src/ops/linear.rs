@@ -3,13 +3,16 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{Mat, even, gemm, has_kernel, shape::swap, sum, values, with_values};
+use super::{Mat, Shared, even, gemm, given::given, has_kernel, shape::swap, sum, values, with_bias, with_values};
 
 /// Rows that one task multiplies at a time, about: each packs the whole weight for itself.
 const BLOCK: usize = 256;
 
-/// The same where there are less than two blocks, and all but one task would be idle.
+/// The same in the backward pass where there are less than two blocks, and all but one task would be idle.
 const FEW: usize = 64;
+
+/// Output features of a task where there are few rows: reading the weight takes the time then, and each task reads its part.
+const FEATURES: usize = 128;
 
 /// The same in the gradients.
 const ROWS: usize = 128;
@@ -21,17 +24,34 @@ const COLUMNS: usize = 1024;
 /// # Errors
 /// The last dimension of `x` is not `in`.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (out, inner) = (weight.dim(0)?, weight.elem_count() / weight.dim(0)?);
-    if x.dim(x.rank() - 1)? != inner {
+    if x.dim(x.rank() - 1)? != weight.elem_count() / weight.dim(0)? {
         bail!("linear: input {:?} does not fit the weight {:?}", x.shape(), weight.shape())
-    }
-    if !has_kernel(x) {
-        let y = x.broadcast_matmul(&weight.reshape((out, inner))?.to_dtype(x.dtype())?.t()?)?;
-        return bias.map_or(Ok(y.clone()), |b| y.broadcast_add(&b.to_dtype(x.dtype())?));
     }
     // Without a bias the third operand is empty.
     let none = Tensor::zeros(0, x.dtype(), x.device())?;
-    x.contiguous()?.apply_op3(&weight.contiguous()?, bias.unwrap_or(&none), Linear)
+    let bias = bias.unwrap_or(&none);
+    if !has_kernel(x) {
+        return composed(x, weight, bias);
+    }
+    x.contiguous()?.apply_op3(&weight.contiguous()?, bias, Linear)
+}
+
+/// The same from candle's operations, with all rows in one matrix: its product of many matrices with one copies that one for
+/// each, and sums as many gradients of it afterwards.
+fn composed(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let rows = |t: &Tensor| t.reshape(((), t.dim(t.rank() - 1)?));
+    let matrix = |w: &Tensor, x: &Tensor| w.reshape((w.dim(0)?, ()))?.to_dtype(x.dtype());
+    let mut shape = x.dims().to_vec();
+    shape[x.rank() - 1] = weight.dim(0)?;
+    let y = rows(&x.detach())?.matmul(&matrix(&weight.detach(), x)?.t()?)?;
+    let y = if bias.elem_count() > 0 { with_bias(y, &bias.detach(), 1)? } else { y };
+    given(y.reshape(shape)?, [x, weight, bias], move |[x, weight, bias], gy, asked| {
+        let (x2, gy) = (rows(x)?, rows(gy)?);
+        let gx = asked[0].then(|| gy.matmul(&matrix(weight, x)?)?.reshape(x.shape())).transpose()?;
+        let gw = || gy.t()?.matmul(&x2)?.to_dtype(weight.dtype())?.reshape(weight.shape());
+        let gb = || gy.to_dtype(bias.dtype())?.sum(0);
+        Ok((gx, asked[1].then(gw).transpose()?, asked[2].then(gb).transpose()?))
+    })
 }
 
 struct Linear;
@@ -51,6 +71,22 @@ pub(super) fn product(x: &[f32], dims: &[usize], w: &[f32], out: usize, b: &[f32
     (y, shape.into())
 }
 
+/// The same for few rows, with `w` (out, in) as it lies: to turn it first would take longer than the product.
+fn product_of_few(x: &[f32], dims: &[usize], w: &[f32], out: usize, b: &[f32]) -> (Vec<f32>, Shape) {
+    let (inner, rows) = (w.len() / out, x.len() * out / w.len());
+    let mut y = if b.is_empty() { vec![0f32; rows * out] } else { b.repeat(rows) };
+    let all = Shared::new(&mut y);
+    w.par_chunks(FEATURES * inner).enumerate().for_each(|(i, w)| {
+        let (from, n) = (i * FEATURES, w.len() / inner);
+        // SAFETY: every task writes columns of its own.
+        let y = unsafe { all.slice(from, (rows - 1) * out + n) };
+        gemm(rows, n, inner, y, out, !b.is_empty(), 1.0, Mat::new(x, inner), Mat::new(w, inner).t());
+    });
+    let mut shape = dims.to_vec();
+    shape[dims.len() - 1] = out;
+    (y, shape.into())
+}
+
 impl CustomOp3 for Linear {
     fn name(&self) -> &'static str {
         "linear"
@@ -66,10 +102,14 @@ impl CustomOp3 for Linear {
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let out = lw.dims()[0];
-        let w = values(w, lw)?;
+        let (x, w, b) = (values(x, lx)?, values(w, lw)?, values(b, lb)?);
+        if (1..2 * BLOCK).contains(&(x.len() * out / w.len())) {
+            let (y, shape) = product_of_few(x, lx.dims(), w, out, b);
+            return Ok((CpuStorage::F32(y), shape));
+        }
         // Packing a matrix whose rows lie apart is slow, and every block of rows would do it again: once is enough.
         let w = swap(w, out, w.len() / out); // (in, out)
-        let (y, shape) = product(values(x, lx)?, lx.dims(), &w, out, values(b, lb)?);
+        let (y, shape) = product(x, lx.dims(), &w, out, b);
         Ok((CpuStorage::F32(y), shape))
     }
 
@@ -127,6 +167,7 @@ mod tests {
             let ours = linear(&x, &w, Some(&b)).unwrap();
             let theirs = x.broadcast_matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
             same(&[&x, &w, &b], &ours, &theirs);
+            same(&[&x, &w, &b], &composed(&x, &w, &b).unwrap(), &theirs);
         }
     }
 

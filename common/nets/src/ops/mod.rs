@@ -1,4 +1,5 @@
-//! Differentiable operations, each with a CPU kernel of ours and a composition of candle's operations for other devices.
+//! Differentiable operations, each with a CPU kernel of ours and a composition of candle's operations for other devices; what
+//! would take a dozen of them has a kernel for GPUs.
 //!
 //! Why not candle's own: its `softmax_last_dim` and fused `LayerNorm` have no backward pass and drop gradients without
 //! an error, its `gelu` is the tanh form, and on the CPU its convolution and norms take two to eighty times torch's time.
@@ -10,6 +11,8 @@
 mod activation;
 mod attention;
 mod conv;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod frozen;
 mod given;
 mod linear;
@@ -32,6 +35,22 @@ use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 /// Whether our CPU kernels can take this tensor; otherwise candle's own operations do the work.
 fn has_kernel(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+/// Whether this tensor lies where our kernels for GPUs run; they take f32.
+fn on_gpu(x: &Tensor) -> bool {
+    cfg!(feature = "cuda") && x.device().is_cuda()
+}
+
+/// y + b, `pixels` numbers of `y` for each channel of `b` (C); `y` is fresh and of nobody else.
+fn with_bias(y: Tensor, b: &Tensor, pixels: usize) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if on_gpu(&y) && y.dtype() == DType::F32 && y.is_contiguous() {
+        cuda::add_bias(&y, &b.to_dtype(DType::F32)?, pixels)?;
+        return Ok(y);
+    }
+    let b = b.to_dtype(y.dtype())?;
+    if pixels == 1 { y.broadcast_add(&b) } else { y.broadcast_add(&b.reshape((1, (), 1, 1))?) }
 }
 
 /// The values of a contiguous f32 CPU operand inside a `CustomOp`.
@@ -88,11 +107,12 @@ impl<'a> Mat<'a> {
 /// dst (m x n, rows `stride` apart) = alpha * a (m x k) b (k x n), or added to dst. On the calling thread.
 ///
 /// An element's value depends on its row of a and its column of b alone, not on m, n or its place: the sum over k is cut
-/// into blocks here, because the crate's own cut depends on m and n, and its vector kernels for m = 1 or n = 1, which sum
-/// in another order, are avoided.
+/// into blocks here, because the crate's own cut depends on m and n, and its kernels for m = 1 or n = 1 and for few rows times
+/// few columns, which sum in another order, are avoided.
 #[allow(clippy::too_many_arguments)]
 fn gemm(m: usize, n: usize, k: usize, dst: &mut [f32], stride: usize, add: bool, alpha: f32, a: Mat, b: Mat) {
     const DEPTH: usize = 512;
+    const SMALL: usize = 256; // the crate's limit
     if m == 0 || n == 0 {
         return;
     }
@@ -108,6 +128,14 @@ fn gemm(m: usize, n: usize, k: usize, dst: &mut [f32], stride: usize, add: bool,
             dst.iter_mut().zip(row).for_each(|(d, v)| *d = if add { *d + v } else { *v });
         }
         return;
+    }
+    if a.cols == 1 && b.rows == 1 && m * n <= SMALL {
+        // The same with the rows turned.
+        let mut turned = vec![0f32; m * k];
+        for (i, turned) in turned.chunks_exact_mut(m).enumerate() {
+            turned.iter_mut().enumerate().for_each(|(row, v)| *v = a.data[row * a.rows as usize + i]);
+        }
+        return gemm(m, n, k, dst, stride, add, alpha, Mat::new(&turned, m).t(), b);
     }
     assert!((m - 1) * stride + n <= dst.len(), "gemm writes outside its destination");
     assert!(k == 0 || (a.last(m, k) < a.data.len() && b.last(k, n) < b.data.len()), "gemm reads outside an operand");

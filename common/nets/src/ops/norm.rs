@@ -1,10 +1,14 @@
 //! Group norm, with SiLU behind it or not, and layer norm.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::{Shared, has_kernel, math, sum, values, with_values};
+#[cfg(feature = "cuda")]
+use super::cuda;
+use super::{Shared, has_kernel, math, on_gpu, sum, values, with_values};
 
 /// What follows the norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +33,12 @@ pub fn group_norm(
     if channels % groups != 0 || weight.dims() != [channels] {
         bail!("group_norm: {channels} channels do not fit {groups} groups and a weight of {:?}", weight.shape())
     }
-    if has_kernel(x) {
-        return x.contiguous()?.apply_op3(weight, bias, GroupNorm { groups, eps: eps as f32, then });
+    if has_kernel(x) || on_gpu(x) {
+        // In f32: half-precision sums over a group lose too much.
+        let [wide, w, b] = [x, weight, bias].map(|t| t.to_dtype(DType::F32));
+        let norm = GroupNorm { groups, eps: eps as f32, then };
+        return wide?.contiguous()?.apply_op3(&w?, &b?, norm)?.to_dtype(x.dtype());
     }
-    // In f32: half-precision sums over a group lose too much.
     let [wide, w, b] = [x, weight, bias].map(|t| t.to_dtype(DType::F32));
     composed_group_norm(&wide?, &w?, &b?, groups, eps, then)?.to_dtype(x.dtype())
 }
@@ -62,8 +68,9 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     if x.dim(D::Minus1)? != weight.elem_count() {
         bail!("layer_norm: input {:?} does not fit a weight of {:?}", x.shape(), weight.shape())
     }
-    if has_kernel(x) {
-        return x.contiguous()?.apply_op3(weight, bias, LayerNorm { eps: eps as f32 });
+    if has_kernel(x) || on_gpu(x) {
+        let [wide, w, b] = [x, weight, bias].map(|t| t.to_dtype(DType::F32));
+        return wide?.contiguous()?.apply_op3(&w?, &b?, LayerNorm { eps: eps as f32 })?.to_dtype(x.dtype());
     }
     let [wide, w, b] = [x, weight, bias].map(|t| t.to_dtype(DType::F32));
     composed_layer_norm(&wide?, &w?, &b?, eps)?.to_dtype(x.dtype())
@@ -161,6 +168,20 @@ impl CustomOp3 for GroupNorm {
         Ok((CpuStorage::F32(y), lx.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        lx: &Layout,
+        w: &CudaStorage,
+        lw: &Layout,
+        b: &CudaStorage,
+        lb: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let norm = cuda::Groups { groups: self.groups, eps: self.eps, then: self.then };
+        Ok((norm.forward((x, lx), (w, lw), (b, lb))?, lx.shape().clone()))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -169,6 +190,12 @@ impl CustomOp3 for GroupNorm {
         _y: &Tensor,
         gy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if on_gpu(x) {
+            let norm = cuda::Groups { groups: self.groups, eps: self.eps, then: self.then };
+            let [gx, gw, gb] = norm.backward(x, w, b, gy)?;
+            return Ok((Some(gx), Some(gw), Some(gb)));
+        }
         let (batch, channels) = (x.dim(0)?, x.dim(1)?);
         let per_group = channels / self.groups;
         let (gx, gw, gb) = with_values([x, w, b, gy], |[x, w, b, gy]| {
@@ -275,6 +302,19 @@ impl CustomOp3 for LayerNorm {
         Ok((CpuStorage::F32(y), lx.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        lx: &Layout,
+        w: &CudaStorage,
+        lw: &Layout,
+        b: &CudaStorage,
+        lb: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        Ok((cuda::layer_norm((x, lx), (w, lw), (b, lb), self.eps)?, lx.shape().clone()))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -283,6 +323,11 @@ impl CustomOp3 for LayerNorm {
         _y: &Tensor,
         gy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if on_gpu(x) {
+            let [gx, gw, gb] = cuda::layer_norm_grad(x, w, gy, self.eps)?;
+            return Ok((Some(gx), Some(gw), Some(gb)));
+        }
         let width = w.elem_count();
         let (gx, gw, gb) = with_values([x, w, gy], |[x, w, gy]| {
             let mut gx = vec![0f32; x.len()];

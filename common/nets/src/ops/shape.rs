@@ -19,8 +19,19 @@ pub fn from_tokens(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
 
 /// (B, C, H, W) -> (B, C, h, w), each pixel that of the nearest source at or before it (torch's "nearest").
 pub fn upsample_nearest(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
-    // candle's own backward overwrites what other consumers of `x` have added.
-    if has_kernel(x) { x.contiguous()?.apply_op1(Upsample { h, w }) } else { x.upsample_nearest2d(h, w) }
+    if has_kernel(x) { x.contiguous()?.apply_op1(Upsample { h, w }) } else { composed_upsample(x, h, w) }
+}
+
+/// The same from candle's operations. Not its own upsampling, the backward pass of which is a convolution for each channel, and
+/// overwrites what other consumers of `x` have added.
+fn composed_upsample(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
+    let (b, c, h0, w0) = x.dims4()?;
+    if h.is_multiple_of(h0) && w.is_multiple_of(w0) {
+        let apart = x.reshape(&[b, c, h0, 1, w0, 1])?;
+        return apart.broadcast_as(&[b, c, h0, h / h0, w0, w / w0])?.reshape((b, c, h, w));
+    }
+    let source = |n: usize, n0: usize| Tensor::from_iter((0..n).map(|i| (i * n0 / n) as u32), x.device());
+    x.index_select(&source(h, h0)?, 2)?.index_select(&source(w, w0)?, 3)
 }
 
 /// One row below and one column to the right of zeros: the VAE encoder's padding before its strided convolutions.
@@ -132,5 +143,8 @@ mod tests {
     fn upsampling_equals_candles() {
         let x = var(&[2, 3, 4, 5], 1);
         same(&[&x], &upsample_nearest(&x, 8, 10).unwrap(), &x.upsample_nearest2d(8, 10).unwrap());
+        for (h, w) in [(8, 10), (7, 9), (8, 9)] {
+            same(&[&x], &composed_upsample(&x, h, w).unwrap(), &upsample_nearest(&x, h, w).unwrap());
+        }
     }
 }

@@ -44,10 +44,10 @@ pub fn add_store(mut store: GradStore) -> Result<()> {
     for var in here {
         // Detached, because candle's gradients hold on to the whole graph.
         let Some(g) = store.remove(&var).map(|g| g.detach()) else { continue };
-        match sum_of(&var)? {
-            Some(sum) if sum.device().is_cpu() => add_in_place(&sum, &g)?,
-            Some(sum) => replace(&var, (sum + g)?),
-            None => (),
+        if !g.device().is_cpu() {
+            add_beside(&var, g)?;
+        } else if let Some(sum) = sum_of(&var)? {
+            add_in_place(&sum, &g)?;
         }
     }
     Ok(())
@@ -110,13 +110,17 @@ fn sum_of(var: &Tensor) -> Result<Option<Tensor>> {
     })
 }
 
-fn replace(var: &Tensor, sum: Tensor) {
+/// On a GPU: the first gradient is the sum itself, which saves making zeros and adding to them.
+fn add_beside(var: &Tensor, g: Tensor) -> Result<()> {
     SUMS.with_borrow_mut(|sums| {
-        if let Some(sums) = sums
-            && let Some((name, _)) = sums.wanted.get(&var.id())
-        {
-            sums.sums.insert(name.clone(), sum);
-        }
+        let Some(sums) = sums else { return Ok(()) };
+        let Some((name, _)) = sums.wanted.get(&var.id()) else { return Ok(()) };
+        let sum = match sums.sums.remove(name) {
+            Some(before) => (before + g)?,
+            None => g.contiguous()?,
+        };
+        sums.sums.insert(name.clone(), sum);
+        Ok(())
     })
 }
 

@@ -6,6 +6,8 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::kernel::{CHUNK, Moment, blend, operand, target};
+#[cfg(feature = "cuda")]
+use crate::ops::cuda;
 use crate::ops::{sum::write, with_values};
 
 /// AdamW's constants (torch's names).
@@ -34,7 +36,7 @@ pub fn step(c: AdamWConfig, p: &Var, m: &Var, v: &Var, g: &Tensor, t: u64, lr: f
         v.inplace_op2(g, &Second { beta2: c.beta2 as f32, seed: !seed })?;
         Ok(p.inplace_op3(m, v, &update)?)
     } else {
-        Ok(composed(p, m, v, g, c, &update)?)
+        Ok(on_gpu(c, p, m, v, g, &update)?)
     }
 }
 
@@ -65,14 +67,17 @@ fn fused_chunk(beta1: f32, beta2: f32, u: &Update, p: &mut [f32], m: &mut [f32],
     }
 }
 
-/// The same in candle's operations, for devices without our kernels.
-fn composed(p: &Var, m: &Var, v: &Var, g: &Tensor, c: AdamWConfig, u: &Update) -> Candle<()> {
-    let old = m.as_detached_tensor();
-    m.set(&(&old + ((g - &old)? * (1.0 - c.beta1))?)?)?;
-    v.set(&((v.as_detached_tensor() * c.beta2)? + (g.sqr()? * (1.0 - c.beta2))?)?)?;
-    let denominator = ((v.as_detached_tensor().sqrt()? / u.root2 as f64)? + u.eps as f64)?;
-    let moved = ((m.as_detached_tensor() / denominator)? * u.rate as f64)?;
-    p.set(&((p.as_detached_tensor() * u.decay as f64)? - moved)?)
+/// The same on a GPU.
+#[cfg(feature = "cuda")]
+fn on_gpu(c: AdamWConfig, p: &Var, m: &Var, v: &Var, g: &Tensor, u: &Update) -> Candle<()> {
+    let (beta1, beta2) = (c.beta1 as f32, c.beta2 as f32);
+    let step = cuda::AdamW { beta1, beta2, decay: u.decay, rate: u.rate, root2: u.root2, eps: u.eps };
+    step.step(p, m, v, g)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_gpu(_: AdamWConfig, _: &Var, _: &Var, _: &Var, _: &Tensor, _: &Update) -> Candle<()> {
+    candle_core::bail!("this build has no CUDA")
 }
 
 /// m += (1 - beta1) (g - m)

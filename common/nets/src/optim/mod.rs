@@ -33,22 +33,27 @@ pub fn add(sum: &mut Grads, more: Grads) -> Result<()> {
 
 /// The Euclidean norm over all gradients, summed in f64 in name order.
 pub fn global_norm(grads: &Grads) -> Result<f64> {
-    let mut total = 0f64;
-    for grad in grads.values() {
-        total += square(grad)?;
+    Ok(squares(&grads.values().collect::<Vec<_>>())?.iter().sum::<f64>().sqrt())
+}
+
+/// The sum of squares of each tensor, all on one device: a GPU is waited for once.
+pub fn squares(tensors: &[&Tensor]) -> Result<Vec<f64>> {
+    const CHUNK: usize = 1 << 14;
+    #[cfg(feature = "cuda")]
+    if tensors.first().is_some_and(|x| x.device().is_cuda()) {
+        return Ok(ops::cuda::squares(tensors)?);
     }
-    Ok(total.sqrt())
+    let square = |x: &&Tensor| {
+        // Partial sums of fixed pieces, in order: the same on any number of threads.
+        let parts: Vec<f64> = ops::with_values([x], |[x]| x.par_chunks(CHUNK).map(kernel::square).collect())?;
+        Ok(parts.into_iter().sum())
+    };
+    tensors.iter().map(square).collect()
 }
 
 /// The sum of squares of one tensor.
 pub fn square(x: &Tensor) -> Result<f64> {
-    const CHUNK: usize = 1 << 14;
-    if !x.device().is_cpu() {
-        return Ok(x.sqr()?.sum_all()?.to_scalar::<f32>()? as f64);
-    }
-    // Partial sums of fixed pieces, in order: the same on any number of threads.
-    let parts: Vec<f64> = ops::with_values([x], |[x]| x.par_chunks(CHUNK).map(kernel::square).collect())?;
-    Ok(parts.into_iter().sum())
+    Ok(squares(&[x])?[0])
 }
 
 /// Scales gradients so that their norm is at most `max_norm`, as torch's clip_grad_norm_.
