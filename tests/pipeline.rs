@@ -332,6 +332,9 @@ fn no_experiment_trains_in_f16() {
         let plan = make(&["-n", "reproduce", &format!("X={x}"), "BIN=bin", "RUNS=none"]).output().unwrap();
         let plan = String::from_utf8(plan.stdout).unwrap().replace("\\\n", " ");
         let trains: Vec<_> = plan.lines().filter(|line| line.trim().starts_with("bin/train ")).collect();
-        assert!(trains.len() == 2 && trains.iter().all(|line| line.contains(&format!("--dtype {dtype} "))), "{x}: {plan}");
+        assert!(
+            trains.len() == 2 && trains.iter().all(|line| line.contains(&format!("--dtype {dtype} "))),
+            "{x}: {plan}"
+        );
     }
 }
