@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::{has_kernel, math, on_gpu, values, with_values};
+use super::{has_kernel, math, values, with_values};
 
 /// x sigmoid(x)
 pub fn silu(x: &Tensor) -> Result<Tensor> {
@@ -31,11 +31,7 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
 
 /// `x` (..., 2F), hidden before gate -> hidden * gelu(gate), (..., F). diffusers' GEGLU.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
-    if has_kernel(x) || on_gpu(x) {
-        return x.to_dtype(DType::F32)?.contiguous()?.apply_op1(Geglu)?.to_dtype(x.dtype());
-    }
-    let width = x.dim(D::Minus1)? / 2;
-    x.narrow(D::Minus1, 0, width)? * x.narrow(D::Minus1, width, width)?.gelu_erf()?
+    x.to_dtype(DType::F32)?.contiguous()?.apply_op1(Geglu)?.to_dtype(x.dtype())
 }
 
 /// Elements a task works on.
@@ -133,7 +129,7 @@ impl CustomOp1 for Geglu {
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<Option<Tensor>> {
         #[cfg(feature = "cuda")]
-        if on_gpu(x) {
+        if x.device().is_cuda() {
             return cuda::geglu_grad(x, gy).map(Some);
         }
         let width = gy.dim(D::Minus1)?.max(1);

@@ -24,8 +24,8 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, padding
 /// The same from candle's operations. Its own way back to the input is a transposed convolution, which on a GPU is many times
 /// slower than a convolution; so that is what the backward pass here is made of.
 fn composed(x: &Tensor, weight: &Tensor, bias: &Tensor, conv: Conv) -> Result<Tensor> {
-    let as_x = |t: &Tensor| t.detach().to_dtype(x.dtype());
-    let y = x.detach().conv2d(&as_x(weight)?, conv.padding, conv.stride, 1, 1)?;
+    let w = weight.detach().to_dtype(x.dtype())?;
+    let y = x.detach().conv2d(&w, conv.padding, conv.stride, 1, 1)?;
     let pixels = y.dim(2)? * y.dim(3)?;
     given(with_bias(y, &bias.detach(), pixels)?, [x, weight, bias], move |[x, weight, bias], gy, asked| {
         let gx = asked[0].then(|| conv.input_gradient(x, weight, gy)).transpose()?;

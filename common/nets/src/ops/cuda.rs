@@ -2,6 +2,9 @@
 //!
 //! Only what would else be a dozen passes over memory, or hundreds of launches a step: norms, GEGLU, biases, AdamW, norms of
 //! gradients. Products, convolutions and the rest are cuBLAS', cuDNN's and candle's.
+//!
+//! Every function here fails where an operand is not f32, not on the GPU or (a custom operation's) not contiguous, and where the
+//! driver refuses a launch.
 
 use std::sync::OnceLock;
 
@@ -19,7 +22,7 @@ use candle_core::{
     op::BackpropOp,
 };
 
-use super::Activation;
+use super::{Activation, norm::GroupNorm};
 
 /// Threads of a block that works on a group of an image, or on a row of tokens.
 const GROUP_THREADS: u32 = 512;
@@ -93,8 +96,7 @@ fn room(device: &CudaDevice, n: usize) -> Result<CudaSlice<f32>> {
 }
 
 fn tensor(numbers: CudaSlice<f32>, device: &CudaDevice, shape: impl Into<Shape>) -> Tensor {
-    let storage = CudaStorage::wrap_cuda_slice(numbers, device.clone());
-    Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
+    Tensor::from_storage(Storage::Cuda(storage(numbers, device)), shape, BackpropOp::none(), false)
 }
 
 /// An operand of a custom operation.
@@ -104,51 +106,38 @@ fn storage(numbers: CudaSlice<f32>, device: &CudaDevice) -> CudaStorage {
     CudaStorage::wrap_cuda_slice(numbers, device.clone())
 }
 
-/// A group norm of (B, C, ...).
-#[derive(Clone, Copy)]
-pub struct Groups {
-    pub groups: usize,
-    pub eps: f32,
-    pub then: Activation,
+/// Of a group norm of (B, C, ...): blocks; numbers of a group, and of a channel of an image; whether SiLU follows.
+fn sizes(norm: GroupNorm, dims: &[usize]) -> (u32, i32, i32, i32) {
+    let pixels = dims[2..].iter().product::<usize>();
+    let (blocks, size) = (dims[0] * norm.groups, dims[1] / norm.groups * pixels);
+    (blocks as u32, size as i32, pixels as i32, (norm.then == Activation::Silu).into())
 }
 
-impl Groups {
-    /// Blocks; numbers of a group, and of a channel of an image.
-    fn sizes(&self, dims: &[usize]) -> (u32, i32, i32) {
-        let pixels = dims[2..].iter().product::<usize>();
-        ((dims[0] * self.groups) as u32, (dims[1] / self.groups * pixels) as i32, pixels as i32)
-    }
-
-    fn silu(&self) -> i32 {
-        (self.then == Activation::Silu).into()
-    }
-
-    pub fn forward(&self, x: Operand, w: Operand, b: Operand) -> Result<CudaStorage> {
-        let (device, (blocks, size, pixels)) = (x.0.device(), self.sizes(x.1.dims()));
-        let y = room(device, x.1.shape().elem_count())?;
-        let (x, w, b, grid) = (view(x)?, view(w)?, view(b)?, (blocks, GROUP_THREADS));
-        let groups = self.groups as i32;
-        launch!(device, "group_norm", grid, x, w, b, y.as_view(), size, pixels, groups, self.eps, self.silu())?;
-        Ok(storage(y, device))
-    }
-
-    /// Gradients of x, w and b.
-    pub fn backward(&self, x: &Tensor, w: &Tensor, b: &Tensor, gy: &Tensor) -> Result<[Tensor; 3]> {
-        let (blocks, size, pixels) = self.sizes(x.dims());
-        let (shape, by_image) = (x.shape(), (x.dim(0)?, x.dim(1)?));
-        let [gx, gw, gb] = with_views([x, w, b, gy], |device, [x, w, b, gy]| {
-            let [gx, gw, gb] = [x.len(), by_image.0 * by_image.1, by_image.0 * by_image.1].map(|n| room(device, n));
-            let (gx, gw, gb) = (gx?, gw?, gb?);
-            let (to_x, to_w, to_b, grid) = (gx.as_view(), gw.as_view(), gb.as_view(), (blocks, GROUP_THREADS));
-            let (groups, eps, silu) = (self.groups as i32, self.eps, self.silu());
-            launch!(device, "group_norm_grad", grid, x, w, b, gy, to_x, to_w, to_b, size, pixels, groups, eps, silu)?;
-            Ok([tensor(gx, device, shape), tensor(gw, device, by_image), tensor(gb, device, by_image)])
-        })?;
-        Ok([gx, gw.sum(0)?, gb.sum(0)?])
-    }
+/// `x` (B, C, ...), `w` and `b` (C) -> like `x`.
+pub(super) fn group_norm(norm: GroupNorm, x: Operand, w: Operand, b: Operand) -> Result<CudaStorage> {
+    let (device, (blocks, size, pixels, silu)) = (x.0.device(), sizes(norm, x.1.dims()));
+    let y = room(device, x.1.shape().elem_count())?;
+    let (x, w, b, grid, groups) = (view(x)?, view(w)?, view(b)?, (blocks, GROUP_THREADS), norm.groups as i32);
+    launch!(device, "group_norm", grid, x, w, b, y.as_view(), size, pixels, groups, norm.eps, silu)?;
+    Ok(storage(y, device))
 }
 
-/// Over the last dimension.
+/// Gradients of `x` (B, C, ...), `w` and `b` (C), of a `gy` like `x`.
+pub(super) fn group_norm_grad(norm: GroupNorm, x: &Tensor, w: &Tensor, b: &Tensor, gy: &Tensor) -> Result<[Tensor; 3]> {
+    let (blocks, size, pixels, silu) = sizes(norm, x.dims());
+    let (shape, by_image) = (x.shape(), (x.dim(0)?, x.dim(1)?));
+    let [gx, gw, gb] = with_views([x, w, b, gy], |device, [x, w, b, gy]| {
+        let n = by_image.0 * by_image.1;
+        let (gx, gw, gb) = (room(device, x.len())?, room(device, n)?, room(device, n)?);
+        let (to_x, to_w, to_b, grid) = (gx.as_view(), gw.as_view(), gb.as_view(), (blocks, GROUP_THREADS));
+        let (groups, eps) = (norm.groups as i32, norm.eps);
+        launch!(device, "group_norm_grad", grid, x, w, b, gy, to_x, to_w, to_b, size, pixels, groups, eps, silu)?;
+        Ok([tensor(gx, device, shape), tensor(gw, device, by_image), tensor(gb, device, by_image)])
+    })?;
+    Ok([gx, gw.sum(0)?, gb.sum(0)?])
+}
+
+/// `x` (..., C), normalised over C, `w` and `b` (C) -> like `x`.
 pub fn layer_norm(x: Operand, w: Operand, b: Operand, eps: f32) -> Result<CudaStorage> {
     let (device, x, w, b) = (x.0.device(), view(x)?, view(w)?, view(b)?);
     let (y, n) = (room(device, x.len())?, w.len());
@@ -156,7 +145,7 @@ pub fn layer_norm(x: Operand, w: Operand, b: Operand, eps: f32) -> Result<CudaSt
     Ok(storage(y, device))
 }
 
-/// Gradients of x, w and b.
+/// Gradients of `x` (..., C), `w` and `b` (C), of a `gy` like `x`.
 pub fn layer_norm_grad(x: &Tensor, w: &Tensor, gy: &Tensor, eps: f32) -> Result<[Tensor; 3]> {
     let (shape, n) = (x.shape(), w.elem_count());
     let rows = x.elem_count() / n;
@@ -182,6 +171,7 @@ pub fn geglu(x: Operand) -> Result<CudaStorage> {
     Ok(storage(y, device))
 }
 
+/// The gradient of `x` (..., 2F), of a `gy` (..., F).
 pub fn geglu_grad(x: &Tensor, gy: &Tensor) -> Result<Tensor> {
     let (shape, width) = (x.shape(), x.dim(x.rank() - 1)? / 2);
     with_views([x, gy], |device, [x, gy]| {
@@ -216,7 +206,7 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// One tensor's step, `p`, `m` and `v` in place.
+    /// One tensor's step: parameter, first and second moment in place, by a gradient of the same shape.
     pub fn step(&self, p: &Tensor, m: &Tensor, v: &Tensor, g: &Tensor) -> Result<()> {
         whole([p, m, v])?;
         with_views([p, m, v, g], |device, [p, m, v, g]| {

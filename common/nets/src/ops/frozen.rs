@@ -1,8 +1,12 @@
 //! y = x W + b with weights that never change: they lie transposed from the start, and there is no backward pass.
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::{linear::product, shape::swap, values, with_values};
+use super::{
+    linear::{composed_product, product},
+    shape::swap,
+    values, with_values,
+};
 
 /// A weight (out, in) as [`linear_frozen`] takes it, (in, out).
 ///
@@ -25,13 +29,13 @@ pub fn linear_frozen(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     if x.dim(x.rank() - 1)? != weight.dim(0)? {
         bail!("linear_frozen: input {:?} does not fit the weight {:?}", x.shape(), weight.shape())
     }
-    if !super::has_kernel(x) {
-        let y = x.broadcast_matmul(weight)?;
-        return bias.map_or(Ok(y.clone()), |b| y.broadcast_add(b));
-    }
     // Without a bias the third operand is empty.
-    let none = Tensor::zeros(0, DType::F32, x.device())?;
-    x.contiguous()?.apply_op3_no_bwd(weight, bias.unwrap_or(&none), &LinearFrozen)
+    let none = Tensor::zeros(0, x.dtype(), x.device())?;
+    let bias = bias.unwrap_or(&none);
+    if !super::has_kernel(x) {
+        return composed_product(x, weight, bias);
+    }
+    x.contiguous()?.apply_op3_no_bwd(weight, bias, &LinearFrozen)
 }
 
 struct LinearFrozen;
@@ -57,7 +61,10 @@ impl CustomOp3 for LinearFrozen {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{check::var, linear};
+    use super::super::{
+        check::{close, var},
+        linear,
+    };
     use super::*;
 
     #[test]
@@ -69,6 +76,9 @@ mod tests {
                 let theirs = linear(&x, &w, b).unwrap();
                 let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 assert_eq!(bits(&ours), bits(&theirs));
+                let none = var(&[0], 4);
+                let composed = composed_product(&x, &w.t().unwrap(), b.unwrap_or(&none)).unwrap();
+                close(&composed, &theirs, "the composition");
             }
         }
     }

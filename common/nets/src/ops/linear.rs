@@ -36,16 +36,26 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     x.contiguous()?.apply_op3(&weight.contiguous()?, bias, Linear)
 }
 
-/// The same from candle's operations, with all rows in one matrix: its product of many matrices with one copies that one for
-/// each, and sums as many gradients of it afterwards.
-fn composed(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    let rows = |t: &Tensor| t.reshape(((), t.dim(t.rank() - 1)?));
-    let matrix = |w: &Tensor, x: &Tensor| w.reshape((w.dim(0)?, ()))?.to_dtype(x.dtype());
+/// `x` (..., C) as one matrix (rows, C). candle's product of many matrices with one copies that one for each, and sums as many
+/// gradients of it afterwards.
+fn rows(x: &Tensor) -> Result<Tensor> {
+    x.reshape(((), x.dim(x.rank() - 1)?))
+}
+
+/// `x` (..., in) times `w` (in, out) plus `b` (out, or nothing), from candle's operations, without history.
+pub(super) fn composed_product(x: &Tensor, w: &Tensor, b: &Tensor) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
-    shape[x.rank() - 1] = weight.dim(0)?;
-    let y = rows(&x.detach())?.matmul(&matrix(&weight.detach(), x)?.t()?)?;
-    let y = if bias.elem_count() > 0 { with_bias(y, &bias.detach(), 1)? } else { y };
-    given(y.reshape(shape)?, [x, weight, bias], move |[x, weight, bias], gy, asked| {
+    shape[x.rank() - 1] = w.dim(1)?;
+    let y = rows(&x.detach())?.matmul(&w.detach())?;
+    let y = if b.elem_count() > 0 { with_bias(y, &b.detach(), 1)? } else { y };
+    y.reshape(shape)
+}
+
+/// The same as the kernel from candle's operations.
+fn composed(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let matrix = |w: &Tensor, x: &Tensor| w.reshape((w.dim(0)?, ()))?.to_dtype(x.dtype());
+    let y = composed_product(x, &matrix(weight, x)?.t()?, bias)?;
+    given(y, [x, weight, bias], move |[x, weight, bias], gy, asked| {
         let (x2, gy) = (rows(x)?, rows(gy)?);
         let gx = asked[0].then(|| gy.matmul(&matrix(weight, x)?)?.reshape(x.shape())).transpose()?;
         let gw = || gy.t()?.matmul(&x2)?.to_dtype(weight.dtype())?.reshape(weight.shape());

@@ -37,15 +37,10 @@ fn has_kernel(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
 }
 
-/// Whether this tensor lies where our kernels for GPUs run; they take f32.
-fn on_gpu(x: &Tensor) -> bool {
-    cfg!(feature = "cuda") && x.device().is_cuda()
-}
-
 /// y + b, `pixels` numbers of `y` for each channel of `b` (C); `y` is fresh and of nobody else.
 fn with_bias(y: Tensor, b: &Tensor, pixels: usize) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if on_gpu(&y) && y.dtype() == DType::F32 && y.is_contiguous() {
+    if y.device().is_cuda() && y.dtype() == DType::F32 && y.is_contiguous() {
         cuda::add_bias(&y, &b.to_dtype(DType::F32)?, pixels)?;
         return Ok(y);
     }

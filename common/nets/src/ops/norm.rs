@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::{Shared, has_kernel, math, on_gpu, sum, values, with_values};
+use super::{Shared, math, sum, values, with_values};
 
 /// What follows the norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,34 +33,9 @@ pub fn group_norm(
     if channels % groups != 0 || weight.dims() != [channels] {
         bail!("group_norm: {channels} channels do not fit {groups} groups and a weight of {:?}", weight.shape())
     }
-    if has_kernel(x) || on_gpu(x) {
-        // In f32: half-precision sums over a group lose too much.
-        let [wide, w, b] = [x, weight, bias].map(|t| t.to_dtype(DType::F32));
-        let norm = GroupNorm { groups, eps: eps as f32, then };
-        return wide?.contiguous()?.apply_op3(&w?, &b?, norm)?.to_dtype(x.dtype());
-    }
+    // In f32: half-precision sums over a group lose too much.
     let [wide, w, b] = [x, weight, bias].map(|t| t.to_dtype(DType::F32));
-    composed_group_norm(&wide?, &w?, &b?, groups, eps, then)?.to_dtype(x.dtype())
-}
-
-fn composed_group_norm(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
-    groups: usize,
-    eps: f64,
-    then: Activation,
-) -> Result<Tensor> {
-    let (b, c) = (x.dim(0)?, x.dim(1)?);
-    let grouped = x.reshape((b, groups, x.elem_count() / b / groups))?;
-    let centred = grouped.broadcast_sub(&grouped.mean_keepdim(D::Minus1)?)?;
-    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    let normed = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.reshape(x.shape())?;
-    let mut per_channel = vec![1; x.rank()];
-    per_channel[1] = c;
-    let y =
-        normed.broadcast_mul(&weight.reshape(&per_channel[..])?)?.broadcast_add(&bias.reshape(&per_channel[..])?)?;
-    if then == Activation::Silu { y.silu() } else { Ok(y) }
+    wide?.contiguous()?.apply_op3(&w?, &b?, GroupNorm { groups, eps: eps as f32, then })?.to_dtype(x.dtype())
 }
 
 /// `x` (..., C), normalised over C, times `weight` (C) plus `bias` (C).
@@ -68,18 +43,8 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     if x.dim(D::Minus1)? != weight.elem_count() {
         bail!("layer_norm: input {:?} does not fit a weight of {:?}", x.shape(), weight.shape())
     }
-    if has_kernel(x) || on_gpu(x) {
-        let [wide, w, b] = [x, weight, bias].map(|t| t.to_dtype(DType::F32));
-        return wide?.contiguous()?.apply_op3(&w?, &b?, LayerNorm { eps: eps as f32 })?.to_dtype(x.dtype());
-    }
     let [wide, w, b] = [x, weight, bias].map(|t| t.to_dtype(DType::F32));
-    composed_layer_norm(&wide?, &w?, &b?, eps)?.to_dtype(x.dtype())
-}
-
-fn composed_layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    centred.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(weight)?.broadcast_add(bias)
+    wide?.contiguous()?.apply_op3(&w?, &b?, LayerNorm { eps: eps as f32 })?.to_dtype(x.dtype())
 }
 
 /// Mean and 1 / sqrt(variance + eps), two passes: a one-pass variance cancels.
@@ -131,10 +96,11 @@ fn add(sum: &mut [f32], g: &[f32]) {
     sum.iter_mut().zip(g).for_each(|(sum, g)| *sum += g);
 }
 
-struct GroupNorm {
-    groups: usize,
-    eps: f32,
-    then: Activation,
+#[derive(Clone, Copy)]
+pub(super) struct GroupNorm {
+    pub groups: usize,
+    pub eps: f32,
+    pub then: Activation,
 }
 
 impl CustomOp3 for GroupNorm {
@@ -178,8 +144,7 @@ impl CustomOp3 for GroupNorm {
         b: &CudaStorage,
         lb: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let norm = cuda::Groups { groups: self.groups, eps: self.eps, then: self.then };
-        Ok((norm.forward((x, lx), (w, lw), (b, lb))?, lx.shape().clone()))
+        Ok((cuda::group_norm(*self, (x, lx), (w, lw), (b, lb))?, lx.shape().clone()))
     }
 
     fn bwd(
@@ -191,9 +156,8 @@ impl CustomOp3 for GroupNorm {
         gy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         #[cfg(feature = "cuda")]
-        if on_gpu(x) {
-            let norm = cuda::Groups { groups: self.groups, eps: self.eps, then: self.then };
-            let [gx, gw, gb] = norm.backward(x, w, b, gy)?;
+        if x.device().is_cuda() {
+            let [gx, gw, gb] = cuda::group_norm_grad(*self, x, w, b, gy)?;
             return Ok((Some(gx), Some(gw), Some(gb)));
         }
         let (batch, channels) = (x.dim(0)?, x.dim(1)?);
@@ -324,7 +288,7 @@ impl CustomOp3 for LayerNorm {
         gy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         #[cfg(feature = "cuda")]
-        if on_gpu(x) {
+        if x.device().is_cuda() {
             let [gx, gw, gb] = cuda::layer_norm_grad(x, w, gy, self.eps)?;
             return Ok((Some(gx), Some(gw), Some(gb)));
         }
@@ -359,6 +323,33 @@ impl CustomOp3 for LayerNorm {
 mod tests {
     use super::super::check::{same, var};
     use super::*;
+
+    fn composed_group_norm(
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        groups: usize,
+        eps: f64,
+        then: Activation,
+    ) -> Result<Tensor> {
+        let (b, c) = (x.dim(0)?, x.dim(1)?);
+        let grouped = x.reshape((b, groups, x.elem_count() / b / groups))?;
+        let centred = grouped.broadcast_sub(&grouped.mean_keepdim(D::Minus1)?)?;
+        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+        let normed = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.reshape(x.shape())?;
+        let mut per_channel = vec![1; x.rank()];
+        per_channel[1] = c;
+        let y = normed
+            .broadcast_mul(&weight.reshape(&per_channel[..])?)?
+            .broadcast_add(&bias.reshape(&per_channel[..])?)?;
+        if then == Activation::Silu { y.silu() } else { Ok(y) }
+    }
+
+    fn composed_layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+        centred.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(weight)?.broadcast_add(bias)
+    }
 
     #[test]
     fn group_norm_equals_its_composition() {

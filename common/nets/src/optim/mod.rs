@@ -70,15 +70,9 @@ pub fn clip(grads: &mut Grads, norm: f64, max_norm: f64) -> Result<()> {
     Ok(())
 }
 
-/// Zeros, in the memory that is there: a fresh gigabyte costs more than to write one again.
+/// Zeros, in the memory that is there: a fresh gigabyte costs more than to write one again. For the CPU.
 pub fn zero(grads: &mut Grads) -> Result<()> {
-    for grad in grads.values_mut() {
-        match grad.device() {
-            Device::Cpu => ops::sum::change(grad, |g| *g = 0.0)?,
-            _ => *grad = grad.zeros_like()?,
-        }
-    }
-    Ok(())
+    Ok(grads.values().try_for_each(|grad| ops::sum::change(grad, |g| *g = 0.0))?)
 }
 
 /// How a gradient becomes a step.
