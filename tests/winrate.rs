@@ -414,9 +414,14 @@ fn layouts_and_the_other_tables() {
     // numpy: std([.1, .9, .4, .2, .5, .5, .3, .8], ddof=1) = 0.2774
     let stats = show(&["--stats", "--format", "csv"]);
     says(&stats, &["policy,max,all,4,0.89999", "policy,min,all,4,0.1000000", "policy,sd,all,4,0.27742"]);
+    // numpy: sqrt(mean([var([.1, .9], ddof=1), var([.4, .2], ddof=1), 0, var([.3, .8], ddof=1)])) = 0.34095
+    says(&stats, &["policy,sd of a prompt,all,4,0.3409"]);
     // One table is enough for these, and too little for the others.
     let one = dir.tool("winrate").args(["policy.parquet", "--best-of", "2", "--stats", "-q"]).ok();
-    says(one.text(), &["policy  sd    all   4  0.2774   0.2774"]);
+    says(
+        one.text(),
+        &["policy  sd              all   4  0.2774   0.2774", "policy  sd of a prompt  all   4  0.3410   0.3410"],
+    );
     let error = dir.tool("winrate").args(["policy.parquet", "--best-of", "2"]).fails(2);
     says(&error, &["policy.parquet alone", "second table"]);
     dir.tool("winrate").args(BOTH).args(["--format", "csv", "--json"]).exits(2);

@@ -52,7 +52,7 @@ fn table(t: &Scored, metrics: &[String], voted: &[String]) -> Value {
     let prompts: Vec<&Prompt> = t.prompts.iter().collect();
     let spread = |m: usize| {
         let s = Spread::of(&prompts, m);
-        json!({"mean": s.mean, "min": s.min, "max": s.max, "sd": s.sd})
+        json!({"mean": s.mean, "min": s.min, "max": s.max, "sd": s.sd, "sd_of_a_prompt": s.sd_of_a_prompt})
     };
     let scores: Map<_, _> = metrics.iter().cloned().zip((0..metrics.len()).map(spread)).collect();
     json!({

@@ -64,6 +64,9 @@ struct Args {
     #[arg(long, group = "view")]
     means: bool,
     /// Print mean, min, max and sd of the images' scores instead: the paper's Table VI
+    ///
+    /// The last line of a model, beyond the paper, is the sd among the images of one prompt: what the
+    /// best of n has to choose from.
     #[arg(long, group = "view")]
     stats: bool,
     /// Print every win rate with its counts, intervals and probabilities instead, one a line

@@ -75,6 +75,16 @@ pub fn sd(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
     (n > 1).then(|| (values.map(|x| (x - centre).powi(2)).sum::<f64>() / (n - 1) as f64).sqrt())
 }
 
+/// Pooled standard deviation within groups, each around its own mean; `None` where no group has two values.
+pub fn sd_within<'a>(groups: impl Iterator<Item = &'a [f32]>) -> Option<f64> {
+    let (squares, freedom) = groups.filter(|g| g.len() > 1).fold((0.0, 0), |(squares, freedom), group| {
+        let centre = mean(group.iter().map(|&x| f64::from(x)));
+        let own: f64 = group.iter().map(|&x| (f64::from(x) - centre).powi(2)).sum();
+        (squares + own, freedom + group.len() - 1)
+    });
+    (freedom > 0).then(|| (squares / freedom as f64).sqrt())
+}
+
 /// The q-quantile of some sorted values, between two neighbours on the straight line (numpy's `linear`).
 pub fn quantile(sorted: &[f64], q: f64) -> f64 {
     let at = q * (sorted.len() - 1) as f64;

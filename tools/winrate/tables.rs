@@ -130,7 +130,7 @@ impl Results<'_> {
         Grid { title, left: head.len() - 1 - self.metrics.len(), head, rows }
     }
 
-    /// Table VI: mean, least, greatest and standard deviation of the images' scores.
+    /// Table VI: mean, least, greatest and standard deviation of the images' scores; and how unlike one prompt's images are.
     pub fn stats(&self, format: Format) -> Grid {
         let number = |x: f64| if format == Format::Csv { x.to_string() } else { format!("{x:.4}") };
         let mut rows = vec![];
@@ -217,14 +217,21 @@ pub struct Spread {
     pub min: f64,
     pub max: f64,
     pub sd: Option<f64>,
+    /// The same among the images of one prompt, over all prompts: what the best of n has to choose from.
+    pub sd_of_a_prompt: Option<f64>,
 }
 
 /// A name and where it is found.
 type Figure = (&'static str, fn(&Spread) -> Option<f64>);
 
 impl Spread {
-    const FIGURES: [Figure; 4] =
-        [("mean", |s| Some(s.mean)), ("min", |s| Some(s.min)), ("max", |s| Some(s.max)), ("sd", |s| s.sd)];
+    const FIGURES: [Figure; 5] = [
+        ("mean", |s| Some(s.mean)),
+        ("min", |s| Some(s.min)),
+        ("max", |s| Some(s.max)),
+        ("sd", |s| s.sd),
+        ("sd of a prompt", |s| s.sd_of_a_prompt),
+    ];
 
     pub fn of(prompts: &[&Prompt], metric: usize) -> Self {
         let scores = prompts.iter().flat_map(|p| &p.scores[metric]).map(|&x| f64::from(x));
@@ -233,6 +240,7 @@ impl Spread {
             min: scores.clone().fold(f64::INFINITY, f64::min),
             max: scores.clone().fold(f64::NEG_INFINITY, f64::max),
             sd: stats::sd(scores),
+            sd_of_a_prompt: stats::sd_within(prompts.iter().map(|p| p.scores[metric].as_slice())),
         }
     }
 }
