@@ -304,8 +304,9 @@ fn what_takes_hours_is_done_once() {
         started.lines().filter(|line| line.contains(&format!("{bin}/"))).map(String::from).collect()
     };
     let sdxl = ["reproduce", "X=sdxl", data.as_str(), "SHARDS=2", "RUN=env PART=1", "-j4"];
-    let experiments: [(&[&str], &str, usize); 4] = [
+    let experiments: [(&[&str], &str, usize); 5] = [
         (&["reproduce", "X=ablations", "ROWS=vote-hps K-30", "SEEDS=0 1"], "STEPS=7", 4),
+        (&["reproduce", "X=tune", "ROWS=beta-2000 steps-300", "SEEDS=0"], "STEPS=7", 2),
         (&sdxl, "STEPS=7", 2),
         (&["reproduce", "X=mini"], "STEPS=7", 2),
         (&["rounds", "X=mini", "ROUNDS=2"], "ROUND_STEPS=7", 2),
@@ -322,7 +323,7 @@ fn what_takes_hours_is_done_once() {
     }
     // The programs ran as often as they were told of: each policy once.
     let log = String::from_utf8(dir.bytes("bin/log")).unwrap();
-    assert_eq!(log.lines().filter(|line| line.starts_with("train ")).count(), 4 + 2 + 2 + 2);
+    assert_eq!(log.lines().filter(|line| line.starts_with("train ")).count(), 4 + 2 + 2 + 2 + 2);
 }
 
 /// `train` refuses f16, in which small gradients are 0.

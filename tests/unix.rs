@@ -96,6 +96,16 @@ fn underscores_are_dashes() {
 }
 
 #[test]
+fn the_last_of_two_equal_flags_holds() {
+    let dir = Dir::new();
+    dir.put("given", &table(vec![("prompt", texts((0..4).map(|i| format!("prompt {i}"))))]));
+    let args = ["given", "--max", "1", "--threads", "2", "-o", "first", "--max=3", "--threads", "1", "-o", "last"];
+    dir.tool("prompts").args(args).ok();
+    assert_eq!(dir.get("last").num_rows(), 3);
+    assert!(!dir.path("first").exists());
+}
+
+#[test]
 fn a_missing_or_foreign_file() {
     for case in cases(1) {
         let dir = case.dir();

@@ -161,6 +161,8 @@ impl FromStr for Shard {
 
 /// Parses the command line, runs the tool, and turns its result into an exit code:
 /// 0 done, 1 the answer is no, 2 trouble. A reader that closed the pipe early got what it wanted: 0, silently.
+///
+/// Of a flag given twice the last one holds, as with Python's argparse: a script has its settings, and its user one more.
 pub fn run<A: Parser>(tool: &str, body: impl FnOnce(A) -> Result<Answer>) -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().map(dashes).collect();
     if let Some(threads) = threads_of(&args) {
@@ -168,7 +170,8 @@ pub fn run<A: Parser>(tool: &str, body: impl FnOnce(A) -> Result<Answer>) -> Exi
         // SAFETY: nothing else has started a thread yet.
         unsafe { std::env::set_var("RAYON_NUM_THREADS", threads) };
     }
-    match body(A::parse_from(args)) {
+    let matches = A::command().args_override_self(true).get_matches_from(args);
+    match body(A::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut A::command()).exit())) {
         Ok(Answer::Yes) => ExitCode::from(0),
         Ok(Answer::No) => ExitCode::from(1),
         Err(error) => {
@@ -203,19 +206,18 @@ fn dashes(arg: OsString) -> OsString {
     }
 }
 
+/// What `--threads` will say, the last one as everywhere; a bad number is for clap to complain of.
 fn threads_of(args: &[OsString]) -> Option<String> {
-    let mut args = args.iter().filter_map(|a| a.to_str());
+    let (mut args, mut threads) = (args.iter().filter_map(|a| a.to_str()), None);
     while let Some(arg) = args.next() {
         let value = match arg.split_once('=') {
             Some(("--threads", value)) => Some(value),
             _ if arg == "--threads" => args.next(),
             _ => None,
         };
-        if let Some(value) = value.filter(|v| v.parse::<NonZeroUsize>().is_ok()) {
-            return Some(value.to_owned());
-        }
+        threads = value.filter(|v| v.parse::<NonZeroUsize>().is_ok()).map(str::to_owned).or(threads);
     }
-    None
+    threads
 }
 
 /// The whole chain of causes on one line, the first of each (candle puts a backtrace below), without the repetitions that
@@ -271,5 +273,12 @@ mod tests {
         assert_eq!(dashes("--max_train_steps=a_b".into()), OsString::from("--max-train-steps=a_b"));
         assert_eq!(dashes("out_dir".into()), OsString::from("out_dir"));
         assert_eq!(dashes("--".into()), OsString::from("--"));
+    }
+
+    #[test]
+    fn the_last_number_of_threads_holds() {
+        let threads = |line: &str| threads_of(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(threads("score --threads 2 pairs --threads=3 -q").as_deref(), Some("3"));
+        assert_eq!(threads("score pairs"), None);
     }
 }
