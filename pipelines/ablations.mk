@@ -26,10 +26,11 @@ refresh-only.labels     = human
 majority-only.reference = frozen
 
 # Ours: more of a vote than its sign, a guard for the winner, and how often the reference follows.
-ours := soft weighted quorum-3 guard K-30 K-15 K-8 ema
+ours := soft weighted quorum-4 guard K-30 K-15 K-8 ema
 soft.labels     = soft
 weighted.labels = dawid-skene
-quorum-3.labels = quorum-3
+# All four agree; three are the majority already.
+quorum-4.labels = quorum-4
 guard.train     = --guard sdpo
 $(foreach k,30 15 8,$(eval K-$k.reference = hard:$k))
 # The mean age of what the average holds is 60 steps, BalancedDPO's period.
