@@ -34,7 +34,7 @@ ACCUMULATION = 1
 # A quarter of the steps, as Diffusion-DPO (500 of 2,000).
 WARMUP       = 30
 # The pairs stay as they are while the policy moves, and half of their images are another model's, so the leash must be short:
-# with beta 300 and a rate of 3e-5 the errors of winner and loser both rise by 15 %, and the images fall apart.
+# with beta 300 and a rate of 3e-5 the images pale and lose parts (`make reproduce X=tune`).
 LEARNING_RATE = 1e-5
 BETA          = 5000
 TRAIN_FLAGS   =
