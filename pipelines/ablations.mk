@@ -26,12 +26,13 @@ refresh-only.labels     = human
 majority-only.reference = frozen
 
 # Ours: more of a vote than its sign, a guard for the winner, and how often the reference follows.
-ours := soft weighted quorum-4 guard K-30 K-15 K-8 ema
+ours := soft weighted quorum-4 guard guard-0.5 K-30 K-15 K-8 ema
 soft.labels     = soft
 weighted.labels = dawid-skene
 # All four agree; three are the majority already.
 quorum-4.labels = quorum-4
 guard.train     = --guard sdpo
+guard-0.5.train = --guard sdpo:0.5
 $(foreach k,30 15 8,$(eval K-$k.reference = hard:$k))
 # The mean age of what the average holds is 60 steps, BalancedDPO's period.
 ema.reference   = ema:0.0167
