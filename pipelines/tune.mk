@@ -1,4 +1,4 @@
-# How the values of mini.mk were chosen: BalancedDPO with one setting changed, on the prompts of `validation`, of which nothing is
+# How the values of mini.mk were chosen: BalancedDPO with other settings, on the prompts of `validation`, of which nothing is
 # reported. Three training seeds each.
 #
 #   make reproduce X=tune                            all of them: an hour on two cores

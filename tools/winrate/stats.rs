@@ -75,7 +75,7 @@ pub fn sd(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
     (n > 1).then(|| (values.map(|x| (x - centre).powi(2)).sum::<f64>() / (n - 1) as f64).sqrt())
 }
 
-/// Pooled standard deviation within groups, each around its own mean; `None` where no group has two values.
+/// Pooled standard deviation within groups, each around its own mean, in the values' own unit; `None` where no group has two.
 pub fn sd_within<'a>(groups: impl Iterator<Item = &'a [f32]>) -> Option<f64> {
     let (squares, freedom) = groups.filter(|g| g.len() > 1).fold((0.0, 0), |(squares, freedom), group| {
         let centre = mean(group.iter().map(|&x| f64::from(x)));

@@ -324,31 +324,21 @@ mod tests {
     use super::super::check::{same, var};
     use super::*;
 
-    fn composed_group_norm(
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        groups: usize,
-        eps: f64,
-        then: Activation,
-    ) -> Result<Tensor> {
-        let (b, c) = (x.dim(0)?, x.dim(1)?);
-        let grouped = x.reshape((b, groups, x.elem_count() / b / groups))?;
-        let centred = grouped.broadcast_sub(&grouped.mean_keepdim(D::Minus1)?)?;
-        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        let normed = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.reshape(x.shape())?;
-        let mut per_channel = vec![1; x.rank()];
-        per_channel[1] = c;
-        let y = normed
-            .broadcast_mul(&weight.reshape(&per_channel[..])?)?
-            .broadcast_add(&bias.reshape(&per_channel[..])?)?;
-        if then == Activation::Silu { y.silu() } else { Ok(y) }
-    }
-
-    fn composed_layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    /// `x` (..., n), normalised over n.
+    fn normed(x: &Tensor, eps: f64) -> Result<Tensor> {
         let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
         let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        centred.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(weight)?.broadcast_add(bias)
+        centred.broadcast_div(&(variance + eps)?.sqrt()?)
+    }
+
+    /// `x` (B, C, ...), `w` and `b` (C) -> like `x`, from candle's operations.
+    fn composed_group_norm(x: &Tensor, w: &Tensor, b: &Tensor, norm: GroupNorm) -> Result<Tensor> {
+        let grouped = x.reshape((x.dim(0)?, norm.groups, ()))?;
+        let mut per_channel = vec![1; x.rank()];
+        per_channel[1] = x.dim(1)?;
+        let [w, b] = [w, b].map(|t| t.reshape(&per_channel[..]));
+        let y = normed(&grouped, norm.eps.into())?.reshape(x.shape())?.broadcast_mul(&w?)?.broadcast_add(&b?)?;
+        if norm.then == Activation::Silu { y.silu() } else { Ok(y) }
     }
 
     #[test]
@@ -357,7 +347,8 @@ mod tests {
             let (x, w, b) = (var(&shape, 1), var(&[shape[1]], 2), var(&[shape[1]], 3));
             for then in [Activation::None, Activation::Silu] {
                 let ours = group_norm(&x, &w, &b, groups, 1e-5, then).unwrap();
-                same(&[&x, &w, &b], &ours, &composed_group_norm(&x, &w, &b, groups, 1e-5, then).unwrap());
+                let composed = composed_group_norm(&x, &w, &b, GroupNorm { groups, eps: 1e-5, then }).unwrap();
+                same(&[&x, &w, &b], &ours, &composed);
             }
         }
     }
@@ -368,7 +359,8 @@ mod tests {
             let width = *shape.last().unwrap();
             let (x, w, b) = (var(&shape, 1), var(&[width], 2), var(&[width], 3));
             let ours = layer_norm(&x, &w, &b, 1e-5).unwrap();
-            same(&[&x, &w, &b], &ours, &composed_layer_norm(&x, &w, &b, 1e-5).unwrap());
+            let composed = normed(&x, 1e-5).unwrap().broadcast_mul(&w).unwrap().broadcast_add(&b).unwrap();
+            same(&[&x, &w, &b], &ours, &composed);
         }
     }
 }
