@@ -339,3 +339,20 @@ fn no_experiment_trains_in_f16() {
         );
     }
 }
+
+/// A row's own flags come after those of mini.mk, and so hold.
+#[test]
+fn a_row_has_the_last_word() {
+    for (x, row, flag, theirs, own) in [
+        ("tune", "beta-2000", "--beta_dpo", "5000", "2000"),
+        ("tune", "steps-300", "--max_train_steps", "120", "300"),
+        ("ablations", "guard-0.5", "--guard", "", "sdpo:0.5"),
+    ] {
+        let args = ["-n", "reproduce", &format!("X={x}"), &format!("ROWS={row}"), "SEEDS=0", "BIN=bin", "RUNS=none"];
+        let plan = String::from_utf8(make(&args).output().unwrap().stdout).unwrap().replace("\\\n", " ");
+        let train = plan.lines().find(|line| line.trim().starts_with("bin/train ")).unwrap();
+        let words: Vec<_> = train.split_whitespace().collect();
+        let values: Vec<_> = words.windows(2).filter(|w| w[0] == flag).map(|w| w[1]).collect();
+        assert_eq!(values.join(" "), [theirs, own].join(" ").trim(), "{row}: {train}");
+    }
+}
