@@ -6,10 +6,10 @@ mod util;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use nets::{
-    checkpoint::Params,
-    ops::{self, Activation, Mask},
-    optim::{AdafactorConfig, AdamWConfig, Grads, Optimizer, Rule},
+    optim::{AdafactorConfig, AdamWConfig, Optimizer, Rule},
+    params::{Grads, Params},
 };
+use ops::{Activation, Mask};
 use util::{noise, world::relative};
 
 fn gpu() -> Device {

@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor, Var};
 use nets::{
     base,
-    checkpoint::Params,
-    ops::{self, Activation, Mask, sum::summing},
-    optim::{AdamWConfig, Grads, Optimizer, Rule},
+    optim::{AdamWConfig, Optimizer, Rule},
+    params::{self, Grads, Params},
 };
+use ops::{Activation, Mask};
 
 /// What is timed: the operation on its inputs.
 type Op = Box<dyn Fn(&[Var]) -> candle_core::Result<Tensor>>;
@@ -81,7 +81,7 @@ fn time(op: &str, repetitions: usize) -> Result<(f64, f64)> {
         forward.push(began.elapsed().as_secs_f64() * 1e3);
         let loss = (y * &seed)?.sum_all()?;
         let began = Instant::now();
-        let store = summing(&params, &mut grads, || loss.backward())?;
+        let store = params::accumulate(&params, &mut grads, || loss.backward())?;
         backward.push(began.elapsed().as_secs_f64() * 1e3);
         drop(store);
     }

@@ -40,7 +40,7 @@ pub fn report(
         }
         seconds = began.elapsed().as_secs_f64();
     }
-    let count = |params: &nets::checkpoint::Params| params.values().map(|p| p.elem_count()).sum::<usize>();
+    let count = |params: &nets::params::Params| params.values().map(|p| p.elem_count()).sum::<usize>();
     let (trained, reference) = (count(&state.policy.params), state.reference.in_memory());
     let mib = |bytes: usize| bytes as f64 / (1 << 20) as f64;
     let peak = peak_memory();

@@ -4,8 +4,7 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::ValueEnum;
 use nets::{
-    ops::sum::{self, summing},
-    optim::{self, Grads},
+    params::{self, Grads},
     prompt::Conditioning,
 };
 use rayon::prelude::*;
@@ -94,7 +93,7 @@ impl Sum {
     ) -> Result<()> {
         self.pairs.clear();
         match plan.keeps_sums {
-            true => optim::zero(&mut self.grads)?,
+            true => params::zero(&self.grads)?,
             false => self.grads.clear(),
         }
         let scale = 1.0 / args.effective_batch() as f64; // the loss is a mean over the pairs of the whole step
@@ -118,8 +117,8 @@ impl Sum {
                 sums.add(grads)?;
             }
         }
-        optim::add(&mut self.grads, sums.total()?)?;
-        Ok(sum::fill(&state.policy.params, &mut self.grads)?)
+        params::add(&mut self.grads, sums.total()?)?;
+        Ok(params::fill_missing(&state.policy.params, &mut self.grads)?)
     }
 }
 
@@ -133,7 +132,7 @@ impl Pairwise {
     fn add(&mut self, mut grads: Grads) -> Result<()> {
         let mut n = 1;
         while let Some((_, mut before)) = self.0.pop_if(|(size, _)| *size == n) {
-            optim::add(&mut before, grads)?;
+            params::add(&mut before, grads)?;
             (grads, n) = (before, 2 * n);
         }
         self.0.push((n, grads));
@@ -143,7 +142,7 @@ impl Pairwise {
     fn total(mut self) -> Result<Grads> {
         let mut total = self.0.pop().map(|(_, last)| last).unwrap_or_default();
         while let Some((_, mut before)) = self.0.pop() {
-            optim::add(&mut before, total)?;
+            params::add(&mut before, total)?;
             total = before;
         }
         Ok(total)
@@ -197,7 +196,7 @@ fn gradients(
     }
 
     let seed = (seed(&residual, &pairs, &weights)? * scale)?;
-    summing(&state.policy.params, grads, || unet.backward(pass, &seed))?;
+    params::accumulate(&state.policy.params, grads, || unet.backward(pass, &seed))?;
     Ok(pairs)
 }
 

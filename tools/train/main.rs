@@ -35,7 +35,7 @@ use nets::{
     base::{self, unet_folder},
     checkpoint::{self, Weights},
     noise::Schedule,
-    optim,
+    params,
 };
 use pipe::{
     atomic,
@@ -129,7 +129,7 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
             checkpoint::write(path, grads, Default::default())?;
         }
 
-        let grad_norm = optim::global_norm(grads)?;
+        let grad_norm = params::global_norm(grads)?;
         let loss = log::mean(&pairs, |(_, p)| p.loss);
         let mut trouble = state.counters.usual.trouble(loss, grad_norm, args.spike_factor());
         let last = step + 1 == args.max_train_steps;
@@ -143,7 +143,7 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
         // One optimiser step, unless something is no number any more or far from what is usual.
         if trouble.is_none() {
             state.counters.usual.add(loss);
-            optim::clip(grads, grad_norm, args.longest_gradient())?;
+            params::clip(grads, grad_norm, args.longest_gradient())?;
             state.optimizer.step(&state.policy.params, grads, step + 1, lr)?;
             state.counters.step = step + 1;
             // After a refresh reference and policy are one: the next z is 0, the next loss ln 2.

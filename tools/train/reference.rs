@@ -12,7 +12,8 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use clap::ValueEnum;
 use nets::{
-    checkpoint::{self, Params, Weights},
+    checkpoint::{self, Weights},
+    params::Params,
     unet::{Added, Streamed, Trainable, UNet},
 };
 

@@ -9,9 +9,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use nets::{
-    checkpoint::{self, Params, Weights},
+    checkpoint::{self, Weights},
     lora::{self, LoraConfig},
-    optim::{self, Optimizer},
+    optim::Optimizer,
+    params::Params,
     unet::Trainable,
 };
 use pipe::{
@@ -144,24 +145,24 @@ impl State {
         let (mut from_base, mut from_reference, mut size) = (0.0, 0.0, 0.0);
         if let Some(config) = &self.counters.lora {
             for name in base.names() {
-                size += optim::square(&base.raw(&name)?.to_dtype(DType::F32)?)?;
+                size += ops::sum_of_squares(&base.raw(&name)?.to_dtype(DType::F32)?)?;
             }
             for module in lora::modules(self.policy.params.keys()) {
                 let [a, b] = lora::names(&module);
                 let (pa, pb) = (&self.policy.params[&a], &self.policy.params[&b]);
                 let moved = lora::delta(pa, pb, config.scale())?;
-                from_base += optim::square(&moved)?;
+                from_base += ops::sum_of_squares(&moved)?;
                 let (a, b) = (self.reference.get(&a, pa.dims())?, self.reference.get(&b, pb.dims())?);
-                from_reference += optim::square(&(moved - lora::delta(&a, &b, config.scale())?)?)?;
+                from_reference += ops::sum_of_squares(&(moved - lora::delta(&a, &b, config.scale())?)?)?;
             }
             return Ok(Drift::new(from_base, from_reference, size));
         }
         for (name, var) in &self.policy.params {
             let theta = var.as_detached_tensor();
             let theta0 = base.get(name, var.dims())?.to_dtype(DType::F32)?.to_device(var.device())?;
-            from_base += optim::square(&(&theta - &theta0)?)?;
-            from_reference += optim::square(&(theta - self.reference.get(name, var.dims())?)?)?;
-            size += optim::square(&theta0)?;
+            from_base += ops::sum_of_squares(&(&theta - &theta0)?)?;
+            from_reference += ops::sum_of_squares(&(theta - self.reference.get(name, var.dims())?)?)?;
+            size += ops::sum_of_squares(&theta0)?;
         }
         Ok(Drift::new(from_base, from_reference, size))
     }
@@ -170,7 +171,7 @@ impl State {
     pub fn weight_size(&self) -> Result<f64> {
         let (mut sum, mut n) = (0.0, 0);
         for var in self.policy.params.values() {
-            sum += optim::square(&var.as_detached_tensor())?;
+            sum += ops::sum_of_squares(&var.as_detached_tensor())?;
             n += var.elem_count();
         }
         Ok((sum / n as f64).sqrt())

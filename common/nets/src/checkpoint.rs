@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     lora::{self, Adapter, LoraConfig},
+    params::Params,
     pickle,
 };
 
@@ -272,9 +273,6 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} does not hold what is expected", path.display()))
 }
-
-/// Trainable tensors by name, in name order: the order of every sum over them.
-pub type Params = BTreeMap<String, Var>;
 
 /// Hands out a network's tensors by path, as `loader.pp("conv_in").get("weight", &[..])`.
 #[derive(Clone)]

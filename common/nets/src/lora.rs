@@ -13,8 +13,8 @@ use pipe::seed;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    checkpoint::{self, Params, Weights},
-    ops,
+    checkpoint::{self, Weights},
+    params::Params,
     unet::UNetConfig,
 };
 

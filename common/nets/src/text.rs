@@ -4,12 +4,12 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use candle_core::{D, DType, Device, Result as Candle, Tensor};
+use ops::Mask;
 use serde::Deserialize;
 
 use crate::{
     checkpoint::{Loader, Weights, read_json},
     layers::{LayerNorm, Linear},
-    ops::Mask,
     transformer::{Encoder, HiddenAct, Shape},
 };
 

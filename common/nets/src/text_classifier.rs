@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::{DType, Device, IndexOp, Result as Candle, Tensor};
+use ops::Mask;
 use pipe::id;
 use serde::Deserialize;
 use tokenizers::{
@@ -18,7 +19,6 @@ use tokenizers::{
 use crate::{
     checkpoint::{Loader, Weights, read_json},
     layers::{LayerNorm, Linear},
-    ops::{self, Mask},
 };
 
 /// `config.json`; missing keys take transformers' defaults.

@@ -2,12 +2,9 @@
 
 use anyhow::{Result, bail};
 use candle_core::{Result as Candle, Tensor};
+use ops::Mask;
 
-use crate::{
-    checkpoint::Loader,
-    layers::LayerNorm,
-    ops::{self, Mask},
-};
+use crate::{checkpoint::Loader, layers::LayerNorm};
 
 /// No tower is ever trained.
 struct Linear {

@@ -4,12 +4,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Result as Candle, Tensor};
+use ops::{Activation, Mask};
 use serde::Deserialize;
 
 use crate::{
     checkpoint::{Loader, Weights, read_json},
     layers::{Conv2d, GroupNorm, Linear, ResnetBlock},
-    ops::{self, Activation, Mask},
 };
 
 /// `vae/config.json`; missing keys take diffusers' defaults.

@@ -7,7 +7,6 @@ use serde::Deserialize;
 use crate::{
     checkpoint::Loader,
     layers::{LayerNorm, Linear},
-    ops,
     transformer::{Encoder, HiddenAct, Shape},
 };
 

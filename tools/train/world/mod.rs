@@ -17,7 +17,7 @@ use std::{env, process, thread, time::Duration};
 use anyhow::{Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use launch::Launch;
-use nets::optim::Grads;
+use nets::params::Grads;
 use pipe::{
     cli::{self, Answer},
     id,

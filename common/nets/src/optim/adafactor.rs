@@ -3,12 +3,10 @@
 
 use anyhow::Result;
 use candle_core::{CpuStorage, D, InplaceOp2, InplaceOp3, Layout, Result as Candle, Tensor, Var};
+use ops::sum_of_squares;
 use rayon::prelude::*;
 
-use super::{
-    kernel::{CHUNK, operand, target},
-    square,
-};
+use super::kernel::{CHUNK, operand, target};
 
 /// The constant that Diffusion-DPO sets; the others are transformers' defaults.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,7 +71,7 @@ pub fn step_factored(c: AdafactorConfig, p: &Var, row: &Var, col: &Var, g: &Tens
 
 /// p <- p - lr decay p - lr u / max(1, rms(u))
 fn apply(c: AdafactorConfig, p: &Var, u: &Tensor, lr: f64) -> Result<()> {
-    let rms = (square(u)? / u.elem_count() as f64).sqrt();
+    let rms = (sum_of_squares(u)? / u.elem_count() as f64).sqrt();
     let (decay, rate) = (1.0 - lr * c.weight_decay, lr / (rms / CLIP_THRESHOLD).max(1.0));
     if p.device().is_cpu() {
         return Ok(p.inplace_op2(u, &Apply { decay: decay as f32, rate: rate as f32 })?);

@@ -3,12 +3,12 @@
 use anyhow::Result;
 use candle_core::{CpuStorage, DType, InplaceOp2, InplaceOp3, Layout, Result as Candle, Tensor, Var};
 use multiversion::multiversion;
+#[cfg(feature = "cuda")]
+use ops::cuda;
+use ops::{with_values, write};
 use rayon::prelude::*;
 
 use super::kernel::{CHUNK, Moment, blend, operand, target};
-#[cfg(feature = "cuda")]
-use crate::ops::cuda;
-use crate::ops::{sum::write, with_values};
 
 /// AdamW's constants (torch's names).
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,7 +2,6 @@
 
 use candle_core::{CpuStorage, Layout, Result as Candle};
 use half::bf16;
-use multiversion::multiversion;
 use rayon::prelude::*;
 
 /// Numbers that one task works on: many enough to pay for the task, few enough to stay in the cache.
@@ -89,15 +88,4 @@ fn round(x: f32, random: u32) -> bf16 {
         true => bf16::from_bits((x.to_bits().wrapping_add(random & 0xffff) >> 16) as u16),
         false => bf16::from_f32(x),
     }
-}
-
-/// The sum of squares, in f64.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-pub fn square(x: &[f32]) -> f64 {
-    let mut lanes = [0f64; 16];
-    let (whole, rest) = x.split_at(x.len() / 16 * 16);
-    for x in whole.chunks_exact(16) {
-        lanes.iter_mut().zip(x).for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
-    }
-    lanes.iter().sum::<f64>() + rest.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>()
 }

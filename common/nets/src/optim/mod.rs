@@ -1,4 +1,4 @@
-//! Optimisers whose moments can be saved, gradient clipping, and learning-rate schedules.
+//! Optimisers whose moments can be saved, and learning-rate schedules.
 
 mod adafactor;
 mod adamw;
@@ -10,70 +10,10 @@ use std::collections::BTreeMap;
 pub use adafactor::AdafactorConfig;
 pub use adamw::AdamWConfig;
 use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Device, Tensor, Var};
-use rayon::prelude::*;
+use candle_core::{DType, Var};
 pub use schedule::LrSchedule;
 
-use crate::{checkpoint::Params, ops};
-
-/// Gradients by name, f32, without history.
-pub type Grads = BTreeMap<String, Tensor>;
-
-/// Adds `more` to `sum`, which may still be empty.
-pub fn add(sum: &mut Grads, more: Grads) -> Result<()> {
-    for (name, gradient) in more {
-        match sum.get_mut(&name) {
-            Some(before) if before.device().is_cpu() => ops::sum::add_in_place(before, &gradient)?,
-            Some(before) => *before = (&*before + gradient)?,
-            None => drop(sum.insert(name, gradient)),
-        }
-    }
-    Ok(())
-}
-
-/// The Euclidean norm over all gradients, summed in f64 in name order.
-pub fn global_norm(grads: &Grads) -> Result<f64> {
-    Ok(squares(&grads.values().collect::<Vec<_>>())?.iter().sum::<f64>().sqrt())
-}
-
-/// The sum of squares of each tensor, all on one device: a GPU is waited for once.
-pub fn squares(tensors: &[&Tensor]) -> Result<Vec<f64>> {
-    const CHUNK: usize = 1 << 14;
-    #[cfg(feature = "cuda")]
-    if tensors.first().is_some_and(|x| x.device().is_cuda()) {
-        return Ok(ops::cuda::squares(tensors)?);
-    }
-    let square = |x: &&Tensor| {
-        // Partial sums of fixed pieces, in order: the same on any number of threads.
-        let parts: Vec<f64> = ops::with_values([x], |[x]| x.par_chunks(CHUNK).map(kernel::square).collect())?;
-        Ok(parts.into_iter().sum())
-    };
-    tensors.iter().map(square).collect()
-}
-
-/// The sum of squares of one tensor.
-pub fn square(x: &Tensor) -> Result<f64> {
-    Ok(squares(&[x])?[0])
-}
-
-/// Scales gradients so that their norm is at most `max_norm`, as torch's clip_grad_norm_.
-pub fn clip(grads: &mut Grads, norm: f64, max_norm: f64) -> Result<()> {
-    let scale = max_norm / (norm + 1e-6);
-    if scale < 1.0 {
-        for grad in grads.values_mut() {
-            match grad.device() {
-                Device::Cpu => ops::sum::change(grad, |g| *g *= scale as f32)?,
-                _ => *grad = (&*grad * scale)?,
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Zeros, in the memory that is there: a fresh gigabyte costs more than to write one again. For the CPU.
-pub fn zero(grads: &mut Grads) -> Result<()> {
-    Ok(grads.values().try_for_each(|grad| ops::sum::change(grad, |g| *g = 0.0))?)
-}
+use crate::params::{Grads, Params};
 
 /// How a gradient becomes a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -143,6 +83,8 @@ impl Optimizer {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{Device, Tensor};
+
     use super::*;
 
     /// Three steps on `p` with the gradients `g`, at rate 0.1.

@@ -2,11 +2,11 @@
 
 use anyhow::{Result, ensure};
 use candle_core::{Result as Candle, Tensor};
+use ops::Mask;
 
 use crate::{
     checkpoint::Loader,
     layers::{LayerNorm, Linear},
-    ops::{self, Mask},
 };
 
 struct Attention {

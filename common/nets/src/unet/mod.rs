@@ -16,8 +16,9 @@ pub use pass::Pass;
 use piece::{Conditions, Piece, Plan};
 
 use crate::{
-    checkpoint::{Loader, Params, Weights, read_json},
+    checkpoint::{Loader, Weights, read_json},
     lora::{self, LoraConfig},
+    params::Params,
 };
 
 /// SDXL's extra conditioning; [`crate::prompt::Conditioning::added`] makes it.

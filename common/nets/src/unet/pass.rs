@@ -5,12 +5,12 @@
 
 use anyhow::{Context, Result};
 use candle_core::{Tensor, Var, backprop::GradStore};
+use ops::accumulate_store;
 
 use super::{
     Added, UNet,
     piece::{self, Conditions, Input, Push},
 };
-use crate::ops::sum::add_store;
 
 /// A forward pass that a backward pass can follow.
 pub enum Pass<'a> {
@@ -61,11 +61,11 @@ impl UNet {
         Ok(Pass::Pieces(y, Trace { inputs, temb, x, timesteps, context, added }))
     }
 
-    /// Carries `gy`, the gradient of a number by the prediction, back to the parameters: inside [`crate::ops::sum::summing`],
+    /// Carries `gy`, the gradient of a number by the prediction, back to the parameters: inside [`crate::params::accumulate`],
     /// which says what they are and where their gradients go.
     pub fn backward(&self, pass: Pass, gy: &Tensor) -> Result<()> {
         match pass {
-            Pass::Whole(prediction) => Ok(add_store(seeded(&prediction, gy)?)?),
+            Pass::Whole(prediction) => Ok(accumulate_store(seeded(&prediction, gy)?)?),
             Pass::Pieces(_, trace) => self.backward_by_pieces(trace, gy),
         }
     }
@@ -104,11 +104,11 @@ impl UNet {
                 let more = gradient(&mut store, &temb)?;
                 by_temb = Some(by_temb.map_or(Ok(more.clone()), |sum| sum + more)?);
             }
-            add_store(store)?;
+            accumulate_store(store)?;
         }
         let temb = self.embedding.forward(&self.config, x, timesteps, added)?;
         match by_temb {
-            Some(g) if temb.track_op() => Ok(add_store(seeded(&temb, &g)?)?),
+            Some(g) if temb.track_op() => Ok(accumulate_store(seeded(&temb, &g)?)?),
             _ => Ok(()),
         }
     }

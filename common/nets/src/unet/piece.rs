@@ -3,12 +3,12 @@
 
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
+use ops::Activation;
 
 use super::{block::TransformerBlock, config::UNetConfig};
 use crate::{
     checkpoint::Loader,
     layers::{Conv2d, GroupNorm, Linear, ResnetBlock},
-    ops::{self, Activation},
 };
 
 /// What a piece is, before its weights are there.

@@ -4,7 +4,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{Mat, Shared, gemm, given::given, has_kernel, sum, values, winograd, with_bias, with_values};
+use super::{Mat, Shared, accumulate, gemm, given::given, has_kernel, values, winograd, with_bias, with_values};
 
 /// `x` (B, C, H, W), `weight` (O, C, k, k), `bias` (O) -> (B, O, H', W').
 ///
@@ -437,11 +437,11 @@ impl CustomOp3 for Conv {
                 false => g.grad_input(vw, grouped),
             };
             let gx = x.track_op().then(gx).map(|gx| Tensor::from_vec(gx, x.shape(), x.device())).transpose()?;
-            let gw = sum::gradient(w, |gw| match g.is_winograd() {
+            let gw = accumulate::gradient(w, |gw| match g.is_winograd() {
                 true => winograd::grad_weight(gw, vx, gy, g.o, g.c, g.h, g.w),
                 false => g.grad_weight(gw, vx, grouped),
             })?;
-            let gb = sum::gradient(b, |gb| {
+            let gb = accumulate::gradient(b, |gb| {
                 for image in gy.chunks_exact(g.o * g.pixels()) {
                     gb.iter_mut().zip(image.chunks_exact(g.pixels())).for_each(|(gb, gy)| *gb += super::math::sum(gy));
                 }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::{Shared, math, sum, values, with_values};
+use super::{Shared, accumulate, math, values, with_values};
 
 /// What follows the norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,7 +200,7 @@ impl CustomOp3 for GroupNorm {
             (gx, gw, gb)
         })?;
         let gx = x.track_op().then(|| Tensor::from_vec(gx, x.shape(), x.device())).transpose()?;
-        Ok((gx, sum::gradient(w, |sum| add(sum, &gw))?, sum::gradient(b, |sum| add(sum, &gb))?))
+        Ok((gx, accumulate::gradient(w, |sum| add(sum, &gw))?, accumulate::gradient(b, |sum| add(sum, &gb))?))
     }
 }
 
@@ -315,7 +315,7 @@ impl CustomOp3 for LayerNorm {
             (gx, sums, gb)
         })?;
         let gx = x.track_op().then(|| Tensor::from_vec(gx, x.shape(), x.device())).transpose()?;
-        Ok((gx, sum::gradient(w, |sum| add(sum, &gw))?, sum::gradient(b, |sum| add(sum, &gb))?))
+        Ok((gx, accumulate::gradient(w, |sum| add(sum, &gw))?, accumulate::gradient(b, |sum| add(sum, &gb))?))
     }
 }
 

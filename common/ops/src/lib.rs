@@ -8,29 +8,35 @@
 //! sums run in a fixed order: so one thread and many give the same bits. And a row or an image meets the same
 //! arithmetic whatever stands beside it in the batch: so shards and batch sizes give the same bits too.
 
+mod accumulate;
 mod activation;
+mod arithmetic;
 mod attention;
 mod conv;
 #[cfg(feature = "cuda")]
-pub(crate) mod cuda;
+pub mod cuda;
 mod frozen;
 mod given;
 mod linear;
 mod math;
 mod norm;
 mod shape;
-pub mod sum;
+mod values;
 mod winograd;
 
+pub use accumulate::{Sums, accumulate, accumulate_store};
 pub use activation::{geglu, gelu, quick_gelu, silu};
+pub use arithmetic::{add_in_place, add_to, map_in_place, scale, sum_of_squares, sums_of_squares};
 pub use attention::{Mask, attention};
 pub use conv::conv2d;
 pub use frozen::{freeze, linear_frozen};
 pub use linear::linear;
 pub use norm::{Activation, group_norm, layer_norm};
 pub use shape::{from_tokens, pad_bottom_right, to_tokens, upsample_nearest};
+pub use values::{with_values, write};
 
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
+use candle_core::{DType, Result, Tensor};
+use values::values;
 
 /// Whether our CPU kernels can take this tensor; otherwise candle's own operations do the work.
 fn has_kernel(x: &Tensor) -> bool {
@@ -46,32 +52,6 @@ fn with_bias(y: Tensor, b: &Tensor, pixels: usize) -> Result<Tensor> {
     }
     let b = b.to_dtype(y.dtype())?;
     if pixels == 1 { y.broadcast_add(&b) } else { y.broadcast_add(&b.reshape((1, (), 1, 1))?) }
-}
-
-/// The values of a contiguous f32 CPU operand inside a `CustomOp`.
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let all = storage.as_slice::<f32>()?;
-    match layout.contiguous_offsets() {
-        Some((from, to)) => Ok(&all[from..to]),
-        None => bail!("an operand of a kernel is not contiguous"),
-    }
-}
-
-/// Runs `f` over the values of contiguous f32 CPU tensors: how backward passes read their operands.
-pub(crate) fn with_values<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
-    let mut held = Vec::with_capacity(N);
-    for tensor in tensors {
-        held.push(tensor.contiguous()?);
-    }
-    let guards: Vec<_> = held.iter().map(|t| t.storage_and_layout()).collect();
-    let mut slices: [&[f32]; N] = [&[]; N];
-    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
-        *slice = match &**storage {
-            Storage::Cpu(cpu) => values(cpu, layout)?,
-            _ => bail!("a CPU kernel met a tensor of another device"),
-        };
-    }
-    Ok(f(slices))
 }
 
 /// A matrix in memory: first element, distance between rows and between columns.

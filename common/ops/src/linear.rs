@@ -3,7 +3,9 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{Mat, Shared, even, gemm, given::given, has_kernel, shape::swap, sum, values, with_bias, with_values};
+use super::{
+    Mat, Shared, accumulate, even, gemm, given::given, has_kernel, shape::swap, values, with_bias, with_values,
+};
 
 /// Rows that one task multiplies at a time, about: each packs the whole weight for itself.
 const BLOCK: usize = 256;
@@ -138,7 +140,7 @@ impl CustomOp3 for Linear {
                 Tensor::from_vec(gx, shape, x.device())
             };
             let gx = x.track_op().then(gx).transpose()?;
-            let gw = sum::gradient(w, |gw| {
+            let gw = accumulate::gradient(w, |gw| {
                 let rows = gy.len() / out;
                 // A task is a block of output features, over all rows in order.
                 let block = out.div_ceil(8).next_multiple_of(16);
@@ -148,7 +150,7 @@ impl CustomOp3 for Linear {
                     gemm(n, inner, rows, gw, inner, true, 1.0, gy, Mat::new(vx, inner));
                 });
             })?;
-            let gb = sum::gradient(b, |gb| {
+            let gb = accumulate::gradient(b, |gb| {
                 gb.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, gb)| {
                     // Partial sums over blocks of rows keep the rounding small.
                     for block in gy.chunks(ROWS * out) {

@@ -1,0 +1,92 @@
+//! Gradients of parameters, added to their sums where these lie.
+//!
+//! candle's backward pass makes zeros for every operand and then a sum beside them: for the weights of a large network, these
+//! are three passes over memory more than the gradient itself. While [`accumulate`] runs, the kernels of this crate add the
+//! gradients of its parameters straight to their sums, and candle never sees them.
+
+use std::{cell::RefCell, collections::HashMap};
+
+use candle_core::{DType, Device, Result, Tensor, TensorId, Var, backprop::GradStore};
+
+use super::values::write;
+
+/// The gradients so far, by the identity of the parameter: f32, contiguous, without history.
+pub type Sums = HashMap<TensorId, Tensor>;
+
+/// The parameters whose gradients are wanted, each with its sum once a gradient has reached it.
+type Wanted = HashMap<TensorId, (Var, Option<Tensor>)>;
+
+thread_local! {
+    static WANTED: RefCell<Option<Wanted>> = const { RefCell::new(None) };
+}
+
+/// Runs `body`. Backward passes on this thread add the gradients of `params` to the sums that come with them, and the sums
+/// that exist afterwards are returned. Gradients that no kernel here has taken stay in candle's store, for
+/// [`accumulate_store`].
+pub fn accumulate<R>(params: impl Iterator<Item = (Var, Option<Tensor>)>, body: impl FnOnce() -> R) -> (R, Sums) {
+    let wanted = params.map(|(var, sum)| (var.id(), (var, sum))).collect();
+    // A thread that waits may begin another micro-batch in between, which must put back what it found.
+    let before = WANTED.replace(Some(wanted));
+    let result = body();
+    let wanted = WANTED.replace(before).unwrap_or_default();
+    (result, wanted.into_iter().filter_map(|(id, (_, sum))| Some((id, sum?))).collect())
+}
+
+/// Adds the gradients that a backward pass left in its store, and drops the rest of the store.
+///
+/// # Errors
+/// A gradient has another shape or type than its parameter.
+pub fn accumulate_store(mut store: GradStore) -> Result<()> {
+    let here: Vec<Var> = WANTED.with_borrow(|wanted| {
+        let vars = wanted.iter().flat_map(|all| all.values().map(|(var, _)| var));
+        vars.filter(|var| store.get_id(var.id()).is_some()).cloned().collect()
+    });
+    for var in here {
+        // Detached, because candle's gradients hold on to the whole graph.
+        let Some(g) = store.remove(&var).map(|g| g.detach()) else { continue };
+        if !g.device().is_cpu() {
+            add_beside(&var, g)?;
+        } else if let Some(sum) = sum_of(&var)? {
+            crate::add_in_place(&sum, &g)?;
+        }
+    }
+    Ok(())
+}
+
+/// The gradient of an operand. `add` adds it to what it is given, which is the parameter's sum where there is one (then candle
+/// gets nothing), else zeros.
+pub(super) fn gradient(w: &Tensor, add: impl FnOnce(&mut [f32])) -> Result<Option<Tensor>> {
+    if !w.track_op() {
+        return Ok(None);
+    }
+    if let Some(sum) = sum_of(w)? {
+        write(&sum, add)?;
+        return Ok(None);
+    }
+    let mut g = vec![0f32; w.elem_count()];
+    add(&mut g);
+    Tensor::from_vec(g, w.shape(), &Device::Cpu).map(Some)
+}
+
+/// The sum of a wanted parameter; zeros where this is its first gradient.
+fn sum_of(var: &Tensor) -> Result<Option<Tensor>> {
+    WANTED.with_borrow_mut(|wanted| {
+        let Some((_, sum)) = wanted.as_mut().and_then(|all| all.get_mut(&var.id())) else { return Ok(None) };
+        if sum.is_none() {
+            *sum = Some(Tensor::zeros(var.shape(), DType::F32, var.device())?);
+        }
+        Ok(sum.clone())
+    })
+}
+
+/// On a GPU the first gradient is the sum itself, which saves making zeros and adding to them.
+fn add_beside(var: &Tensor, g: Tensor) -> Result<()> {
+    WANTED.with_borrow_mut(|wanted| {
+        let Some((_, sum)) = wanted.as_mut().and_then(|all| all.get_mut(&var.id())) else { return Ok(()) };
+        *sum = Some(match sum.take() {
+            Some(before) => (before + g)?,
+            None => g.contiguous()?,
+        });
+        Ok(())
+    })
+}

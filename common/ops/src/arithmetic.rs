@@ -1,0 +1,91 @@
+//! Sums, factors and norms of whole tensors, in place on the CPU.
+
+use candle_core::{Result, Tensor};
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use super::values::{with_values, write};
+
+/// Numbers that one task works on: enough to pay for the task, few enough to stay in the cache. Pieces of fixed size, in
+/// order, give the same sums on any number of threads.
+const CHUNK: usize = 1 << 14;
+
+/// x = f(x) for every number of a contiguous f32 CPU tensor, in place.
+///
+/// # Errors
+/// The tensor has another type, is not contiguous, or lies on another device.
+pub fn map_in_place(x: &Tensor, f: impl Fn(f32) -> f32 + Sync) -> Result<()> {
+    write(x, |x| x.par_chunks_mut(CHUNK).for_each(|x| x.iter_mut().for_each(|x| *x = f(*x))))
+}
+
+/// sum += g, element by element; both are f32 CPU tensors.
+///
+/// # Errors
+/// As [`map_in_place`].
+pub fn add_in_place(sum: &Tensor, g: &Tensor) -> Result<()> {
+    with_values([g], |[g]| {
+        write(sum, |sum| {
+            sum.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).for_each(|(sum, g)| {
+                sum.iter_mut().zip(g).for_each(|(sum, g)| *sum += g);
+            });
+        })
+    })?
+}
+
+/// sum += g, element by element: in place on the CPU, as a new tensor elsewhere.
+///
+/// # Errors
+/// The tensors differ in shape, type or device.
+pub fn add_to(sum: &mut Tensor, g: &Tensor) -> Result<()> {
+    if sum.device().is_cpu() {
+        return add_in_place(sum, g);
+    }
+    *sum = (&*sum + g)?;
+    Ok(())
+}
+
+/// x *= factor: in place on the CPU, as a new tensor elsewhere.
+///
+/// # Errors
+/// As [`map_in_place`].
+pub fn scale(x: &mut Tensor, factor: f64) -> Result<()> {
+    if x.device().is_cpu() {
+        return map_in_place(x, |x| x * factor as f32);
+    }
+    *x = (&*x * factor)?;
+    Ok(())
+}
+
+/// The sum of squares of each f32 tensor, added up in f64. All tensors lie on one device; a GPU is waited for once.
+///
+/// # Errors
+/// A tensor has another type or lies on another device than the first.
+pub fn sums_of_squares(tensors: &[&Tensor]) -> Result<Vec<f64>> {
+    #[cfg(feature = "cuda")]
+    if tensors.first().is_some_and(|x| x.device().is_cuda()) {
+        return crate::cuda::squares(tensors);
+    }
+    let one = |x: &&Tensor| {
+        let parts: Vec<f64> = with_values([x], |[x]| x.par_chunks(CHUNK).map(squares).collect())?;
+        Ok(parts.into_iter().sum())
+    };
+    tensors.iter().map(one).collect()
+}
+
+/// The sum of squares of one f32 tensor, added up in f64.
+///
+/// # Errors
+/// The tensor has another type.
+pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
+    Ok(sums_of_squares(&[x])?.into_iter().sum())
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn squares(x: &[f32]) -> f64 {
+    let mut lanes = [0f64; 16];
+    let (whole, rest) = x.split_at(x.len() / 16 * 16);
+    for x in whole.chunks_exact(16) {
+        lanes.iter_mut().zip(x).for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>()
+}
