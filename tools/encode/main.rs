@@ -29,12 +29,13 @@ use nets::{
 };
 use pipe::{
     atomic,
-    cli::{Answer, Common, Shard, run},
+    cli::{Answer, Common, run},
     column::Rows,
     id,
     origin::Origin,
     parts, place, progress,
     schema::{self, images, labels, pairs},
+    shard::Shard,
     stop,
     table::{BATCH, Inputs, Output},
 };

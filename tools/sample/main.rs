@@ -28,8 +28,9 @@ use pipe::{
     id,
     origin::{InputOrigin, Origin},
     parts::Work,
-    progress, prompt_source, schema, stop,
-    table::target,
+    progress, prompt_source, schema,
+    shard::target,
+    stop,
 };
 use rows::{Artist, Image};
 

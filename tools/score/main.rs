@@ -31,8 +31,10 @@ use pipe::{
     column::Rows,
     origin::Origin,
     parts::Work,
-    place, progress, stop,
-    table::{Inputs, Output, target},
+    place, progress,
+    shard::target,
+    stop,
+    table::{Inputs, Output},
 };
 use rows::Kind;
 use summary::Summary;

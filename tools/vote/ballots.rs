@@ -8,10 +8,10 @@ use arrow::{
     datatypes::Schema,
 };
 use pipe::{
-    cli::Shard,
     column::Rows,
     origin::InputOrigin,
     schema::{is_judge, labels, pairs},
+    shard::Shard,
     table::{Batches, Inputs},
 };
 

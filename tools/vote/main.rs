@@ -26,8 +26,8 @@ use anyhow::{Context, Result, ensure};
 use pipe::{
     ahead::Ahead,
     cli::{self, Answer},
-    progress, schema,
-    table::{self, Output},
+    progress, schema, shard,
+    table::Output,
 };
 use serde_json::{Map, Value};
 
@@ -68,7 +68,7 @@ fn run(args: Args) -> Result<Answer> {
 
     let metrics = source.metrics().to_vec();
     let origin = args.origin(&metrics, ties, &scales)?.inputs(source.origins()?);
-    let target = table::target(output, common.shard);
+    let target = shard::target(output, common.shard);
     let mut out = Output::create(&target, schema::labels(&metrics), &origin)?;
     let (mut summary, mut rounds) = (Summary::new(&metrics), Rounds::default());
     let (name, bar) = (source.name(), progress::bar("vote", source.rows().map(|n| n as u64), common.quiet));

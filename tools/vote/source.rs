@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use pipe::{cli::Shard, origin::InputOrigin};
+use pipe::{origin::InputOrigin, shard::Shard};
 
 use crate::{
     ballot::Ballot,

@@ -3,7 +3,6 @@
 use std::{
     ffi::OsString,
     num::NonZeroUsize,
-    ops::Range,
     path::{Path, PathBuf},
     process::ExitCode,
     str::FromStr,
@@ -17,8 +16,9 @@ use clap::{
 
 use crate::{
     place,
+    shard::{self, Shard},
     stop::Stopped,
-    table::{self, is_url},
+    table::is_url,
 };
 
 /// What a tool answers: exit code 0 or 1. Trouble is an `Err`, exit code 2.
@@ -77,7 +77,7 @@ impl Common {
     pub fn output_beside<P: AsRef<Path>>(&self, inputs: impl IntoIterator<Item = P> + Clone) -> Result<&PathBuf> {
         let output = self.output()?;
         place::refuse_inputs(output, inputs.clone())?;
-        place::refuse_inputs(&table::target(output, self.shard), inputs)?;
+        place::refuse_inputs(&shard::target(output, self.shard), inputs)?;
         Ok(output)
     }
 
@@ -126,37 +126,6 @@ pub enum Dtype {
     F32,
     Bf16,
     F16,
-}
-
-/// The `index`-th of `count` contiguous row ranges.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shard {
-    pub index: usize,
-    pub count: usize,
-}
-
-impl Shard {
-    /// The rows of this shard out of `rows`: sizes differ by at most one, nothing is lost.
-    pub fn range(&self, rows: usize) -> Range<usize> {
-        let cut = |i: usize| (rows as u128 * i as u128 / self.count as u128) as usize;
-        cut(self.index)..cut(self.index + 1)
-    }
-
-    /// `part-00002-of-00008.parquet`: the total is in the name, so that a missing part is seen.
-    pub fn file_name(&self) -> String {
-        format!("part-{:05}-of-{:05}.parquet", self.index, self.count)
-    }
-}
-
-impl FromStr for Shard {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        let parse = |x: &str| x.parse::<usize>().ok();
-        match s.split_once('/').map(|(i, n)| (parse(i), parse(n))) {
-            Some((Some(index), Some(count))) if index < count => Ok(Shard { index, count }),
-            _ => Err(format!("'{s}' is not I/N with I from 0 to N-1")),
-        }
-    }
 }
 
 /// Parses the command line, runs the tool, and turns its result into an exit code:
@@ -254,19 +223,6 @@ pub fn is_broken_pipe(error: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn shards_tile_the_rows() {
-        for (rows, count) in [(0, 3), (1, 3), (7, 3), (100, 7), (5, 8)] {
-            let mut next = 0;
-            for index in 0..count {
-                let range = Shard { index, count }.range(rows);
-                assert_eq!(range.start, next);
-                next = range.end;
-            }
-            assert_eq!(next, rows);
-        }
-    }
 
     #[test]
     fn underscores_in_flags_only() {

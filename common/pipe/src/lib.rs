@@ -13,6 +13,7 @@ pub mod progress;
 pub mod prompt_source;
 pub mod schema;
 pub mod seed;
+pub mod shard;
 pub mod stop;
 pub mod table;
 pub mod take;

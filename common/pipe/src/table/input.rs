@@ -19,9 +19,9 @@ use super::{
     stream::Stream,
 };
 use crate::{
-    cli::Shard,
     id::file_hash,
     origin::{self, InputOrigin, Origin},
+    shard::Shard,
 };
 
 /// Rows a batch where the caller has no reason for another number.

@@ -12,6 +12,6 @@ mod stream;
 pub use batches::Batches;
 pub use input::{BATCH, Inputs};
 pub use open::is_table;
-pub use output::{Output, target};
+pub use output::Output;
 pub use source::is_url;
 pub(crate) use source::{Builder, Source};

@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufWriter, IsTerminal, Write},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
@@ -20,19 +20,10 @@ use parquet::{
 
 use crate::{
     atomic::AtomicFile,
-    cli::Shard,
     origin::{self, Origin},
     place,
     schema::{images, labels, pairs},
 };
-
-/// Where `-o` and `--shard` together say to write.
-pub fn target(output: &Path, shard: Option<Shard>) -> PathBuf {
-    match shard {
-        Some(shard) => output.join(shard.file_name()),
-        None => output.to_owned(),
-    }
-}
 
 /// Columns with a name of its own for almost every row.
 const NAMES: [&str; 4] = [labels::PAIR_ID, pairs::UID[0], pairs::UID[1], images::IMAGE_UID];
