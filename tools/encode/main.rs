@@ -17,7 +17,7 @@ use arrow::{
     datatypes::{DataType, Field, Metadata, Schema},
 };
 use candle_core::{DType, Device, Tensor};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use half::f16;
 use nets::{
     base,
@@ -29,7 +29,8 @@ use nets::{
 };
 use pipe::{
     atomic,
-    cli::{Answer, Common, run},
+    augment::Augment,
+    cli::{Answer, Common, Networks, Sharding, named, run},
     column::Rows,
     id,
     origin::Origin,
@@ -69,7 +70,7 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 512)]
     resolution: usize,
     /// Whether to store mirrored images too, for the flips of `train --augment`
-    #[arg(long, value_enum, default_value_t = Augment::None)]
+    #[arg(long, default_value_t = Augment::None, value_parser = named::<Augment>())]
     augment: Augment,
     /// Images that go through the VAE at once
     #[arg(long, value_name = "N", default_value_t = 16)]
@@ -78,14 +79,11 @@ struct Args {
     #[arg(long)]
     allow_download: bool,
     #[command(flatten)]
+    networks: Networks,
+    #[command(flatten)]
+    sharding: Sharding,
+    #[command(flatten)]
     common: Common,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Augment {
-    None,
-    PairFlip,
-    IndependentFlip,
 }
 
 fn main() -> ExitCode {
@@ -93,11 +91,11 @@ fn main() -> ExitCode {
 }
 
 fn encode(args: Args) -> Result<Answer> {
-    let out = args.common.output_beside(&args.pairs)?.clone();
+    let out = args.sharding.output_beside(&args.common, &args.pairs)?.clone();
     ensure!(out.as_os_str() != "-", "the cache is a folder; name one with -o");
     ensure!(args.batch > 0, "--batch is 0: no image to encode");
     let whole = out.join("latents.parquet").is_file();
-    match args.common.shard {
+    match args.sharding.shard {
         None => {
             ensure!(!out.exists() || whole, "{} exists and is not a cache; choose another folder", out.display());
             place::refuse_inputs_inside(&out, args.pairs.iter().chain([&args.base]))?;
@@ -105,11 +103,11 @@ fn encode(args: Args) -> Result<Answer> {
         Some(_) => ensure!(!whole, "{} holds a whole cache; choose another folder for parts", out.display()),
     }
     let base = hub::resolve(&args.base, args.allow_download)?;
-    let device = base::device(args.common.device)?;
-    let dtype = base::dtype(args.common.dtype, &device)?;
+    let device = base::device(args.networks.device)?;
+    let dtype = base::dtype(args.networks.dtype, &device)?;
     let mut inputs = Inputs::open(&args.pairs)?;
     inputs.require(&pairs::NEEDED, "expected a pairs table with Pick-a-Pic's columns")?;
-    let range = inputs.range(args.common.shard)?;
+    let range = inputs.range(args.sharding.shard)?;
     let vae = Vae::open(&base.join("vae"), dtype, &device)?;
     let text = PromptEncoder::open(&base, dtype, &device)?;
     let factor = vae.config.factor();
@@ -141,7 +139,7 @@ fn encode(args: Args) -> Result<Answer> {
         bar.inc(rows.len() as u64);
         stop::check()?;
     }
-    let (images, captions) = cache.finish(chunks, &out, args.common.shard)?;
+    let (images, captions) = cache.finish(chunks, &out, args.sharding.shard)?;
     let images = if args.augment == Augment::None { images } else { images / 2 };
     // Less the empty caption.
     args.common.say(format_args!(
@@ -191,7 +189,7 @@ impl Cache {
             ("pairs", schema::pair_list()),
         ];
         let name = |shard: Shard| out.join(shard.file_name()).with_extension("");
-        let target = args.common.shard.map_or(out.to_owned(), name);
+        let target = args.sharding.shard.map_or(out.to_owned(), name);
         let folder = parts::folder(&target, &format!("{CHUNK} pairs a part\n{}", origin.to_json()))?;
         Ok(Self { folder, tables, origin, seen_images: HashSet::new(), seen_captions: HashSet::new() })
     }

@@ -67,12 +67,11 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<Answer> {
     let common = &args.common;
     let output = common.output_beside(&args.sources)?;
-    common.refuse_shard("a prompt belongs to the set's whole, where duplicates are found; shard `sample` instead")?;
     let mut source = prompt_source::read(&args.sources, args.set.as_deref())?;
     let other_sets = keep_sets(&mut source.prompts, &args.only_set)?;
     let max = args.max.map_or(usize::MAX, |max| max as usize);
     let filtered = match &args.safe.safe {
-        Some(folder) => Some(safe::filter(&mut source.prompts, max, folder, &args.safe, common)?),
+        Some(folder) => Some(safe::filter(&mut source.prompts, max, folder, &args.safe, common.quiet)?),
         None => None,
     };
     let beyond_max = match &filtered {

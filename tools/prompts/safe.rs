@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use pipe::{cli::Common, prompt_source::Prompt};
+use pipe::{cli::named, device::Device, prompt_source::Prompt};
 
 /// The filter and what it left out.
 #[derive(clap::Args)]
@@ -19,6 +19,9 @@ pub struct Safe {
     /// Fetch the classifier if it is named by a hub id (org/name[@revision]) and not in the cache
     #[arg(long, requires = "safe")]
     pub allow_download: bool,
+    /// Where the classifier runs
+    #[arg(long, default_value_t = Device::Cpu, value_parser = named::<Device>(), requires = "safe")]
+    pub device: Device,
 }
 
 /// What the filter did.
@@ -40,7 +43,7 @@ const AT_ONCE: usize = 64;
 /// # Errors
 /// No classifier, or none of this kind, in `folder`; a threshold that is no probability; a signal.
 #[cfg(feature = "nets")]
-pub fn filter(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe, common: &Common) -> Result<Filtered> {
+pub fn filter(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe, quiet: bool) -> Result<Filtered> {
     use anyhow::{Context, ensure};
     use nets::{base, hub, text_classifier::TextClassifier};
     use pipe::{progress, stop};
@@ -49,11 +52,11 @@ pub fn filter(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe,
     stop::watch()?;
     let folder = hub::resolve(folder, args.allow_download)?;
     let say = || format!("--safe {}", folder.display());
-    let model = TextClassifier::open(&folder, &base::device(common.device)?).with_context(say)?;
+    let model = TextClassifier::open(&folder, &base::device(args.device)?).with_context(say)?;
     let nsfw = model.labels.iter().position(|l| l.eq_ignore_ascii_case("nsfw")).with_context(|| {
         format!("{}: none of its classes is NSFW (id2label in config.json has {})", say(), model.labels.join(", "))
     })?;
-    let bar = progress::bar("prompts", Some(prompts.len() as u64), common.quiet);
+    let bar = progress::bar("prompts", Some(prompts.len() as u64), quiet);
     let (mut kept, mut seen) = (vec![], 0);
     for some in prompts.chunks(AT_ONCE) {
         let texts: Vec<&str> = some.iter().map(|p| &p.prompt[..]).collect();
@@ -79,6 +82,6 @@ pub fn filter(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe,
 /// # Errors
 /// Always: this build has no networks.
 #[cfg(not(feature = "nets"))]
-pub fn filter(_: &mut Vec<Prompt>, _: usize, _: &Path, _: &Safe, _: &Common) -> Result<Filtered> {
+pub fn filter(_: &mut Vec<Prompt>, _: usize, _: &Path, _: &Safe, _: bool) -> Result<Filtered> {
     anyhow::bail!("--safe runs a network, and this build has none; build with the default features")
 }

@@ -14,7 +14,8 @@ use nets::{
     hub,
 };
 use pipe::{
-    cli::{Answer, Common, run},
+    cli::{Answer, Common, named, run},
+    device::Device,
     origin::{InputOrigin, Origin},
 };
 
@@ -43,6 +44,9 @@ struct Args {
     /// Fetch models that are named by a hub id (org/name[@revision]) and are not in the cache
     #[arg(long)]
     allow_download: bool,
+    /// Where the average is computed
+    #[arg(long, default_value_t = Device::Cpu, value_parser = named::<Device>())]
+    device: Device,
     #[command(flatten)]
     common: Common,
 }
@@ -54,9 +58,8 @@ fn main() -> ExitCode {
 fn refresh(args: Args) -> Result<Answer> {
     let out = args.common.output()?;
     ensure!(out.as_os_str() != "-", "a checkpoint is a folder; name one with -o");
-    args.common.refuse_shard("a checkpoint has no rows")?;
     ensure!((0.0..=1.0).contains(&args.rate), "--rate is a share between 0 and 1, it is {}", args.rate);
-    let device = base::device(args.common.device)?;
+    let device = base::device(args.device)?;
     let folder = |arg: &PathBuf| unet_folder(&hub::resolve(arg, args.allow_download)?);
     let (policy_folder, reference_folder) = (folder(&args.policy)?, folder(&args.reference)?);
     let (policy, reference) = (Weights::open(&policy_folder)?, Weights::open(&reference_folder)?);

@@ -113,7 +113,6 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<Answer> {
-    args.common.refuse_shard("a report shows the whole tables")?;
     ensure!(
         args.sheet.is_some() || args.common.output.is_some(),
         "no output was named; `-o report.html` writes the page, `--sheet sheet.png` a contact sheet"

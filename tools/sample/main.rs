@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use draw::{Drawing, Painter, Settings};
 use nets::{
     base::{self, unet_folder},
@@ -24,7 +24,7 @@ use nets::{
 };
 use pipe::{
     atomic,
-    cli::{Answer, Common, run},
+    cli::{Answer, Common, Networks, Sharding, named, run},
     id,
     origin::{InputOrigin, Origin},
     parts::Work,
@@ -65,8 +65,8 @@ struct Args {
     #[arg(short = 'n', long = "images-per-prompt", value_name = "N", default_value_t = 1)]
     n: u32,
     /// How the noise is taken away
-    #[arg(long, value_enum, default_value_t = Scheduler::Ddim)]
-    scheduler: Scheduler,
+    #[arg(long, default_value_t = Method::Ddim, value_parser = named::<Method>())]
+    scheduler: Method,
     /// Sampling steps an image
     #[arg(long, value_name = "N", default_value_t = 50)]
     steps: usize,
@@ -102,30 +102,11 @@ struct Args {
     #[arg(long)]
     allow_download: bool,
     #[command(flatten)]
+    networks: Networks,
+    #[command(flatten)]
+    sharding: Sharding,
+    #[command(flatten)]
     common: Common,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Scheduler {
-    /// Deterministic DDIM (eta 0)
-    Ddim,
-    /// Pseudo linear multistep: Stable Diffusion 1.5's own
-    Pndm,
-    /// DPM-Solver++, second order, multistep (DPM++ 2M)
-    Dpmpp,
-    /// Euler's method: SDXL's own
-    Euler,
-}
-
-impl Scheduler {
-    fn method(self) -> Method {
-        match self {
-            Scheduler::Ddim => Method::Ddim,
-            Scheduler::Pndm => Method::Pndm,
-            Scheduler::Dpmpp => Method::Dpmpp,
-            Scheduler::Euler => Method::Euler,
-        }
-    }
 }
 
 fn main() -> ExitCode {
@@ -133,12 +114,12 @@ fn main() -> ExitCode {
 }
 
 fn sample(args: Args) -> Result<Answer> {
-    let out = args.common.output_beside(&args.prompts)?;
+    let out = args.sharding.output_beside(&args.common, &args.prompts)?;
     ensure!(args.n > 0, "-n is 0: no image to draw");
     ensure!(args.batch > 0, "--batch is 0: no image to draw");
     ensure!(args.guidance.is_finite(), "--guidance must be a number, it is {}", args.guidance);
     let settings = Settings {
-        method: args.scheduler.method(),
+        method: args.scheduler,
         steps: args.steps,
         guidance: args.guidance,
         negative: args.negative.clone(),
@@ -149,7 +130,7 @@ fn sample(args: Args) -> Result<Answer> {
         "--negative says what guidance leads away from: it needs a --guidance above 1, not {}",
         args.guidance
     );
-    let whole_only = args.common.shard.is_none() || (args.latents.is_none() && args.dump_latents.is_none());
+    let whole_only = args.sharding.shard.is_none() || (args.latents.is_none() && args.dump_latents.is_none());
     ensure!(whole_only, "--latents and --dump-latents hold every image in order; they do not go with --shard");
     if let Some(file) = &args.dump_latents {
         let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -159,8 +140,8 @@ fn sample(args: Args) -> Result<Answer> {
     let resolve = |arg: &PathBuf| hub::resolve(arg, args.allow_download);
     let base = resolve(&args.base)?;
     let unet = args.unet.as_ref().map(resolve).transpose()?;
-    let device = base::device(args.common.device)?;
-    let dtype = base::dtype(args.common.dtype, &device)?;
+    let device = base::device(args.networks.device)?;
+    let dtype = base::dtype(args.networks.dtype, &device)?;
     let prompts = prompt_source::read(&args.prompts, None)?;
     ensure!(!prompts.prompts.is_empty(), "there is no prompt to draw");
     let unet_of = unet_folder(unet.as_deref().unwrap_or(&base))?;
@@ -212,10 +193,10 @@ fn sample(args: Args) -> Result<Answer> {
     stop::watch()?;
 
     // An image is row `prompt * n + k`; `--shard` takes a range of rows.
-    let rows = args.common.shard.map_or(0..total, |s| s.range(total));
+    let rows = args.sharding.shard.map_or(0..total, |s| s.range(total));
     let parts: Vec<_> = rows.clone().step_by(args.batch).map(|from| from..(from + args.batch).min(rows.end)).collect();
     let mut work = Work::open(
-        &target(out, args.common.shard),
+        &target(out, args.sharding.shard),
         schema::images(),
         origin,
         &format!("rows {rows:?} by {}", args.batch),

@@ -18,7 +18,7 @@ use arrow::{
     datatypes::SchemaRef,
 };
 use candle_core::DType;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use engine::Engine;
 use nets::{
     base,
@@ -27,7 +27,7 @@ use nets::{
 };
 use pipe::{
     atomic::create_parent,
-    cli::{Answer, Common, run},
+    cli::{Answer, Common, Networks, Sharding, named, run},
     column::Rows,
     origin::Origin,
     parts::Work,
@@ -74,11 +74,11 @@ struct Args {
     #[arg(long, value_name = "M=TOWER[,HEAD]")]
     model: Vec<String>,
     /// Which HPS an open_clip file (HPS_v2.1_compressed.pt) is; nothing in it says so, and the scores differ
-    #[arg(long, value_enum, value_name = "V")]
-    hps_version: Option<Version>,
+    #[arg(long, value_name = "V", value_parser = named::<HpsVersion>())]
+    hps_version: Option<HpsVersion>,
     /// How `hps` and `clip` resize: antialiased (torchvision from 0.17 on) or as before
-    #[arg(long, value_enum, default_value_t = Resize::Antialias)]
-    hps_resize: Resize,
+    #[arg(long, default_value_t = Antialias::On, value_parser = named::<Antialias>())]
+    hps_resize: Antialias,
     /// Images that go through a model at once [default: 4 on a CPU, 64 on a GPU]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
@@ -92,21 +92,11 @@ struct Args {
     #[arg(long)]
     allow_download: bool,
     #[command(flatten)]
+    networks: Networks,
+    #[command(flatten)]
+    sharding: Sharding,
+    #[command(flatten)]
     common: Common,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Version {
-    #[value(name = "2.0")]
-    V2_0,
-    #[value(name = "2.1")]
-    V2_1,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Resize {
-    Antialias,
-    Legacy,
 }
 
 /// Rows of a part, which a killed run loses at most: 64, and on a GPU enough to fill several batches of `batch` images.
@@ -120,22 +110,18 @@ fn main() -> ExitCode {
 
 fn score(args: Args) -> Result<Answer> {
     let common = &args.common;
-    let output = if args.verify.is_some() { common.output()? } else { common.output_beside(&args.tables)? };
-    let out = target(output, common.shard);
+    let output =
+        if args.verify.is_some() { common.output()? } else { args.sharding.output_beside(common, &args.tables)? };
+    let shard = args.sharding.shard;
+    let out = target(output, shard);
     let kept = args.verify.is_none() && !place::is_stream(&out);
     let metrics = models::metrics(&args.metrics)?;
     ensure!(args.batch != Some(0), "--batch is 0: no image to score");
-    let device = base::device(common.device)?;
+    let device = base::device(args.networks.device)?;
     let options = scorer::Options {
-        dtype: base::dtype(common.dtype, &device)?,
-        antialias: match args.hps_resize {
-            Resize::Antialias => Antialias::On,
-            Resize::Legacy => Antialias::Legacy,
-        },
-        hps_version: args.hps_version.map(|v| match v {
-            Version::V2_0 => HpsVersion::V2_0,
-            Version::V2_1 => HpsVersion::V2_1,
-        }),
+        dtype: base::dtype(args.networks.dtype, &device)?,
+        antialias: args.hps_resize,
+        hps_version: args.hps_version,
         batch: args.batch.unwrap_or(if device.is_cpu() { 4 } else { 64 }),
         device,
     };
@@ -147,7 +133,7 @@ fn score(args: Args) -> Result<Answer> {
         create_parent(&out)?;
     }
     let scorers = models::open(&metrics, &sources, &options)?;
-    let range = inputs.range(common.shard)?;
+    let range = inputs.range(shard)?;
     let origin = origin(&args, &metrics, &scorers, &options).inputs(inputs.origins_of(&range)?);
     let side_by_side = options.device.is_cpu();
     let part_rows = part_rows(options.device.is_cpu(), options.batch);
@@ -157,6 +143,7 @@ fn score(args: Args) -> Result<Answer> {
     };
     let mut engine = Engine::new(scorers, kind, &folder, options.batch, side_by_side, args.skip_bad)?;
     if let Some(n) = args.verify {
+        ensure!(shard.is_none(), "--verify draws its own rows; leave out --shard");
         return verify::verify(&mut engine, kind, &inputs, &out, n as usize, common);
     }
     stop::watch()?;
@@ -190,7 +177,7 @@ fn score(args: Args) -> Result<Answer> {
         bar.inc(rows.len() as u64);
         stop::check()?;
     }
-    ensure!(summary.rows > 0 || common.shard.is_some(), "{} has no rows", inputs.name());
+    ensure!(summary.rows > 0 || shard.is_some(), "{} has no rows", inputs.name());
     let done = engine.finish();
     work.finish(parts)?;
     bar.finish_and_clear();

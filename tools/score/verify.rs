@@ -28,7 +28,6 @@ pub fn verify(
     n: usize,
     common: &Common,
 ) -> Result<Answer> {
-    ensure!(common.shard.is_none(), "--verify draws its own rows; leave out --shard");
     ensure!(
         inputs.rows().is_some() && !place::is_stream(out),
         "--verify draws rows at random; name the table as a Parquet file"

@@ -3,7 +3,7 @@
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use anyhow::{Result, ensure};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use nets::{
     base::unet_folder,
     checkpoint::read_json,
@@ -12,11 +12,14 @@ use nets::{
     optim::{AdafactorConfig, AdamWConfig, LrSchedule, Rule},
     unet::UNetConfig,
 };
-use pipe::cli::Common;
+use pipe::{
+    augment::Augment,
+    cli::{Common, Networks, named},
+    device::Dtype,
+};
 
 use crate::{
     calm::OnSpike,
-    data::Augment,
     gradients::Checkpointing,
     guard::Guard,
     log::ReportTo,
@@ -84,11 +87,11 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value = "1", help_heading = "Optimisation")]
     pub gradient_accumulation_steps: NonZeroUsize,
     /// Compute activations twice instead of keeping them
-    #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, default_value_t = Checkpointing::Auto,
-          default_missing_value = "on", require_equals = true, help_heading = "Optimisation")]
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, default_value_t = Checkpointing::Auto,
+          default_missing_value = "on", require_equals = true, help_heading = "Optimisation", value_parser = named::<Checkpointing>())]
     pub gradient_checkpointing: Checkpointing,
     /// Where to keep the reference's weights; the same bits either way
-    #[arg(long, value_enum, value_name = "WHERE", default_value_t = Place::Auto, help_heading = "Optimisation")]
+    #[arg(long, value_name = "WHERE", default_value_t = Place::Auto, help_heading = "Optimisation", value_parser = named::<Place>())]
     pub reference_weights: Place,
     /// Learning rate; Diffusion-DPO's 1e-8 is meant with --scale_lr
     #[arg(long, visible_alias = "lr", value_name = "X", default_value_t = 1e-8, help_heading = "Optimisation")]
@@ -97,8 +100,8 @@ pub struct Args {
     #[arg(long, help_heading = "Optimisation")]
     pub scale_lr: bool,
     /// How the learning rate goes (diffusers' schedules)
-    #[arg(long, value_enum, default_value_t = Schedule::ConstantWithWarmup, help_heading = "Optimisation")]
-    pub lr_scheduler: Schedule,
+    #[arg(long, default_value_t = LrSchedule::ConstantWithWarmup, help_heading = "Optimisation", value_parser = named::<LrSchedule>())]
+    pub lr_scheduler: LrSchedule,
     /// Steps over which the learning rate rises from 0
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Optimisation")]
     pub lr_warmup_steps: u64,
@@ -106,13 +109,13 @@ pub struct Args {
     #[arg(long, value_name = "N", help_heading = "Optimisation")]
     pub lr_total_steps: Option<u64>,
     /// How a gradient becomes a step [default: adamw]
-    #[arg(long, value_enum, help_heading = "Optimisation")]
+    #[arg(long, help_heading = "Optimisation", value_parser = named::<OptimizerName>())]
     pub optimizer: Option<OptimizerName>,
     /// The same as --optimizer adafactor
     #[arg(long, conflicts_with = "optimizer", help_heading = "Optimisation")]
     pub use_adafactor: bool,
     /// How AdamW's moments are stored; bf16 halves them, on the CPU alone
-    #[arg(long, value_enum, default_value_t = Moments::F32, help_heading = "Optimisation")]
+    #[arg(long, default_value_t = Moments::F32, help_heading = "Optimisation", value_parser = named::<Moments>())]
     pub moments: Moments,
     #[arg(long, value_name = "X", default_value_t = 0.9, help_heading = "Optimisation")]
     pub adam_beta1: f64,
@@ -128,7 +131,7 @@ pub struct Args {
     pub max_grad_norm: Option<f64>,
 
     /// What is minimised
-    #[arg(long, value_enum, default_value_t = Form::Dpo, help_heading = "Method")]
+    #[arg(long, default_value_t = Form::Dpo, help_heading = "Method", value_parser = named::<Form>())]
     pub loss: Form,
     /// The same as --loss sft
     #[arg(long, conflicts_with = "loss", help_heading = "Method")]
@@ -144,10 +147,10 @@ pub struct Args {
     #[arg(long, value_name = "none|sdpo[:MU]", default_value = "none", help_heading = "Method")]
     pub guard: Guard,
     /// What the squared error is taken of in a v-prediction model
-    #[arg(long, value_enum, default_value_t = ErrorOf::Prediction, help_heading = "Method")]
+    #[arg(long, default_value_t = ErrorOf::Prediction, help_heading = "Method", value_parser = named::<ErrorOf>())]
     pub error: ErrorOf,
     /// Which timesteps the pairs are noised to
-    #[arg(long, value_enum, default_value_t = Timesteps::Auto, help_heading = "Method")]
+    #[arg(long, default_value_t = Timesteps::Auto, help_heading = "Method", value_parser = named::<Timesteps>())]
     pub timesteps: Timesteps,
     /// `frozen` (plain Diffusion-DPO), `hard:K` (the reference becomes the policy after every K-th optimiser step) or
     /// `ema:RATE` (after every step it goes this share of the way to the policy)
@@ -177,7 +180,7 @@ pub struct Args {
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub resolution: Option<usize>,
     /// Mirror images at random: each by itself (Diffusion-DPO), both of a pair together, or not
-    #[arg(long, value_enum, default_value_t = Augment::IndependentFlip, help_heading = "Data")]
+    #[arg(long, default_value_t = Augment::IndependentFlip, help_heading = "Data", value_parser = named::<Augment>())]
     pub augment: Augment,
 
     /// Keep a checkpoint in OUT_DIR/checkpoint-STEP every N steps (0: only at the end)
@@ -187,20 +190,20 @@ pub struct Args {
     #[arg(long, value_name = "N", help_heading = "Checkpoints")]
     pub checkpoints_total_limit: Option<NonZeroUsize>,
     /// How to store the published unet/; state/ keeps f32
-    #[arg(long, value_enum, default_value_t = SaveDtype::F32, help_heading = "Checkpoints")]
-    pub save_dtype: SaveDtype,
+    #[arg(long, default_value_t = Dtype::F32, help_heading = "Checkpoints", value_parser = named::<Dtype>())]
+    pub save_dtype: Dtype,
     /// Log the distance from the base every N steps: it reads all weights
     #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Checkpoints")]
     pub drift_every: u64,
 
     /// What to do when the loss is no number, or above --spike times the usual
-    #[arg(long, value_enum, default_value_t = OnSpike::Stop, help_heading = "Runs")]
+    #[arg(long, default_value_t = OnSpike::Stop, help_heading = "Runs", value_parser = named::<OnSpike>())]
     pub on_spike: OnSpike,
     /// How far above its mean over some 50 steps a loss is a spike; single losses of small batches go to ten times
     #[arg(long, value_name = "X", default_value_t = 20.0, help_heading = "Runs")]
     pub spike: f64,
     /// Where the numbers of each step go besides log.jsonl
-    #[arg(long, value_enum, default_value_t = ReportTo::None, help_heading = "Runs")]
+    #[arg(long, default_value_t = ReportTo::None, help_heading = "Runs", value_parser = named::<ReportTo>())]
     pub report_to: ReportTo,
     /// Threads that read and prepare the data ahead (0: none); no result depends on it
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Runs")]
@@ -214,6 +217,8 @@ pub struct Args {
     pub allow_download: bool,
     #[command(flatten)]
     pub pasted: Pasted,
+    #[command(flatten)]
+    pub networks: Networks,
     #[command(flatten)]
     pub common: Common,
 }
@@ -307,7 +312,7 @@ impl Args {
 
     /// Name, warm-up and, where it matters, length of the learning-rate schedule.
     pub fn schedule(&self) -> (String, u64, Option<u64>) {
-        let ends = matches!(self.lr_scheduler, Schedule::Linear | Schedule::Cosine);
+        let ends = matches!(self.lr_scheduler, LrSchedule::Linear | LrSchedule::Cosine);
         let total = self.lr_total_steps.unwrap_or(self.max_train_steps);
         (format!("{:?}", self.lr_scheduler), self.lr_warmup_steps, ends.then_some(total))
     }
@@ -367,48 +372,23 @@ impl Args {
     pub fn rate(&self, done: u64) -> f64 {
         let scale = if self.scale_lr { self.effective_batch() as f64 } else { 1.0 };
         let total = self.lr_total_steps.unwrap_or(self.max_train_steps);
-        self.learning_rate * scale * self.lr_scheduler.schedule().factor(done, self.lr_warmup_steps, total)
+        self.learning_rate * scale * self.lr_scheduler.factor(done, self.lr_warmup_steps, total)
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OptimizerName {
-    Adamw,
-    /// As transformers', scale_parameter and relative_step off: a quarter of AdamW's memory; Diffusion-DPO's choice for SDXL
-    Adafactor,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Moments {
-    F32,
-    Bf16,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub enum Schedule {
-    Constant,
-    ConstantWithWarmup,
-    Linear,
-    /// diffusers' cosine_with_restarts has one cycle by default: the same
-    #[value(alias = "cosine_with_restarts")]
-    Cosine,
-}
-
-impl Schedule {
-    fn schedule(self) -> LrSchedule {
-        match self {
-            Schedule::Constant => LrSchedule::Constant,
-            Schedule::ConstantWithWarmup => LrSchedule::ConstantWithWarmup,
-            Schedule::Linear => LrSchedule::Linear,
-            Schedule::Cosine => LrSchedule::Cosine,
-        }
+pipe::names! {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum OptimizerName {
+        Adamw = "adamw",
+        /// As transformers', scale_parameter and relative_step off: a quarter of AdamW's memory; Diffusion-DPO's choice for SDXL
+        Adafactor = "adafactor",
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum SaveDtype {
-    F32,
-    F16,
-    Bf16,
+pipe::names! {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Moments {
+        F32 = "f32",
+        Bf16 = "bf16",
+    }
 }

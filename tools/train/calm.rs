@@ -12,15 +12,17 @@ use crate::{
     state::{self, Counters, State},
 };
 
-/// What to do when it is not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum OnSpike {
-    /// Go on, unless something is no number
-    Ignore,
-    /// End with the last good checkpoint kept
-    Stop,
-    /// Go back to the last checkpoint and past the pairs that came after it, as PaLM's trainers did; three times at most
-    Rollback,
+pipe::names! {
+    /// What to do when it is not.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum OnSpike {
+        /// Go on, unless something is no number
+        Ignore = "ignore",
+        /// End with the last good checkpoint kept
+        Stop = "stop",
+        /// Go back to the last checkpoint and past the pairs that came after it, as PaLM's trainers did; three times at most
+        Rollback = "rollback",
+    }
 }
 
 /// The usual loss: an exponential mean over some 50 steps, or that of the first steps where it has fallen below. (A loss that

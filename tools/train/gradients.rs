@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
-use clap::ValueEnum;
 use nets::{
     params::{self, Grads},
     prompt::Conditioning,
@@ -31,15 +30,17 @@ pub struct Sum {
     pub grads: Grads,
 }
 
-/// What is kept of a forward pass for the backward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Checkpointing {
-    /// `on` for networks of 50 million weights and more, else `off`
-    Auto,
-    /// What enters each block, which is then computed twice: a fraction of the memory for a quarter more time
-    On,
-    /// All activations
-    Off,
+pipe::names! {
+    /// What is kept of a forward pass for the backward pass.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Checkpointing {
+        /// `on` for networks of 50 million weights and more, else `off`
+        Auto = "auto",
+        /// What enters each block, which is then computed twice: a fraction of the memory for a quarter more time
+        On = "on",
+        /// All activations
+        Off = "off",
+    }
 }
 
 /// How micro-batches go through the networks. It depends on the networks alone, so that the number of threads changes nothing.

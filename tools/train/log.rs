@@ -89,12 +89,14 @@ pub struct Log {
     files: Option<(File, Option<Events>)>,
 }
 
-/// Where the numbers of each step go besides log.jsonl.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum ReportTo {
-    None,
-    /// Event files in OUT_DIR/tensorboard/
-    Tensorboard,
+pipe::names! {
+    /// Where the numbers of each step go besides log.jsonl.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum ReportTo {
+        None = "none",
+        /// Event files in OUT_DIR/tensorboard/
+        Tensorboard = "tensorboard",
+    }
 }
 
 impl Log {

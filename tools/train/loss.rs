@@ -30,15 +30,17 @@ pub struct PairLoss {
     pub gradient: [f64; 2],
 }
 
-/// Which loss a pair has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Form {
-    /// Diffusion-DPO's logistic loss
-    Dpo,
-    /// A margin to reach and not to exceed: (z - 1/2)^2
-    Ipo,
-    /// The preferred image's error alone: plain fine-tuning, without a reference
-    Sft,
+pipe::names! {
+    /// Which loss a pair has.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Form {
+        /// Diffusion-DPO's logistic loss
+        Dpo = "dpo",
+        /// A margin to reach and not to exceed: (z - 1/2)^2
+        Ipo = "ipo",
+        /// The preferred image's error alone: plain fine-tuning, without a reference
+        Sft = "sft",
+    }
 }
 
 /// What is minimised: a loss, its strength, and how far labels are trusted.

@@ -65,11 +65,10 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
         _ => Some(args.common.output()?.clone()),
     };
     ensure!(out.as_ref().is_none_or(|out| out.as_os_str() != "-"), "a checkpoint is a folder; name one with -o");
-    args.common.refuse_shard("one training run is one job")?;
     args.check()?;
     let mut args = world.first_then_others(|| args.unpasted()?.with_models())?;
-    let device = base::device(world.device(args.common.device))?;
-    let compute = base::dtype(args.common.dtype, &device)?;
+    let device = base::device(world.device(args.networks.device))?;
+    let compute = base::dtype(args.networks.dtype, &device)?;
     ensure!(compute != DType::F16, "--dtype f16: small gradients would become 0; bf16 keeps the range of f32");
     world.attach(&device)?;
     if world.first() {

@@ -17,24 +17,28 @@ pub struct Method {
     pub error: ErrorOf,
 }
 
-/// Of what the squared error is taken, where the UNet predicts v.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum ErrorOf {
-    /// What the UNet predicts: against the error of epsilon a weight of 1 + 1/SNR in a v-prediction model, else 1
-    Prediction,
-    /// The noise, whatever the UNet predicts: weight alpha_t^2 on the error of v
-    Epsilon,
+pipe::names! {
+    /// Of what the squared error is taken, where the UNet predicts v.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum ErrorOf {
+        /// What the UNet predicts: against the error of epsilon a weight of 1 + 1/SNR in a v-prediction model, else 1
+        Prediction = "prediction",
+        /// The noise, whatever the UNet predicts: weight alpha_t^2 on the error of v
+        Epsilon = "epsilon",
+    }
 }
 
-/// Which timesteps are trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Timesteps {
-    /// `turbo` where the base's scheduler spaces timesteps `trailing` and the UNet predicts the noise, as SDXL Turbo; else `all`
-    Auto,
-    /// Each of the schedule as often
-    All,
-    /// Four, 249, 499, 749 and 999 of 1000, the last without any signal: as Diffusion-DPO trains SDXL Turbo
-    Turbo,
+pipe::names! {
+    /// Which timesteps are trained.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Timesteps {
+        /// `turbo` where the base's scheduler spaces timesteps `trailing` and the UNet predicts the noise, as SDXL Turbo; else `all`
+        Auto = "auto",
+        /// Each of the schedule as often
+        All = "all",
+        /// Four, 249, 499, 749 and 999 of 1000, the last without any signal: as Diffusion-DPO trains SDXL Turbo
+        Turbo = "turbo",
+    }
 }
 
 impl Timesteps {

@@ -3,12 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
-use pipe::cli::Dtype;
+use pipe::{augment::Augment, device::Dtype};
 
-use crate::{
-    args::{Args, OptimizerName},
-    data::Augment,
-};
+use crate::args::{Args, OptimizerName};
 
 /// Flags of Diffusion-DPO, diffusers and kohya's scripts that ask for what is done otherwise here, and how. (`_` and `-` are the
 /// same in a flag.)
@@ -139,8 +136,8 @@ impl Args {
             );
         }
         match mixed_precision.as_deref() {
-            Some("fp16") => self.common.dtype = Dtype::F16,
-            Some("bf16") => self.common.dtype = Dtype::Bf16,
+            Some("fp16") => self.networks.dtype = Dtype::F16,
+            Some("bf16") => self.networks.dtype = Dtype::Bf16,
             _ => {}
         }
         for (flag, given) in [("--cache_dir", cache_dir.is_some()), ("--allow_tf32", allow_tf32)] {

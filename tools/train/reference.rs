@@ -10,7 +10,6 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
-use clap::ValueEnum;
 use nets::{
     checkpoint::{self, Weights},
     params::Params,
@@ -69,15 +68,17 @@ impl Mode {
     }
 }
 
-/// Where the reference's weights are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Place {
-    /// `file` on the CPU for networks of 50 million weights and more, unless the reference is a moving average
-    Auto,
-    /// In memory
-    Memory,
-    /// In their file, read anew at every step
-    File,
+pipe::names! {
+    /// Where the reference's weights are kept.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Place {
+        /// `file` on the CPU for networks of 50 million weights and more, unless the reference is a moving average
+        Auto = "auto",
+        /// In memory
+        Memory = "memory",
+        /// In their file, read anew at every step
+        File = "file",
+    }
 }
 
 /// The network that the policy is measured against. Both kinds do the same arithmetic, to the last bit.

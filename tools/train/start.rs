@@ -11,10 +11,10 @@ use nets::{
     optim::Optimizer,
     unet::{Trainable, UNet},
 };
-use pipe::origin::Origin;
+use pipe::{device::Dtype, origin::Origin};
 
 use crate::{
-    args::{Args, LATEST, Moments, SaveDtype},
+    args::{Args, LATEST, Moments},
     calm::Usual,
     reference::Reference,
     source::Source,
@@ -62,9 +62,9 @@ pub fn start(args: &Args, source: &Source, out: Option<&Path>, device: &Device) 
     };
     let origin = source.describe_origin(origin, args)?;
     let dtype = match args.save_dtype {
-        SaveDtype::F32 => DType::F32,
-        SaveDtype::F16 => DType::F16,
-        SaveDtype::Bf16 => DType::BF16,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::Bf16 => DType::BF16,
     };
     let recipe = Recipe { unet, dtype, merge: args.merge };
 

@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use clap::Parser;
-use pipe::{cli::Common, origin::Origin};
+use pipe::{
+    cli::{Common, Sharding, named},
+    origin::Origin,
+};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -50,7 +53,7 @@ pub struct Args {
     #[arg(long)]
     pub human_voter: bool,
     /// Who decides where the votes tie; four voters tie in 15 to 35 % of pairs, and the paper gives no rule
-    #[arg(long, value_enum, value_name = "POLICY", default_value = "abstain")]
+    #[arg(long, value_name = "POLICY", default_value_t = Ties::Abstain, value_parser = named::<Ties>())]
     pub ties: Ties,
     /// Least difference of scores that is a vote, in the metric's own units: a difference of at most X is none [default: 0]
     #[arg(long, value_name = "M=X,...", value_delimiter = ',')]
@@ -59,7 +62,7 @@ pub struct Args {
     #[arg(long, value_name = "M=X,...", value_delimiter = ',', conflicts_with = "fit")]
     pub weights: Vec<Given>,
     /// Weights from the votes themselves, under weighted and soft
-    #[arg(long, value_enum, value_name = "METHOD")]
+    #[arg(long, value_name = "METHOD", value_parser = named::<FitMethod>())]
     pub fit: Option<FitMethod>,
     /// Spreads that zsum and minmax divide by: `data`, this table's own (a first pass, so not from a pipe), or a JSON file
     ///
@@ -67,17 +70,21 @@ pub struct Args {
     #[arg(long, value_name = "data|FILE")]
     pub scales: Option<ScalesFrom>,
     /// Read scored images and make pairs of each prompt's images
-    #[arg(long, value_enum, value_name = "WHICH")]
+    #[arg(long, value_name = "WHICH", value_parser = named::<Pairs>())]
     pub pairs: Option<Pairs>,
+    #[command(flatten)]
+    pub sharding: Sharding,
     #[command(flatten)]
     pub common: Common,
 }
 
-/// How weights are found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum FitMethod {
-    /// Each voter's accuracy by how the voters agree (EM); voters that err together share their weight
-    DawidSkene,
+pipe::names! {
+    /// How weights are found.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum FitMethod {
+        /// Each voter's accuracy by how the voters agree (EM); voters that err together share their weight
+        DawidSkene = "dawid-skene",
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -110,9 +117,10 @@ impl Args {
             self.scales.is_none() || scaled,
             "--scales has no meaning under --rule {rule}; use --rule zsum or minmax"
         );
-        if self.pairs.is_some() {
-            self.common.refuse_shard("the images of a prompt belong together")?;
-        }
+        ensure!(
+            self.pairs.is_none() || self.sharding.shard.is_none(),
+            "--shard cannot be used with --pairs: the images of a prompt belong together"
+        );
         Ok(())
     }
 
@@ -155,7 +163,7 @@ impl Args {
     pub fn origin(&self, metrics: &[String], ties: Ties, scales: &Scales) -> Result<Origin> {
         let mut origin = Origin::new("vote").arg("rule", self.rule.to_string());
         if self.rule != RuleName::Human {
-            origin = origin.arg("ties", word(ties));
+            origin = origin.arg("ties", ties.to_string());
         }
         let people = usize::from(self.human_voter);
         origin = origin.arg("metrics", metrics[..metrics.len() - people].to_vec());
@@ -175,7 +183,7 @@ impl Args {
             origin = origin.arg("weights", map(&self.weights));
         }
         if let Some(fit) = self.fit {
-            origin = origin.arg("fit", word(fit));
+            origin = origin.arg("fit", fit.to_string());
         }
         if self.rule.scale().is_some() {
             // Of its own data a table's scales follow; of a file they would be lost.
@@ -183,13 +191,8 @@ impl Args {
             origin = origin.arg("scales", if own { "data".into() } else { serde_json::to_value(scales)? });
         }
         if let Some(pairs) = self.pairs {
-            origin = origin.arg("pairs", word(pairs));
+            origin = origin.arg("pairs", pairs.to_string());
         }
         Ok(origin)
     }
-}
-
-/// A value's name on the command line.
-pub fn word(value: impl clap::ValueEnum) -> String {
-    value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
 }

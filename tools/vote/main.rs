@@ -31,7 +31,7 @@ use pipe::{
 };
 use serde_json::{Map, Value};
 
-use args::{Args, word};
+use args::Args;
 use ballots::Columns;
 use decide::Judge;
 use fit::Fit;
@@ -52,7 +52,8 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<Answer> {
     let common = &args.common;
     let read = args.scores.iter().map(|path| path.as_path()).chain(args.scales_file());
-    let output = common.output_beside(read)?;
+    let output = args.sharding.output_beside(common, read)?;
+    let shard = args.sharding.shard;
     args.check()?;
     let mut source = Source::open(&args.scores, args.pairs.is_some(), &args.metrics)?;
     if args.human_voter {
@@ -68,14 +69,14 @@ fn run(args: Args) -> Result<Answer> {
 
     let metrics = source.metrics().to_vec();
     let origin = args.origin(&metrics, ties, &scales)?.inputs(source.origins()?);
-    let target = shard::target(output, common.shard);
+    let target = shard::target(output, shard);
     let mut out = Output::create(&target, schema::labels(&metrics), &origin)?;
     let (mut summary, mut rounds) = (Summary::new(&metrics), Rounds::default());
     let (name, bar) = (source.name(), progress::bar("vote", source.rows().map(|n| n as u64), common.quiet));
     let judge = Judge { rule, ties, seed: common.seed };
     // Three steps, side by side where there are threads: reading, deciding, writing.
     let waiting = if common.threads.is_some_and(|n| n.get() == 1) { 0 } else { WAITING };
-    let ballots = Ahead::of(source.read(Columns::All, common.shard)?, waiting);
+    let ballots = Ahead::of(source.read(Columns::All, shard)?, waiting);
     let decide = move |ballot: Result<ballot::Ballot>| ballot.map(|ballot| (judge.decide(&ballot), ballot));
     for decided in Ahead::of(ballots.map(decide), waiting) {
         let (mut decided, mut ballot) = decided?;
@@ -91,11 +92,11 @@ fn run(args: Args) -> Result<Answer> {
         out.write(&labels::labels(&out.schema, &ballot, &decided)?)?;
     }
     bar.finish_and_clear();
-    ensure!(summary.rows > 0 || common.shard.is_some() || rounds.prompts > 0, "{name} has no rows");
+    ensure!(summary.rows > 0 || shard.is_some() || rounds.prompts > 0, "{name} has no rows");
     ensure!(summary.rows > 0 || rounds.prompts == 0, "{name}: no prompt has two images, so there is no pair");
 
     let mut json =
-        Map::from_iter([("rule".to_owned(), args.rule.to_string().into()), ("ties".into(), word(ties).into())]);
+        Map::from_iter([("rule".to_owned(), args.rule.to_string().into()), ("ties".into(), ties.to_string().into())]);
     json.extend(summary.json());
     json.extend(fit.as_ref().map(|fit| ("fit".to_owned(), fit.json(&metrics))));
     json.extend(args.pairs.map(|_| ("prompts".to_owned(), rounds.json())));
@@ -168,7 +169,7 @@ fn tell(
             writeln!(std::io::stdout(), "{json}").context("cannot print the summary")?;
         }
     } else {
-        let mut text = format!("rule {}, ties {}: {}", args.rule, word(ties), summary.text());
+        let mut text = format!("rule {}, ties {}: {}", args.rule, ties, summary.text());
         text.extend(fit.map(|fit| fit.text(metrics)));
         text.extend(args.pairs.map(|_| rounds.text()));
         common.say(text.trim_end());

@@ -46,21 +46,23 @@ pub enum Rule {
     Human,
 }
 
-/// Who decides where S = 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Ties {
-    /// Nobody: weight 0, and so exactly no gradient in Eq. 9
-    Abstain,
-    /// Image 1 wins, as the paper's "otherwise" says to the letter
-    Second,
-    /// Image 0 wins, as in Diffusion-DPO's code, which keeps the order of equal images
-    First,
-    /// The human label of the pair; where that ties or is missing, nobody
-    Human,
-    /// A coin of the pair's own, from --seed and pair_id
-    Random,
-    /// Both halves: target 0.5 with weight 1, which holds the policy to the reference on this pair
-    Soft,
+pipe::names! {
+    /// Who decides where S = 0.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Ties {
+        /// Nobody: weight 0, and so exactly no gradient in Eq. 9
+        Abstain = "abstain",
+        /// Image 1 wins, as the paper's "otherwise" says to the letter
+        Second = "second",
+        /// Image 0 wins, as in Diffusion-DPO's code, which keeps the order of equal images
+        First = "first",
+        /// The human label of the pair; where that ties or is missing, nobody
+        Human = "human",
+        /// A coin of the pair's own, from --seed and pair_id
+        Random = "random",
+        /// Both halves: target 0.5 with weight 1, which holds the policy to the reference on this pair
+        Soft = "soft",
+    }
 }
 
 /// One pair, as a rule sees it.

@@ -5,13 +5,15 @@ use serde_json::{Value, json};
 
 use crate::decide::Decided;
 
-/// Which pairs of a prompt's images become rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Pairs {
-    /// One pair a prompt: the image that is preferred most often against the one that is least often
-    BestWorst,
-    /// Every two images of the prompt
-    All,
+pipe::names! {
+    /// Which pairs of a prompt's images become rows.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Pairs {
+        /// One pair a prompt: the image that is preferred most often against the one that is least often
+        BestWorst = "best-worst",
+        /// Every two images of the prompt
+        All = "all",
+    }
 }
 
 /// What was seen of the prompts.

@@ -1,6 +1,7 @@
 //! One model against another: over all prompts, and group by group.
 
 use anyhow::{Result, bail, ensure};
+use pipe::names::Names;
 
 use crate::{
     bootstrap::Bootstrap,
@@ -9,27 +10,20 @@ use crate::{
     stats::{self, Wins},
 };
 
-/// What prompts are grouped by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum By {
-    /// Where prompts are from: a benchmark, or a part of it
-    Set,
-    /// PartiPrompts' category, or what the prompts table says
-    Category,
-    /// PartiPrompts' challenge; in the mini world the style of the artwork, and so `style` means the same
-    #[value(alias = "style")]
-    Challenge,
+pipe::names! {
+    /// What prompts are grouped by.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum By {
+        /// Where prompts are from: a benchmark, or a part of it
+        Set = "set",
+        /// PartiPrompts' category, or what the prompts table says
+        Category = "category",
+        /// PartiPrompts' challenge; in the mini world the style of the artwork, and so `style` means the same
+        Challenge = "challenge" | "style",
+    }
 }
 
 impl By {
-    pub fn name(self) -> &'static str {
-        match self {
-            By::Set => "set",
-            By::Category => "category",
-            By::Challenge => "challenge",
-        }
-    }
-
     pub fn of(self, prompt: &Prompt) -> Option<&str> {
         match self {
             By::Set => prompt.key.0.as_deref(),

@@ -1,6 +1,7 @@
 //! The results for programs, numbers unrounded; `common/FORMATS.md` lists the fields.
 
 use anyhow::Result;
+use pipe::names::Names;
 use serde_json::{Map, Value, json};
 
 use crate::{

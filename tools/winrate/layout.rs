@@ -2,16 +2,18 @@
 
 use pipe::text;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// Aligned columns, for a terminal
-    Text,
-    /// For a README or an issue
-    Markdown,
-    /// A tabular with booktabs' rules, for a paper
-    Latex,
-    /// One number a cell, unrounded, for a spreadsheet
-    Csv,
+pipe::names! {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Format {
+        /// Aligned columns, for a terminal
+        Text = "text",
+        /// For a README or an issue
+        Markdown = "markdown",
+        /// A tabular with booktabs' rules, for a paper
+        Latex = "latex",
+        /// One number a cell, unrounded, for a spreadsheet
+        Csv = "csv",
+    }
 }
 
 /// A table before it is laid out.

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use pipe::{
     atomic,
-    cli::{self, Answer, Common},
+    cli::{self, Answer, Common, named},
     place,
     table::Inputs,
     text,
@@ -53,7 +53,7 @@ struct Args {
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
     best_of: u32,
     /// Column whose values get a row each [default: set, where there are several]
-    #[arg(long, value_enum, value_name = "COLUMN")]
+    #[arg(long, value_name = "COLUMN", value_parser = named::<By>())]
     by: Option<By>,
     /// Metrics that judge here and had no vote in training, to be marked so
     ///
@@ -86,7 +86,7 @@ struct Args {
     /// How tables are laid out; --json has everything at once
     ///
     /// A CSV of the win rates is that of --tests, since a cell holds one number.
-    #[arg(long, value_enum, value_name = "LAYOUT", default_value = "text", conflicts_with = "json")]
+    #[arg(long, value_name = "LAYOUT", default_value_t = Format::Text, conflicts_with = "json", value_parser = named::<Format>())]
     format: Format,
     /// Draws of the bootstrap; the ends of an interval are then sure to about a fiftieth of its width
     #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u32).range(100..))]
@@ -115,7 +115,6 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<Answer> {
     let common = &args.common;
-    common.refuse_shard("a win rate is over all prompts")?;
     ensure!(args.require.is_none_or(|p| (0.0..=1.0).contains(&p)), "--require takes a share from 0 to 1, such as 0.5");
     let named: Vec<_> = args.tables.iter().map(|path| path.display().to_string()).collect();
     if let Some(output) = &common.output {

@@ -1,5 +1,7 @@
 //! What is printed: the paper's Tables I and II (win rates), V (mean scores) and VI (spread of the scores), and every test.
 
+use pipe::names::Names;
+
 use crate::{
     compare::{By, Cell, Comparison, Rate, Row, Side, groups},
     layout::{Format, Grid},

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device};
-use pipe::cli;
+use pipe::device;
 
 use crate::lora;
 
@@ -12,10 +12,10 @@ use crate::lora;
 ///
 /// # Errors
 /// CUDA was asked of a build without it, or the device is not there.
-pub fn device(device: cli::Device) -> Result<Device> {
+pub fn device(device: device::Device) -> Result<Device> {
     match device {
-        cli::Device::Cpu => Ok(Device::Cpu),
-        cli::Device::Cuda(n) => {
+        device::Device::Cpu => Ok(Device::Cpu),
+        device::Device::Cuda(n) => {
             ensure!(candle_core::utils::cuda_is_available(), "this build has no CUDA; build it with --features cuda");
             cuda(n).with_context(|| format!("cannot use CUDA device {n}"))
         }
@@ -79,12 +79,12 @@ fn keep_freed_memory() {
 ///
 /// # Errors
 /// Half precision on the CPU, which computes in f32 only.
-pub fn dtype(dtype: cli::Dtype, device: &Device) -> Result<DType> {
+pub fn dtype(dtype: device::Dtype, device: &Device) -> Result<DType> {
     match dtype {
-        cli::Dtype::F32 => Ok(DType::F32),
+        device::Dtype::F32 => Ok(DType::F32),
         _ if device.is_cpu() => bail!("the CPU computes in f32; leave --dtype out, or name a CUDA device"),
-        cli::Dtype::Bf16 => Ok(DType::BF16),
-        cli::Dtype::F16 => Ok(DType::F16),
+        device::Dtype::Bf16 => Ok(DType::BF16),
+        device::Dtype::F16 => Ok(DType::F16),
     }
 }
 

@@ -2,19 +2,21 @@
 
 use std::{
     ffi::OsString,
+    marker::PhantomData,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     process::ExitCode,
-    str::FromStr,
 };
 
-use anyhow::{Error, Result, bail, ensure};
+use anyhow::{Error, Result, bail};
 use clap::{
-    Parser,
-    builder::{PathBufValueParser, TypedValueParser},
+    Arg, Command, Parser,
+    builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, StringValueParser, TypedValueParser},
 };
 
 use crate::{
+    device::{Device, Dtype},
+    names::Names,
     place,
     shard::{self, Shard},
     stop::Stopped,
@@ -35,21 +37,12 @@ pub struct Common {
     /// Where to write: a path, or `-` for standard output
     #[arg(short, long, alias = "output-dir", value_name = "PATH", value_parser = PathBufValueParser::new().map(or_stdout))]
     pub output: Option<PathBuf>,
-    /// Where networks run: `cpu`, `cuda` or `cuda:N`
-    #[arg(long, default_value = "cpu")]
-    pub device: Device,
-    /// Arithmetic of the networks; the CPU computes in f32
-    #[arg(long, default_value = "f32")]
-    pub dtype: Dtype,
     /// Worker threads [default: one a core]; no result depends on it
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
     /// Seed of every random draw
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Do only the I-th of N contiguous row ranges over all inputs (I from 0); the output is then a folder of parts
-    #[arg(long, value_name = "I/N")]
-    pub shard: Option<Shard>,
     /// No progress, no summary on standard error
     #[arg(short, long)]
     pub quiet: bool,
@@ -70,21 +63,14 @@ impl Common {
         }
     }
 
-    /// The output path, which is none of the `inputs`, nor a part of them.
+    /// The output path, which must not be one of the `inputs` or a file in a folder among them.
     ///
     /// # Errors
-    /// It is; or there is none.
-    pub fn output_beside<P: AsRef<Path>>(&self, inputs: impl IntoIterator<Item = P> + Clone) -> Result<&PathBuf> {
+    /// It is; or no output was named.
+    pub fn output_beside<P: AsRef<Path>>(&self, inputs: impl IntoIterator<Item = P>) -> Result<&PathBuf> {
         let output = self.output()?;
-        place::refuse_inputs(output, inputs.clone())?;
-        place::refuse_inputs(&shard::target(output, self.shard), inputs)?;
+        place::refuse_inputs(output, inputs)?;
         Ok(output)
-    }
-
-    /// For tools whose work does not split by rows.
-    pub fn refuse_shard(&self, why: &str) -> Result<()> {
-        ensure!(self.shard.is_none(), "--shard cannot be used here: {why}");
-        Ok(())
     }
 
     /// A message for a person, on standard error, unless `-q`.
@@ -96,36 +82,87 @@ impl Common {
     }
 }
 
-/// `/dev/stdout` is `-` by another name.
-fn or_stdout(output: PathBuf) -> PathBuf {
-    if output.as_os_str() == "/dev/stdout" { "-".into() } else { output }
+/// The flags of tools that run networks.
+#[derive(clap::Args, Clone, Copy, Debug)]
+#[command(next_help_heading = "Common options")]
+pub struct Networks {
+    /// Where networks run
+    #[arg(long, default_value_t = Device::Cpu, value_parser = named::<Device>())]
+    pub device: Device,
+    /// What networks compute in; the CPU computes in f32 only
+    #[arg(long, default_value_t = Dtype::F32, value_parser = named::<Dtype>())]
+    pub dtype: Dtype,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
-    Cpu,
-    Cuda(usize),
+/// The flag of tools whose work splits by rows.
+#[derive(clap::Args, Clone, Copy, Debug)]
+#[command(next_help_heading = "Common options")]
+pub struct Sharding {
+    /// Process only the I-th of N contiguous row ranges over all inputs (I from 0); the output is then a folder of parts
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<Shard>,
 }
 
-impl FromStr for Device {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s.split_once(':') {
-            None if s == "cpu" => Ok(Device::Cpu),
-            None if s == "cuda" => Ok(Device::Cuda(0)),
-            Some(("cuda", n)) => {
-                n.parse().map(Device::Cuda).map_err(|_| format!("'{n}' is not the number of a CUDA device"))
-            }
-            _ => Err("expected `cpu`, `cuda` or `cuda:N`".into()),
-        }
+impl Sharding {
+    /// The output path, a folder under `--shard`. Neither it nor the part that is written is one of the `inputs`.
+    ///
+    /// # Errors
+    /// One of them is; or no output was named.
+    pub fn output_beside<'a, P>(
+        &self,
+        common: &'a Common,
+        inputs: impl IntoIterator<Item = P> + Clone,
+    ) -> Result<&'a PathBuf>
+    where
+        P: AsRef<Path>,
+    {
+        let output = common.output_beside(inputs.clone())?;
+        place::refuse_inputs(&shard::target(output, self.shard), inputs)?;
+        Ok(output)
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Dtype {
-    F32,
-    Bf16,
-    F16,
+/// The parser of a flag whose type owns its names; `--help` and errors list them.
+///
+/// `#[arg(long, value_parser = named::<Dtype>())] dtype: Dtype`
+pub fn named<T: Names + Clone + Send + Sync + 'static>() -> impl TypedValueParser<Value = T> {
+    Named(PhantomData)
+}
+
+#[derive(Clone)]
+struct Named<T>(PhantomData<T>);
+
+impl<T: Names + Clone + Send + Sync + 'static> TypedValueParser for Named<T> {
+    type Value = T;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &std::ffi::OsStr) -> Result<T, clap::Error> {
+        // A name that is known may be followed by something wrong, of which its type says more than a list does.
+        let known = value.to_str().is_some_and(|value| T::FORMS.iter().any(|form| form.is_named_by(value)));
+        let parse = |text: String| text.parse::<T>();
+        match known {
+            true => StringValueParser::new().try_map(parse).parse_ref(command, arg, value),
+            false => PossibleValuesParser::new(possible::<T>()).try_map(parse).parse_ref(command, arg, value),
+        }
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(possible::<T>()))
+    }
+}
+
+fn possible<T: Names>() -> impl Iterator<Item = PossibleValue> {
+    T::FORMS.iter().map(|form| {
+        let value = PossibleValue::new(form.form).aliases(form.aliases);
+        match form.help.trim().trim_end_matches('.') {
+            "" => value,
+            help => value.help(help),
+        }
+    })
+}
+
+/// `/dev/stdout` is `-` by another name.
+fn or_stdout(output: PathBuf) -> PathBuf {
+    if output.as_os_str() == "/dev/stdout" { "-".into() } else { output }
 }
 
 /// Parses the command line, runs the tool, and turns its result into an exit code:

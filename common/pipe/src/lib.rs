@@ -3,9 +3,12 @@
 
 pub mod ahead;
 pub mod atomic;
+pub mod augment;
 pub mod cli;
 pub mod column;
+pub mod device;
 pub mod id;
+pub mod names;
 pub mod origin;
 pub mod parts;
 pub mod place;

@@ -13,6 +13,7 @@ use images::{Images, Wanted};
 use keys::{Keys, Votes, key};
 use nets::{prompt::PromptEncoder, vae::Vae};
 use pipe::{
+    augment::Augment,
     schema::{images as image_columns, pairs},
     seed,
     table::{BATCH, Inputs},
@@ -20,16 +21,6 @@ use pipe::{
 };
 
 use crate::{loss::Label, source::Batch};
-
-/// Which images are mirrored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Augment {
-    None,
-    /// Both images of a pair or neither.
-    PairFlip,
-    /// Each image by itself, as Diffusion-DPO.
-    IndependentFlip,
-}
 
 /// One pair that has a say, as row numbers: 28 bytes, so that a million pairs are nothing.
 #[derive(Clone, Copy)]

@@ -20,7 +20,7 @@ use launch::Launch;
 use nets::params::Grads;
 use pipe::{
     cli::{self, Answer},
-    id,
+    device, id,
     stop::{self, Stopped},
 };
 use ranks::Ranks;
@@ -74,9 +74,11 @@ impl World {
     }
 
     /// One process a GPU: which one `--device cuda` means here. A process that sees one GPU alone calls it 0.
-    pub fn device(&self, asked: cli::Device) -> cli::Device {
+    pub fn device(&self, asked: device::Device) -> device::Device {
         match (asked, self.launch) {
-            (cli::Device::Cuda(_), Some(launch)) if self.size() > 1 => cli::Device::Cuda(launch.local % visible_gpus()),
+            (device::Device::Cuda(_), Some(launch)) if self.size() > 1 => {
+                device::Device::Cuda(launch.local % visible_gpus())
+            }
             _ => asked,
         }
     }

@@ -6,13 +6,15 @@ use multiversion::multiversion;
 
 use super::Rgb;
 
-/// What `torchvision.transforms.functional.resize` of a tensor means: it depends on its version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Antialias {
-    /// torchvision 0.17 and later: antialiased, a = -0.5.
-    On,
-    /// torchvision 0.16 and earlier: four taps whatever the scale, a = -0.75.
-    Legacy,
+pipe::names! {
+    /// What `torchvision.transforms.functional.resize` of a tensor means: it depends on its version.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Antialias {
+        /// torchvision 0.17 and later: antialiased, a = -0.5.
+        On = "antialias",
+        /// torchvision 0.16 and earlier: four taps whatever the scale, a = -0.75.
+        Legacy = "legacy",
+    }
 }
 
 /// For each output position the source positions it reads (clamped to the image) and their weights.

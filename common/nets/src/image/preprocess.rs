@@ -41,11 +41,7 @@ impl Preprocess {
             }
             Self::HfClip { size, crop, normalise } => format!("hf-clip-430/{size}/crop={crop}{}", constants(normalise)),
             Self::Letterbox { size, normalise, antialias } => {
-                let kind = match antialias {
-                    Antialias::On => "antialias",
-                    Antialias::Legacy => "legacy",
-                };
-                format!("letterbox-{kind}/{size}{}", constants(normalise))
+                format!("letterbox-{antialias}/{size}{}", constants(normalise))
             }
             Self::DpoTrain { resolution } => format!("dpo-train/{resolution}"),
         }

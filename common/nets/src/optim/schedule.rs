@@ -1,12 +1,15 @@
 //! diffusers' learning-rate schedules, by its names.
 
-/// How the learning rate goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LrSchedule {
-    Constant,
-    ConstantWithWarmup,
-    Linear,
-    Cosine,
+pipe::names! {
+    /// How the learning rate goes.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum LrSchedule {
+        Constant = "constant",
+        ConstantWithWarmup = "constant_with_warmup",
+        Linear = "linear",
+        /// diffusers' cosine_with_restarts has one cycle by default: the same
+        Cosine = "cosine" | "cosine_with_restarts",
+    }
 }
 
 impl LrSchedule {

@@ -12,17 +12,19 @@ use candle_core::{Result as Candle, Tensor};
 
 use crate::noise::{FinalSigma, PredictionType, Schedule, SchedulerConfig};
 
-/// Which way to walk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// DDIM, eta 0 (arXiv 2010.02502).
-    Ddim,
-    /// Pseudo linear multistep (arXiv 2202.09778).
-    Pndm,
-    /// DPM-Solver++ of second order, multistep (arXiv 2211.01095): "DPM++ 2M".
-    Dpmpp,
-    /// Euler's method on sigmas (arXiv 2206.00364).
-    Euler,
+pipe::names! {
+    /// How to get from noise to latents.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Method {
+        /// Deterministic DDIM, eta 0 (arXiv 2010.02502)
+        Ddim = "ddim",
+        /// Pseudo linear multistep, Stable Diffusion 1.5's own (arXiv 2202.09778)
+        Pndm = "pndm",
+        /// DPM-Solver++, second order, multistep: "DPM++ 2M" (arXiv 2211.01095)
+        Dpmpp = "dpmpp",
+        /// Euler's method on sigmas, SDXL's own (arXiv 2206.00364)
+        Euler = "euler",
+    }
 }
 
 /// One walk from noise to latents, for a batch of images.

@@ -52,15 +52,15 @@ fn version(file: &Path, layout: Layout, flag: Option<HpsVersion>) -> Result<Opti
     };
     match (flag, named) {
         (Some(flag), Some(named)) if flag != named => {
-            bail!("--hps-version {} was given, but {} says {}", flag.name(), file.display(), named.name())
+            bail!("--hps-version {} was given, but {} says {}", flag, file.display(), named)
         }
-        (Some(flag), _) => Ok(Some(flag.name().into())),
+        (Some(flag), _) => Ok(Some(flag.to_string())),
         (None, _) => {
             ensure!(
                 layout == Layout::HuggingFace,
                 "{} does not say which HPS it is, and the editions give different scores; add --hps-version {}",
                 file.display(),
-                named.map_or("2.0 or 2.1", HpsVersion::name)
+                named.map_or("2.0 or 2.1".into(), |named| named.to_string())
             );
             Ok(None)
         }

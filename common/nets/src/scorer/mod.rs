@@ -103,19 +103,12 @@ pub struct Options {
     pub batch: usize,
 }
 
-/// Editions of HPSv2: the same arithmetic, other weights, other scores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HpsVersion {
-    V2_0,
-    V2_1,
-}
-
-impl HpsVersion {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::V2_0 => "2.0",
-            Self::V2_1 => "2.1",
-        }
+pipe::names! {
+    /// Editions of HPSv2: the same arithmetic, other weights, other scores.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum HpsVersion {
+        V2_0 = "2.0",
+        V2_1 = "2.1",
     }
 }
 

@@ -1,0 +1,165 @@
+//! An enum owns its names. One table says how each value is written on the command line, in metadata and in messages, and
+//! what `--help` says of it; parsing, printing and listing follow from the table and cannot disagree.
+
+use std::{fmt::Display, str::FromStr};
+
+/// How one value is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// A name (`majority`), or a name and what follows it (`quorum:K`).
+    pub form: &'static str,
+    /// Other names that are read as this one; they are never printed.
+    pub aliases: &'static [&'static str],
+    /// One sentence for `--help`; empty where the name says enough.
+    pub help: &'static str,
+}
+
+impl Form {
+    /// The form without what follows the colon: `quorum` of `quorum:K`.
+    pub fn name(&self) -> &'static str {
+        name(self.form)
+    }
+
+    /// Whether `text` begins with this form's name or one of its aliases.
+    pub fn is_named_by(&self, text: &str) -> bool {
+        self.name() == name(text) || self.aliases.contains(&name(text))
+    }
+}
+
+/// What stands before the first colon.
+pub fn name(text: &str) -> &str {
+    text.split_once(':').map_or(text, |(name, _)| name)
+}
+
+/// A type with a table of its forms. [`names!`](crate::names!) implements it for an enum; `pipe::cli::named` makes a flag of it.
+pub trait Names: FromStr<Err = String> + Display {
+    const FORMS: &'static [Form];
+
+    /// The name of this value, without what follows it.
+    fn name(&self) -> &'static str;
+
+    /// All forms, as a message lists them: "`a`, `b:N` or `c`".
+    fn list() -> String {
+        let forms: Vec<String> = Self::FORMS.iter().map(|f| format!("`{}`", f.form)).collect();
+        match forms.split_last() {
+            Some((last, [])) => last.clone(),
+            Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
+            None => String::new(),
+        }
+    }
+}
+
+/// Declares an enum together with its names:
+///
+/// ```
+/// pipe::names! {
+///     /// How votes become a preference.
+///     #[derive(Clone, Debug, PartialEq)]
+///     pub enum Rule {
+///         /// The image that more metrics prefer.
+///         Majority = "majority" | "most",
+///         /// At least K metrics.
+///         Quorum(usize) = "quorum:K",
+///     }
+/// }
+/// assert_eq!("most".parse(), Ok(Rule::Majority));
+/// assert_eq!(Rule::Quorum(3).to_string(), "quorum:3");
+/// assert!("quorum:x".parse::<Rule>().is_err());
+/// ```
+///
+/// The first string is the name that is printed; further ones, after `|`, are read as well. A value's doc comment is its help
+/// line. A variant with a field is written `name:FIELD`; the field's type parses and prints it.
+#[macro_export]
+macro_rules! names {
+    ($(#[$meta:meta])* $vis:vis enum $enum:ident {
+        $($(#[doc = $help:literal])* $value:ident $(($data:ty))? = $form:literal $(| $alias:literal)*),+ $(,)?
+    }) => {
+        $(#[$meta])*
+        $vis enum $enum { $($(#[doc = $help])* $value $(($data))?),+ }
+
+        impl $crate::names::Names for $enum {
+            const FORMS: &'static [$crate::names::Form] = &[$($crate::names::Form {
+                form: $form,
+                aliases: &[$($alias),*],
+                help: concat!($($help),*),
+            }),+];
+
+            fn name(&self) -> &'static str {
+                match self { $($enum::$value { .. } => $crate::names::name($form)),+ }
+            }
+        }
+
+        impl ::std::fmt::Display for $enum {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter) -> ::std::fmt::Result {
+                f.write_str($crate::names::Names::name(self))?;
+                match self {
+                    $($enum::$value $(($crate::names!(@bind data $data)))? => {
+                        $(let data: &$data = data; write!(f, ":{data}")?;)?
+                    })+
+                }
+                Ok(())
+            }
+        }
+
+        impl ::std::str::FromStr for $enum {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                let mut forms = <Self as $crate::names::Names>::FORMS.iter();
+                let rest = text.split_once(':').map(|(_, rest)| rest);
+                $(if forms.next().is_some_and(|form| form.is_named_by(text)) {
+                    return $crate::names!(@parse $enum::$value, $form, rest $(, $data)?);
+                })+
+                let _ = (forms, rest);
+                Err(format!("'{text}' is not known; expected {}", <Self as $crate::names::Names>::list()))
+            }
+        }
+    };
+    (@bind $name:ident $data:ty) => { $name };
+    (@parse $enum:ident :: $value:ident, $form:literal, $rest:ident) => {
+        match $rest {
+            None => Ok($enum::$value),
+            Some(_) => Err(format!("nothing follows `{}`", $form)),
+        }
+    };
+    (@parse $enum:ident :: $value:ident, $form:literal, $rest:ident, $data:ty) => {
+        match $rest.map(|rest| (rest, rest.parse::<$data>())) {
+            Some((_, Ok(data))) => Ok($enum::$value(data)),
+            Some((rest, Err(why))) => Err(format!("'{rest}' does not fit `{}`: {why}", $form)),
+            None => Err(format!("expected `{}`", $form)),
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Names;
+
+    names! {
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        enum Word {
+            Plain = "plain" | "simple" | "bare",
+            /// Two lines
+            /// of help.
+            Counted(u8) = "counted:N",
+        }
+    }
+
+    #[test]
+    fn a_value_is_read_as_it_is_printed() {
+        for (word, text) in [(Word::Plain, "plain"), (Word::Counted(3), "counted:3")] {
+            assert_eq!(word.to_string(), text);
+            assert_eq!(text.parse(), Ok(word));
+        }
+        assert_eq!(["simple", "bare"].map(str::parse), [Ok(Word::Plain), Ok(Word::Plain)]);
+        assert_eq!(Word::FORMS[1].help, " Two lines of help.");
+    }
+
+    #[test]
+    fn an_error_says_what_is_expected() {
+        let error = |text: &str| text.parse::<Word>().unwrap_err();
+        assert_eq!(error("odd"), "'odd' is not known; expected `plain` or `counted:N`");
+        assert_eq!(error("plain:1"), "nothing follows `plain`");
+        assert_eq!(error("counted"), "expected `counted:N`");
+        assert!(error("counted:300").starts_with("'300' does not fit `counted:N`: "), "{}", error("counted:300"));
+    }
+}
