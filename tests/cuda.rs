@@ -13,7 +13,7 @@ use ops::{Activation, Mask};
 use util::{noise, world::relative};
 
 fn gpu() -> Device {
-    nets::base::device(pipe::device::Device::Cuda(0)).expect("this test needs a CUDA device")
+    nets::device::open(pipe::device::Device::Cuda(0)).expect("this test needs a CUDA device")
 }
 
 fn random(shape: &[usize], seed: u64) -> Tensor {

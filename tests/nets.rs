@@ -10,7 +10,7 @@ use util::{test_device, world::*};
 
 /// `TEST_DEVICE`, or the CPU.
 fn device() -> Device {
-    nets::base::device(test_device().as_deref().unwrap_or("cpu").parse().unwrap()).unwrap()
+    nets::device::open(test_device().as_deref().unwrap_or("cpu").parse().unwrap()).unwrap()
 }
 
 fn here(x: &Tensor) -> Tensor {

@@ -64,8 +64,7 @@ fn same_work_same_bytes_and_its_origin() {
     assert!(tree(&dir.path("out")) == first);
     assert_eq!(first.len(), 2, "config and weights, nothing else");
     let file = dir.path("out/unet/diffusion_pytorch_model.safetensors");
-    let origin: serde_json::Value =
-        serde_json::from_str(&nets::checkpoint::metadata(&file).unwrap()["origin"]).unwrap();
+    let origin: serde_json::Value = serde_json::from_str(&nets::weights::metadata(&file).unwrap()["origin"]).unwrap();
     assert_eq!((&origin["tool"], &origin["args"]["rate"]), (&"refresh-ref".into(), &0.25.into()));
     let hash = pipe::id::file_hash(&dir.path("policy/unet/diffusion_pytorch_model.safetensors")).unwrap();
     assert_eq!(origin["inputs"][0]["sha256"], hash);

@@ -463,7 +463,7 @@ fn every_tensor_has_a_gradient_and_the_checkpoint_is_complete() {
     assert!(ours.keys().eq(base.keys()) && ours.iter().all(|(n, t)| t.dims() == base[n].dims()));
     assert!(ours.values().all(|t| t.dtype() == candle_core::DType::F32));
     assert_eq!(std::fs::read(oracle("base/unet/config.json")).unwrap(), dir.bytes("out/unet/config.json"));
-    let metadata = nets::checkpoint::metadata(&dir.path("out/unet/diffusion_pytorch_model.safetensors")).unwrap();
+    let metadata = nets::weights::metadata(&dir.path("out/unet/diffusion_pytorch_model.safetensors")).unwrap();
     let origin: Value = serde_json::from_str(&metadata["origin"]).unwrap();
     assert_eq!((&origin["tool"], &origin["args"]["step"]), (&"train".into(), &3.into()));
     assert!(!metadata["origin"].contains(env!("CARGO_MANIFEST_DIR")));

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor, Var};
 use nets::{
-    base,
+    device,
     optim::{AdamWConfig, Optimizer, Rule},
     params::{self, Grads, Params},
 };
@@ -23,7 +23,7 @@ fn main() -> Result<()> {
     let (threads, repetitions) = (number()?, number()?);
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     let ops: Vec<String> = args.collect();
-    base::on_workers(|| {
+    device::on_workers(|| {
         for op in &ops {
             let (forward, backward) = time(op, repetitions).with_context(|| op.clone())?;
             println!("{op}\t{forward}\t{backward}");

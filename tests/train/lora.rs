@@ -78,7 +78,7 @@ fn the_next_round_begins_with_adapters() {
     let other = oracle("policy").display().to_string();
     says(&train(&dir, "x", &format!("--reference {other} {rest}")).fails(2), &["--lora_rank", "is another UNet"]);
     says(&train(&dir, "x", "--lora-rank 2 --lora-targets to_nothing").fails(2), &["no linear layer 'to_nothing'"]);
-    says(&train(&dir, "x", "--lora-rank 2 --lora-targets conv1").fails(2), &["conv1' is no linear layer"]);
+    says(&train(&dir, "x", "--lora-rank 2 --lora-targets conv1").fails(2), &["conv1' is not a linear layer"]);
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn flags_that_would_do_nothing_are_refused() {
         ("--guard sdpo --loss sft", &["--guard", "--loss sft"]),
         ("--guard sdpo:0.5 --sft", &["--guard", "--loss sft"]),
         ("--reference_weights file --lora-rank 2", &["--reference_weights file", "--lora_rank"]),
-        ("--lora-rank 100000000", &["rank 100000000", "layer 'down_blocks.", "--lora_rank"]),
+        ("--lora-rank 100000000", &["rank 100000000", "layer 'down_blocks.", "--lora-rank"]),
         ("--num_train_epochs 3", &["--num_train_epochs is not a flag", "--max_train_steps"]),
         ("--use_8bit_adam", &["--use_8bit_adam", "--moments bf16"]),
         ("--choice_model hps", &["--choice_model", "`vote --rule single:METRIC`"]),
@@ -60,7 +60,7 @@ fn published_flags_mean_what_they_meant() {
     let of = |out: &str, rest: &str| {
         let run = loud(&dir, out, &format!("--base {base} --steps 1 {rest}")).ok();
         let file = dir.path(out).join("unet/diffusion_pytorch_model.safetensors");
-        let origin: Value = serde_json::from_str(&nets::checkpoint::metadata(&file).unwrap()["origin"]).unwrap();
+        let origin: Value = serde_json::from_str(&nets::weights::metadata(&file).unwrap()["origin"]).unwrap();
         (run.err, origin["args"]["optimizer"].to_string(), origin["args"]["max_grad_norm"].to_string())
     };
     let (told, optimizer, norm) = of("c", "--sdxl");
@@ -159,7 +159,7 @@ fn adapters_are_no_whole_unet() {
     let dir = world();
     train(&dir, "adapters", "--steps 1 --lora-rank 2").ok();
     let base = oracle("base").display().to_string();
-    let parts = &["adapters and no whole UNet", "--merge"];
+    let parts = &["adapters but not a whole UNet", "merged"];
     says(&train(&dir, "x", "--policy adapters").fails(2), &["adapters holds adapters", parts[1]]);
     says(&train(&dir, "x", "--reference adapters/lora").fails(2), parts);
     let refresh = ["--policy", "adapters", "--reference", &base, "-o", "x"];

@@ -20,12 +20,11 @@ use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use half::f16;
 use nets::{
-    base,
-    checkpoint::Weights,
-    hub,
+    device, hub,
     image::{self, TrainCrop},
     prompt::PromptEncoder,
     vae::Vae,
+    weights::Weights,
 };
 use pipe::{
     atomic,
@@ -87,7 +86,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    run("encode", |args| base::on_workers(|| encode(args)))
+    run("encode", |args| device::on_workers(|| encode(args)))
 }
 
 fn encode(args: Args) -> Result<Answer> {
@@ -103,8 +102,8 @@ fn encode(args: Args) -> Result<Answer> {
         Some(_) => ensure!(!whole, "{} holds a whole cache; choose another folder for parts", out.display()),
     }
     let base = hub::resolve(&args.base, args.allow_download)?;
-    let device = base::device(args.networks.device)?;
-    let dtype = base::dtype(args.networks.dtype, &device)?;
+    let device = device::open(args.networks.device)?;
+    let dtype = device::dtype(args.networks.dtype, &device)?;
     let mut inputs = Inputs::open(&args.pairs)?;
     inputs.require(&pairs::NEEDED, "expected a pairs table with Pick-a-Pic's columns")?;
     let range = inputs.range(args.sharding.shard)?;

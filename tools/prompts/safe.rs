@@ -45,14 +45,14 @@ const AT_ONCE: usize = 64;
 #[cfg(feature = "nets")]
 pub fn filter(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe, quiet: bool) -> Result<Filtered> {
     use anyhow::{Context, ensure};
-    use nets::{base, hub, text_classifier::TextClassifier};
+    use nets::{device, hub, text_classifier::TextClassifier};
     use pipe::{progress, stop};
 
     ensure!((0.0..=1.0).contains(&args.threshold), "--threshold {} is no probability", args.threshold);
     stop::watch()?;
     let folder = hub::resolve(folder, args.allow_download)?;
     let say = || format!("--safe {}", folder.display());
-    let model = TextClassifier::open(&folder, &base::device(args.device)?).with_context(say)?;
+    let model = TextClassifier::open(&folder, &device::open(args.device)?).with_context(say)?;
     let nsfw = model.labels.iter().position(|l| l.eq_ignore_ascii_case("nsfw")).with_context(|| {
         format!("{}: none of its classes is NSFW (id2label in config.json has {})", say(), model.labels.join(", "))
     })?;
@@ -60,7 +60,7 @@ pub fn filter(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe,
     let (mut kept, mut seen) = (vec![], 0);
     for some in prompts.chunks(AT_ONCE) {
         let texts: Vec<&str> = some.iter().map(|p| &p.prompt[..]).collect();
-        let probabilities = base::on_workers(|| model.probabilities(&texts, nsfw)).with_context(say)?;
+        let probabilities = device::on_workers(|| model.probabilities(&texts, nsfw)).with_context(say)?;
         for (prompt, p) in some.iter().zip(probabilities) {
             if kept.len() < max {
                 seen += 1;

@@ -8,11 +8,7 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Parser;
-use nets::{
-    base::{self, unet_folder},
-    checkpoint::{self, Weights},
-    hub,
-};
+use nets::{device, folder, hub, weights::Weights, write};
 use pipe::{
     cli::{Answer, Common, named, run},
     device::Device,
@@ -59,8 +55,8 @@ fn refresh(args: Args) -> Result<Answer> {
     let out = args.common.output()?;
     ensure!(out.as_os_str() != "-", "a checkpoint is a folder; name one with -o");
     ensure!((0.0..=1.0).contains(&args.rate), "--rate is a share between 0 and 1, it is {}", args.rate);
-    let device = base::device(args.device)?;
-    let folder = |arg: &PathBuf| unet_folder(&hub::resolve(arg, args.allow_download)?);
+    let device = device::open(args.device)?;
+    let folder = |arg: &PathBuf| folder::unet(&hub::resolve(arg, args.allow_download)?);
     let (policy_folder, reference_folder) = (folder(&args.policy)?, folder(&args.reference)?);
     let (policy, reference) = (Weights::open(&policy_folder)?, Weights::open(&reference_folder)?);
 
@@ -84,6 +80,6 @@ fn refresh(args: Args) -> Result<Answer> {
         Ok(InputOrigin { sha256: Some(w.hash()?), origin: w.origin().map(Box::new) })
     };
     let origin = Origin::new("refresh-ref").arg("rate", args.rate).inputs([input(&policy)?, input(&reference)?]);
-    checkpoint::write_model(&out.join("unet"), &policy_folder, &moved, &origin)?;
+    write::model(&out.join("unet"), &policy_folder, &moved, &origin)?;
     Ok(Answer::Yes)
 }

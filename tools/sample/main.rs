@@ -15,13 +15,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use draw::{Drawing, Painter, Settings};
-use nets::{
-    base::{self, unet_folder},
-    checkpoint::{self, Weights},
-    hub,
-    prompt::TimeIds,
-    sampler::Method,
-};
+use nets::{device, folder, hub, prompt::TimeIds, sampler::Method, weights::Weights, write};
 use pipe::{
     atomic,
     cli::{Answer, Common, Networks, Sharding, named, run},
@@ -110,7 +104,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    run("sample", |args| base::on_workers(|| sample(args)))
+    run("sample", |args| device::on_workers(|| sample(args)))
 }
 
 fn sample(args: Args) -> Result<Answer> {
@@ -140,11 +134,11 @@ fn sample(args: Args) -> Result<Answer> {
     let resolve = |arg: &PathBuf| hub::resolve(arg, args.allow_download);
     let base = resolve(&args.base)?;
     let unet = args.unet.as_ref().map(resolve).transpose()?;
-    let device = base::device(args.networks.device)?;
-    let dtype = base::dtype(args.networks.dtype, &device)?;
+    let device = device::open(args.networks.device)?;
+    let dtype = device::dtype(args.networks.dtype, &device)?;
     let prompts = prompt_source::read(&args.prompts, None)?;
     ensure!(!prompts.prompts.is_empty(), "there is no prompt to draw");
-    let unet_of = unet_folder(unet.as_deref().unwrap_or(&base))?;
+    let unet_of = folder::unet(unet.as_deref().unwrap_or(&base))?;
     let painter = Painter::open(&base, &unet_of, settings.clone(), dtype, &device)?;
     let given = args.latents.as_ref().map(|path| read_latents(path)).transpose()?;
     let total = prompts.prompts.len() * args.n as usize;
@@ -225,7 +219,7 @@ fn sample(args: Args) -> Result<Answer> {
     }
     if let Some(path) = &args.dump_latents {
         let latents = Tensor::cat(&finals, 0)?.to_dtype(DType::F32)?;
-        checkpoint::write(path, &[("latents".to_owned(), latents)].into(), Default::default())?;
+        write::tensors(path, &[("latents".to_owned(), latents)].into(), Default::default())?;
     }
     let drawn = work.finish(parts.len())?;
     args.common.say(format_args!("{drawn} images of {} prompts by {name}", prompts.prompts.len()));

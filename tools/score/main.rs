@@ -21,7 +21,7 @@ use candle_core::DType;
 use clap::Parser;
 use engine::Engine;
 use nets::{
-    base,
+    device,
     image::Antialias,
     scorer::{self, HpsVersion, Metric},
 };
@@ -105,7 +105,7 @@ fn part_rows(on_cpu: bool, batch: usize) -> usize {
 }
 
 fn main() -> ExitCode {
-    run("score", |args| base::on_workers(|| score(args)))
+    run("score", |args| device::on_workers(|| score(args)))
 }
 
 fn score(args: Args) -> Result<Answer> {
@@ -117,9 +117,9 @@ fn score(args: Args) -> Result<Answer> {
     let kept = args.verify.is_none() && !place::is_stream(&out);
     let metrics = models::metrics(&args.metrics)?;
     ensure!(args.batch != Some(0), "--batch is 0: no image to score");
-    let device = base::device(args.networks.device)?;
+    let device = device::open(args.networks.device)?;
     let options = scorer::Options {
-        dtype: base::dtype(args.networks.dtype, &device)?,
+        dtype: device::dtype(args.networks.dtype, &device)?,
         antialias: args.hps_resize,
         hps_version: args.hps_version,
         batch: args.batch.unwrap_or(if device.is_cpu() { 4 } else { 64 }),

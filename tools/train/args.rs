@@ -5,9 +5,7 @@ use std::{num::NonZeroUsize, path::PathBuf};
 use anyhow::{Result, ensure};
 use clap::Parser;
 use nets::{
-    base::unet_folder,
-    checkpoint::read_json,
-    hub,
+    folder, hub, json,
     lora::LoraConfig,
     optim::{AdafactorConfig, AdamWConfig, LrSchedule, Rule},
     unet::UNetConfig,
@@ -296,7 +294,7 @@ impl Args {
     pub fn resolution(&self, factor: usize) -> Result<usize> {
         match self.resolution {
             Some(side) => Ok(side),
-            None => Ok(read_json::<UNetConfig>(&unet_folder(&self.base)?.join("config.json"))?.sample_size * factor),
+            None => Ok(json::read::<UNetConfig>(&folder::unet(&self.base)?.join("config.json"))?.sample_size * factor),
         }
     }
 

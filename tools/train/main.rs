@@ -31,12 +31,7 @@ use candle_core::DType;
 use gradients::{Plan, Sum};
 use log::{Line, Log};
 use method::Method;
-use nets::{
-    base::{self, unet_folder},
-    checkpoint::{self, Weights},
-    noise::Schedule,
-    params,
-};
+use nets::{device, folder, noise::Schedule, params, weights::Weights, write};
 use pipe::{
     atomic,
     cli::{Answer, run},
@@ -48,7 +43,7 @@ use state::State;
 use world::World;
 
 fn main() -> ExitCode {
-    run("train", |args| base::on_workers(|| together(args)))
+    run("train", |args| device::on_workers(|| together(args)))
 }
 
 /// As one of the processes that a launcher started, which usually is the only one.
@@ -67,8 +62,8 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
     ensure!(out.as_ref().is_none_or(|out| out.as_os_str() != "-"), "a checkpoint is a folder; name one with -o");
     args.check()?;
     let mut args = world.first_then_others(|| args.unpasted()?.with_models())?;
-    let device = base::device(world.device(args.networks.device))?;
-    let compute = base::dtype(args.networks.dtype, &device)?;
+    let device = device::open(world.device(args.networks.device))?;
+    let compute = device::dtype(args.networks.dtype, &device)?;
     ensure!(compute != DType::F16, "--dtype f16: small gradients would become 0; bf16 keeps the range of f32");
     world.attach(&device)?;
     if world.first() {
@@ -94,7 +89,7 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
     }
     source.describe(&args);
     advise(&args, &source, &state)?;
-    let base_weights = Weights::open(&unet_folder(&args.base)?)?;
+    let base_weights = Weights::open(&folder::unet(&args.base)?)?;
     let plan = Plan::of(&state, args.gradient_checkpointing, compute, &device);
     if args.replay.is_none() {
         share.at_once = plan.pairs_at_once(share.at_once); // an entry of the file is a micro-batch as it is
@@ -125,7 +120,7 @@ fn train(mut args: Args, world: &mut World) -> Result<Answer> {
         let (pairs, grads) = (world.gather_pairs(std::mem::take(&mut sum.pairs)), &mut sum.grads);
         world.sum(grads)?;
         if let Some(path) = dump.take() {
-            checkpoint::write(path, grads, Default::default())?;
+            write::tensors(path, grads, Default::default())?;
         }
 
         let grad_norm = params::global_norm(grads)?;

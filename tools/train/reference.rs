@@ -11,9 +11,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use nets::{
-    checkpoint::{self, Weights},
     params::Params,
     unet::{Added, Streamed, Trainable, UNet},
+    weights::Weights,
+    write,
 };
 
 /// When and how far the reference moves.
@@ -177,7 +178,7 @@ impl Reference {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
                 let file = scratch.join(format!("reference-{}-{now}.safetensors", std::process::id()));
                 let theta = policy.iter().map(|(n, v)| (n.clone(), v.as_detached_tensor())).collect();
-                checkpoint::write(&file, &theta, Default::default())?;
+                write::tensors(&file, &theta, Default::default())?;
                 unet.read_from(Weights::open(&file)?, "");
                 // It stays open: what has no name is gone when the run ends, however it ends.
                 fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;

@@ -5,9 +5,10 @@ use std::{collections::HashMap, path::Path};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{D, DType, Device, Tensor};
 use nets::{
-    checkpoint,
+    json,
     prompt::{Conditioning, PromptEncoder, TimeIds},
     vae::VaeConfig,
+    weights,
 };
 
 use crate::{loss::Label, source::Batch};
@@ -26,7 +27,7 @@ impl Replay {
     /// No whole safetensors file, or no list of captions in its metadata.
     pub fn open(path: &Path, vae: &Path, text: PromptEncoder) -> Result<Self> {
         let name = path.display().to_string();
-        let metadata = checkpoint::metadata(path)?;
+        let metadata = weights::metadata(path)?;
         let prompts =
             metadata.get("prompts").with_context(|| format!("{name}: the metadata key 'prompts' is missing"))?;
         let captions: Vec<String> = serde_json::from_str(prompts)
@@ -34,7 +35,7 @@ impl Replay {
         let tensors = candle_core::safetensors::load(path, &Device::Cpu)
             .with_context(|| format!("{name} is not a whole safetensors file"))?;
         ensure!(!captions.is_empty(), "{name}: the metadata key 'prompts' lists no captions");
-        let vae: VaeConfig = checkpoint::read_json(&vae.join("config.json"))?;
+        let vae: VaeConfig = json::read(&vae.join("config.json"))?;
         Ok(Self { name, tensors, pairs: captions.len(), told: text.encode(&captions)?, factor: vae.factor() })
     }
 

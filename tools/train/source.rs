@@ -5,11 +5,11 @@ use std::{num::NonZeroUsize, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use nets::{
-    checkpoint::Weights,
     noise::Schedule,
     prompt::{Conditioning, PromptEncoder, TimeIds},
     unet::UNetConfig,
     vae::Vae,
+    weights::Weights,
 };
 use pipe::{
     id::{file_hash, hex, sha256},

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use nets::{
-    base::unet_folder,
-    checkpoint::Weights,
-    lora::{self, Adapters, LoraConfig},
+    folder,
+    lora::{Adapters, LoraConfig},
     optim::Optimizer,
     unet::{Trainable, UNet},
+    weights::Weights,
 };
 use pipe::{device::Dtype, origin::Origin};
 
@@ -148,7 +148,7 @@ struct Models {
 
 /// All weights of the policy are trained; the reference is a second UNet.
 fn whole(args: &Args, device: &Device) -> Result<Models> {
-    let folders = [&args.policy, &args.reference].map(|path| unet_folder(path.as_ref().unwrap_or(&args.base)));
+    let folders = [&args.policy, &args.reference].map(|path| folder::unet(path.as_ref().unwrap_or(&args.base)));
     let [unet, other] = folders;
     let (unet, other) = (unet?, other?);
     let policy = UNet::open_variables(&unet, device, false)?;
@@ -160,10 +160,11 @@ fn whole(args: &Args, device: &Device) -> Result<Models> {
 /// Adapters are trained beside a frozen UNet, which the reference shares: it is the same with adapters of its own, which at
 /// first add nothing.
 fn adapted(args: &Args, config: &LoraConfig, device: &Device) -> Result<Models> {
-    let adapters = [&args.policy, &args.reference].map(|path| path.as_deref().and_then(lora::find));
+    let adapters = [&args.policy, &args.reference].map(|path| path.as_deref().and_then(folder::adapters));
     let under = args.policy.as_ref().filter(|_| adapters[0].is_none()).unwrap_or(&args.base);
-    let unet = unet_folder(under)?;
-    let [policy, reference] = UNet::open_adapted(&unet, config, args.common.seed, device)?;
+    let unet = folder::unet(under)?;
+    let [policy, reference] = UNet::open_adapted(&unet, config, args.common.seed, device)
+        .context("cannot add the adapters of --lora-rank and --lora-targets")?;
     let base = Weights::open(&unet)?.hash()?;
     let mut hashes = [base.clone(), base.clone()];
     for ((file, hash), network) in adapters.iter().zip(&mut hashes).zip([&policy, &reference]) {
@@ -176,11 +177,11 @@ fn adapted(args: &Args, config: &LoraConfig, device: &Device) -> Result<Models> 
             "{}: its adapters have rank {rank} and alpha {alpha}; give --lora_rank and --lora_alpha",
             file.display()
         );
-        given.fill(&network.params)?;
+        given.fill(&network.params).context("--lora-targets names other layers than the file")?;
         *hash = pipe::id::file_hash(file)?;
     }
     if let (Some(path), None) = (&args.reference, &adapters[1]) {
-        let theirs = Weights::open(&unet_folder(path)?)?.hash()?;
+        let theirs = Weights::open(&folder::unet(path)?)?.hash()?;
         ensure!(
             theirs == base,
             "with --lora_rank the reference is the UNet under the adapters, or that with adapters of its own: --reference {} \

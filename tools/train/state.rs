@@ -9,11 +9,13 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use nets::{
-    checkpoint::{self, Weights},
-    lora::{self, LoraConfig},
+    folder,
+    lora::{self, Adapter, LoraConfig},
     optim::Optimizer,
     params::Params,
     unet::Trainable,
+    weights::{self, Weights},
+    write,
 };
 use pipe::{
     atomic,
@@ -110,7 +112,7 @@ impl Saved {
 
     fn read(folder: &Path) -> Result<Self> {
         let file = folder.join(STATE);
-        let text = checkpoint::metadata(&file)?.remove(Self::KEY);
+        let text = weights::metadata(&file)?.remove(Self::KEY);
         let text = text.with_context(|| format!("{} was not written by `train`", file.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} was not written by this `train`", file.display()))
     }
@@ -148,12 +150,14 @@ impl State {
                 size += ops::sum_of_squares(&base.raw(&name)?.to_dtype(DType::F32)?)?;
             }
             for module in lora::modules(self.policy.params.keys()) {
-                let [a, b] = lora::names(&module);
-                let (pa, pb) = (&self.policy.params[&a], &self.policy.params[&b]);
-                let moved = lora::delta(pa, pb, config.scale())?;
+                let names = Adapter::names(&module);
+                let [a, b] = names.each_ref().map(|name| &self.policy.params[name]);
+                let policy = Adapter { a: a.as_detached_tensor(), b: b.as_detached_tensor(), scale: config.scale() };
+                let moved = policy.delta()?;
                 from_base += ops::sum_of_squares(&moved)?;
-                let (a, b) = (self.reference.get(&a, pa.dims())?, self.reference.get(&b, pb.dims())?);
-                from_reference += ops::sum_of_squares(&(moved - lora::delta(&a, &b, config.scale())?)?)?;
+                let (a, b) = (self.reference.get(&names[0], a.dims())?, self.reference.get(&names[1], b.dims())?);
+                let reference = Adapter { a, b, scale: config.scale() };
+                from_reference += ops::sum_of_squares(&(moved - reference.delta()?)?)?;
             }
             return Ok(Drift::new(from_base, from_reference, size));
         }
@@ -194,10 +198,14 @@ impl State {
         let published = detached(&self.policy.params).map(|(n, t)| Ok((n, t.to_dtype(recipe.dtype)?)));
         let published = published.collect::<Result<BTreeMap<_, _>>>()?;
         match &self.counters.lora {
-            None => checkpoint::write_model(&folder.join(UNET.next), &recipe.unet, &published, &origin)?,
-            Some(config) => {
-                lora::write(&folder.join(LORA.next), config, &self.policy.unet.config, &published, &origin)?
-            }
+            None => write::model(&folder.join(UNET.next), &recipe.unet, &published, &origin)?,
+            Some(config) => lora::write(
+                &folder.join(LORA.next),
+                config,
+                self.policy.unet.config.kohya_naming(),
+                &published,
+                &origin,
+            )?,
         }
         let merges = self.counters.lora.as_ref().filter(|_| recipe.merge);
         if let Some(config) = merges {
@@ -205,11 +213,11 @@ impl State {
             let adapters = detached(&self.policy.params).collect();
             let merged = lora::merged(&base, config, &adapters)?.into_iter();
             let merged = merged.map(|(n, t)| Ok((n, t.to_dtype(recipe.dtype)?))).collect::<Result<_>>()?;
-            checkpoint::write_model(&folder.join(UNET.next), &recipe.unet, &merged, &origin)?;
+            write::model(&folder.join(UNET.next), &recipe.unet, &merged, &origin)?;
         }
         let saved = Saved { counters: self.counters.clone(), origin, merged: merges.is_some() };
         let text = serde_json::to_string(&saved)?;
-        checkpoint::write(&folder.join(STATE), &kept, [(Saved::KEY.to_owned(), text)].into())?;
+        write::tensors(&folder.join(STATE), &kept, [(Saved::KEY.to_owned(), text)].into())?;
         saved.published().try_for_each(|which| adopt(folder, which))
     }
 
@@ -340,16 +348,16 @@ struct Published {
 const UNET: Published = Published {
     folder: "unet",
     next: "unet.partial",
-    files: ["config.json", checkpoint::DIFFUSERS_WEIGHTS],
-    main: checkpoint::DIFFUSERS_WEIGHTS,
+    files: ["config.json", folder::DIFFUSERS_WEIGHTS],
+    main: folder::DIFFUSERS_WEIGHTS,
     prefix: "",
 };
 
 const LORA: Published = Published {
     folder: "lora",
     next: "lora.partial",
-    files: [lora::KOHYA_FILE, lora::PEFT_FILE],
-    main: lora::PEFT_FILE,
+    files: [lora::KOHYA_FILE, folder::ADAPTERS],
+    main: folder::ADAPTERS,
     prefix: "unet.",
 };
 

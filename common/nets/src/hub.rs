@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType, api::sync::ApiBuilder};
 
-use crate::checkpoint::{NAMES, indices};
+use crate::folder::{self, WEIGHTS};
 
 /// The folder that a model argument means: itself where there is one, else what the hub's cache (`$HF_HOME`) holds under
 /// this id.
@@ -88,12 +88,12 @@ fn wanted(files: &[String]) -> BTreeSet<&str> {
                 let shard = |n: &str| n.starts_with(stem) && n.contains("-of-") && n.ends_with(kind);
                 those(&|n| n == index || (shard(n) && n.contains(".fp16") == half))
             };
-            let found = indices(best).into_iter().find(|index| names.iter().any(|(n, _)| n == index));
+            let found = folder::indices(best).into_iter().find(|index| names.iter().any(|(n, _)| n == index));
             let whole = those(&|n| n == *best);
             let files = if whole.is_empty() { found.map(|index| parts(&index)).unwrap_or_default() } else { whole };
             Some(files).filter(|files| !files.is_empty())
         };
-        all.extend(NAMES.iter().find_map(of).into_iter().flatten());
+        all.extend(WEIGHTS.iter().find_map(of).into_iter().flatten());
     }
     all
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::{Result as Candle, Tensor};
 
-use crate::{checkpoint::Loader, lora::Adapter};
+use crate::{loader::Loader, lora::Adapter};
 
 pub struct Linear {
     weight: Tensor, // (out, in), or (out, in, 1, 1) where it was stored as a 1x1 convolution

@@ -1,12 +1,14 @@
 //! Networks on candle that can be trained: Stable Diffusion's UNet, VAE and text encoder, CLIP's two towers, noise
 //! schedules and samplers, optimisers, checkpoints, scorers.
 
-pub mod base;
-pub mod checkpoint;
 pub mod clean;
+pub mod device;
+pub mod folder;
 pub mod hub;
 pub mod image;
+pub mod json;
 pub mod layers;
+pub mod loader;
 pub mod lora;
 pub mod noise;
 pub mod optim;
@@ -23,3 +25,5 @@ pub mod transformer;
 pub mod unet;
 pub mod vae;
 pub mod vit;
+pub mod weights;
+pub mod write;

@@ -7,7 +7,7 @@ use candle_core::{D, DType, Device, Result as Candle, Tensor};
 use serde::Deserialize;
 
 use crate::{
-    checkpoint::read_json,
+    json,
     text::{TextModel, TextStates},
     tokenizer::{Style, Tokenizer},
     unet::{Added, UNetConfig},
@@ -148,7 +148,7 @@ impl PromptEncoder {
             return Ok(Self { first, second: None });
         }
         let index = base.join("model_index.json");
-        let index = if index.is_file() { read_json(&index)? } else { ModelIndex::default() };
+        let index = if index.is_file() { json::read(&index)? } else { ModelIndex::default() };
         let reader = Reader::open(base, "_2", dtype, device)?;
         reader.text.check_projection().with_context(|| base.join("text_encoder_2").display().to_string())?;
         let (tokens, others) = (first.text.config.max_position_embeddings, reader.text.config.max_position_embeddings);

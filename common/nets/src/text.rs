@@ -8,9 +8,11 @@ use ops::Mask;
 use serde::Deserialize;
 
 use crate::{
-    checkpoint::{Loader, Weights, read_json},
+    json,
     layers::{LayerNorm, Linear},
+    loader::Loader,
     transformer::{Encoder, HiddenAct, Shape},
+    weights::Weights,
 };
 
 /// `config.json` of a CLIPTextModel; missing keys take transformers' defaults.
@@ -68,7 +70,7 @@ pub struct TextStates {
 impl TextModel {
     /// Loads a CLIPTextModel or CLIPTextModelWithProjection folder.
     pub fn open(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        let config = read_json(&folder.join("config.json"))?;
+        let config = json::read(&folder.join("config.json"))?;
         Self::load(Loader::frozen(&Weights::open(folder)?, dtype, device), config)
     }
 

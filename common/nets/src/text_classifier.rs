@@ -17,8 +17,10 @@ use tokenizers::{
 };
 
 use crate::{
-    checkpoint::{Loader, Weights, read_json},
+    json,
     layers::{LayerNorm, Linear},
+    loader::Loader,
+    weights::Weights,
 };
 
 /// `config.json`; missing keys take transformers' defaults.
@@ -59,7 +61,7 @@ impl Config {
     /// It describes another kind of model.
     fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let config: Self = read_json(&path)?;
+        let config: Self = json::read(&path)?;
         let say =
             |what: &str, is: &str, expected: &str| format!("{}: {what} is '{is}', expected {expected}", path.display());
         let kind = &config.model_type;
@@ -238,7 +240,7 @@ fn tokenizer(folder: &Path, positions: usize) -> Result<(Tokenizer, PathBuf)> {
         let (sep, cls) = (id("[SEP]").with_context(say)?, id("[CLS]").with_context(say)?);
         // Lower case is the rule unless the configuration says otherwise.
         let cased = folder.join("tokenizer_config.json");
-        let cased = cased.is_file() && read_json::<serde_json::Value>(&cased)?["do_lower_case"] == false;
+        let cased = cased.is_file() && json::read::<serde_json::Value>(&cased)?["do_lower_case"] == false;
         tokenizer.with_normalizer(Some(BertNormalizer::new(true, true, None, !cased)));
         tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
         tokenizer.with_post_processor(Some(BertProcessing::new(("[SEP]".into(), sep), ("[CLS]".into(), cls))));
@@ -271,7 +273,7 @@ mod tests {
             println!("skipped: no parity kit beside this repository");
             return;
         }
-        let rows: Vec<Row> = read_json(&kit.join("expected/nsfw.json")).unwrap();
+        let rows: Vec<Row> = json::read(&kit.join("expected/nsfw.json")).unwrap();
         let folder = kit.join("models/nsfw_text_classifier");
         // Once with tokenizer.json, once with vocab.txt alone.
         let plain = tempfile::tempdir().unwrap();

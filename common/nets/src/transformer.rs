@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use candle_core::{Result as Candle, Tensor};
 use ops::Mask;
 
-use crate::{checkpoint::Loader, layers::LayerNorm};
+use crate::{layers::LayerNorm, loader::Loader};
 
 /// No tower is ever trained.
 struct Linear {

@@ -8,8 +8,10 @@ use ops::{Activation, Mask};
 use serde::Deserialize;
 
 use crate::{
-    checkpoint::{Loader, Weights, read_json},
+    json,
     layers::{Conv2d, GroupNorm, Linear, ResnetBlock},
+    loader::Loader,
+    weights::Weights,
 };
 
 /// `vae/config.json`; missing keys take diffusers' defaults.
@@ -169,7 +171,7 @@ impl Posterior {
 
 impl Vae {
     pub fn open(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        let config: VaeConfig = read_json(&folder.join("config.json"))?;
+        let config: VaeConfig = json::read(&folder.join("config.json"))?;
         config.check().with_context(|| folder.join("config.json").display().to_string())?;
         // SDXL's overflows in half precision.
         let dtype = if config.force_upcast && dtype == DType::F16 { DType::F32 } else { dtype };

@@ -5,8 +5,8 @@ use candle_core::{Result as Candle, Tensor};
 use serde::Deserialize;
 
 use crate::{
-    checkpoint::Loader,
     layers::{LayerNorm, Linear},
+    loader::Loader,
     transformer::{Encoder, HiddenAct, Shape},
 };
 

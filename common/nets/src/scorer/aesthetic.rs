@@ -13,7 +13,7 @@ use super::{
     Band, Files, Metric, Options, Picture, Role, Scorer, Source,
     clip_model::{ClipModel, Reading},
 };
-use crate::{checkpoint::Weights, image::Preprocess};
+use crate::{image::Preprocess, weights::Weights};
 
 pub const METRIC: Metric = Metric {
     name: "aesthetic",

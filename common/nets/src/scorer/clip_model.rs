@@ -12,11 +12,12 @@ use rayon::prelude::*;
 
 use super::{Options, Picture, Scorer, hugging_face, open_clip};
 use crate::{
-    checkpoint::{Loader, Weights},
     image::{Antialias, Normalise, Preprocess},
+    loader::Loader,
     text::{TextConfig, TextModel},
     tokenizer::{Style, Tokenizer},
     vit::{VisionConfig, VisionModel},
+    weights::Weights,
 };
 
 /// Whose preprocessing and tokenization a metric follows, whatever the layout of its file.

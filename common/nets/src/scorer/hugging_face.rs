@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::clip_model::Description;
 use crate::{
-    checkpoint::read_json,
     image::{CLIP, Normalise},
+    json,
     text::TextConfig,
     vit::VisionConfig,
 };
@@ -31,13 +31,13 @@ pub fn describe(folder: &Path) -> Result<Description> {
         512
     }
     let Config { text_config: mut text, vision_config: mut vision, projection_dim } =
-        read_json(&folder.join("config.json")).context("the tower has to be a CLIPModel, with its config.json")?;
+        json::read(&folder.join("config.json")).context("the tower has to be a CLIPModel, with its config.json")?;
     (text.projection_dim, vision.projection_dim) = (projection_dim, projection_dim);
     let mut about = Description { vision, text, size: None, crop: None, normalise: CLIP };
 
     let path = folder.join("preprocessor_config.json");
     if path.is_file() {
-        let config: Value = read_json(&path)?;
+        let config: Value = json::read(&path)?;
         let say = || format!("{} asks for a preprocessing that CLIP does not have", path.display());
         for step in ["do_resize", "do_center_crop", "do_normalize", "do_rescale"] {
             ensure!(config[step] != false, "{}: {step} is off", say());

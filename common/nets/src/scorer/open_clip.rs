@@ -8,12 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{clip_model::Description, hugging_face::normalise};
-use crate::{
-    checkpoint::{Weights, read_json},
-    image::CLIP,
-    text::TextConfig,
-    vit::VisionConfig,
-};
+use crate::{image::CLIP, json, text::TextConfig, vit::VisionConfig, weights::Weights};
 
 /// `open_clip_config.json`; missing keys take open_clip's defaults, a missing file is ViT-H-14.
 #[derive(Deserialize)]
@@ -104,7 +99,7 @@ fn vit_h_14() -> Config {
 /// A tower that is no plain transformer.
 pub fn describe(folder: &Path, tower: &Path) -> Result<Description> {
     let path = folder.join("open_clip_config.json");
-    let Config { model_cfg: model, preprocess_cfg } = if path.is_file() { read_json(&path)? } else { vit_h_14() };
+    let Config { model_cfg: model, preprocess_cfg } = if path.is_file() { json::read(&path)? } else { vit_h_14() };
     let say = || format!("{} describes a model that is not supported", path.display());
     let (v, t) = (&model.vision_cfg, &model.text_cfg);
     if let Some(name) = v.timm_model_name.as_ref().or(t.hf_model_name.as_ref()) {

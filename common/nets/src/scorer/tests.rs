@@ -10,7 +10,7 @@ use super::{
     colourfulness::colourfulness,
     *,
 };
-use crate::checkpoint::{Weights, write};
+use crate::{weights::Weights, write};
 
 fn options() -> Options {
     Options { device: Device::Cpu, dtype: DType::F32, antialias: Antialias::On, hps_version: None, batch: 3 }
@@ -34,7 +34,7 @@ fn head(folder: &Path, numbers: [usize; 5]) -> (Weights, Vec<Layer>) {
         tensors.insert(format!("layers.{n}.bias"), Tensor::from_vec(bias, out, &Device::Cpu).unwrap());
     }
     let path = folder.join("head.safetensors");
-    write(&path, &tensors, Default::default()).unwrap();
+    write::tensors(&path, &tensors, Default::default()).unwrap();
     (Weights::open(&path).unwrap(), layers)
 }
 

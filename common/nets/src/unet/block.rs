@@ -5,8 +5,8 @@ use candle_core::{Result as Candle, Tensor};
 use ops::Mask;
 
 use crate::{
-    checkpoint::Loader,
     layers::{LayerNorm, Linear},
+    loader::Loader,
 };
 
 struct Attention {

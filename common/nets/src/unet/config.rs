@@ -3,6 +3,8 @@
 use anyhow::{Result, bail, ensure};
 use serde::Deserialize;
 
+use crate::lora::kohya::Naming;
+
 /// A number for every block, or one for all.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
@@ -117,6 +119,14 @@ impl UNetConfig {
         self.addition_embed_type.as_ref()?;
         let sizes = 6 * self.addition_time_embed_dim.unwrap_or(256);
         Some(self.projection_class_embeddings_input_dim?.saturating_sub(sizes))
+    }
+
+    /// What kohya's scripts call this UNet's modules.
+    pub fn kohya_naming(&self) -> Naming {
+        match self.pooled_width() {
+            Some(_) => Naming::Sdxl { layers_per_block: self.layers_per_block },
+            None => Naming::Diffusers,
+        }
     }
 
     /// # Errors

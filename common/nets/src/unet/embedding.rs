@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::{Device, Result as Candle, Tensor};
 
 use super::{Added, config::UNetConfig};
-use crate::{checkpoint::Loader, layers::Linear};
+use crate::{layers::Linear, loader::Loader};
 
 type Mlp = (Linear, Linear);
 

@@ -16,9 +16,11 @@ pub use pass::Pass;
 use piece::{Conditions, Piece, Plan};
 
 use crate::{
-    checkpoint::{Loader, Weights, read_json},
+    json,
+    loader::Loader,
     lora::{self, LoraConfig},
     params::Params,
+    weights::Weights,
 };
 
 /// SDXL's extra conditioning; [`crate::prompt::Conditioning::added`] makes it.
@@ -151,5 +153,5 @@ impl Streamed {
 }
 
 fn read_config(folder: &Path) -> Result<UNetConfig> {
-    read_json(&folder.join("config.json"))
+    json::read(&folder.join("config.json"))
 }

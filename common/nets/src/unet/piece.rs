@@ -7,8 +7,8 @@ use ops::Activation;
 
 use super::{block::TransformerBlock, config::UNetConfig};
 use crate::{
-    checkpoint::Loader,
     layers::{Conv2d, GroupNorm, Linear, ResnetBlock},
+    loader::Loader,
 };
 
 /// What a piece is, before its weights are there.

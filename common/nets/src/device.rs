@@ -1,0 +1,82 @@
+//! Where networks run: the device, its arithmetic, and the threads of a program.
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Device};
+use pipe::device;
+
+/// candle's device.
+///
+/// # Errors
+/// This build has no CUDA, or the device does not exist.
+pub fn open(device: device::Device) -> Result<Device> {
+    match device {
+        device::Device::Cpu => Ok(Device::Cpu),
+        device::Device::Cuda(n) => {
+            ensure!(candle_core::utils::cuda_is_available(), "this build has no CUDA (cargo's feature `cuda`)");
+            cuda(n).with_context(|| format!("cannot use CUDA device {n}"))
+        }
+    }
+}
+
+/// A device with one stream for all threads, which keeps freed memory for the next operation. candle's own device has one
+/// stream per thread, and nothing orders them: a tensor that another thread made could be used before it is ready.
+#[cfg(feature = "cuda")]
+fn cuda(ordinal: usize) -> candle_core::Result<Device> {
+    use candle_core::cuda_backend::{
+        WrapErr,
+        cudarc::driver::{result, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD as THRESHOLD},
+    };
+    let device = Device::new_cuda_with_stream(ordinal)?;
+    let mut all = u64::MAX;
+    // SAFETY: events order streams, and there is only one. The attribute is an unsigned 64-bit number of the device's own pool.
+    unsafe {
+        device.as_cuda_device()?.disable_event_tracking();
+        let pool = result::device::get_default_mem_pool(result::device::get(ordinal as i32).w()?).w()?;
+        result::mem_pool::set_attribute(pool, THRESHOLD, (&raw mut all).cast()).w()?;
+    }
+    Ok(device)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(ordinal: usize) -> candle_core::Result<Device> {
+    Device::new_cuda(ordinal)
+}
+
+/// candle's number type for the networks on `device`.
+///
+/// # Errors
+/// Half precision on the CPU.
+pub fn dtype(dtype: device::Dtype, device: &Device) -> Result<DType> {
+    match dtype {
+        device::Dtype::F32 => Ok(DType::F32),
+        _ if device.is_cpu() => bail!("the CPU computes in f32 only; half precision needs a CUDA device"),
+        device::Dtype::Bf16 => Ok(DType::BF16),
+        device::Dtype::F16 => Ok(DType::F16),
+    }
+}
+
+/// Runs a program's whole body on a worker thread: its many small parallel pieces then start on the thread that asks for
+/// them, instead of waking another one each time. To be called once, before the program has threads.
+///
+/// On a GPU, f32 stays f32: NVIDIA's libraries would otherwise compute f32 convolutions in TF32, with ten bits of mantissa.
+/// The user's own `NVIDIA_TF32_OVERRIDE=1` is respected.
+pub fn on_workers<R: Send>(body: impl FnOnce() -> R + Send) -> R {
+    const TF32: &str = "NVIDIA_TF32_OVERRIDE";
+    if cfg!(feature = "cuda") && std::env::var_os(TF32).is_none() {
+        // SAFETY: the program's body has not begun, and no other thread runs yet.
+        unsafe { std::env::set_var(TF32, "0") };
+    }
+    keep_freed_memory();
+    rayon::scope(|_| body())
+}
+
+/// Every operation allocates its result, and glibc returns blocks of this size to the system at once: page faults then cost
+/// a tenth of the time. Blocks below those of pool.rs are kept for the next operation instead.
+fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt only sets two of the allocator's limits.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 512 << 20);
+    }
+}

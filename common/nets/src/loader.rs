@@ -1,0 +1,144 @@
+//! From weights to a network's layers: a loader hands out tensors by path and decides which of them are trained.
+
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+
+use anyhow::{Result, ensure};
+use candle_core::{DType, Device, Tensor, Var};
+
+use crate::{
+    lora::{Adapter, LoraConfig},
+    params::Params,
+    weights::Weights,
+};
+
+/// Hands out a network's tensors by path, as in `loader.pp("conv_in").get("weight", &[..])`.
+#[derive(Clone)]
+pub struct Loader<'a> {
+    weights: &'a Weights,
+    prefix: String,
+    device: Device,
+    dtype: DType,
+    trained: Trained,
+    params: Rc<RefCell<Params>>,
+    /// Frozen tensors that were handed out before, for networks that share them.
+    shared: Option<Rc<RefCell<BTreeMap<String, Tensor>>>>,
+    /// The network sees the variables' memory but is not tracked: for a reference that can be refreshed in place.
+    detached: bool,
+}
+
+/// Which of a network's tensors are variables.
+#[derive(Clone)]
+enum Trained {
+    Nothing,
+    Everything,
+    /// Low-rank adapters beside frozen layers, drawn from this seed.
+    Adapters(Rc<LoraConfig>, u64),
+}
+
+impl<'a> Loader<'a> {
+    /// Loads tensors that are not trained, as `dtype`.
+    pub fn frozen(weights: &'a Weights, dtype: DType, device: &Device) -> Self {
+        Self {
+            weights,
+            prefix: String::new(),
+            device: device.clone(),
+            dtype,
+            trained: Trained::Nothing,
+            params: Default::default(),
+            shared: None,
+            detached: false,
+        }
+    }
+
+    /// Loads f32 variables, which `params()` collects. With `detached`, the network's view of them is not tracked.
+    pub fn variables(weights: &'a Weights, device: &Device, detached: bool) -> Self {
+        Self { trained: Trained::Everything, detached, ..Self::frozen(weights, DType::F32, device) }
+    }
+
+    /// Loads frozen f32 tensors once: all networks that are loaded through clones of this loader hold the same tensors.
+    pub fn shared(weights: &'a Weights, device: &Device) -> Self {
+        Self { shared: Some(Default::default()), ..Self::frozen(weights, DType::F32, device) }
+    }
+
+    /// The same loader with new adapters on the layers that `config` names. `params()` collects these adapters.
+    pub fn adapted(&self, config: &LoraConfig, seed: u64, detached: bool) -> Self {
+        let trained = Trained::Adapters(Rc::new(config.clone()), seed);
+        Self { trained, detached, params: Default::default(), ..self.clone() }
+    }
+
+    /// The loader of the part `name`, one step further down the path.
+    pub fn pp(&self, name: impl std::fmt::Display) -> Self {
+        Self { prefix: self.path(&name.to_string()), ..self.clone() }
+    }
+
+    fn path(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// Whether there is a tensor `name` at this path.
+    pub fn has(&self, name: &str) -> bool {
+        self.weights.has(&self.path(name))
+    }
+
+    /// The tensor `name` at this path.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let path = self.path(name);
+        let load =
+            || Ok::<_, anyhow::Error>(self.weights.get(&path, shape)?.to_dtype(self.dtype)?.to_device(&self.device)?);
+        if let Trained::Everything = self.trained {
+            return Ok(self.collect(path.clone(), Var::from_tensor(&load()?)?));
+        }
+        let Some(shared) = &self.shared else { return load() };
+        if let Some(tensor) = shared.borrow().get(&path) {
+            return Ok(tensor.clone());
+        }
+        let tensor = load()?;
+        shared.borrow_mut().insert(path, tensor.clone());
+        Ok(tensor)
+    }
+
+    /// The adapter of the linear layer at this path, if it has one. `weight` is the shape of the layer's weight.
+    ///
+    /// # Errors
+    /// The adapter's rank is larger than that of the weight.
+    pub fn adapter(&self, weight: &[usize]) -> Result<Option<Adapter>> {
+        let Trained::Adapters(config, seed) = &self.trained else { return Ok(None) };
+        if !config.adapts(&self.prefix) {
+            return Ok(None);
+        }
+        let (rank, full) = (config.rank, weight[0].min(weight[1]));
+        ensure!(
+            rank <= full,
+            "an adapter of rank {rank} does not fit the layer '{}', whose weight has rank {full} at most",
+            self.prefix
+        );
+        let (a, b) = Adapter::initial(&self.prefix, weight, rank, *seed, &self.device)?;
+        let [name_a, name_b] = Adapter::names(&self.prefix);
+        Ok(Some(Adapter { a: self.collect(name_a, a), b: self.collect(name_b, b), scale: config.scale() }))
+    }
+
+    /// For layers that cannot be adapted.
+    ///
+    /// # Errors
+    /// The adapters' targets name this layer.
+    pub fn refuse_adapter(&self) -> Result<()> {
+        let asked = matches!(&self.trained, Trained::Adapters(config, _) if config.adapts(&self.prefix));
+        ensure!(!asked, "'{}' is not a linear layer: leave it out of the layers to adapt", self.prefix);
+        Ok(())
+    }
+
+    /// Adds a variable to `params()` and returns the network's view of it.
+    fn collect(&self, path: String, var: Var) -> Tensor {
+        let view = if self.detached { var.as_detached_tensor() } else { var.as_tensor().clone() };
+        self.params.borrow_mut().insert(path, var);
+        view
+    }
+
+    /// All variables that were handed out so far.
+    pub fn params(&self) -> Params {
+        self.params.borrow().clone()
+    }
+}

@@ -1,0 +1,334 @@
+//! Reading weights: named tensors from safetensors files (any float type, whole or in shards) and torch's zip pickles.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::Read,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{Device, Tensor};
+use pipe::{
+    id,
+    origin::{self, Origin},
+};
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+
+use crate::{folder, pickle};
+
+/// Named tensors, in files or in memory.
+pub struct Weights {
+    /// The first weight file, for messages.
+    pub name: String,
+    files: Vec<PathBuf>,
+    body: Body,
+}
+
+enum Body {
+    /// Tensors that are read when they are asked for. The files are not mapped: pages of a mapped file count as this
+    /// program's memory once they have been touched.
+    Files(BTreeMap<String, Stored>),
+    Memory(BTreeMap<String, Tensor>),
+}
+
+/// A tensor that is still in its file.
+struct Stored {
+    file: Arc<File>,
+    info: TensorInfo,
+    /// The offset of its first byte in the file.
+    start: u64,
+}
+
+impl Stored {
+    fn read(&self) -> Result<Tensor> {
+        let (shape, n) = (&self.info.shape[..], self.info.shape.iter().product());
+        Ok(match self.info.dtype {
+            Dtype::F32 => {
+                let mut values = vec![0f32; n];
+                // In pieces on all threads: a network of gigabytes may be read at every step.
+                let piece = 1 << 20;
+                values.par_chunks_mut(piece).enumerate().try_for_each(|(i, values)| {
+                    let at = self.start + 4 * (i * piece) as u64;
+                    self.file.read_exact_at(bytemuck::cast_slice_mut(values), at)
+                })?;
+                Tensor::from_vec(values, shape, &Device::Cpu)?
+            }
+            other => {
+                let mut bytes = vec![0u8; self.info.data_offsets.1 - self.info.data_offsets.0];
+                self.file.read_exact_at(&mut bytes, self.start)?;
+                Tensor::from_raw_buffer(&bytes, other.try_into()?, shape, &Device::Cpu)?
+            }
+        })
+    }
+}
+
+impl Weights {
+    /// Opens a weight file, an index of several, or the weights in a model folder.
+    ///
+    /// # Errors
+    /// There are no weights at `path`, a file is damaged, or a pickle asks for classes that weights do not need.
+    pub fn open(path: &Path) -> Result<Self> {
+        let files = folder::weight_files(path)?;
+        let name = files.first().map_or(path, |f| f).display().to_string();
+        let body = if files.iter().all(|f| f.extension().is_some_and(|e| e == "safetensors")) {
+            let mut all = BTreeMap::new();
+            for file in &files {
+                all.extend(stored(file)?);
+            }
+            Body::Files(all)
+        } else {
+            let mut all = BTreeMap::new();
+            for file in &files {
+                all.extend(pickle::read(file)?);
+            }
+            Body::Memory(all)
+        };
+        Ok(Self { name, files, body })
+    }
+
+    /// The same weights under other names. `rename` turns each (name, tensor) into any number of them.
+    ///
+    /// # Errors
+    /// A tensor cannot be read, or `rename` fails.
+    pub fn renamed(self, rename: impl Fn(&str, Tensor) -> Result<Vec<(String, Tensor)>>) -> Result<Self> {
+        let mut all = BTreeMap::new();
+        for name in self.names() {
+            all.extend(rename(&name, self.raw(&name)?)?);
+        }
+        Ok(Self { name: self.name, files: self.files, body: Body::Memory(all) })
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> Vec<String> {
+        match &self.body {
+            Body::Files(all) => all.keys().cloned().collect(),
+            Body::Memory(all) => all.keys().cloned().collect(),
+        }
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.dims(name).is_some()
+    }
+
+    /// The shape of a tensor, if it exists.
+    pub fn dims(&self, name: &str) -> Option<&[usize]> {
+        match &self.body {
+            Body::Files(all) => all.get(name).map(|s| &s.info.shape[..]),
+            Body::Memory(all) => all.get(name).map(Tensor::dims),
+        }
+    }
+
+    /// A tensor on the CPU, in the type in which it is stored.
+    ///
+    /// # Errors
+    /// It is missing or cannot be read.
+    pub fn raw(&self, name: &str) -> Result<Tensor> {
+        let tensor = match &self.body {
+            Body::Files(all) => all.get(name).map(|s| s.read()).transpose(),
+            Body::Memory(all) => Ok(all.get(name).cloned()),
+        };
+        let tensor = tensor.with_context(|| format!("{}: cannot read tensor '{name}'", self.name))?;
+        tensor.with_context(|| format!("{}: tensor '{name}' is missing", self.name))
+    }
+
+    /// A float tensor of the given shape. A stored (out, in) serves for (out, in, 1, 1) and the other way round.
+    ///
+    /// # Errors
+    /// It is missing, has another shape, or does not hold floats.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensor = self.raw(name)?;
+        ensure!(
+            tensor.dtype().is_float(),
+            "{}: tensor '{name}' holds {:?}, expected floats",
+            self.name,
+            tensor.dtype()
+        );
+        let first_two = |dims: &[usize]| dims.iter().copied().take(2).collect::<Vec<_>>();
+        let same = tensor.dims() == shape
+            || (tensor.elem_count() == shape.iter().product::<usize>()
+                && first_two(tensor.dims()) == first_two(shape)
+                && shape.len() >= 2);
+        ensure!(same, "{}: tensor '{name}' has shape {:?}, expected {shape:?}", self.name, tensor.dims());
+        Ok(tensor.reshape(shape)?)
+    }
+
+    /// SHA-256 over the weight files, in hexadecimal. For one file it is what `sha256sum` prints.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn hash(&self) -> Result<String> {
+        match &self.files[..] {
+            [one] => file_hash(one),
+            many => {
+                let hashes = many.iter().map(|f| file_hash(f)).collect::<Result<Vec<_>>>()?;
+                Ok(id::hex(&id::sha256(hashes.join("\n").as_bytes())))
+            }
+        }
+    }
+
+    /// The `origin` in the metadata of a checkpoint that this project wrote.
+    pub fn origin(&self) -> Option<Origin> {
+        let file = self.files.first()?;
+        Origin::from_json(metadata(file).ok()?.get(origin::KEY)?)
+    }
+}
+
+/// SHA-256 of a weight file in hexadecimal. Each file is read once per process, whoever asks; one that has been replaced or
+/// changed since then is read again.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn file_hash(path: &Path) -> Result<String> {
+    /// Device, inode, size, time of the last change (s, ns).
+    type Version = (u64, u64, u64, i64, i64);
+    static KNOWN: Mutex<BTreeMap<Version, String>> = Mutex::new(BTreeMap::new());
+    let about = path.metadata().with_context(|| format!("cannot read {}", path.display()))?;
+    let version = (about.dev(), about.ino(), about.size(), about.mtime(), about.mtime_nsec());
+    // The lock is held while the file is read, so that two threads do not read it both.
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(hash) = known.get(&version) {
+        return Ok(hash.clone());
+    }
+    let hash = id::file_hash(path)?;
+    known.insert(version, hash.clone());
+    Ok(hash)
+}
+
+/// The text metadata of a safetensors file.
+///
+/// # Errors
+/// The file is not a whole safetensors file.
+pub fn metadata(path: &Path) -> Result<HashMap<String, String>> {
+    Ok(header(path)?.metadata.metadata().clone().unwrap_or_default())
+}
+
+/// A safetensors file of which the header has been read.
+struct Header {
+    file: File,
+    metadata: Metadata,
+    /// Where the tensors begin.
+    end: u64,
+}
+
+fn header(path: &Path) -> Result<Header> {
+    let damaged = || format!("{} is not a whole safetensors file", path.display());
+    let mut file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let size = file.metadata()?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length).with_context(damaged)?;
+    let length = u64::from_le_bytes(length);
+    ensure!(length <= size.saturating_sub(8), damaged());
+    let mut text = vec![0; length as usize];
+    file.read_exact(&mut text).with_context(damaged)?;
+    let metadata: Metadata = serde_json::from_slice(&text).with_context(damaged)?;
+    let end = 8 + length;
+    ensure!(end + metadata.data_len() as u64 == size, damaged());
+    Ok(Header { file, metadata, end })
+}
+
+/// All tensors of a safetensors file.
+fn stored(path: &Path) -> Result<Vec<(String, Stored)>> {
+    let Header { file, metadata, end } = header(path)?;
+    let file = Arc::new(file);
+    let place = |(name, info): (String, &TensorInfo)| {
+        let start = end + info.data_offsets.0 as u64;
+        (name, Stored { file: file.clone(), info: info.clone(), start })
+    };
+    Ok(metadata.tensors().into_iter().map(place).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+    use crate::write;
+
+    #[test]
+    fn what_is_written_is_read_and_shapes_are_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        let t = Tensor::from_vec(vec![1f32, 2., 3., 4.], (2, 2), &Device::Cpu).unwrap();
+        let meta = BTreeMap::from([("origin".to_string(), "x".to_string())]);
+        write::tensors(&path, &BTreeMap::from([("a.weight".to_string(), t)]), meta).unwrap();
+        let w = Weights::open(&path).unwrap();
+        assert_eq!(w.get("a.weight", &[2, 2]).unwrap().to_vec2::<f32>().unwrap(), [[1., 2.], [3., 4.]]);
+        assert_eq!(w.get("a.weight", &[2, 2, 1, 1]).unwrap().dims(), [2, 2, 1, 1]);
+        assert!(w.get("a.weight", &[4]).unwrap_err().to_string().contains("'a.weight' has shape [2, 2], expected [4]"));
+        assert!(w.get("b", &[4]).unwrap_err().to_string().contains("'b' is missing"));
+        assert_eq!(metadata(&path).unwrap()["origin"], "x");
+    }
+
+    #[test]
+    fn a_file_is_hashed_once_and_again_after_a_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        let zeros = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
+        write::tensors(&path, &BTreeMap::from([("a".to_string(), zeros)]), Default::default()).unwrap();
+        let hash = || Weights::open(&path).unwrap().hash().unwrap();
+        let first = hash();
+        assert_eq!(first, id::file_hash(&path).unwrap());
+        // Other bytes behind the same size and time: whoever reads the file would see them.
+        let time = path.metadata().unwrap().modified().unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.write_all_at(&[1], path.metadata().unwrap().len() - 1).unwrap();
+        file.set_modified(time).unwrap();
+        assert_eq!(hash(), first);
+        file.set_modified(time + std::time::Duration::from_secs(1)).unwrap();
+        assert_eq!(hash(), id::file_hash(&path).unwrap());
+        assert_ne!(hash(), first);
+    }
+
+    #[test]
+    fn an_index_of_either_name_leads_to_its_shards() {
+        for index in ["model.safetensors.index.json", "model.safetensors.index.fp16.json"] {
+            let dir = tempfile::tempdir().unwrap();
+            let map = serde_json::json!({ "weight_map": { "a": "x-1.safetensors", "b": "x-2.safetensors" } });
+            std::fs::write(dir.path().join(index), map.to_string()).unwrap();
+            let error = Weights::open(dir.path()).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains("x-1.safetensors, which is missing"), "{error}");
+            for (name, file) in [("a", "x-1.safetensors"), ("b", "x-2.safetensors")] {
+                let one = Tensor::ones(3, DType::F16, &Device::Cpu).unwrap();
+                let one = BTreeMap::from([(name.to_string(), one)]);
+                write::tensors(&dir.path().join(file), &one, BTreeMap::new()).unwrap();
+            }
+            let weights = Weights::open(dir.path()).unwrap();
+            assert_eq!(weights.names(), ["a", "b"]);
+            assert_eq!(weights.get("b", &[3]).unwrap().to_vec1::<half::f16>().unwrap()[2].to_f32(), 1.0);
+        }
+    }
+
+    #[test]
+    fn pickles_may_be_in_shards_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut map = serde_json::Map::new();
+        let mut expected = BTreeMap::new();
+        for (i, whole) in ["dtypes", "views"].iter().enumerate() {
+            let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/pickle").join(whole);
+            let shard = format!("pytorch_model-0000{}-of-00002.bin", i + 1);
+            std::fs::copy(fixture.with_extension("pt"), dir.path().join(&shard)).unwrap();
+            let tensors = candle_core::safetensors::load(fixture.with_extension("safetensors"), &Device::Cpu).unwrap();
+            map.extend(tensors.keys().map(|name| (name.clone(), shard.clone().into())));
+            expected.extend(tensors);
+        }
+        let index = dir.path().join("pytorch_model.bin.index.json");
+        std::fs::write(&index, serde_json::json!({ "weight_map": map }).to_string()).unwrap();
+        for path in [dir.path(), &index] {
+            let weights = Weights::open(path).unwrap();
+            assert!(weights.names().iter().eq(expected.keys()) && weights.files.len() == 2);
+            for (name, theirs) in &expected {
+                let values =
+                    |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+                assert_eq!(values(&weights.raw(name).unwrap()), values(theirs), "{name}");
+            }
+        }
+        std::fs::remove_file(dir.path().join("pytorch_model-00002-of-00002.bin")).unwrap();
+        let error = Weights::open(dir.path()).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("pytorch_model-00002-of-00002.bin, which is missing"), "{error}");
+    }
+}

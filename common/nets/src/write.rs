@@ -1,0 +1,72 @@
+//! Writing weights: safetensors files that diffusers loads, whole or not at all.
+
+use std::{collections::BTreeMap, io::Write, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use pipe::{
+    atomic::{self, AtomicFile},
+    origin::{self, Origin},
+};
+use safetensors::tensor::TensorInfo;
+
+use crate::folder::DIFFUSERS_WEIGHTS;
+
+/// Writes named tensors (f32, f16 or bf16) and text metadata as safetensors. No more than one tensor is copied at a time.
+///
+/// # Errors
+/// A tensor of another type; the file cannot be written.
+pub fn tensors(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: BTreeMap<String, String>) -> Result<()> {
+    // Wide numbers first, as safetensors' own writer puts them, so that each lies at a multiple of its width.
+    let mut order: Vec<(&String, &Tensor)> = tensors.iter().collect();
+    order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype().size_in_bytes()));
+    // Not the crate's own header, whose metadata stands in a random order: the same content is the same bytes here.
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), serde_json::to_value(metadata)?);
+    }
+    let mut start = 0;
+    for (name, tensor) in &order {
+        let (dtype, shape) = (tensor.dtype(), tensor.dims().to_vec());
+        let is_stored = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+        ensure!(is_stored, "tensor '{name}' holds {dtype:?}, which checkpoints do not store");
+        let end = start + tensor.elem_count() * dtype.size_in_bytes();
+        let info = TensorInfo { dtype: dtype.into(), shape, data_offsets: (start, end) };
+        header.insert((*name).clone(), serde_json::to_value(info)?);
+        start = end;
+    }
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let mut file = AtomicFile::create(path)?;
+    let cannot = || format!("cannot write {}", path.display());
+    file.write_all(&(header.len() as u64).to_le_bytes()).with_context(cannot)?;
+    file.write_all(&header).with_context(cannot)?;
+    for (_, tensor) in order {
+        let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
+        match tensor.dtype() {
+            DType::F32 => put(&mut file, flat.to_vec1()?, f32::to_le_bytes),
+            DType::F16 => put(&mut file, flat.to_vec1()?, half::f16::to_le_bytes),
+            _ => put(&mut file, flat.to_vec1()?, half::bf16::to_le_bytes),
+        }
+        .with_context(cannot)?;
+    }
+    file.commit()
+}
+
+fn put<T: Copy, const N: usize>(file: &mut impl Write, values: Vec<T>, bytes: fn(T) -> [u8; N]) -> std::io::Result<()> {
+    values.chunks(1 << 14).try_for_each(|c| file.write_all(&c.iter().flat_map(|v| bytes(*v)).collect::<Vec<u8>>()))
+}
+
+/// Writes a model folder for diffusers: `config.json`, copied from the folder `config_of`, and then the weights, whose
+/// appearance says that the folder is complete.
+///
+/// # Errors
+/// `config_of` has no configuration, or a file cannot be written.
+pub fn model(folder: &Path, config_of: &Path, weights: &BTreeMap<String, Tensor>, origin: &Origin) -> Result<()> {
+    let config = config_of.join("config.json");
+    let text = std::fs::read(&config).with_context(|| format!("cannot read {}", config.display()))?;
+    atomic::write(&folder.join("config.json"), &text)?;
+    let metadata = BTreeMap::from([(origin::KEY.to_owned(), origin.to_json())]);
+    tensors(&folder.join(DIFFUSERS_WEIGHTS), weights, metadata)
+}
