@@ -28,9 +28,12 @@ build:
 	cargo build --release --workspace$(if $(strip $(FEATURES)), --features $(FEATURES))
 endif
 
+# Some tests read large files that lie beside the repository. Without these files cargo lists the tests as ignored.
+all_tests := $(if $(and $(wildcard ../shared/parity/given),$(wildcard ../shared/prompts)),-- --include-ignored)
+
 ## make test           all tests, with the real programs
 test:
-	cargo test --release --workspace
+	cargo test --release --workspace $(all_tests)
 	tests/cluster/if-mpi
 
 ## make test-cloud     tables in object stores, against one that the test plays; compiles once more, with the feature cloud
@@ -47,7 +50,7 @@ test-cluster:
 ON_GPU := TEST_DEVICE=cuda NVIDIA_TF32_OVERRIDE=0 cargo test --release --workspace --features cuda,cudnn
 test-cuda:
 	$(ON_GPU) --test cuda --test nets
-	$(ON_GPU) --test train --test sample -- _the_numbers_of_ _the_images_of_
+	$(ON_GPU) --test train --test sample $(or $(all_tests),--) _the_numbers_of_ _the_images_of_
 
 # NVIDIA's compiler and headers, as Python packages: they and a host's C++ compiler are all that a check needs, no GPU and no
 # driver. CUDA_FEATURES=nccl checks that build too; it needs what tests/cluster/install brings.

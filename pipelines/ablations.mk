@@ -44,9 +44,9 @@ dawid-skene.rule = weighted --fit dawid-skene
 order    := $(filter DiffusionDPO,$(ROWS)) $(filter-out DiffusionDPO,$(ROWS))
 POLICIES := $(foreach row,$(order),$(foreach s,$(SEEDS),$(row)-$s))
 $(foreach row,$(ROWS),$(foreach s,$(SEEDS),\
-    $(eval $(row)-$s.labels    := $(call own,$(row).labels,majority))\
-    $(eval $(row)-$s.reference := $(call own,$(row).reference,hard:60))\
-    $(eval $(row)-$s.train     := $(call own,$(row).train,))\
+    $(eval $(row)-$s.labels    := $(call value_or,$(row).labels,majority))\
+    $(eval $(row)-$s.reference := $(call value_or,$(row).reference,hard:60))\
+    $(eval $(row)-$s.train     := $(call value_or,$(row).train,))\
     $(eval $(row)-$s.seed      := $s)\
     $(eval $(row)-$s.name      := $(row))))
 

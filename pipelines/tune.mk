@@ -1,21 +1,21 @@
-# How the values of mini.mk were chosen: BalancedDPO with other settings, on the prompts of `validation`, of which nothing is
-# reported. Three training seeds each.
+# How the values of mini.mk were chosen: BalancedDPO with other settings, each with three training seeds, on the prompts of the set
+# `validation`, for which no result is reported.
 #
-#   make reproduce X=tune                            all of them: an hour on two cores
-#   make reproduce X=tune ROWS='BalancedDPO steps-300'
+#   make reproduce X=tune                                  all rows: an hour on two cores
+#   make reproduce X=tune ROWS='BalancedDPO steps-300'     some of them
 #
-# RESULTS.md has what came out.
+# RESULTS.md has the results.
 
 ROWS ?= BalancedDPO beta-300-rate-3e-5 rate-3e-5 beta-2000 steps-300 majority-only K-30
 
-beta-300-rate-3e-5.train = --beta_dpo 300 --learning_rate 3e-5
-rate-3e-5.train          = --learning_rate 3e-5
-beta-2000.train          = --beta_dpo 2000
-# Warmed up over a quarter and refreshed after half of the steps, like the 120.
-steps-300.train     = --max_train_steps 300 --lr_warmup_steps 75
+beta-300-rate-3e-5.train = --beta-dpo 300 --learning-rate 3e-5
+rate-3e-5.train          = --learning-rate 3e-5
+beta-2000.train          = --beta-dpo 2000
+# As with 120 steps: a quarter is warm-up, and the reference is refreshed after half.
+steps-300.train     = --max-train-steps 300 --lr-warmup-steps 75
 steps-300.reference = hard:150
 
-# The reference that is never refreshed (majority-only) and the one refreshed twice as often (K-30) are there already.
+# ablations.mk defines two of the rows: majority-only never refreshes the reference, K-30 refreshes it twice as often.
 include pipelines/ablations.mk
 
 PROMPT_FLAGS = --only-set validation

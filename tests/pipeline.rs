@@ -12,7 +12,7 @@ use arrow::{
 use nets::image::decode;
 use util::*;
 
-/// The chain in the order in which it is told: program, and what it makes.
+/// The chain in the order of `make -n`: each program, and the file that it makes.
 const CHAIN: [&str; 17] = [
     "score scores.parquet",
     "vote labels/human.parquet",
@@ -39,7 +39,7 @@ struct World {
     bin: String,
 }
 
-/// `make` in the repository, knowing nothing of a `make` that may have started this test.
+/// `make` in the repository, without the environment of a `make` that may have started this test.
 fn make(args: &[&str]) -> Command {
     let mut make = Command::new("make");
     make.current_dir(env!("CARGO_MANIFEST_DIR")).args(args);
@@ -89,7 +89,7 @@ impl World {
         command
     }
 
-    /// Runs make; returns what it said, and which programs it started (or would have), as in `CHAIN`.
+    /// Runs make; returns what it printed, and the programs that it started (or would start), as in `CHAIN`.
     #[track_caller]
     fn make(&self, args: &[&str]) -> (String, Vec<String>) {
         let runs = self.dir.path("runs").display().to_string();
@@ -113,7 +113,7 @@ impl World {
 }
 
 #[test]
-fn a_dry_run_tells_the_chain_and_does_nothing() {
+fn a_dry_run_prints_the_chain_and_does_nothing() {
     let world = World::new();
     let before = world.dir.list();
     assert_eq!(world.make(&["-n", "reproduce"]).1, CHAIN);
@@ -234,20 +234,21 @@ fn everything_once_and_only_what_is_needed_again() {
     assert_eq!(world.make(&["-n", "reproduce", "GUIDANCE=2"]).1[..3], CHAIN[7..10]);
     assert_eq!(world.make(&["-n", "reproduce", "DiffusionDPO.reference=hard:1"]).1[..2], [CHAIN[4], CHAIN[8]]);
     assert!(world.make(&["-n", "reproduce"]).1.is_empty());
-    // Parts of another work are in nobody's way.
+    // Finished parts of other work are kept under another name.
     let parts = "runs/tiny/images/base.parquet.partial";
     std::fs::create_dir(world.dir.path(parts)).unwrap();
     world.dir.write(&format!("{parts}/plan.json"), "other work");
     assert_eq!(world.make(&["reproduce", "SAMPLE_STEPS=1"]).1[..3], CHAIN[7..10]);
     assert!(!world.dir.path(parts).exists());
+    assert_eq!(world.dir.bytes(&format!("{parts}.1/plan.json")), b"other work");
 }
 
-/// A folder with programs that only leave what they would write, for what takes hours otherwise; they note in `log` that they ran.
+/// Programs that only create the files that the real ones would write. Each notes in `log` its name and, in brackets, every argument.
 fn stand_ins(dir: &Dir) -> String {
     let script = r#"#!/bin/bash
 set -eu
 tool=${0##*/} out= shard= sheet=
-echo "$tool $*" >>"${0%/*}/log"
+echo "$tool$(printf ' [%s]' "$@")" >>"${0%/*}/log"
 while (($#)); do
     case $1 in -o) out=$2 ;; --shard) shard=$2 ;; --sheet) sheet=$2 ;; esac
     shift
@@ -321,9 +322,95 @@ fn what_takes_hours_is_done_once() {
         assert_eq!(run(args), [""; 0], "{args:?}");
         assert_eq!(trains(&run(&[&["-n", other], args].concat())), policies, "{args:?}");
     }
-    // The programs ran as often as they were told of: each policy once.
+    // Each policy was trained once.
     let log = String::from_utf8(dir.bytes("bin/log")).unwrap();
     assert_eq!(log.lines().filter(|line| line.starts_with("train ")).count(), 4 + 2 + 2 + 2 + 2);
+}
+
+/// An experiment with stand-ins for its programs and its base: what make prints to standard error.
+struct StandIns {
+    dir: Dir,
+    fixed: Vec<String>,
+}
+
+impl StandIns {
+    fn new() -> Self {
+        let dir = Dir::new();
+        let bin = stand_ins(&dir);
+        std::fs::create_dir_all(dir.path("base/unet")).unwrap();
+        dir.write("base/unet/weights", "");
+        let path = |name: &str| dir.path(name).display().to_string();
+        let fixed = vec![format!("BIN={bin}"), format!("RUNS={}", path("runs")), format!("BASE={}", path("base"))];
+        Self { dir, fixed }
+    }
+
+    /// Runs make; returns the log of the programs that ran, and what make printed to standard error.
+    #[track_caller]
+    fn make(&self, args: &[&str]) -> (String, String) {
+        self.dir.write("bin/log", "");
+        let output = make(args).args(&self.fixed).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{args:?}: {error}");
+        (String::from_utf8(self.dir.bytes("bin/log")).unwrap(), error)
+    }
+}
+
+/// Settings may hold anything that a shell can quote. Each reaches its program as written, and does not rerun its stage every time.
+#[test]
+fn settings_with_quotes_and_signs() {
+    let world = StandIns::new();
+    world.make(&["reproduce"]);
+    for (setting, argument) in [
+        ("SAMPLE_FLAGS=--negative 'grey, blurry'", "[--negative] [grey, blurry]"),
+        (r#"SAMPLE_FLAGS=--negative "it's (bad""#, "[--negative] [it's (bad]"),
+        (r"SAMPLE_FLAGS=--negative '$$5 #1 a\b %s'", r"[--negative] [$5 #1 a\b %s]"),
+        (r#"SAMPLE_FLAGS=--negative '"' --name x=y"#, r#"[--negative] ["] [--name] [x=y]"#),
+    ] {
+        assert!(world.make(&["reproduce", setting]).0.contains(argument), "{setting}");
+        assert_eq!(world.make(&["reproduce", setting]).0, "", "{setting}");
+        let (rounds, _) = world.make(&["rounds", "ROUNDS=1", setting]);
+        assert_eq!(rounds.matches(argument).count(), 2, "{setting}: {rounds}");
+        assert_eq!(world.make(&["rounds", "ROUNDS=1", setting]).0, "", "{setting}");
+    }
+    // One character more is another setting.
+    assert_ne!(world.make(&["reproduce", r#"SAMPLE_FLAGS=--negative '"' --name x=y="#]).0, "");
+
+    let note = r#"it's "A, B" (C $5 #1 a\b %s"#;
+    let setting = format!("NOTE={}", note.replace('$', "$$"));
+    world.make(&["reproduce"]);
+    assert!(world.make(&["reproduce", &setting]).0.contains(&format!("[--note] [{note}]")));
+    assert_eq!(world.dir.bytes("runs/mini/winrate.txt"), format!("\n{note}\n").as_bytes());
+    assert_eq!(world.make(&["reproduce", &setting]).0, "");
+}
+
+/// A policy takes hours or days. When an input is newer, for example after a second download, the old policy stays.
+#[test]
+fn a_policy_is_never_deleted() {
+    let world = StandIns::new();
+    let both = || [world.make(&["reproduce"]), world.make(&["rounds", "ROUNDS=1"])];
+    both();
+    let policies = ["DiffusionDPO", "BalancedDPO", "rounds/1/policy"].map(|policy| format!("runs/mini/{policy}"));
+    let weights = |folder: &str| format!("{folder}/unet/diffusion_pytorch_model.safetensors");
+    for work in ["days of work", "more days of work"] {
+        for policy in &policies {
+            world.dir.write(&weights(policy), work);
+            both(); // what depends on these weights
+        }
+        world.dir.write("base/unet/weights", "");
+        let [(_, error), _] = both();
+        says(&error, &[&format!("{} was made from other inputs", world.dir.path(&policies[1]).display())]);
+        for policy in &policies {
+            let mut kept =
+                (1..9).map(|n| weights(&format!("{policy}.{n}"))).filter(|file| world.dir.path(file).exists());
+            assert!(kept.any(|file| world.dir.bytes(&file) == work.as_bytes()), "{policy}: {work}");
+            assert_eq!(world.dir.bytes(&weights(policy)), b"", "{policy} was trained again");
+        }
+    }
+    // A training that was killed before it wrote anything leaves nothing to keep.
+    std::fs::remove_dir_all(world.dir.path(&policies[0])).unwrap();
+    std::fs::create_dir(world.dir.path(&policies[0])).unwrap();
+    let (log, error) = world.make(&["reproduce"]);
+    assert!(log.contains("train [") && !error.contains("DiffusionDPO"), "{log}{error}");
 }
 
 /// `train` refuses f16, in which small gradients are 0.
@@ -340,12 +427,12 @@ fn no_experiment_trains_in_f16() {
     }
 }
 
-/// A row's own flags come after those of mini.mk, and so hold.
+/// A row's own flags come after those of mini.mk, so they win.
 #[test]
-fn a_row_has_the_last_word() {
+fn the_flags_of_a_row_win() {
     for (x, row, flag, theirs, own) in [
-        ("tune", "beta-2000", "--beta_dpo", "5000", "2000"),
-        ("tune", "steps-300", "--max_train_steps", "120", "300"),
+        ("tune", "beta-2000", "--beta-dpo", "5000", "2000"),
+        ("tune", "steps-300", "--max-train-steps", "120", "300"),
         ("ablations", "guard-0.5", "--guard", "", "sdpo:0.5"),
     ] {
         let args = ["-n", "reproduce", &format!("X={x}"), &format!("ROWS={row}"), "SEEDS=0", "BIN=bin", "RUNS=none"];
