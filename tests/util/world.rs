@@ -33,13 +33,12 @@ pub fn mini() -> PathBuf {
     repository().join("pipelines/mini/base")
 }
 
-/// The parity kit, where it lies beside the repository.
-pub fn parity(name: &str) -> Option<PathBuf> {
+/// The parity kit: models in the published layouts and the Python peers' answers. It lies beside the repository, because it is
+/// large. Tests that use it are ignored unless asked for; `make test` asks for them where the kit is.
+pub fn parity(name: &str) -> PathBuf {
     let path = repository().join("../shared/parity/given").join(name);
-    if !path.exists() {
-        println!("no parity kit beside the repository: nothing compared");
-    }
-    path.exists().then_some(path)
+    assert!(path.exists(), "{} is missing", path.display());
+    path
 }
 
 /// The first `n` pairs of the mini world.

@@ -1,6 +1,6 @@
 //! Features against transformers and open_clip (the parity kit's), and the arithmetic of heads.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
@@ -75,14 +75,6 @@ fn colourfulness_is_zero_for_grey_and_counts_spread_and_bias() {
     assert!((m(&[255, 0, 0, 0, 255, 0]) - (255.0 + 0.3 * 127.5)).abs() < 1e-9);
 }
 
-fn kit() -> Option<PathBuf> {
-    let kit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/parity/given");
-    if !kit.exists() {
-        println!("skipped: no parity kit beside this repository");
-    }
-    kit.exists().then_some(kit)
-}
-
 /// The largest difference of rows of unit length.
 fn apart(ours: &[Vec<f32>], theirs: &Tensor) -> f64 {
     let theirs = theirs.to_vec2::<f32>().unwrap();
@@ -98,8 +90,9 @@ fn apart(ours: &[Vec<f32>], theirs: &Tensor) -> f64 {
 }
 
 #[test]
-fn features_are_the_peers() {
-    let Some(kit) = kit() else { return };
+#[ignore = "needs ../shared/parity/given"]
+fn features_are_the_peers_on_the_parity_kit() {
+    let kit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/parity/given");
     let expected = candle_core::safetensors::load(kit.join("expected/features.safetensors"), &Device::Cpu).unwrap();
     let json = |name: &str| -> serde_json::Value {
         serde_json::from_slice(&std::fs::read(kit.join("expected").join(name)).unwrap()).unwrap()
@@ -137,8 +130,8 @@ fn features_are_the_peers() {
 
 #[test]
 fn a_caption_has_the_same_features_in_any_company() {
-    let Some(kit) = kit() else { return };
-    let model = ClipModel::open(&kit.join("models/pickscore"), Reading::HuggingFace, true, &options()).unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../pipelines/mini/scorers/pickscore");
+    let model = ClipModel::open(&folder, Reading::HuggingFace, true, &options()).unwrap();
     let captions = ["", "a cat", "one two three four five six seven eight", "a dog", "x, y, z", "ü"];
     let together = model.caption_features(&captions).unwrap();
     for (caption, together) in captions.iter().zip(&together) {
