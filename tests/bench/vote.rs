@@ -1,12 +1,10 @@
-//! How many pairs a second `vote` decides: each rule on score columns in memory, one thread; then the whole program, from a
-//! table with captions and keys to a table of labels.
+//! How many pairs per second `vote` decides: each rule on score columns in memory, with one thread; then the whole program, from
+//! a table with captions and keys to a table of labels.
 //!
 //!   cargo bench --bench vote
 //!   cargo bench --bench vote -- 2000000      pairs of the whole program's table
 #![allow(dead_code)]
 
-#[path = "../../tools/vote/agreement.rs"]
-mod agreement;
 #[path = "../../tools/vote/ballot.rs"]
 mod ballot;
 #[path = "../../tools/vote/decide.rs"]
@@ -15,8 +13,6 @@ mod decide;
 mod rule;
 #[path = "../../tools/vote/scales.rs"]
 mod scales;
-#[path = "../../tools/vote/spread.rs"]
-mod spread;
 #[path = "../../tools/vote/summary.rs"]
 mod summary;
 
@@ -32,11 +28,13 @@ use decide::Judge;
 use pipe::{
     id,
     origin::Origin,
+    rule::Rule,
     schema,
     seed::{Draws, draws},
     table::Output,
 };
-use rule::{Rule, Ties};
+use rule::{Tally, Ties};
+use scales::Scales;
 use summary::Summary;
 
 const METRICS: [&str; 4] = ["hps", "clip", "pickscore", "aesthetic"];
@@ -48,7 +46,9 @@ fn main() {
     let (keys, columns) = batch(0);
     let columns: Vec<Float32Array> = columns;
     let rate = |rule: Rule| {
-        let judge = Judge { rule, ties: Ties::Abstain, seed: 0 };
+        let tally =
+            Tally::new(rule, &metrics, vec![1.0, 0.9, 0.8, 1.1], &Scales::new()).expect("a rule over these metrics");
+        let judge = Judge { tally, ties: Ties::Abstain, seed: 0 };
         let (mut summary, mut n, begun) = (Summary::new(&metrics), 0, Instant::now());
         while begun.elapsed() < Duration::from_millis(300) {
             // Eq. 6, the rule with its pivots, and everything that is counted.
@@ -60,19 +60,9 @@ fn main() {
         }
         n as f64 / begun.elapsed().as_secs_f64() / 1e6
     };
-    println!("million pairs a second and thread, four metrics and people, on columns in memory");
-    for (name, rule) in [
-        ("majority", Rule::Majority),
-        ("single", Rule::Single(0)),
-        ("random", Rule::Random),
-        ("sum", Rule::Sum(vec![1.0; 4])),
-        ("soft", Rule::Soft(vec![1.0; 4])),
-        ("unanimous", Rule::Unanimous),
-        ("quorum:3", Rule::Quorum(3)),
-        ("weighted", Rule::Weighted(vec![1.0, 0.9, 0.8, 1.1])),
-        ("human", Rule::Human),
-    ] {
-        println!("  {name:10} {:6.2}", rate(rule));
+    println!("million pairs per second and thread, four metrics and people, on columns in memory");
+    for rule in ["majority", "single:hps", "random", "sum", "soft", "unanimous", "quorum:3", "weighted", "human"] {
+        println!("  {rule:10} {:6.2}", rate(rule.parse().expect("a rule")));
     }
 
     let dir = tempfile::tempdir().expect("a folder");
@@ -87,7 +77,7 @@ fn main() {
         table.write(&RecordBatch::try_new(table.schema.clone(), columns).expect("rows")).expect("rows");
     }
     let rows = table.finish().expect("a table");
-    println!("million pairs a second, the whole program over {rows} pairs with captions and keys");
+    println!("million pairs per second, the whole program over {rows} pairs with captions and keys");
     for threads in ["1", "4"] {
         let begun = Instant::now();
         let mut vote = Command::new(env!("CARGO_BIN_EXE_vote"));

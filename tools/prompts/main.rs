@@ -5,7 +5,7 @@
 
 mod safe;
 
-use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::{Context, Result, bail};
 use arrow::{
@@ -169,11 +169,7 @@ fn tell(common: &Common, prompts: &[Prompt], counts: Counts, left: Left) -> Resu
             line["kept"] = prompts.len().into();
             line["dropped"] = dropped.into();
         }
-        if common.output.as_ref().is_some_and(|o| o.as_os_str() == "-") {
-            common.say(line);
-        } else {
-            writeln!(std::io::stdout(), "{line}").context("cannot print the summary")?;
-        }
+        common.answer(line)?;
         return Ok(Answer::Yes);
     }
     let mut line = text::count(prompts.len(), "prompt");

@@ -23,17 +23,17 @@ mod whole;
 mod winrates;
 
 use std::{
-    io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Parser;
 use pipe::{
     atomic,
     cli::{self, Answer, Common},
     place,
+    stdout::print,
 };
 
 use drawn::Drawn;
@@ -138,7 +138,7 @@ fn run(args: Args) -> Result<Answer> {
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     match path.as_os_str() == "-" {
-        true => std::io::stdout().write_all(bytes).context("cannot write to standard output"),
+        true => print(bytes),
         false => atomic::write(path, bytes),
     }
 }

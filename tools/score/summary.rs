@@ -1,7 +1,5 @@
 //! What a person wants to know about a finished table.
 
-use std::io::Write;
-
 use anyhow::{Context, Result};
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Float32Type;
@@ -169,12 +167,7 @@ impl Summary {
     /// Text on standard error; JSON on standard output, unless the table goes there.
     pub fn tell(&self, common: &Common, work: &Work) -> Result<()> {
         if common.json {
-            let line = self.json(work).to_string();
-            if common.output.as_ref().is_some_and(|o| o.as_os_str() == "-") {
-                common.say(line);
-            } else {
-                writeln!(std::io::stdout(), "{line}").context("cannot print the summary")?;
-            }
+            common.answer(self.json(work))?;
         } else {
             common.say(self.text(work));
         }

@@ -1,8 +1,9 @@
 //! `--dry-run`: what a run would take, from two steps of it; nothing is written.
 
-use std::{io::Write, time::Instant};
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use pipe::stdout::print;
 
 use crate::{
     ahead::Batches,
@@ -66,7 +67,7 @@ pub fn report(
             "steps_an_hour": 3600.0 / seconds,
             "hours": hours,
         });
-        return print(&format!("{report}\n"));
+        return print(format!("{report}\n"));
     }
     let mut text = format!("{trained} parameters are trained\n");
     text += &format!(
@@ -86,9 +87,5 @@ pub fn report(
         3600.0 / seconds,
         args.max_train_steps
     );
-    print(&text)
-}
-
-fn print(text: &str) -> Result<()> {
-    Ok(std::io::stdout().write_all(text.as_bytes())?)
+    print(text)
 }

@@ -7,13 +7,14 @@ use clap::Parser;
 use pipe::{
     cli::{Common, Sharding, named},
     origin::Origin,
+    rule::Rule,
 };
 use serde_json::{Map, Value};
 
 use crate::{
     ballot::HUMAN,
-    names::{Given, RuleName, one_each},
-    rule::Ties,
+    per_metric::{PerMetric, in_order},
+    rule::{self, Ties},
     scales::{Scales, ScalesFrom},
     tournament::Pairs,
 };
@@ -33,17 +34,9 @@ pub struct Args {
     /// and must hold the same pairs in the same order.
     #[arg(required = true, value_name = "SCORES")]
     pub scores: Vec<PathBuf>,
-    /// How votes become a preference: `majority`, `single:METRIC`, `random`, `sum`, `zsum`, `minmax`, `soft`, `unanimous`,
-    /// `quorum:K`, `weighted` or `human`
-    ///
-    /// majority: the image that more metrics prefer. single:METRIC: that metric alone. random: one metric alone, drawn for each
-    /// pair. sum: the image with the greater sum of raw scores; zsum and minmax: the same after each metric's scores are divided
-    /// by their standard deviation or by their range. soft: the majority's image, and the share of votes as target. unanimous:
-    /// all metrics that scored the pair, or it is a tie. quorum:K: at least K metrics, and more than for the other, or it is a
-    /// tie. weighted: the majority by weights (--weights, --fit). human: label_0, where 0.5 abstains, as Diffusion-DPO drops such
-    /// pairs.
-    #[arg(long, default_value = "majority")]
-    pub rule: RuleName,
+    /// How votes become a preference
+    #[arg(long, default_value_t = Rule::Majority, value_parser = named::<Rule>())]
+    pub rule: Rule,
     /// Metrics that vote, separated by commas [default: every m with columns m_0 and m_1 that is not marked as a judge]
     ///
     /// `score` marks clip-l and colourfulness as judges: they vote only where they are named here.
@@ -57,10 +50,10 @@ pub struct Args {
     pub ties: Ties,
     /// Least difference of scores that is a vote, in the metric's own units: a difference of at most X is none [default: 0]
     #[arg(long, value_name = "M=X,...", value_delimiter = ',')]
-    pub margin: Vec<Given>,
+    pub margin: Vec<PerMetric>,
     /// Weight of every voter, under weighted, soft, sum, zsum and minmax [default: all alike]
     #[arg(long, value_name = "M=X,...", value_delimiter = ',', conflicts_with = "fit")]
-    pub weights: Vec<Given>,
+    pub weights: Vec<PerMetric>,
     /// Weights from the votes themselves, under weighted and soft
     #[arg(long, value_name = "METHOD", value_parser = named::<FitMethod>())]
     pub fit: Option<FitMethod>,
@@ -103,16 +96,16 @@ impl Args {
     pub fn check(&self) -> Result<()> {
         let rule = &self.rule;
         ensure!(
-            self.weights.is_empty() || rule.weighs(),
+            self.weights.is_empty() || rule.is_weighted(),
             "--weights has no meaning under --rule {rule}; use --rule weighted"
         );
-        let fits = matches!(rule, RuleName::Weighted | RuleName::Soft);
+        let fits = matches!(rule, Rule::Weighted | Rule::Soft);
         ensure!(self.fit.is_none() || fits, "--fit has no meaning under --rule {rule}; use --rule weighted or soft");
         ensure!(
-            *rule != RuleName::Weighted || self.fit.is_some() || !self.weights.is_empty(),
+            *rule != Rule::Weighted || self.fit.is_some() || !self.weights.is_empty(),
             "--rule weighted needs weights: --weights hps=1,clip=0.5,... or --fit dawid-skene"
         );
-        let scaled = rule.scale().is_some();
+        let scaled = rule::scale(rule).is_some();
         ensure!(
             self.scales.is_none() || scaled,
             "--scales has no meaning under --rule {rule}; use --rule zsum or minmax"
@@ -126,13 +119,13 @@ impl Args {
 
     /// Of every voter, 0 where none was given.
     pub fn margins(&self, metrics: &[String]) -> Result<Vec<f64>> {
-        let given = one_each("--margin", &self.margin, metrics)?;
+        let given = in_order("--margin", &self.margin, metrics)?;
         Ok(given.into_iter().map(Option::unwrap_or_default).collect())
     }
 
     /// Of every voter, 1 where --weights is not there.
     pub fn weights(&self, metrics: &[String]) -> Result<Vec<f64>> {
-        let given = one_each("--weights", &self.weights, metrics)?;
+        let given = in_order("--weights", &self.weights, metrics)?;
         if self.weights.is_empty() {
             return Ok(vec![1.0; metrics.len()]);
         }
@@ -155,14 +148,14 @@ impl Args {
         if self.fit.is_some() {
             return Some("--fit learns how often each voter is right".into());
         }
-        let own = self.rule.scale().is_some() && self.scales_file().is_none();
+        let own = rule::scale(&self.rule).is_some() && self.scales_file().is_none();
         own.then(|| format!("--rule {} learns each metric's spread (unless --scales names a file)", self.rule))
     }
 
     /// The arguments that decide the content.
     pub fn origin(&self, metrics: &[String], ties: Ties, scales: &Scales) -> Result<Origin> {
         let mut origin = Origin::new("vote").arg("rule", self.rule.to_string());
-        if self.rule != RuleName::Human {
+        if self.rule != Rule::Human {
             origin = origin.arg("ties", ties.to_string());
         }
         let people = usize::from(self.human_voter);
@@ -170,10 +163,10 @@ impl Args {
         if self.human_voter {
             origin = origin.arg("human_voter", HUMAN);
         }
-        if ties == Ties::Random || self.rule == RuleName::Random {
+        if ties == Ties::Random || self.rule == Rule::Random {
             origin = origin.arg("seed", self.common.seed);
         }
-        let map = |given: &[Given]| {
+        let map = |given: &[PerMetric]| {
             Value::Object(given.iter().map(|g| (g.metric.clone(), g.value.into())).collect::<Map<_, _>>())
         };
         if !self.margin.is_empty() {
@@ -185,7 +178,7 @@ impl Args {
         if let Some(fit) = self.fit {
             origin = origin.arg("fit", fit.to_string());
         }
-        if self.rule.scale().is_some() {
+        if rule::scale(&self.rule).is_some() {
             // Of its own data a table's scales follow; of a file they would be lost.
             let own = self.scales_file().is_none();
             origin = origin.arg("scales", if own { "data".into() } else { serde_json::to_value(scales)? });

@@ -1,11 +1,11 @@
-//! Some pairs with everything that a rule may ask of them, column by column; here scores become votes.
+//! Some pairs with everything that a rule may need of them, column by column. Here scores become votes.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use arrow::{
     array::{Array, ArrayRef, AsArray, Float32Array, StringArray, UInt32Array},
     compute::take,
 };
-use pipe::column::Rows;
+use pipe::moments::Moments;
 
 use crate::rule;
 
@@ -14,22 +14,22 @@ pub const HUMAN: &str = "human";
 
 pub struct Ballot {
     pub ids: StringArray,
-    /// pair_id again, caption and both uids, as they stand in a labels table; none in a first pass.
+    /// pair_id again, caption and both uids, as a labels table has them; empty in a first pass.
     pub keys: Vec<ArrayRef>,
-    /// `None` where nobody was asked; a NaN, as pandas writes a missing number, is none either.
+    /// `None` where nobody was asked, or where the table has NaN, as pandas writes a missing number.
     pub label_0: Vec<Option<f32>>,
-    /// One a voter.
+    /// One per voter.
     pub scores: Vec<Scores>,
-    /// Of pairs made from scored images: the number of images of each prompt, whose pairs (0, 1), (0, 2) ... (1, 2) ... stand
-    /// one after the other. Empty for a table of pairs.
+    /// For pairs made from scored images: the number of images of each prompt, whose pairs (0, 1), (0, 2) ... (1, 2) ... follow
+    /// each other. Empty for a table of pairs.
     pub prompts: Vec<usize>,
 }
 
-/// A metric's scores of image 0 and image 1, and its votes.
+/// One metric's scores of image 0 and image 1, and its votes.
 pub struct Scores {
-    pub m_0: Float32Array,
-    pub m_1: Float32Array,
-    /// Eq. 6; `None` where it did not score both.
+    m_0: Float32Array,
+    m_1: Float32Array,
+    /// Eq. 6; `None` where the metric did not score both images.
     pub s: Vec<Option<i8>>,
     /// m_0 - m_1; 0 where s is no vote.
     pub d: Vec<f64>,
@@ -47,6 +47,16 @@ impl Scores {
         let mute = |s_m: Option<i8>| !matches!(s_m, Some(1 | -1));
         d.iter_mut().zip(&s).filter(|(_, s_m)| mute(**s_m)).for_each(|(d_m, _)| *d_m = 0.0);
         Self { m_0, m_1, s, d }
+    }
+
+    /// Adds the scores of both images; an image counts once for each pair that it is in.
+    pub fn add_to(&self, moments: &mut Moments) {
+        for side in [&self.m_0, &self.m_1] {
+            match side.null_count() {
+                0 => side.values().iter().for_each(|&x| moments.add(x.into())),
+                _ => side.iter().flatten().for_each(|x| moments.add(x.into())),
+            }
+        }
     }
 
     fn take(&self, rows: &UInt32Array) -> Result<Self> {
@@ -67,27 +77,12 @@ pub fn human_scores(label_0: &[Option<f32>]) -> Scores {
     Scores::new(side(|l| l), side(|l| 1.0 - l), 0.0)
 }
 
-/// A column of scores: numbers or null, nothing else.
-pub fn finite(rows: &Rows, name: &str) -> Result<Float32Array> {
-    let scores = rows.f32_or_null(name)?;
-    if scores.values().iter().any(|x| !x.is_finite())
-        && let Some(i) = (0..scores.len()).find(|&i| scores.is_valid(i) && !scores.value(i).is_finite())
-    {
-        bail!(
-            "{}: {name} is {}, which is no score; score it again, or make it null so that it has no vote",
-            rows.at(i),
-            scores.value(i)
-        );
-    }
-    Ok(scores)
-}
-
 impl Ballot {
     pub fn len(&self) -> usize {
         self.label_0.len()
     }
 
-    /// Some of the pairs.
+    /// The pairs in these rows.
     pub fn take(&self, rows: &[u32]) -> Result<Self> {
         let rows = UInt32Array::from(rows.to_vec());
         let keys = self.keys.iter().map(|key| take(key, &rows, None)).collect::<Result<_, _>>()?;

@@ -3,34 +3,20 @@
 use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Result, bail, ensure};
-use arrow::{
-    array::{Array, ArrayRef},
-    datatypes::Schema,
-};
+use arrow::array::{Array, ArrayRef};
 use pipe::{
     column::Rows,
+    metrics,
     origin::InputOrigin,
     schema::{is_judge, labels, pairs},
     shard::Shard,
     table::{Batches, Inputs},
 };
 
-use crate::ballot::{Ballot, HUMAN, Scores, finite, human_scores};
+use crate::ballot::{Ballot, HUMAN, Scores, human_scores};
 
-/// Pairs of columns that end in _0 and _1 but are no metric.
-const NO_METRIC: [&str; 4] = ["image", "label", "jpg", "model"];
 const KEYS: [&str; 4] = [labels::PAIR_ID, pairs::CAPTION, pairs::UID[0], pairs::UID[1]];
 const HINT: &str = "`vote` reads what `score` writes of a pairs table (of an images table, --pairs best-worst or --pairs all makes pairs)";
-
-/// The metrics of a table: every m with numbers in `m_0` and `m_1`.
-fn metrics_of(schema: &Schema) -> Vec<String> {
-    let numeric = |name: String| schema.field_with_name(&name).is_ok_and(|f| f.data_type().is_numeric());
-    let stems = schema.fields().iter().filter_map(|f| f.name().strip_suffix("_0"));
-    stems
-        .filter(|m| !NO_METRIC.contains(m) && numeric(format!("{m}_0")) && numeric(format!("{m}_1")))
-        .map(String::from)
-        .collect()
-}
 
 /// Tables with the same metrics, read one after the other.
 struct Column {
@@ -64,7 +50,7 @@ impl Ballots {
         let mut found = vec![];
         for inputs in Inputs::open_each(paths)? {
             inputs.require(&KEYS, HINT)?;
-            let all = metrics_of(inputs.schema());
+            let all = metrics::of_pairs(inputs.schema());
             let votes = |m: &String| match wanted.is_empty() {
                 true => inputs.schema().field_with_name(&format!("{m}_0")).is_ok_and(|f| !is_judge(f)),
                 false => wanted.contains(m),
@@ -103,10 +89,7 @@ impl Ballots {
                 }
             }
         }
-        for (i, name) in wanted.iter().enumerate() {
-            ensure!(found.contains(name), "--metrics: there is no metric '{name}' (there are: {})", found.join(", "));
-            ensure!(!wanted[..i].contains(name), "--metrics names '{name}' twice; each metric has one vote");
-        }
+        metrics::check(wanted, &found)?;
         let metrics: Vec<String> = match wanted.is_empty() {
             true => columns.iter().flat_map(|c| c.metrics.clone()).collect(),
             false => wanted.to_vec(),
@@ -192,7 +175,7 @@ impl Ballots {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             let range = column.inputs.range(shard)?;
             let name = column.inputs.name();
-            sources.push(Source { name, batches: column.inputs.read(Some(&names), range, batch)?, rest: None });
+            sources.push(OpenTable { name, batches: column.inputs.read(Some(&names), range, batch)?, rest: None });
         }
         let home = |m: &String| self.columns.iter().position(|c| c.metrics.contains(m));
         let metrics = self.metrics.iter().map(|m| (home(m), m.clone())).collect();
@@ -201,7 +184,7 @@ impl Ballots {
     }
 }
 
-struct Source {
+struct OpenTable {
     name: String,
     batches: Batches,
     rest: Option<Rows>,
@@ -209,7 +192,7 @@ struct Source {
 
 /// Batches from all columns, cut to the same length, with their pair ids compared.
 pub struct Reader {
-    sources: Vec<Source>,
+    sources: Vec<OpenTable>,
     /// Where each metric is found; people in no table of scores.
     metrics: Vec<(Option<usize>, String)>,
     labelled: Option<usize>,
@@ -231,7 +214,7 @@ impl Reader {
                 source.rest = source.batches.next().transpose()?;
             }
         }
-        let ended = |s: &Source| s.rest.is_none();
+        let ended = |s: &OpenTable| s.rest.is_none();
         if self.sources.iter().all(ended) {
             return Ok(None);
         }
@@ -274,7 +257,7 @@ impl Reader {
         };
         let scores = self.metrics.iter().zip(&self.margins).map(|((home, m), &margin)| -> Result<Scores> {
             let Some(i) = *home else { return Ok(human_scores(&label_0)) };
-            let [m_0, m_1] = [0, 1].map(|side| finite(&rows[i], &format!("{m}_{side}")));
+            let [m_0, m_1] = [0, 1].map(|side| rows[i].scores(&format!("{m}_{side}")));
             Ok(Scores::new(m_0?, m_1?, margin))
         });
         let scores = scores.collect::<Result<_>>()?;

@@ -1,14 +1,14 @@
-//! The rule over a batch: a decision a pair, and whose votes it hangs on.
+//! The rule over a batch: one decision per pair, and the voters on whom it depends.
 
 use crate::{
     ballot::Ballot,
-    rule::{Decision, Pair, Rule, Ties},
+    rule::{Decision, Pair, Tally, Ties},
 };
 
-/// How pairs are decided; the same for all.
+/// How pairs are decided; the same for all of them.
 #[derive(Clone)]
 pub struct Judge {
-    pub rule: Rule,
+    pub tally: Tally,
     pub ties: Ties,
     pub seed: u64,
 }
@@ -16,8 +16,8 @@ pub struct Judge {
 #[derive(Clone, Copy)]
 pub struct Decided {
     pub decision: Decision,
-    /// Bit m: S would be another, had voter m voted the other way (a pivot). None where S = 0.
-    pub by: u64,
+    /// Bit m is set if voter m is a pivot: S would be another, had this voter voted the other way. No bit is set where S = 0.
+    pub pivots: u64,
 }
 
 impl Judge {
@@ -30,22 +30,22 @@ impl Judge {
             }
             let (id, label_0) = (ballot.ids.value(i), ballot.label_0[i]);
             let pair = Pair { id, s: &s, d: &d, label_0 };
-            if let Some(m) = self.rule.alone(self.seed, &pair) {
-                let decision = Rule::Single(m).decide(self.ties, self.seed, &pair);
-                return Decided { decision, by: u64::from(decision.preference != 0) << m };
+            if let Some(m) = self.tally.alone(self.seed, &pair) {
+                let decision = self.tally.decide(s[m], self.ties, self.seed, &pair);
+                return Decided { decision, pivots: u64::from(decision.preference != 0) << m };
             }
-            let decision = self.rule.decide(self.ties, self.seed, &pair);
-            let mut by = 0;
+            let decision = self.tally.decide(self.tally.prefers(self.seed, &pair), self.ties, self.seed, &pair);
+            let mut pivots = 0;
             for m in (0..voters).filter(|_| decision.preference != 0) {
                 if s[m] == Some(decision.preference) {
-                    // Voter m changes its mind, and back.
+                    // Voter m votes the other way, and back.
                     (s[m], d[m]) = (Some(-decision.preference), -d[m]);
-                    let otherwise = self.rule.prefers(self.seed, &Pair { id, s: &s, d: &d, label_0 });
-                    by |= u64::from(otherwise != Some(decision.preference)) << m;
+                    let otherwise = self.tally.prefers(self.seed, &Pair { id, s: &s, d: &d, label_0 });
+                    pivots |= u64::from(otherwise != Some(decision.preference)) << m;
                     (s[m], d[m]) = (Some(decision.preference), -d[m]);
                 }
             }
-            Decided { decision, by }
+            Decided { decision, pivots }
         });
         pairs.collect()
     }

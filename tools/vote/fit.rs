@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, ensure};
 use pipe::text;
 use serde_json::{Value, json};
+use statrs::distribution::{ChiSquared, ContinuousCDF};
 
 /// How often each combination of votes occurred: all that a fit needs of a table of any size.
 #[derive(Default)]
@@ -37,8 +38,8 @@ pub struct Fit {
     pub freedom: usize,
 }
 
-/// The normal quantile beyond which independence is given up, 1 in 1,000.
-const GIVEN_UP: f64 = 3.09;
+/// The probability below which independent errors are no longer assumed.
+const GIVEN_UP: f64 = 0.001;
 const ROUNDS: usize = 20_000;
 const CLOSE: f64 = 1e-10;
 
@@ -138,11 +139,9 @@ fn misfit(patterns: &[(Vec<f64>, f64)], p: &[f64]) -> (f64, usize) {
     (chi_squared, (1usize << (p.len() - 1)) - 1 - p.len().min((1 << (p.len() - 1)) - 1))
 }
 
-/// Whether chi-squared with `freedom` degrees of freedom comes out so large once in 1,000 times or less (Wilson and Hilferty's
-/// cube root, which is close to normal).
+/// Whether chi-squared with `freedom` degrees of freedom is so large by chance in one of 1,000 cases or fewer.
 fn is_unlikely(chi_squared: f64, freedom: usize) -> bool {
-    let f = freedom as f64;
-    freedom > 0 && ((chi_squared / f).cbrt() - 1.0 + 2.0 / (9.0 * f)) / (2.0 / (9.0 * f)).sqrt() > GIVEN_UP
+    ChiSquared::new(freedom as f64).is_ok_and(|distribution| distribution.sf(chi_squared) < GIVEN_UP)
 }
 
 /// lambda_m.

@@ -3,7 +3,6 @@
 //!   vote scores.parquet -o labels.parquet
 //!   score pairs.parquet --models models/ --metrics hps,clip,pickscore,aesthetic -o - | vote - -o labels.parquet
 
-mod agreement;
 mod args;
 mod ballot;
 mod ballots;
@@ -11,22 +10,23 @@ mod decide;
 mod fit;
 mod images;
 mod labels;
-mod names;
+mod per_metric;
 mod rule;
 mod scales;
 mod source;
-mod spread;
 mod summary;
 mod survey;
 mod tournament;
 
-use std::{io::Write, process::ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use pipe::{
     ahead::Ahead,
     cli::{self, Answer},
-    progress, schema, shard,
+    progress,
+    rule::Rule,
+    schema, shard,
     table::Output,
 };
 use serde_json::{Map, Value};
@@ -35,10 +35,9 @@ use args::Args;
 use ballots::Columns;
 use decide::Judge;
 use fit::Fit;
-use names::RuleName;
-use rule::Ties;
+use rule::{Tally, Ties};
 use scales::Scales;
-use source::Source;
+use source::PairSource;
 use summary::Summary;
 use tournament::{Pairs, Rounds};
 
@@ -55,17 +54,17 @@ fn run(args: Args) -> Result<Answer> {
     let output = args.sharding.output_beside(common, read)?;
     let shard = args.sharding.shard;
     args.check()?;
-    let mut source = Source::open(&args.scores, args.pairs.is_some(), &args.metrics)?;
+    let mut source = PairSource::open(&args.scores, args.pairs.is_some(), &args.metrics)?;
     if args.human_voter {
         source.add_people()?;
     }
     source.set_margins(args.margins(source.metrics())?);
-    let ties = args.rule.ties(args.ties);
+    let ties = args.ties.under(&args.rule);
     if ties != args.ties {
         common.say("vote: note: --ties is not used under --rule human, where a tie always abstains");
     }
     check(&source, &args.rule, ties)?;
-    let (rule, scales, fit) = learn(&args, &mut source)?;
+    let (tally, scales, fit) = learn(&args, &mut source)?;
 
     let metrics = source.metrics().to_vec();
     let origin = args.origin(&metrics, ties, &scales)?.inputs(source.origins()?);
@@ -73,7 +72,7 @@ fn run(args: Args) -> Result<Answer> {
     let mut out = Output::create(&target, schema::labels(&metrics), &origin)?;
     let (mut summary, mut rounds) = (Summary::new(&metrics), Rounds::default());
     let (name, bar) = (source.name(), progress::bar("vote", source.rows().map(|n| n as u64), common.quiet));
-    let judge = Judge { rule, ties, seed: common.seed };
+    let judge = Judge { tally, ties, seed: common.seed };
     // Three steps, side by side where there are threads: reading, deciding, writing.
     let waiting = if common.threads.is_some_and(|n| n.get() == 1) { 0 } else { WAITING };
     let ballots = Ahead::of(source.read(Columns::All, shard)?, waiting);
@@ -107,8 +106,8 @@ fn run(args: Args) -> Result<Answer> {
 }
 
 /// What a rule cannot do without.
-fn check(source: &Source, rule: &RuleName, ties: Ties) -> Result<()> {
-    let human = *rule == RuleName::Human;
+fn check(source: &PairSource, rule: &Rule, ties: Ties) -> Result<()> {
+    let human = *rule == Rule::Human;
     ensure!(
         !source.metrics().is_empty() || human,
         "{}: no metric to vote (a metric m has the columns m_0 and m_1); run `score` first",
@@ -125,7 +124,7 @@ fn check(source: &Source, rule: &RuleName, ties: Ties) -> Result<()> {
 }
 
 /// The rule with its numbers: given, read from a file, or learned in a first pass over the table.
-fn learn(args: &Args, source: &mut Source) -> Result<(rule::Rule, Scales, Option<Fit>)> {
+fn learn(args: &Args, source: &mut PairSource) -> Result<(Tally, Scales, Option<Fit>)> {
     let metrics = source.metrics().to_vec();
     let mut weights = args.weights(&metrics)?;
     let (mut scales, mut fit) = (Scales::new(), None);
@@ -148,7 +147,7 @@ fn learn(args: &Args, source: &mut Source) -> Result<(rule::Rule, Scales, Option
         weights.clone_from(&fit.weights);
         ensure!(weights.iter().any(|&w| w > 0.0), "--fit: no voter is right more often than not, by these votes");
     }
-    Ok((args.rule.over(&metrics, weights, &scales)?, scales, fit))
+    Ok((Tally::new(args.rule.clone(), &metrics, weights, &scales)?, scales, fit))
 }
 
 /// The summary: text on standard error; JSON on standard output, unless the labels go there.
@@ -163,11 +162,7 @@ fn tell(
 ) -> Result<Answer> {
     let common = &args.common;
     if common.json {
-        if common.output.as_ref().is_some_and(|o| o.as_os_str() == "-") {
-            common.say(json);
-        } else {
-            writeln!(std::io::stdout(), "{json}").context("cannot print the summary")?;
-        }
+        common.answer(json)?;
     } else {
         let mut text = format!("rule {}, ties {}: {}", args.rule, ties, summary.text());
         text.extend(fit.map(|fit| fit.text(metrics)));

@@ -2,10 +2,13 @@
 //!
 //! A preference is an i8: 1 for image 0 (the paper's x^1), -1 for image 1 (x^2), 0 for neither.
 
-use pipe::seed;
+use anyhow::{Context, Result, ensure};
+use pipe::{rule::Rule, seed};
 
-/// Eq. 6: s_m = sign(m_0 - m_1). The paper leaves sign(0) open; here an equal score is no vote, and neither is a difference of
-/// at most `margin`, which is 0 unless asked for.
+use crate::scales::{Scale, Scales};
+
+/// Eq. 6: s_m = sign(m_0 - m_1). The paper leaves sign(0) open. Here an equal score is no vote, and neither is a difference of
+/// at most `margin`, which is 0 by default.
 pub fn s(m_0: f32, m_1: f32, margin: f64) -> i8 {
     let d = f64::from(m_0) - f64::from(m_1);
     (d > margin) as i8 - (d < -margin) as i8
@@ -18,49 +21,26 @@ pub fn majority(s: &[Option<i8>]) -> Option<i8> {
     s.iter().any(Option::is_some).then_some(sum.signum() as i8)
 }
 
-/// What people said, `label_0`: the probability that image 0 is better; above one half it is.
+/// What people preferred: `label_0` is the probability that image 0 is better.
 pub fn human(label_0: f32) -> i8 {
     s(label_0, 0.5, 0.0)
-}
-
-/// How votes become a preference. A metric is the number of its column, its weight w_m stands under the same number.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Rule {
-    /// Eq. 7.
-    Majority,
-    /// One metric alone.
-    Single(usize),
-    /// One metric alone, drawn for each pair among those that scored it.
-    Random,
-    /// sign(sum of w_m (m_0 - m_1)): the paper's vanilla row; with 1/sd or 1/(max - min) in w_m, its normalised one.
-    Sum(Vec<f64>),
-    /// As `Weighted`, but what is learned is the share of the votes: target = (weights for image 0) / (all weights that voted).
-    Soft(Vec<f64>),
-    /// All that scored the pair prefer the same image.
-    Unanimous,
-    /// At least so many metrics prefer the image, and fewer the other.
-    Quorum(usize),
-    /// sign(sum of w_m s_m).
-    Weighted(Vec<f64>),
-    /// People alone.
-    Human,
 }
 
 pipe::names! {
     /// Who decides where S = 0.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Ties {
-        /// Nobody: weight 0, and so exactly no gradient in Eq. 9
+        /// Nobody: the weight is 0, and so exactly no gradient in Eq. 9
         Abstain = "abstain",
-        /// Image 1 wins, as the paper's "otherwise" says to the letter
+        /// Image 1 wins, as the paper's "otherwise" says literally
         Second = "second",
         /// Image 0 wins, as in Diffusion-DPO's code, which keeps the order of equal images
         First = "first",
-        /// The human label of the pair; where that ties or is missing, nobody
+        /// The human label of the pair; where it ties or is missing, nobody
         Human = "human",
-        /// A coin of the pair's own, from --seed and pair_id
+        /// A coin toss, drawn from --seed and pair_id
         Random = "random",
-        /// Both halves: target 0.5 with weight 1, which holds the policy to the reference on this pair
+        /// Both halves: target 0.5 with weight 1, which keeps the policy close to the reference on this pair
         Soft = "soft",
     }
 }
@@ -92,34 +72,79 @@ pub struct Decision {
 pub enum Reason {
     /// The rule preferred an image.
     Preferred,
-    /// The rule said S = 0; what `Ties` made of it is in the target.
+    /// The rule said S = 0; the target follows from [`Ties`].
     Tied,
-    /// There was nothing to go by, no score or no label, so no tie policy is asked either.
+    /// The pair has no score or no label that the rule could use. The tie policy is not asked either.
     Nothing,
 }
 
-impl Rule {
-    /// S by this rule; `None` where the pair has nothing to go by.
+/// A rule with its numbers.
+#[derive(Clone)]
+pub struct Tally {
+    rule: Rule,
+    /// w_m of every metric. For zsum and minmax it is divided by the metric's spread, for single:METRIC it is 0 for the others.
+    w: Vec<f64>,
+}
+
+/// What zsum and minmax divide a metric's differences by; `None` for a rule that needs no scale.
+pub fn scale(rule: &Rule) -> Option<fn(&Scale) -> f64> {
+    match rule {
+        Rule::Zsum => Some(|s| s.sd),
+        Rule::Minmax => Some(|s| s.max - s.min),
+        _ => None,
+    }
+}
+
+impl Tally {
+    /// The rule over `metrics`, with one weight each (1 where none were given), and `scales` where the rule needs them.
+    ///
+    /// # Errors
+    /// The rule names a metric that is not there, or asks for more votes than there are voters.
+    pub fn new(rule: Rule, metrics: &[String], weights: Vec<f64>, scales: &Scales) -> Result<Self> {
+        let w = match (&rule, scale(&rule)) {
+            (Rule::Single(name), _) => {
+                let m = metrics.iter().position(|m| m == name).with_context(|| {
+                    format!("--rule {rule}: there is no metric '{name}' (there are: {})", metrics.join(", "))
+                })?;
+                (0..metrics.len()).map(|k| f64::from(u8::from(k == m))).collect()
+            }
+            (_, Some(scale)) => {
+                // A metric without spread gives every image the same score, and adds nothing.
+                let spread = |m| scales.get(m).map(scale).filter(|&x| x > 0.0);
+                metrics.iter().zip(weights).map(|(m, w)| spread(m).map_or(0.0, |x| w / x)).collect()
+            }
+            _ => weights,
+        };
+        if let Rule::Quorum(k) = rule {
+            ensure!(k.get() <= metrics.len(), "--rule {rule}: only {} vote ({})", metrics.len(), metrics.join(", "));
+        }
+        Ok(Self { rule, w })
+    }
+
+    /// S by this rule; `None` where the pair has nothing that the rule could use.
     pub fn prefers(&self, seed: u64, pair: &Pair) -> Option<i8> {
-        let scored = pair.s.iter().any(Option::is_some);
-        let for_image = |image: i8| pair.s.iter().filter(|&&s_m| s_m == Some(image)).count();
+        let (w, s, d) = (&self.w, pair.s, pair.d);
+        let scored = s.iter().any(Option::is_some);
+        let votes = |image: i8| s.iter().filter(|&&s_m| s_m == Some(image)).count();
         let of_either = |enough: &dyn Fn(i8) -> bool| i8::from(enough(1)) - i8::from(enough(-1));
-        match self {
-            Rule::Majority => majority(pair.s),
-            Rule::Single(_) | Rule::Random => self.alone(seed, pair).and_then(|m| pair.s[m]),
-            Rule::Sum(w) => scored.then(|| sign(w.iter().zip(pair.d).map(|(w_m, d_m)| w_m * d_m))),
-            Rule::Soft(w) | Rule::Weighted(w) => scored.then(|| sign(weighed(w, pair.s))),
-            Rule::Unanimous => scored.then(|| of_either(&|i| pair.s.iter().flatten().all(|&s_m| s_m == i))),
-            Rule::Quorum(k) => scored.then(|| of_either(&|i| for_image(i) >= *k && for_image(i) > for_image(-i))),
+        match &self.rule {
+            Rule::Majority => majority(s),
+            Rule::Single(_) | Rule::Random => self.alone(seed, pair).and_then(|m| s[m]),
+            // S = sign(sum of w_m (m_0 - m_1)): the paper's vanilla row, and its normalised one.
+            Rule::Sum | Rule::Zsum | Rule::Minmax => scored.then(|| sign(w.iter().zip(d).map(|(w_m, d_m)| w_m * d_m))),
+            // S = sign(sum of w_m s_m).
+            Rule::Soft | Rule::Weighted => scored.then(|| sign(weighted(w, s))),
+            Rule::Unanimous => scored.then(|| of_either(&|i| s.iter().flatten().all(|&s_m| s_m == i))),
+            Rule::Quorum(k) => scored.then(|| of_either(&|i| votes(i) >= k.get() && votes(i) > votes(-i))),
             Rule::Human => pair.label_0.map(human),
         }
     }
 
-    /// The one metric that decides this pair, where the rule leaves it to one. Drawn by --seed and pair_id.
+    /// The one metric that decides this pair, where the rule leaves it to one; drawn from --seed and pair_id.
     pub fn alone(&self, seed: u64, pair: &Pair) -> Option<usize> {
         let scored = || (0..pair.s.len()).filter(|&m| pair.s[m].is_some());
-        match self {
-            Rule::Single(m) => Some(*m),
+        match self.rule {
+            Rule::Single(_) => self.w.iter().position(|&w_m| w_m > 0.0),
             Rule::Random => {
                 let n = scored().count() as u64;
                 scored().nth(if n > 1 { seed::draws(seed, "metric", pair.id, 0).below(n) as usize } else { 0 })
@@ -128,9 +153,9 @@ impl Rule {
         }
     }
 
-    /// The rule, then the tie policy.
-    pub fn decide(&self, ties: Ties, seed: u64, pair: &Pair) -> Decision {
-        let (preference, (target, weight), reason) = match self.prefers(seed, pair) {
+    /// Target and weight of a pair with this S, by the tie policy where S = 0.
+    pub fn decide(&self, preference: Option<i8>, ties: Ties, seed: u64, pair: &Pair) -> Decision {
+        let (preference, (target, weight), reason) = match preference {
             Some(0) => (0, ties.settle(seed, pair), Reason::Tied),
             Some(preference) => (preference, self.label(preference, pair), Reason::Preferred),
             None => (0, label(0), Reason::Nothing),
@@ -138,14 +163,22 @@ impl Rule {
         Decision { preference, target, weight, reason }
     }
 
+    /// Target and weight; under soft the target is (weights for image 0) / (all weights that voted).
     fn label(&self, preference: i8, pair: &Pair) -> (f32, f32) {
-        let Rule::Soft(w) = self else { return label(preference) };
-        let (sum, all) = weighed(w, pair.s).fold((0.0, 0.0), |(sum, all), x| (sum + x, all + x.abs()));
+        if self.rule != Rule::Soft {
+            return label(preference);
+        }
+        let (sum, all) = weighted(&self.w, pair.s).fold((0.0, 0.0), |(sum, all), x| (sum + x, all + x.abs()));
         ((0.5 + 0.5 * sum / all) as f32, 1.0)
     }
 }
 
 impl Ties {
+    /// The tie policy in force under a rule: people who call two images equal are not overruled.
+    pub fn under(self, rule: &Rule) -> Self {
+        if *rule == Rule::Human { Ties::Abstain } else { self }
+    }
+
     /// Target and weight of a tied pair.
     fn settle(self, seed: u64, pair: &Pair) -> (f32, f32) {
         label(match self {
@@ -164,7 +197,8 @@ fn label(preference: i8) -> (f32, f32) {
     ((1.0 + f32::from(preference)) / 2.0, preference.abs().into())
 }
 
-fn weighed<'a>(w: &'a [f64], s: &'a [Option<i8>]) -> impl Iterator<Item = f64> + 'a {
+/// w_m s_m of every metric.
+fn weighted<'a>(w: &'a [f64], s: &'a [Option<i8>]) -> impl Iterator<Item = f64> + 'a {
     w.iter().zip(s).map(|(w_m, s_m)| w_m * f64::from(s_m.unwrap_or(0)))
 }
 

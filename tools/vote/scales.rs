@@ -1,4 +1,4 @@
-//! What `zsum` and `minmax` divide by: how widely each metric's scores lie, in this table or in another.
+//! What `zsum` and `minmax` divide by: how widely each metric's scores are spread, in this table or in another.
 
 use std::{
     collections::BTreeMap,
@@ -7,10 +7,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use pipe::moments::Moments;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The spread of one metric's scores, over images as often as they stand in a pair.
+/// The spread of one metric's scores. An image counts once for each pair that it is in.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scale {
     pub sd: f64,
@@ -36,11 +37,19 @@ impl FromStr for ScalesFrom {
     }
 }
 
-/// The scales of `metrics` in a JSON file: `{"hps": {"sd": 0.013, "min": 0.22, "max": 0.31}, ...}`, or what `vote --json`
-/// printed for another table, which holds the same under `voters`.
+impl Scale {
+    /// `None` where nothing was scored. The sd of a single score is 0.
+    pub fn of(scores: &Moments) -> Option<Self> {
+        let (min, max) = scores.range()?;
+        Some(Self { sd: scores.sd().unwrap_or(0.0), min, max })
+    }
+}
+
+/// Reads the scales of `metrics` from a JSON file: `{"hps": {"sd": 0.013, "min": 0.22, "max": 0.31}, ...}`, or what
+/// `vote --json` printed for another table, which holds the same under `voters`.
 ///
 /// # Errors
-/// No such file, no JSON, or a metric without a spread in it.
+/// The file cannot be read or is not JSON, or a metric has no spread in it.
 pub fn read(path: &Path, metrics: &[String]) -> Result<Scales> {
     let name = path.display();
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
@@ -50,9 +59,9 @@ pub fn read(path: &Path, metrics: &[String]) -> Result<Scales> {
     for metric in metrics {
         let scale = all.get(metric).and_then(|s| Scale::deserialize(s).ok());
         let scale = scale.with_context(|| format!("{name}: no sd, min and max of {metric}"))?;
-        let sound =
-            [scale.sd, scale.min, scale.max].iter().all(|x| x.is_finite()) && scale.sd > 0.0 && scale.max > scale.min;
-        ensure!(sound, "{name}: {metric} has sd {}, min {} and max {}: no spread", scale.sd, scale.min, scale.max);
+        let Scale { sd, min, max } = scale;
+        let sound = [sd, min, max].iter().all(|x| x.is_finite()) && sd > 0.0 && max > min;
+        ensure!(sound, "{name}: {metric} has sd {sd}, min {min} and max {max}: no spread");
         scales.insert(metric.clone(), scale);
     }
     Ok(scales)

@@ -1,99 +1,102 @@
-//! Where pairs come from: scores tables, which hold them, or scored images, of which they are made.
+//! Where pairs come from: scores tables, which hold them, or scored images, from which they are made.
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 use pipe::{origin::InputOrigin, shard::Shard};
 
 use crate::{
     ballot::Ballot,
     ballots::{Ballots, Columns},
-    images::Images,
+    images::ImagePairs,
 };
 
-pub enum Source {
-    Pairs(Ballots),
-    Images(Images),
+pub enum PairSource {
+    Scores(Ballots),
+    Images(ImagePairs),
 }
 
-/// Rows a batch: scores are small, and so are eight thousand of them.
+/// Rows per batch: scores are small, and so are eight thousand of them.
 const BATCH: usize = 8192;
 
 type Reader = Box<dyn Iterator<Item = Result<Ballot>> + Send>;
 
-impl Source {
+impl PairSource {
     pub fn open(paths: &[PathBuf], images: bool, wanted: &[String]) -> Result<Self> {
-        Ok(if images {
-            Source::Images(Images::open(paths, wanted)?)
-        } else {
-            Source::Pairs(Ballots::open(paths, wanted)?)
+        Ok(match images {
+            true => PairSource::Images(ImagePairs::open(paths, wanted)?),
+            false => PairSource::Scores(Ballots::open(paths, wanted)?),
         })
     }
 
     /// The voters, in the order of their columns.
     pub fn metrics(&self) -> &[String] {
         match self {
-            Source::Pairs(ballots) => &ballots.metrics,
-            Source::Images(images) => &images.metrics,
+            PairSource::Scores(ballots) => &ballots.metrics,
+            PairSource::Images(images) => &images.metrics,
         }
     }
 
     pub fn name(&self) -> String {
         match self {
-            Source::Pairs(ballots) => ballots.name(),
-            Source::Images(images) => images.name(),
+            PairSource::Scores(ballots) => ballots.name(),
+            PairSource::Images(images) => images.name(),
         }
     }
 
-    /// A table among them that can be read only once.
+    /// A table that can be read only once, if there is one.
     pub fn pipe(&self) -> Option<String> {
         match self {
-            Source::Pairs(ballots) => ballots.pipe(),
-            Source::Images(images) => images.pipe(),
+            PairSource::Scores(ballots) => ballots.pipe(),
+            PairSource::Images(images) => images.pipe(),
         }
     }
 
     pub fn has_labels(&self) -> bool {
-        matches!(self, Source::Pairs(ballots) if ballots.has_labels())
+        matches!(self, PairSource::Scores(ballots) if ballots.has_labels())
     }
 
-    /// Pairs to come, for the progress bar; `None` where it is not known.
+    /// Number of pairs, for the progress bar; `None` where it is not known.
     pub fn rows(&self) -> Option<usize> {
         match self {
-            Source::Pairs(ballots) => ballots.rows(),
-            Source::Images(_) => None,
+            PairSource::Scores(ballots) => ballots.rows(),
+            PairSource::Images(_) => None,
         }
     }
 
     pub fn origins(&self) -> Result<Vec<InputOrigin>> {
         match self {
-            Source::Pairs(ballots) => ballots.origins(),
-            Source::Images(images) => images.origins(),
+            PairSource::Scores(ballots) => ballots.origins(),
+            PairSource::Images(images) => images.origins(),
         }
     }
 
-    /// Differences of at most so much are no vote, one a metric.
+    /// The least difference that is a vote, one per metric; smaller ones and equal ones are no vote.
     pub fn set_margins(&mut self, margins: Vec<f64>) {
         match self {
-            Source::Pairs(ballots) => ballots.set_margins(margins),
-            Source::Images(images) => images.set_margins(margins),
+            PairSource::Scores(ballots) => ballots.set_margins(margins),
+            PairSource::Images(images) => images.set_margins(margins),
         }
     }
 
+    /// Makes people a voter.
+    ///
+    /// # Errors
+    /// There are no human labels.
     pub fn add_people(&mut self) -> Result<()> {
         match self {
-            Source::Pairs(ballots) => ballots.add_people(),
-            Source::Images(images) => {
-                ensure!(false, "{}: nobody compared these images, so --human-voter has no votes", images.name());
-                Ok(())
+            PairSource::Scores(ballots) => ballots.add_people(),
+            PairSource::Images(images) => {
+                bail!("{}: nobody compared these images, so --human-voter has no votes", images.name())
             }
         }
     }
 
+    /// Reads the pairs from the beginning. Files can be read any number of times, a pipe once.
     pub fn read(&mut self, columns: Columns, shard: Option<Shard>) -> Result<Reader> {
         Ok(match self {
-            Source::Pairs(ballots) => Box::new(ballots.read(columns, shard, BATCH)?),
-            Source::Images(images) => Box::new(images.read(BATCH)?),
+            PairSource::Scores(ballots) => Box::new(ballots.read(columns, shard, BATCH)?),
+            PairSource::Images(images) => Box::new(images.read(BATCH)?),
         })
     }
 }

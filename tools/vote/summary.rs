@@ -1,14 +1,13 @@
 //! What a vote looked like as a whole: results, ties, each voter, who decides, and who agrees with whom.
 
-use pipe::text;
+use pipe::{kappa::Agreement, moments::Moments, text};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    agreement::Agreement,
     ballot::{Ballot, HUMAN},
     decide::Decided,
     rule::{Reason, human},
-    spread::Spread,
+    scales::Scale,
 };
 
 /// Everything that is counted while the pairs pass by.
@@ -37,7 +36,7 @@ struct Voter {
     image_1: usize,
     equal: usize,
     null: usize,
-    spread: Spread,
+    scores: Moments,
     /// Pairs in which the rule preferred the image that this voter did ...
     sided: usize,
     /// ... and would not have, had this voter voted the other way.
@@ -79,10 +78,10 @@ impl Summary {
         self.labels.add_votes(&people);
         for (m, ((_, voter), scores)) in self.voters.iter_mut().zip(&ballot.scores).enumerate() {
             voter.add_votes(&scores.s);
-            voter.spread.add(scores);
+            scores.add_to(&mut voter.scores);
             let sided = |d: &Decided, s_m: Option<i8>| d.decision.preference != 0 && s_m == Some(d.decision.preference);
             voter.sided += decided.iter().zip(&scores.s).filter(|(d, s_m)| sided(d, **s_m)).count();
-            voter.decided += decided.iter().filter(|d| d.by >> m & 1 == 1).count();
+            voter.decided += decided.iter().filter(|d| d.pivots >> m & 1 == 1).count();
         }
         let all: Vec<&[Option<i8>]> = ballot.scores.iter().map(|m| &m.s[..]).chain([&people[..]]).collect();
         for (i, a) in all.iter().enumerate() {
@@ -118,7 +117,7 @@ impl Summary {
             row.extend([v.image_0, v.image_1, v.equal, v.null].map(text::thousands));
             let votes = self.voters.iter().any(|(m, _)| m == name);
             row.extend([v.sided, v.decided].map(|n| if votes { text::percent(n, preferred) } else { "-".into() }));
-            let scale = v.spread.scale().map(|s| [v.spread.mean().unwrap_or_default(), s.sd, s.min, s.max]);
+            let scale = Scale::of(&v.scores).map(|s| [v.scores.mean().unwrap_or_default(), s.sd, s.min, s.max]);
             row.extend(scale.into_iter().flatten().map(|x| format!("{x:.4}")));
             rows.push(row);
         }
@@ -190,11 +189,11 @@ impl Voter {
     }
 
     fn json(&self) -> Value {
-        let scale = self.spread.scale();
+        let scale = Scale::of(&self.scores);
         json!({
             "image_0": self.image_0, "image_1": self.image_1, "equal": self.equal, "null": self.null,
             "sided": self.sided, "decided": self.decided,
-            "mean": self.spread.mean(), "sd": scale.map(|s| s.sd), "min": scale.map(|s| s.min), "max": scale.map(|s| s.max),
+            "mean": self.scores.mean(), "sd": scale.map(|s| s.sd), "min": scale.map(|s| s.min), "max": scale.map(|s| s.max),
         })
     }
 }

@@ -1,24 +1,24 @@
 //! One model against another: over all prompts, and group by group.
 
 use anyhow::{Result, bail, ensure};
-use pipe::names::Names;
+use pipe::{moments, names::Names};
 
 use crate::{
     bootstrap::Bootstrap,
-    scored::{Prompt, Scored},
+    scored::{ModelScores, Prompt},
     sign::{LEVEL, holm, sign_test},
-    stats::{self, Wins},
+    stats::Wins,
 };
 
 pipe::names! {
-    /// What prompts are grouped by.
+    /// The column by which prompts are grouped.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum By {
         /// Where prompts are from: a benchmark, or a part of it
         Set = "set",
         /// PartiPrompts' category, or what the prompts table says
         Category = "category",
-        /// PartiPrompts' challenge; in the mini world the style of the artwork, and so `style` means the same
+        /// PartiPrompts' challenge; in the mini world it holds the style of the artwork, so `style` means the same
         Challenge = "challenge" | "style",
     }
 }
@@ -41,7 +41,7 @@ pub struct Comparison {
     pub table_b: String,
     /// The groups in the order in which the candidate's table has them, then all prompts.
     pub rows: Vec<Row>,
-    /// Prompts whose images began from other noise in the two tables.
+    /// Number of prompts whose images start from different noise in the two tables.
     pub other_seeds: usize,
 }
 
@@ -50,7 +50,7 @@ pub struct Row {
     /// `None`: all prompts.
     pub group: Option<String>,
     pub n: usize,
-    /// One a metric.
+    /// One per metric.
     pub cells: Vec<Cell>,
 }
 
@@ -73,7 +73,7 @@ pub struct Rate {
     pub wins: Wins,
     /// 95 % interval of the rate, by the paired bootstrap over prompts.
     pub bootstrap: (f64, f64),
-    /// The exact sign test's, alone and corrected for all rates of the printed table.
+    /// The exact sign test's p-value, alone and corrected for all rates of the printed table.
     pub p: f64,
     pub p_holm: f64,
 }
@@ -85,7 +85,7 @@ pub enum Side {
 }
 
 impl Rate {
-    /// Who is ahead; nobody inside the noise.
+    /// Who is ahead; `None` within the noise.
     pub fn winner(&self) -> Option<Side> {
         let ahead = if self.wins.wins > self.wins.losses { Side::A } else { Side::B };
         (self.p_holm <= LEVEL).then_some(ahead)
@@ -126,8 +126,8 @@ pub type Both<'a> = (&'a Prompt, &'a Prompt);
 /// The prompts of two tables, in the order of the first.
 ///
 /// # Errors
-/// A prompt that only one table has.
-pub fn both<'a>(a: &'a Scored, b: &'a Scored) -> Result<Vec<Both<'a>>> {
+/// Only one table has some prompt.
+pub fn both<'a>(a: &'a ModelScores, b: &'a ModelScores) -> Result<Vec<Both<'a>>> {
     let mut both = vec![];
     for prompt in &a.prompts {
         match b.get(&prompt.key) {
@@ -141,11 +141,17 @@ pub fn both<'a>(a: &'a Scored, b: &'a Scored) -> Result<Vec<Both<'a>>> {
     }
 }
 
-/// Compares two tables prompt by prompt. Without `by`, sets are told apart where there are several.
+/// Compares two tables prompt by prompt. Without `by`, prompts are grouped by set if there are several sets.
 ///
 /// # Errors
-/// A prompt that only one table has; a group that was asked for and that no prompt has.
-pub fn compare(a: &Scored, b: &Scored, metrics: usize, by: Option<By>, bootstrap: Bootstrap) -> Result<Comparison> {
+/// Only one table has some prompt; no prompt has a value in the column `by`.
+pub fn compare(
+    a: &ModelScores,
+    b: &ModelScores,
+    metrics: usize,
+    by: Option<By>,
+    bootstrap: Bootstrap,
+) -> Result<Comparison> {
     let both = both(a, b)?;
     let mut rows = vec![];
     for group in groups(a, by)? {
@@ -160,11 +166,11 @@ pub fn compare(a: &Scored, b: &Scored, metrics: usize, by: Option<By>, bootstrap
     Ok(Comparison { a: name_a, b: name_b, table_a: a.table.clone(), table_b: b.table.clone(), rows, other_seeds })
 }
 
-/// The groups of a table's prompts, in the table's order; none where all prompts are one set and nothing was asked for.
+/// The groups of a table's prompts, in the table's order; none if all prompts are of one set and `by` is not given.
 ///
 /// # Errors
-/// A group that was asked for and that no prompt has.
-pub fn groups(table: &Scored, by: Option<By>) -> Result<Vec<Option<&str>>> {
+/// No prompt has a value in the column `by`.
+pub fn groups(table: &ModelScores, by: Option<By>) -> Result<Vec<Option<&str>>> {
     let column = by.unwrap_or(By::Set);
     let mut groups: Vec<Option<&str>> = vec![];
     for prompt in &table.prompts {
@@ -185,7 +191,7 @@ pub fn groups(table: &Scored, by: Option<By>) -> Result<Vec<Option<&str>>> {
     Ok(groups)
 }
 
-fn only(prompt: &Prompt, has: &Scored, lacks: &Scored) -> String {
+fn only(prompt: &Prompt, has: &ModelScores, lacks: &ModelScores) -> String {
     format!(
         "prompt {} is in {} but not in {}; a win rate needs the same prompts: sample both models from one prompts table",
         prompt.name(),
@@ -195,7 +201,7 @@ fn only(prompt: &Prompt, has: &Scored, lacks: &Scored) -> String {
 }
 
 fn row(group: Option<String>, both: &[Both], metrics: usize, bootstrap: Bootstrap) -> Row {
-    // What is drawn anew, prompt by prompt: three values a metric.
+    // What the bootstrap draws, prompt by prompt: three values per metric.
     let values = |(a, b): &Both| -> Vec<f64> {
         let won = |won: bool| f64::from(u8::from(won));
         (0..metrics)
@@ -218,9 +224,9 @@ fn row(group: Option<String>, both: &[Both], metrics: usize, bootstrap: Bootstra
             best: rate(best, intervals[3 * m]),
             mean: rate(mean, intervals[3 * m + 1]),
             diff: intervals[3 * m + 2],
-            mean_a: stats::mean(both.iter().map(|(a, _)| a.mean[m])),
-            mean_b: stats::mean(both.iter().map(|(_, b)| b.mean[m])),
-            sd_b: stats::sd(both.iter().flat_map(|(_, b)| &b.scores[m]).map(|&x| f64::from(x))),
+            mean_a: moments::mean(both.iter().map(|(a, _)| a.mean[m])),
+            mean_b: moments::mean(both.iter().map(|(_, b)| b.mean[m])),
+            sd_b: moments::sd(both.iter().flat_map(|(_, b)| &b.scores[m]).map(|&x| f64::from(x))),
         }
     };
     Row { group, n: both.len(), cells: (0..metrics).map(cell).collect() }

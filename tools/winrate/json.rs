@@ -1,4 +1,4 @@
-//! The results for programs, numbers unrounded; `common/FORMATS.md` lists the fields.
+//! The results as JSON for programs, numbers unrounded. `common/FORMATS.md` lists the fields.
 
 use anyhow::Result;
 use pipe::names::Names;
@@ -7,10 +7,10 @@ use serde_json::{Map, Value, json};
 use crate::{
     bootstrap::Bootstrap,
     compare::{By, Cell, Rate, Row, Side},
-    scored::{Prompt, Scored},
-    seeds,
+    scored::{ModelScores, Prompt},
+    seeds::PooledCell,
     stats::wilson,
-    tables::{Results, Spread},
+    tables::{Distribution, Results},
 };
 
 pub fn whole(results: &Results, voted: &[(String, Vec<String>)], bootstrap: Bootstrap) -> Result<String> {
@@ -41,21 +41,21 @@ pub fn whole(results: &Results, voted: &[(String, Vec<String>)], bootstrap: Boot
     Ok(serde_json::to_string(&whole)?)
 }
 
-fn pooled_cell(c: &seeds::Cell) -> Value {
+fn pooled_cell(c: &PooledCell) -> Value {
     json!({
         "rate": c.rate.mean, "low": c.rate.low, "high": c.rate.high, "rates": c.rates,
         "change_sd": c.change.map(|e| e.mean), "change_sd_low": c.change.map(|e| e.low), "change_sd_high": c.change.map(|e| e.high),
     })
 }
 
-fn table(t: &Scored, metrics: &[String], voted: &[String]) -> Value {
+fn table(t: &ModelScores, metrics: &[String], voted: &[String]) -> Value {
     let nulls: Map<_, _> = metrics.iter().cloned().zip(t.nulls.iter().map(|&n| n.into())).collect();
     let prompts: Vec<&Prompt> = t.prompts.iter().collect();
-    let spread = |m: usize| {
-        let s = Spread::of(&prompts, m);
+    let distribution = |m: usize| {
+        let s = Distribution::of(&prompts, m);
         json!({"mean": s.mean, "min": s.min, "max": s.max, "sd": s.sd, "sd_of_a_prompt": s.sd_of_a_prompt})
     };
-    let scores: Map<_, _> = metrics.iter().cloned().zip((0..metrics.len()).map(spread)).collect();
+    let scores: Map<_, _> = metrics.iter().cloned().zip((0..metrics.len()).map(distribution)).collect();
     json!({
         "table": t.table, "model": t.model, "prompts": t.prompts.len(), "null_scores": nulls, "scores": scores, "voted": voted,
     })

@@ -14,22 +14,24 @@ mod sign;
 mod stats;
 mod tables;
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Parser;
 use pipe::{
     atomic,
     cli::{self, Answer, Common, named},
-    place,
+    metrics, place,
+    stdout::print,
     table::Inputs,
     text,
 };
 
 use bootstrap::Bootstrap;
 use compare::{By, Comparison, compare, correct};
+use judges::TableVoters;
 use layout::Format;
-use scored::Scored;
+use scored::ModelScores;
 use seeds::Pooled;
 use tables::Results;
 
@@ -115,66 +117,15 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<Answer> {
     let common = &args.common;
-    ensure!(args.require.is_none_or(|p| (0.0..=1.0).contains(&p)), "--require takes a share from 0 to 1, such as 0.5");
-    let named: Vec<_> = args.tables.iter().map(|path| path.display().to_string()).collect();
-    if let Some(output) = &common.output {
-        place::refuse_inputs(output, &args.tables)?;
-    }
-    let enough = args.tables.len() > 1 || args.means || args.stats;
-    ensure!(enough, "{} alone has nothing to be compared with; name a second table after it", named[0]);
-    let judges_nothing = args.require.is_some() && args.tables.len() == 1;
-    ensure!(
-        !judges_nothing,
-        "--require asks for a win rate, and {} alone has none; name a second table after it",
-        named[0]
-    );
+    check(&args)?;
     let inputs = Inputs::open_each(&args.tables)?;
     let metrics = metrics(&args, &inputs)?;
-    let of_tables = |about: Vec<_>| named.iter().cloned().zip(about).collect::<Vec<_>>();
-    let scorers = inputs.iter().map(|input| judges::scorers(input, &metrics)).collect::<Result<_>>()?;
-    let untold = judges::same_scorers(&of_tables(scorers), &metrics)?;
-    if !untold.is_empty() && args.tables.len() > 1 {
-        common.say(format!(
-            "winrate: warning: not every table tells which scorer gave {}; make sure that it was the same",
-            untold.join(", ")
-        ));
-    }
-    let voted: Vec<_> =
-        named.iter().cloned().zip(inputs.iter().map(judges::voted).collect::<Result<Vec<_>>>()?).collect();
-    let held_out = judges::held_out(&args.held_out, &metrics, &voted)?;
-
-    let n = args.best_of as usize;
-    let tables = args.tables.iter().zip(inputs).map(|(path, input)| Scored::read(path, input, &metrics, n));
-    let tables = tables.collect::<Result<Vec<_>>>()?;
-    for name in &args.against {
-        let models = tables.iter().map(|t| t.model.as_str()).collect::<Vec<_>>();
-        ensure!(
-            models[1..].contains(&name.as_str()),
-            "--against: no table after the first is of the model '{name}' (models: {})",
-            models.join(", ")
-        );
-    }
-    let last = &tables[tables.len() - 1];
-    ensure!(
-        args.require.is_none() || is_asked(&args, &last.model),
-        "--require judges the first table over the last, {}, but --against leaves out its model '{}'; name that too, or another table last",
-        last.table,
-        last.model
-    );
-    compare::groups(&tables[0], args.by)?;
+    let (voted, held_out) = judges(&args, &inputs, &metrics)?;
+    let tables = read(&args, inputs, &metrics)?;
     let bootstrap = Bootstrap { seed: common.seed, resamples: args.resamples };
-    // The paper's order: everything against the last table, then against the one before it.
-    let mut comparisons = vec![];
-    for (j, b) in tables.iter().enumerate().skip(1).rev().filter(|(_, b)| !args.seeds && is_asked(&args, &b.model)) {
-        for a in tables[..j].iter().rev() {
-            comparisons.push(compare(a, b, metrics.len(), args.by, bootstrap)?);
-        }
-    }
-    let pooled = if args.seeds { pooled(&args, &tables, metrics.len())? } else { vec![] };
-    correct(&mut comparisons, |cell| &mut cell.best);
-    correct(&mut comparisons, |cell| &mut cell.mean);
+    let comparisons = if args.seeds { vec![] } else { compare_all(&args, &tables, metrics.len(), bootstrap)? };
+    let pooled = if args.seeds { pool_all(&args, &tables, metrics.len())? } else { vec![] };
     notes(common, &tables, &metrics, &comparisons);
-
     let results = Results {
         metrics: &metrics,
         held_out: &held_out,
@@ -187,19 +138,98 @@ fn run(args: Args) -> Result<Answer> {
     let out = if common.json { json::whole(&results, &voted, bootstrap)? + "\n" } else { shown(&args, &results) };
     match common.output.as_deref().filter(|o| o.as_os_str() != "-") {
         Some(path) => atomic::write(path, out.as_bytes())?,
-        None => std::io::stdout().write_all(out.as_bytes()).context("cannot print the win rates")?,
+        None => print(out)?,
     }
     let (first, last) = (&tables[0].table, &tables[tables.len() - 1].table);
     let judged = comparisons.iter().find(|c| c.table_a == *first && c.table_b == *last);
     Ok(judged.map_or(Answer::Yes, |comparison| judge(&args, &metrics, comparison)))
 }
 
+/// Checks what does not need the tables' contents.
+fn check(args: &Args) -> Result<()> {
+    ensure!(args.require.is_none_or(|p| (0.0..=1.0).contains(&p)), "--require takes a share from 0 to 1, such as 0.5");
+    if let Some(output) = &args.common.output {
+        place::refuse_inputs(output, &args.tables)?;
+    }
+    let (first, alone) = (args.tables[0].display(), args.tables.len() == 1);
+    let enough = !alone || args.means || args.stats;
+    ensure!(enough, "{first} alone has nothing to be compared with; name a second table after it");
+    ensure!(
+        !alone || args.require.is_none(),
+        "--require needs a win rate, and {first} alone has none; name a second table after it"
+    );
+    Ok(())
+}
+
+fn metrics(args: &Args, inputs: &[Inputs]) -> Result<Vec<String>> {
+    let found = metrics::of_images(inputs[0].schema());
+    ensure!(
+        !found.is_empty(),
+        "{} has no metric (a column of floating-point numbers); `winrate` reads what `score` writes of an images table",
+        inputs[0].name()
+    );
+    metrics::choose(&args.metrics, found)
+}
+
+/// The metrics that voted on the labels behind each table, and those that only judge. Warns where a scorer is not known.
+fn judges(args: &Args, inputs: &[Inputs], metrics: &[String]) -> Result<(Vec<TableVoters>, Vec<String>)> {
+    let named = || args.tables.iter().map(|path| path.display().to_string());
+    let scorers = inputs.iter().map(|input| judges::scorers(input, metrics)).collect::<Result<Vec<_>>>()?;
+    let unknown = judges::same_scorers(&named().zip(scorers).collect::<Vec<_>>(), metrics)?;
+    if !unknown.is_empty() && args.tables.len() > 1 {
+        args.common.say(format!(
+            "winrate: warning: the origin of some table does not name the scorer of {}; make sure that it was the same for all",
+            unknown.join(", ")
+        ));
+    }
+    let voted: Vec<_> = named().zip(inputs.iter().map(judges::voted).collect::<Result<Vec<_>>>()?).collect();
+    let held_out = judges::held_out(&args.held_out, metrics, &voted)?;
+    Ok((voted, held_out))
+}
+
+/// Reads all tables and checks what the flags say of their models.
+fn read(args: &Args, inputs: Vec<Inputs>, metrics: &[String]) -> Result<Vec<ModelScores>> {
+    let n = args.best_of as usize;
+    let tables = args.tables.iter().zip(inputs).map(|(path, input)| ModelScores::read(path, input, metrics, n));
+    let tables = tables.collect::<Result<Vec<_>>>()?;
+    for name in &args.against {
+        let models = tables.iter().map(|t| t.model.as_str()).collect::<Vec<_>>();
+        ensure!(
+            models[1..].contains(&name.as_str()),
+            "--against: no table after the first is of the model '{name}' (models: {})",
+            models.join(", ")
+        );
+    }
+    let last = &tables[tables.len() - 1];
+    ensure!(
+        args.require.is_none() || is_asked(args, &last.model),
+        "--require judges the first table over the last, {}, but --against leaves out its model '{}'; name that too, or another table last",
+        last.table,
+        last.model
+    );
+    compare::groups(&tables[0], args.by)?;
+    Ok(tables)
+}
+
 fn is_asked(args: &Args, model: &str) -> bool {
     args.against.is_empty() || args.against.iter().any(|name| name == model)
 }
 
-/// Every model, its seeds together, against every later one; in the paper's order as above.
-fn pooled(args: &Args, tables: &[Scored], metrics: usize) -> Result<Vec<Pooled>> {
+/// Every table against every later one, in the paper's order: everything against the last table, then against the one before it.
+fn compare_all(args: &Args, tables: &[ModelScores], metrics: usize, bootstrap: Bootstrap) -> Result<Vec<Comparison>> {
+    let mut comparisons = vec![];
+    for (j, b) in tables.iter().enumerate().skip(1).rev().filter(|(_, b)| is_asked(args, &b.model)) {
+        for a in tables[..j].iter().rev() {
+            comparisons.push(compare(a, b, metrics, args.by, bootstrap)?);
+        }
+    }
+    correct(&mut comparisons, |cell| &mut cell.best);
+    correct(&mut comparisons, |cell| &mut cell.mean);
+    Ok(comparisons)
+}
+
+/// Every model, its seeds together, against every later one, in the same order.
+fn pool_all(args: &Args, tables: &[ModelScores], metrics: usize) -> Result<Vec<Pooled>> {
     let models = seeds::models(tables);
     let mut pooled = vec![];
     for (j, b) in models.iter().enumerate().skip(1).rev().filter(|(_, b)| is_asked(args, b.name)) {
@@ -211,22 +241,8 @@ fn pooled(args: &Args, tables: &[Scored], metrics: usize) -> Result<Vec<Pooled>>
     Ok(pooled)
 }
 
-fn metrics(args: &Args, inputs: &[Inputs]) -> Result<Vec<String>> {
-    let found = scored::metrics_of(inputs[0].schema());
-    ensure!(
-        !found.is_empty(),
-        "{} has no metric (a column of floating-point numbers); `winrate` reads what `score` writes of an images table",
-        inputs[0].name()
-    );
-    for (i, name) in args.metrics.iter().enumerate() {
-        ensure!(found.contains(name), "--metrics: there is no metric '{name}' (there are: {})", found.join(", "));
-        ensure!(!args.metrics[..i].contains(name), "--metrics names '{name}' twice");
-    }
-    Ok(if args.metrics.is_empty() { found } else { args.metrics.clone() })
-}
-
-/// What a reader of the numbers should know, on standard error.
-fn notes(common: &Common, tables: &[Scored], metrics: &[String], comparisons: &[Comparison]) {
+/// Notes for the reader of the numbers, on standard error.
+fn notes(common: &Common, tables: &[ModelScores], metrics: &[String], comparisons: &[Comparison]) {
     for table in tables {
         for (metric, &nulls) in metrics.iter().zip(&table.nulls).filter(|(_, nulls)| **nulls > 0) {
             let images = text::count(nulls, "image");
@@ -247,7 +263,7 @@ fn shown(args: &Args, results: &Results) -> String {
     let grids = match () {
         _ if args.means => vec![results.means(format)],
         _ if args.stats => vec![results.stats(format)],
-        _ if args.seeds => seeds::grids(results, format),
+        _ if args.seeds => results.seeds(format),
         _ if args.tests || format == Format::Csv => vec![results.tests(format)],
         _ => results.rates(),
     };

@@ -3,13 +3,11 @@
 use std::{collections::HashMap, path::Path};
 
 use anyhow::{Result, bail, ensure};
-use arrow::{
-    array::{Array, Float32Array, StringArray, UInt64Array},
-    datatypes::{DataType, Schema},
-};
+use arrow::array::Array;
 use pipe::{
-    column::Rows,
+    moments,
     schema::{images, prompts},
+    scored::{self, PromptKey, ScoredRows, owned},
     table::{BATCH, Inputs},
 };
 
@@ -19,27 +17,25 @@ const NEEDED: [&str; 4] = [prompts::PROMPT_ID, prompts::PROMPT, images::K, image
 const OPTIONAL: [&str; 4] = [prompts::SET, prompts::CATEGORY, prompts::CHALLENGE, images::SEED];
 const HINT: &str = "`winrate` reads what `score` writes of an images table";
 
-/// The same text in two sets is two prompts.
-pub type Key = (Option<String>, String);
-
-pub struct Scored {
+/// A table of scored images.
+pub struct ModelScores {
     /// The table, as it was named.
     pub table: String,
     /// The model that drew its images.
     pub model: String,
     pub prompts: Vec<Prompt>,
-    index: HashMap<Key, usize>,
-    /// Images without a score, one number a metric.
+    index: HashMap<PromptKey, usize>,
+    /// Number of images without a score, one per metric.
     pub nulls: Vec<usize>,
 }
 
 pub struct Prompt {
-    pub key: Key,
+    pub key: PromptKey,
     pub text: String,
     pub category: Option<String>,
     pub challenge: Option<String>,
     images: Vec<Image>,
-    /// Best, mean and all scores of the first n images, one a metric.
+    /// Best, mean and all scores of the first n images, one per metric.
     pub best: Vec<f32>,
     pub mean: Vec<f64>,
     pub scores: Vec<Vec<f32>>,
@@ -48,101 +44,66 @@ pub struct Prompt {
 struct Image {
     k: u64,
     seed: Option<u64>,
-    /// One a metric, `None` where it could not be scored.
+    /// One per metric; `None` where the image could not be scored.
     scores: Vec<Option<f32>>,
 }
 
-/// The metrics of a scored table: its columns of floating-point numbers.
-pub fn metrics_of(schema: &Schema) -> Vec<String> {
-    let float = |t: &DataType| t.is_floating() && !matches!(t, DataType::Null);
-    let fields = schema.fields().iter().filter(|f| float(f.data_type()) && f.name() != prompts::NSFW_PROB);
-    fields.map(|f| f.name().clone()).collect()
-}
-
-impl Scored {
-    /// Reads a table and keeps of each prompt the first `n` images by k.
+impl ModelScores {
+    /// Reads a table and keeps the first `n` images of each prompt, by k.
     ///
     /// # Errors
-    /// A missing column or metric, a score that is no number, two models in one table, a prompt with too few images or
-    /// with none that has a score.
+    /// A column or a metric is missing; a score is not a number; the table has two models; a prompt has too few images, or none
+    /// with a score.
     pub fn read(path: &Path, mut inputs: Inputs, metrics: &[String], n: usize) -> Result<Self> {
         let table = if path.as_os_str() == "-" { "standard input".into() } else { path.display().to_string() };
         inputs.require(&NEEDED, HINT)?;
         let names: Vec<&str> = metrics.iter().map(String::as_str).collect();
         inputs.require(&names, "score it with the same metrics, or choose some with --metrics")?;
-        let mut scored = Self { table, model: String::new(), prompts: vec![], index: HashMap::new(), nulls: vec![] };
-        let columns = [&NEEDED[..], &OPTIONAL, &names].concat();
-        for rows in inputs.read(Some(&columns), 0..usize::MAX, BATCH)? {
-            scored.add(&rows?, metrics)?;
+        let mut scores = Self { table, model: String::new(), prompts: vec![], index: HashMap::new(), nulls: vec![] };
+        for rows in scored::read(&mut inputs, &NEEDED, &OPTIONAL, metrics, BATCH)? {
+            scores.add(&rows?);
         }
-        ensure!(!scored.prompts.is_empty(), "{} has no rows", scored.table);
-        scored.close(metrics, n)?;
-        Ok(scored)
+        ensure!(!scores.prompts.is_empty(), "{} has no rows", scores.table);
+        scores.close(metrics, n)?;
+        Ok(scores)
     }
 
-    /// The model's name; with the table's where two models of `all` are called the same.
-    pub fn name(&self, all: &[Scored]) -> String {
+    /// The model's name, followed by the table's if two models of `all` have the same name.
+    pub fn name(&self, all: &[ModelScores]) -> String {
         let alone = all.iter().filter(|t| t.model == self.model).count() == 1;
         if alone { self.model.clone() } else { format!("{} ({})", self.model, self.table) }
     }
 
-    pub fn get(&self, key: &Key) -> Option<&Prompt> {
+    pub fn get(&self, key: &PromptKey) -> Option<&Prompt> {
         self.index.get(key).map(|&i| &self.prompts[i])
     }
 
-    fn add(&mut self, rows: &Rows, metrics: &[String]) -> Result<()> {
-        let (ids, texts, models) =
-            (rows.text(prompts::PROMPT_ID)?, rows.text(prompts::PROMPT)?, rows.text(images::MODEL)?);
-        let (sets, categories, challenges) = (
-            rows.text_if_there(prompts::SET)?,
-            rows.text_if_there(prompts::CATEGORY)?,
-            rows.text_if_there(prompts::CHALLENGE)?,
-        );
-        let ks = rows.u64(images::K)?;
-        let seeds: Option<UInt64Array> = if rows.has(images::SEED) { Some(rows.u64(images::SEED)?) } else { None };
-        let scores = metrics.iter().map(|m| rows.f32_or_null(m)).collect::<Result<Vec<Float32Array>>>()?;
-        let at = |column: &StringArray, i| column.is_valid(i).then(|| column.value(i).to_owned());
+    fn add(&mut self, rows: &ScoredRows) {
         for i in 0..rows.len() {
             if self.model.is_empty() {
-                self.model = models.value(i).to_owned();
+                self.model = rows.models.value(i).to_owned();
             }
-            ensure!(
-                self.model == models.value(i),
-                "{}: model '{}', but the table began with '{}'; a win rate needs one table a model",
-                rows.at(i),
-                models.value(i),
-                self.model
-            );
-            let mut all = vec![];
-            for (metric, column) in metrics.iter().zip(&scores) {
-                let score = column.is_valid(i).then(|| column.value(i));
-                if let Some(x) = score.filter(|x| !x.is_finite()) {
-                    bail!("{}: {metric} is {x}, which is no score; score the image again", rows.at(i));
-                }
-                all.push(score);
-            }
-            let key = (at(&sets, i), ids.value(i).to_owned());
+            let key = rows.key(i);
             let next = self.prompts.len();
             let place = *self.index.entry(key.clone()).or_insert(next);
             if place == next {
                 self.prompts.push(Prompt {
                     key,
-                    text: texts.value(i).to_owned(),
-                    category: at(&categories, i),
-                    challenge: at(&challenges, i),
+                    text: rows.prompts.value(i).to_owned(),
+                    category: owned(&rows.categories, i),
+                    challenge: owned(&rows.challenges, i),
                     images: vec![],
                     best: vec![],
                     mean: vec![],
                     scores: vec![],
                 });
             }
-            let seed = seeds.as_ref().map(|s| s.value(i));
-            self.prompts[place].images.push(Image { k: ks.value(i), seed, scores: all });
+            let seed = rows.seeds.is_valid(i).then(|| rows.seeds.value(i));
+            self.prompts[place].images.push(Image { k: rows.ks.value(i), seed, scores: rows.scores_of(i).collect() });
         }
-        Ok(())
     }
 
-    /// When all images are in: sorts out the first `n` of each prompt.
+    /// Takes the first `n` images of each prompt, when all images have been read.
     fn close(&mut self, metrics: &[String], n: usize) -> Result<()> {
         self.nulls = vec![0; metrics.len()];
         for prompt in &mut self.prompts {
@@ -168,7 +129,7 @@ impl Scored {
                     )
                 };
                 prompt.best.push(best);
-                prompt.mean.push(stats::mean(scores.iter().map(|&x| f64::from(x))));
+                prompt.mean.push(moments::mean(scores.iter().map(|&x| f64::from(x))));
                 prompt.scores.push(scores);
             }
         }
@@ -177,7 +138,7 @@ impl Scored {
 }
 
 impl Prompt {
-    /// For messages: the text, its beginning if it is long, and its set.
+    /// For messages: the text, cut if it is long, and its set.
     pub fn name(&self) -> String {
         let short: String = self.text.chars().take(60).collect();
         let dots = if short.len() < self.text.len() { "..." } else { "" };
@@ -187,7 +148,7 @@ impl Prompt {
         }
     }
 
-    /// The seeds of the images that count, where the table tells.
+    /// The seeds of the images that count; `None` if the table does not have them.
     pub fn seeds(&self) -> Option<Vec<u64>> {
         self.images.iter().map(|image| image.seed).collect()
     }

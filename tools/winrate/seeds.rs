@@ -1,23 +1,22 @@
-//! Several training seeds of a model: how far a win rate could have come out otherwise with other seeds and other prompts.
+//! Several training seeds of a model: how far a win rate could differ with other seeds and other prompts.
 
 use anyhow::{Result, ensure};
+use pipe::moments;
 
 use crate::{
     compare::both,
-    layout::{Format, Grid},
-    scored::{Prompt, Scored},
-    stats::{self, Z, student, wilson},
-    tables::Results,
+    scored::{ModelScores, Prompt},
+    stats::{Z, student, wilson},
 };
 
-/// A model's tables: one a training seed, in the order in which they were named.
+/// A model's tables: one per training seed, in the order in which they were named.
 pub struct Model<'a> {
     pub name: &'a str,
-    pub seeds: Vec<&'a Scored>,
+    pub seeds: Vec<&'a ModelScores>,
 }
 
 /// Tables whose images have the same `model` belong to one model.
-pub fn models(tables: &[Scored]) -> Vec<Model<'_>> {
+pub fn models(tables: &[ModelScores]) -> Vec<Model<'_>> {
     let mut models: Vec<Model> = vec![];
     for table in tables {
         match models.iter_mut().find(|m| m.name == table.model) {
@@ -34,13 +33,13 @@ pub struct Pooled {
     pub b: String,
     pub seeds: usize,
     pub n: usize,
-    /// One a metric.
-    pub cells: Vec<Cell>,
+    /// One per metric.
+    pub cells: Vec<PooledCell>,
 }
 
 /// Means over seeds and prompts, with 95 % intervals.
-pub struct Cell {
-    /// Share of prompts on which the candidate's best image scores higher, one a seed.
+pub struct PooledCell {
+    /// Share of prompts on which the candidate's best image scores higher, one per seed.
     pub rates: Vec<f64>,
     pub rate: Estimate,
     /// Change of the mean score, in standard deviations of the baseline's images; `None` where all of these score the same.
@@ -55,10 +54,11 @@ pub struct Estimate {
     pub high: f64,
 }
 
-/// Compares seed by seed, the i-th of `a` with the i-th of `b`; a single table of either is compared with every seed of the other.
+/// Compares seed by seed, the i-th of `a` with the i-th of `b`. A single table of either model is compared with every seed of the
+/// other.
 ///
 /// # Errors
-/// Numbers of seeds that do not go together; tables with other prompts.
+/// The numbers of seeds do not match; a table has other prompts.
 pub fn compare(a: &Model, b: &Model, metrics: usize) -> Result<Pooled> {
     let (of_a, of_b) = (a.seeds.len(), b.seeds.len());
     ensure!(
@@ -82,9 +82,9 @@ pub fn compare(a: &Model, b: &Model, metrics: usize) -> Result<Pooled> {
     let cell = |m: usize| {
         let won = values(&|a, b| f64::from(u8::from(a.best[m] > b.best[m])));
         let images = b.seeds.iter().flat_map(|t| &t.prompts).flat_map(|p| &p.scores[m]);
-        let sd = stats::sd(images.map(|&x| f64::from(x))).filter(|&sd| sd > 0.0);
+        let sd = moments::sd(images.map(|&x| f64::from(x))).filter(|&sd| sd > 0.0);
         let change = estimate(&values(&|a, b| a.mean[m] - b.mean[m]));
-        Cell {
+        PooledCell {
             rates: won.iter().map(|seed| mean(seed)).collect(),
             rate: rate(&won),
             change: sd.map(|sd| Estimate { mean: change.mean / sd, low: change.low / sd, high: change.high / sd }),
@@ -95,28 +95,30 @@ pub fn compare(a: &Model, b: &Model, metrics: usize) -> Result<Pooled> {
 }
 
 fn mean(values: &[f64]) -> f64 {
-    stats::mean(values.iter().copied())
+    moments::mean(values.iter().copied())
 }
 
 fn variance(values: &[f64]) -> f64 {
-    stats::sd(values.iter().copied()).map_or(0.0, |sd| sd * sd)
+    moments::sd(values.iter().copied()).map_or(0.0, |sd| sd * sd)
 }
 
 /// The mean of `values[seed][prompt]` over both, with an interval for other seeds and other prompts.
 ///
-/// Its square is a sum of two (Howe 1974). Student's, over the means of the S seeds: (t_{S-1} s)^2 / S; with few seeds their spread s is
-/// hardly known, and t, 4.3 for three, makes up for it. These means vary by the seed and by what it happened to do on each prompt. What
-/// prompts do to all seeds alike does not show between seeds: 1.96^2 c / n, where c is the covariance over the prompts of two
-/// seeds, the mean of all pairs of seeds. With one seed the second part alone is left, and nothing is said of other seeds.
+/// half-width^2 = a + b (Howe 1974).
+/// a = (t_{S-1} s)^2 / S: variation between the means of the S seeds, by Student's t, which is large (4.3 for three seeds) because
+/// few seeds hardly tell how far they differ. s covers the seed, and what it happened to do on each prompt.
+/// b = 1.96^2 c / n: variation between prompts that all seeds share, which does not show between seeds. c is the covariance of
+/// two seeds over the n prompts, averaged over all pairs of seeds.
+/// With one seed, b is all there is (c is then the variance), and the interval says nothing about other seeds.
 fn estimate(values: &[Vec<f64>]) -> Estimate {
     let (seeds, n) = (values.len(), values[0].len());
     let of_seeds: Vec<f64> = values.iter().map(|seed| mean(seed)).collect();
-    let of_prompts: Vec<f64> = (0..n).map(|p| stats::mean(values.iter().map(|seed| seed[p]))).collect();
+    let of_prompts: Vec<f64> = (0..n).map(|p| moments::mean(values.iter().map(|seed| seed[p]))).collect();
     let (between, shared) = match seeds {
         1 => (0.0, variance(&values[0])),
         _ => {
             // S^2 var(mean of seeds) = sum of their variances + S (S-1) c.
-            let own = stats::mean(values.iter().map(|seed| variance(seed)));
+            let own = moments::mean(values.iter().map(|seed| variance(seed)));
             let shared = (seeds as f64 * variance(&of_prompts) - own) / (seeds - 1) as f64;
             (student(seeds - 1).powi(2) * variance(&of_seeds) / seeds as f64, shared.max(0.0))
         }
@@ -126,8 +128,8 @@ fn estimate(values: &[Vec<f64>]) -> Estimate {
     Estimate { mean, low: mean - half, high: mean + half }
 }
 
-/// The same of wins, 0 or 1: within [0, 1], and never narrower than Wilson's interval of as many decisions, which stays
-/// honest where (almost) all are alike. With one seed it is Wilson's.
+/// The same for wins, 0 or 1. The interval stays within [0, 1] and is never narrower than Wilson's for as many decisions, which
+/// is right where (almost) all are alike. With one seed it is Wilson's.
 fn rate(won: &[Vec<f64>]) -> Estimate {
     let decisions = won.iter().map(Vec::len).sum();
     let wins = won.iter().flatten().filter(|&&x| x == 1.0).count();
@@ -137,51 +139,6 @@ fn rate(won: &[Vec<f64>]) -> Estimate {
         1 => Estimate { low, high, ..wide },
         _ => Estimate { low: wide.low.min(low).max(0.0), high: wide.high.max(high).min(1.0), ..wide },
     }
-}
-
-/// Win rates, and changes of the mean score, a line a comparison; as CSV a line a number.
-pub fn grids(results: &Results, format: Format) -> Vec<Grid> {
-    if format == Format::Csv {
-        return vec![long(results)];
-    }
-    let grid = |title: String, cell: &dyn Fn(&Cell) -> String| {
-        let row = |p: &Pooled| {
-            let head = [p.a.clone(), p.b.clone(), p.seeds.to_string(), p.n.to_string()];
-            head.into_iter().chain(p.cells.iter().map(cell)).collect()
-        };
-        let metrics = results.metrics.iter().map(|m| results.called(m));
-        let head = ["model", "against", "seeds", "n"].map(String::from).into_iter().chain(metrics);
-        Grid { title, head: head.collect(), rows: results.pooled.iter().map(row).collect(), left: 2 }
-    };
-    let (images, between) = (results.best_of, "[95 % interval over seeds and prompts]");
-    vec![
-        grid(format!("win rate, best of {images} images a prompt, mean of the training seeds {between}"), &|c| {
-            let Estimate { mean, low, high } = c.rate;
-            format!("{:.1} % [{:.1}, {:.1}]", 100.0 * mean, 100.0 * low, 100.0 * high)
-        }),
-        grid(format!("change of the mean score, in sd of the baseline's images {between}"), &|c| match c.change {
-            Some(Estimate { mean, low, high }) => format!("{mean:+.2} [{low:+.2}, {high:+.2}]"),
-            None => "-".into(),
-        }),
-    ]
-}
-
-/// One number and its interval a line: `figure` is `rate`, or `change_sd` as in the JSON.
-fn long(results: &Results) -> Grid {
-    let mut rows = vec![];
-    for (figure, of) in [("rate", (|c| Some(c.rate)) as fn(&Cell) -> Option<Estimate>), ("change_sd", |c| c.change)] {
-        for p in results.pooled {
-            for (metric, cell) in results.metrics.iter().zip(&p.cells) {
-                let mut row = vec![figure.to_owned(), p.a.clone(), p.b.clone(), results.called(metric)];
-                row.extend([p.seeds, p.n].map(|n| n.to_string()));
-                let numbers = of(cell).map(|e| [e.mean, e.low, e.high].map(|x| x.to_string()));
-                row.extend(numbers.unwrap_or_else(|| ["-", "-", "-"].map(String::from)));
-                rows.push(row);
-            }
-        }
-    }
-    let head = ["figure", "model", "against", "metric", "seeds", "n", "rate", "low", "high"].map(String::from);
-    Grid { title: String::new(), head: head.to_vec(), rows, left: 4 }
 }
 
 #[cfg(test)]

@@ -1,14 +1,16 @@
 //! Best of n, wins, intervals: the arithmetic of a win rate, as pure functions.
 
+use statrs::distribution::{ContinuousCDF, StudentsT};
+
 /// The normal quantile of a two-sided 95 % interval.
 pub const Z: f64 = 1.959964;
 
-/// The score that a prompt gets: its best image's. `None` where no image has a score.
+/// The score of a prompt: that of its best image. `None` where no image has a score.
 pub fn best_of(scores: &[f32]) -> Option<f32> {
     scores.iter().copied().reduce(f32::max)
 }
 
-/// Prompts on which the candidate's score is better, equal or worse than the baseline's.
+/// Number of prompts on which the candidate's score is better than, equal to or worse than the baseline's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wins {
     pub wins: usize,
@@ -28,13 +30,13 @@ impl Wins {
         self.wins + self.ties + self.losses
     }
 
-    /// wins / n. A tie is no win; it stays in n.
+    /// wins / n. A tie is not a win, and counts in n.
     pub fn rate(&self) -> f64 {
         self.wins as f64 / self.n() as f64
     }
 }
 
-/// Wilson's 95 % interval of a share of `wins` in `n` > 0; within [0, 1], and honest near its ends, where the usual
+/// Wilson's 95 % interval of a share of `wins` in `n` > 0. It stays within [0, 1] and is right near the ends too, where the usual
 /// p +- 1.96 sd is not.
 pub fn wilson(wins: usize, n: usize) -> (f64, f64) {
     let (p, n) = (wins as f64 / n as f64, n as f64);
@@ -44,48 +46,13 @@ pub fn wilson(wins: usize, n: usize) -> (f64, f64) {
     ((centre - half).max(0.0), (centre + half).min(1.0))
 }
 
-/// Student's quantile of a two-sided 95 % interval, for `df` > 0 degrees of freedom.
+/// Student's quantile of a two-sided 95 % interval, for `df` degrees of freedom.
 pub fn student(df: usize) -> f64 {
-    // The share that lies within +-t, in closed form of the angle atan(t / sqrt(df)) (Abramowitz and Stegun 26.7.3 and 26.7.4).
-    let within = |angle: f64| {
-        let (sin, cos) = angle.sin_cos();
-        let (mut term, from) = if df % 2 == 1 { (cos, 3) } else { (1.0, 2) };
-        let mut sum = if df == 1 { 0.0 } else { term };
-        for k in (from..=df.saturating_sub(2)).step_by(2) {
-            term *= (k - 1) as f64 / k as f64 * cos * cos;
-            sum += term;
-        }
-        if df % 2 == 1 { (angle + sin * sum) * std::f64::consts::FRAC_2_PI } else { sin * sum }
-    };
-    let (mut low, mut high) = (0.0, std::f64::consts::FRAC_PI_2);
-    for _ in 0..60 {
-        let middle = (low + high) / 2.0;
-        if within(middle) < 0.95 { low = middle } else { high = middle }
-    }
-    (df as f64).sqrt() * low.tan()
+    // One degree of freedom or more is never refused; none is as wide as can be.
+    StudentsT::new(0.0, 1.0, df as f64).map_or(f64::INFINITY, |t| t.inverse_cdf(0.975))
 }
 
-pub fn mean(values: impl Iterator<Item = f64> + Clone) -> f64 {
-    values.clone().sum::<f64>() / values.count() as f64
-}
-
-/// Sample standard deviation; `None` below two values.
-pub fn sd(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
-    let (centre, n) = (mean(values.clone()), values.clone().count());
-    (n > 1).then(|| (values.map(|x| (x - centre).powi(2)).sum::<f64>() / (n - 1) as f64).sqrt())
-}
-
-/// Pooled standard deviation within groups, each around its own mean, in the values' own unit; `None` where no group has two.
-pub fn sd_within<'a>(groups: impl Iterator<Item = &'a [f32]>) -> Option<f64> {
-    let (squares, freedom) = groups.filter(|g| g.len() > 1).fold((0.0, 0), |(squares, freedom), group| {
-        let centre = mean(group.iter().map(|&x| f64::from(x)));
-        let own: f64 = group.iter().map(|&x| (f64::from(x) - centre).powi(2)).sum();
-        (squares + own, freedom + group.len() - 1)
-    });
-    (freedom > 0).then(|| (squares / freedom as f64).sqrt())
-}
-
-/// The q-quantile of some sorted values, between two neighbours on the straight line (numpy's `linear`).
+/// The q-quantile of sorted values, interpolated linearly between two neighbours (numpy's `linear`).
 pub fn quantile(sorted: &[f64], q: f64) -> f64 {
     let at = q * (sorted.len() - 1) as f64;
     let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
@@ -179,14 +146,6 @@ mod tests {
                 assert_eq!(format!("{:.2}", 100.0 * wins.rate()), *percent);
             }
         }
-    }
-
-    #[test]
-    fn sd_is_the_samples() {
-        // numpy.std([1, 2, 3, 4], ddof=1)
-        let x = [1.0, 2.0, 3.0, 4.0];
-        assert!((sd(x.into_iter()).unwrap() - 1.290_994_448_7).abs() < 1e-9);
-        assert_eq!(sd([1.0].into_iter()), None);
     }
 
     #[test]

@@ -1,31 +1,32 @@
-//! What is printed: the paper's Tables I and II (win rates), V (mean scores) and VI (spread of the scores), and every test.
+//! What is printed: the paper's Tables I and II (win rates), V (mean scores) and VI (distribution of the scores), every test, and
+//! several seeds taken together.
 
-use pipe::names::Names;
+use pipe::{moments, names::Names};
 
 use crate::{
     compare::{By, Cell, Comparison, Rate, Row, Side, groups},
     layout::{Format, Grid},
-    scored::{Prompt, Scored},
-    seeds::Pooled,
+    scored::{ModelScores, Prompt},
+    seeds::{Estimate, Pooled, PooledCell},
     sign::LEVEL,
-    stats::{self, wilson},
+    stats::wilson,
 };
 
-/// Everything that the tables are made of.
+/// Everything that the tables show.
 pub struct Results<'a> {
     pub metrics: &'a [String],
     /// Metrics that judge and did not vote.
     pub held_out: &'a [String],
     pub best_of: u32,
     pub by: Option<By>,
-    pub tables: &'a [Scored],
+    pub tables: &'a [ModelScores],
     pub comparisons: &'a [Comparison],
-    /// The same with several training seeds taken together, where that was asked for.
+    /// The same with several training seeds taken together, under --seeds.
     pub pooled: &'a [Pooled],
 }
 
 impl Results<'_> {
-    /// Tables I and II: on how many prompts the candidate is ahead; and how far the mean scores moved.
+    /// Tables I and II: on how many prompts the candidate is ahead, and how far the mean scores moved.
     pub fn rates(&self) -> Vec<Grid> {
         let tests: usize = self.comparisons.iter().map(|c| c.rows.len() * self.metrics.len()).sum();
         let noise = format!(
@@ -58,7 +59,7 @@ impl Results<'_> {
         grids
     }
 
-    /// Every rate with its counts, intervals and probabilities, one a line.
+    /// Every rate with its counts, intervals and probabilities, one per line.
     pub fn tests(&self, format: Format) -> Grid {
         let share = |x: f64| if format == Format::Csv { x.to_string() } else { format!("{:.1} %", 100.0 * x) };
         let p = |x: f64| match format {
@@ -107,13 +108,13 @@ impl Results<'_> {
         let mut rows = vec![];
         for (table, group, prompts) in self.slices() {
             let cell = |m: usize| {
-                let of = |prompts: &[&Prompt]| stats::mean(prompts.iter().map(|p| p.mean[m]));
+                let of = |prompts: &[&Prompt]| moments::mean(prompts.iter().map(|p| p.mean[m]));
                 let mean = of(&prompts);
                 if format == Format::Csv {
                     return mean.to_string();
                 }
                 let theirs: Vec<_> = prompts.iter().filter_map(|p| base.get(&p.key)).collect();
-                let sd = stats::sd(theirs.iter().flat_map(|p| &p.scores[m]).map(|&x| f64::from(x)));
+                let sd = moments::sd(theirs.iter().flat_map(|p| &p.scores[m]).map(|&x| f64::from(x)));
                 let change = sd.filter(|&sd| sd > 0.0).map(|sd| (mean - of(&theirs)) / sd);
                 match change.filter(|_| !std::ptr::eq(table, base)) {
                     Some(change) => format!("{mean:.4} ({change:+.2})"),
@@ -132,16 +133,16 @@ impl Results<'_> {
         Grid { title, left: head.len() - 1 - self.metrics.len(), head, rows }
     }
 
-    /// Table VI: mean, least, greatest and standard deviation of the images' scores; and how unlike one prompt's images are.
+    /// Table VI: mean, least, greatest and standard deviation of the images' scores, and the deviation among one prompt's images.
     pub fn stats(&self, format: Format) -> Grid {
         let number = |x: f64| if format == Format::Csv { x.to_string() } else { format!("{x:.4}") };
         let mut rows = vec![];
         for (table, group, prompts) in self.slices() {
-            let spreads: Vec<_> = (0..self.metrics.len()).map(|m| Spread::of(&prompts, m)).collect();
-            for (name, value) in Spread::FIGURES {
+            let distributions: Vec<_> = (0..self.metrics.len()).map(|m| Distribution::of(&prompts, m)).collect();
+            for (name, value) in Distribution::FIGURES {
                 let head = self.row_head(&[table.name(self.tables), name.into()], group, prompts.len());
-                let cell = |s: &Spread| value(s).map_or_else(|| "-".into(), number);
-                rows.push(head.into_iter().chain(spreads.iter().map(cell)).collect());
+                let cell = |s: &Distribution| value(s).map_or_else(|| "-".into(), number);
+                rows.push(head.into_iter().chain(distributions.iter().map(cell)).collect());
             }
         }
         let head = self.head(&["model", ""]);
@@ -149,15 +150,63 @@ impl Results<'_> {
         Grid { title, left: head.len() - 1 - self.metrics.len(), head, rows }
     }
 
+    /// Several training seeds taken together: win rates and changes of the mean score, one line per comparison; in CSV one line
+    /// per number.
+    pub fn seeds(&self, format: Format) -> Vec<Grid> {
+        if format == Format::Csv {
+            return vec![self.seeds_by_number()];
+        }
+        let grid = |title: String, cell: &dyn Fn(&PooledCell) -> String| {
+            let row = |p: &Pooled| {
+                let head = [p.a.clone(), p.b.clone(), p.seeds.to_string(), p.n.to_string()];
+                head.into_iter().chain(p.cells.iter().map(cell)).collect()
+            };
+            let metrics = self.metrics.iter().map(|m| self.called(m));
+            let head = ["model", "against", "seeds", "n"].map(String::from).into_iter().chain(metrics);
+            Grid { title, head: head.collect(), rows: self.pooled.iter().map(row).collect(), left: 2 }
+        };
+        let (images, between) = (self.best_of, "[95 % interval over seeds and prompts]");
+        vec![
+            grid(format!("win rate, best of {images} images a prompt, mean of the training seeds {between}"), &|c| {
+                let Estimate { mean, low, high } = c.rate;
+                format!("{:.1} % [{:.1}, {:.1}]", 100.0 * mean, 100.0 * low, 100.0 * high)
+            }),
+            grid(format!("change of the mean score, in sd of the baseline's images {between}"), &|c| match c.change {
+                Some(Estimate { mean, low, high }) => format!("{mean:+.2} [{low:+.2}, {high:+.2}]"),
+                None => "-".into(),
+            }),
+        ]
+    }
+
+    /// One line per number and its interval: `figure` is `rate`, or `change_sd` as in the JSON.
+    fn seeds_by_number(&self) -> Grid {
+        let mut rows = vec![];
+        for (figure, of) in
+            [("rate", (|c| Some(c.rate)) as fn(&PooledCell) -> Option<Estimate>), ("change_sd", |c| c.change)]
+        {
+            for p in self.pooled {
+                for (metric, cell) in self.metrics.iter().zip(&p.cells) {
+                    let mut row = vec![figure.to_owned(), p.a.clone(), p.b.clone(), self.called(metric)];
+                    row.extend([p.seeds, p.n].map(|n| n.to_string()));
+                    let numbers = of(cell).map(|e| [e.mean, e.low, e.high].map(|x| x.to_string()));
+                    row.extend(numbers.unwrap_or_else(|| ["-", "-", "-"].map(String::from)));
+                    rows.push(row);
+                }
+            }
+        }
+        let head = ["figure", "model", "against", "metric", "seeds", "n", "rate", "low", "high"].map(String::from);
+        Grid { title: String::new(), head: head.to_vec(), rows, left: 4 }
+    }
+
     fn rows(&self) -> impl Iterator<Item = (&Comparison, &Row)> {
         self.comparisons.iter().flat_map(|c| c.rows.iter().map(move |row| (c, row)))
     }
 
-    /// Tables, the paper's baseline-first, and their prompts, by group and all together.
-    fn slices(&self) -> Vec<(&Scored, Option<&str>, Vec<&Prompt>)> {
+    /// The tables, baseline first as in the paper, with their prompts: each group, then all together.
+    fn slices(&self) -> Vec<(&ModelScores, Option<&str>, Vec<&Prompt>)> {
         let mut slices = vec![];
         for table in self.tables.iter().rev() {
-            // An error would have come of the comparisons already.
+            // Cannot fail: `compare` has checked it.
             for group in groups(table, self.by).unwrap_or_default() {
                 let some = table.prompts.iter().filter(|p| self.by.unwrap_or(By::Set).of(p) == group);
                 slices.push((table, Some(group.unwrap_or("(none)")), some.collect()));
@@ -186,14 +235,14 @@ impl Results<'_> {
         head
     }
 
-    /// A metric's name, marked where it judges only.
+    /// A metric's name, marked if it only judges.
     pub fn called(&self, metric: &str) -> String {
         let held_out = self.held_out.iter().any(|m| m == metric);
         if held_out { format!("{metric} (held out)") } else { metric.to_owned() }
     }
 }
 
-/// A rate with its interval and, `signed`, room for who is ahead.
+/// A rate with its interval; if `signed`, with room for the mark of who is ahead.
 fn rate(row: &Row, rate: &Rate, signed: bool) -> String {
     let (low, high) = wilson(rate.wins.wins, row.n);
     let ties = if rate.wins.ties > 0 { format!(", ties {}", rate.wins.ties) } else { String::new() };
@@ -213,20 +262,20 @@ fn change(cell: &Cell) -> String {
     }
 }
 
-/// How some images' scores lie.
-pub struct Spread {
+/// How the scores of some images are distributed.
+pub struct Distribution {
     pub mean: f64,
     pub min: f64,
     pub max: f64,
     pub sd: Option<f64>,
-    /// The same among the images of one prompt, over all prompts: what the best of n has to choose from.
+    /// The same among the images of one prompt, pooled over all prompts: what the best of n chooses from.
     pub sd_of_a_prompt: Option<f64>,
 }
 
-/// A name and where it is found.
-type Figure = (&'static str, fn(&Spread) -> Option<f64>);
+/// A name and how to get its value.
+type Figure = (&'static str, fn(&Distribution) -> Option<f64>);
 
-impl Spread {
+impl Distribution {
     const FIGURES: [Figure; 5] = [
         ("mean", |s| Some(s.mean)),
         ("min", |s| Some(s.min)),
@@ -238,11 +287,11 @@ impl Spread {
     pub fn of(prompts: &[&Prompt], metric: usize) -> Self {
         let scores = prompts.iter().flat_map(|p| &p.scores[metric]).map(|&x| f64::from(x));
         Self {
-            mean: stats::mean(scores.clone()),
+            mean: moments::mean(scores.clone()),
             min: scores.clone().fold(f64::INFINITY, f64::min),
             max: scores.clone().fold(f64::NEG_INFINITY, f64::max),
-            sd: stats::sd(scores),
-            sd_of_a_prompt: stats::sd_within(prompts.iter().map(|p| p.scores[metric].as_slice())),
+            sd: moments::sd(scores),
+            sd_of_a_prompt: moments::sd_within(prompts.iter().map(|p| p.scores[metric].as_slice())),
         }
     }
 }

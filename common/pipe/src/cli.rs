@@ -1,7 +1,6 @@
 //! The command-line frame: shared flags, one place for errors and exit codes.
 
 use std::{
-    ffi::OsString,
     marker::PhantomData,
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -19,6 +18,7 @@ use crate::{
     names::Names,
     place,
     shard::{self, Shard},
+    stdout::{print, reader_left},
     stop::Stopped,
     table::is_url,
 };
@@ -79,6 +79,19 @@ impl Common {
             // A closed standard error is no reason to fail.
             let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{message}\n"));
         }
+    }
+
+    /// Prints the answer of `--json` on standard output; on standard error, and not under `-q`, if the table goes to standard
+    /// output.
+    ///
+    /// # Errors
+    /// Standard output cannot be written.
+    pub fn answer(&self, json: impl std::fmt::Display) -> Result<()> {
+        if self.output.as_ref().is_some_and(|output| output.as_os_str() == "-") {
+            self.say(json);
+            return Ok(());
+        }
+        print(format!("{json}\n"))
     }
 }
 
@@ -165,18 +178,17 @@ fn or_stdout(output: PathBuf) -> PathBuf {
     if output.as_os_str() == "/dev/stdout" { "-".into() } else { output }
 }
 
-/// Parses the command line, runs the tool, and turns its result into an exit code:
-/// 0 done, 1 the answer is no, 2 trouble. A reader that closed the pipe early got what it wanted: 0, silently.
+/// Parses the command line, runs the tool, and turns its result into an exit code: 0 done, 1 the answer is no, 2 trouble. A reader
+/// that closes our standard output early has what it wanted: 0, silently.
 ///
-/// Of a flag given twice the last one holds, as with Python's argparse: a script has its settings, and its user one more.
+/// If a flag is repeated, the last value wins, as with Python's argparse: a script can hold settings and its user change one.
 pub fn run<A: Parser>(tool: &str, body: impl FnOnce(A) -> Result<Answer>) -> ExitCode {
-    let args: Vec<OsString> = std::env::args_os().map(dashes).collect();
-    if let Some(threads) = threads_of(&args) {
+    let matches = A::command().args_override_self(true).mut_args(with_underscores).get_matches();
+    if let Ok(Some(threads)) = matches.try_get_one::<NonZeroUsize>("threads") {
         // Rayon and candle both read this variable, once, when first used.
         // SAFETY: nothing else has started a thread yet.
-        unsafe { std::env::set_var("RAYON_NUM_THREADS", threads) };
+        unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
     }
-    let matches = A::command().args_override_self(true).get_matches_from(args);
     match body(A::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut A::command()).exit())) {
         Ok(Answer::Yes) => ExitCode::from(0),
         Ok(Answer::No) => ExitCode::from(1),
@@ -187,9 +199,18 @@ pub fn run<A: Parser>(tool: &str, body: impl FnOnce(A) -> Result<Answer>) -> Exi
     }
 }
 
+/// Accepts `--max_train_steps` for `--max-train-steps`, so that a launch line of Diffusion-DPO can be pasted.
+fn with_underscores(arg: Arg) -> Arg {
+    let names = arg.get_long().into_iter().chain(arg.get_all_aliases().into_iter().flatten());
+    // clap keeps the names of flags as long as the program runs.
+    let underscored = names.filter(|name| name.contains('-')).map(|name| &*name.replace('-', "_").leak());
+    let underscored: Vec<&'static str> = underscored.collect();
+    arg.aliases(underscored)
+}
+
 /// Says what is wrong, on standard error.
 pub fn complain(tool: &str, error: &Error) {
-    if !is_broken_pipe(error) {
+    if !reader_left(error) {
         let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{tool}: {}\n", sentence(error)));
     }
 }
@@ -198,32 +219,9 @@ pub fn complain(tool: &str, error: &Error) {
 pub fn exit_code(error: &Error) -> u8 {
     match error.downcast_ref::<Stopped>() {
         Some(stopped) => 128 + stopped.0,
-        None if is_broken_pipe(error) => 0,
+        None if reader_left(error) => 0,
         None => 2,
     }
-}
-
-/// `--max_train_steps` and `--max-train-steps` are the same flag, so that a Diffusion-DPO launch line can be pasted.
-fn dashes(arg: OsString) -> OsString {
-    let Some(text) = arg.to_str().filter(|t| t.starts_with("--") && t.len() > 2) else { return arg };
-    match text.split_once('=') {
-        Some((flag, value)) => format!("{}={value}", flag.replace('_', "-")).into(),
-        None => text.replace('_', "-").into(),
-    }
-}
-
-/// What `--threads` will say, the last one as everywhere; a bad number is for clap to complain of.
-fn threads_of(args: &[OsString]) -> Option<String> {
-    let (mut args, mut threads) = (args.iter().filter_map(|a| a.to_str()), None);
-    while let Some(arg) = args.next() {
-        let value = match arg.split_once('=') {
-            Some(("--threads", value)) => Some(value),
-            _ if arg == "--threads" => args.next(),
-            _ => None,
-        };
-        threads = value.filter(|v| v.parse::<NonZeroUsize>().is_ok()).map(str::to_owned).or(threads);
-    }
-    threads
 }
 
 /// The whole chain of causes on one line, the first of each (candle puts a backtrace below), without the repetitions that
@@ -243,35 +241,48 @@ fn sentence(error: &Error) -> String {
     text
 }
 
-/// Arrow and Parquet wrap I/O errors, some of them as text only.
-pub fn is_broken_pipe(error: &Error) -> bool {
-    error.chain().any(|cause| {
-        let kind = match cause.downcast_ref::<std::io::Error>() {
-            Some(io) => Some(io.kind()),
-            None => match cause.downcast_ref::<arrow::error::ArrowError>() {
-                Some(arrow::error::ArrowError::IoError(_, io)) => Some(io.kind()),
-                _ => None,
-            },
-        };
-        kind == Some(std::io::ErrorKind::BrokenPipe)
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::{CommandFactory, FromArgMatches};
+
     use super::*;
 
-    #[test]
-    fn underscores_in_flags_only() {
-        assert_eq!(dashes("--max_train_steps=a_b".into()), OsString::from("--max-train-steps=a_b"));
-        assert_eq!(dashes("out_dir".into()), OsString::from("out_dir"));
-        assert_eq!(dashes("--".into()), OsString::from("--"));
+    #[derive(Debug, Parser)]
+    struct Flags {
+        words: Vec<String>,
+        #[arg(long, alias = "no-words", allow_hyphen_values = true)]
+        not_these: Option<String>,
+        #[command(flatten)]
+        networks: Networks,
+    }
+
+    fn parse(line: &str) -> Result<Flags, String> {
+        let matches = Flags::command().mut_args(with_underscores).try_get_matches_from(line.split(' '));
+        matches.and_then(|m| Flags::from_arg_matches(&m)).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn the_last_number_of_threads_holds() {
-        let threads = |line: &str| threads_of(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
-        assert_eq!(threads("score --threads 2 pairs --threads=3 -q").as_deref(), Some("3"));
-        assert_eq!(threads("score pairs"), None);
+    fn underscores_are_dashes_in_flags_only() {
+        for line in ["x --not_these=a_b", "x --not-these a_b", "x --no_words a_b"] {
+            assert_eq!(parse(line).unwrap().not_these.as_deref(), Some("a_b"), "{line}");
+        }
+        assert_eq!(parse("x --not-these --no_text").unwrap().not_these.as_deref(), Some("--no_text"));
+        assert_eq!(parse("x -- --not_these").unwrap().words, ["--not_these"]);
+    }
+
+    #[test]
+    fn names_and_what_follows_them_are_checked() {
+        assert_eq!(parse("x --device cuda:1 --dtype f16").unwrap().networks.device, Device::Cuda(1));
+        for (line, parts) in [
+            ("x --dtype f17", ["invalid value 'f17' for '--dtype <DTYPE>'", "possible values: f32, bf16, f16"]),
+            ("x --device gpu", ["invalid value 'gpu' for '--device <DEVICE>'", "possible values: cpu, cuda, cuda:N"]),
+            (
+                "x --device cuda:x",
+                ["invalid value 'cuda:x' for '--device <DEVICE>'", "not the number of a CUDA device"],
+            ),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        }
     }
 }

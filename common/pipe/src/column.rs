@@ -88,6 +88,22 @@ impl Rows {
         Ok(self.cast(name, &DataType::Float32)?.as_primitive().clone())
     }
 
+    /// A column of scores: numbers; null where something could not be scored.
+    ///
+    /// # Errors
+    /// A score is infinite or NaN.
+    pub fn scores(&self, name: &str) -> Result<Float32Array> {
+        let scores = self.f32_or_null(name)?;
+        // One pass over the values decides; what stands under a null does not count.
+        if scores.values().iter().any(|x| !x.is_finite())
+            && let Some(i) = (0..scores.len()).find(|&i| scores.is_valid(i) && !scores.value(i).is_finite())
+        {
+            let x = scores.value(i);
+            bail!("{}: {name} is {x}, which is not a score; score the image again, or make the value null", self.at(i));
+        }
+        Ok(scores)
+    }
+
     /// A numeric column as f32 without nulls.
     pub fn f32(&self, name: &str) -> Result<Float32Array> {
         let column = self.f32_or_null(name)?;

@@ -23,6 +23,7 @@ use crate::{
     origin::{self, Origin},
     place,
     schema::{images, labels, pairs},
+    stdout::stdout,
 };
 
 /// Columns with a name of its own for almost every row.
@@ -32,8 +33,8 @@ const NAMES: [&str; 4] = [labels::PAIR_ID, pairs::UID[0], pairs::UID[1], images:
 fn stream(path: &Path) -> Result<Box<dyn Write + Send>> {
     let (stream, terminal, name): (Box<dyn Write + Send>, _, _) = match path.as_os_str() == "-" {
         true => {
-            let stdout = std::io::stdout();
-            let terminal = stdout.is_terminal();
+            let stdout = stdout();
+            let terminal = std::io::stdout().is_terminal();
             (Box::new(stdout), terminal, "standard output".to_owned())
         }
         false => {

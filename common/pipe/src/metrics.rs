@@ -1,0 +1,78 @@
+//! Which columns of a table are metrics, and which of them a command line chooses.
+
+use anyhow::{Result, ensure};
+use arrow::datatypes::Schema;
+
+use crate::schema::prompts;
+
+/// Stems of columns that end in `_0` and `_1` and are not metrics.
+const NOT_METRICS: [&str; 4] = ["image", "label", "jpg", "model"];
+
+/// The metrics of a scores table: every m with numbers in `m_0` and `m_1`.
+pub fn of_pairs(schema: &Schema) -> Vec<String> {
+    let numeric = |name: String| schema.field_with_name(&name).is_ok_and(|f| f.data_type().is_numeric());
+    let stems = schema.fields().iter().filter_map(|f| f.name().strip_suffix("_0"));
+    stems
+        .filter(|m| !NOT_METRICS.contains(m) && numeric(format!("{m}_0")) && numeric(format!("{m}_1")))
+        .map(String::from)
+        .collect()
+}
+
+/// The metrics of a table of scored images: its columns of floating-point numbers.
+pub fn of_images(schema: &Schema) -> Vec<String> {
+    let fields = schema.fields().iter().filter(|f| f.data_type().is_floating() && f.name() != prompts::NSFW_PROB);
+    fields.map(|f| f.name().clone()).collect()
+}
+
+/// The metrics that `--metrics` names, in its order; all that were found where it names none.
+///
+/// # Errors
+/// As [`check`].
+pub fn choose(wanted: &[String], found: Vec<String>) -> Result<Vec<String>> {
+    check(wanted, &found)?;
+    Ok(if wanted.is_empty() { found } else { wanted.to_vec() })
+}
+
+/// Checks what `--metrics` names.
+///
+/// # Errors
+/// A metric was not found, or is named twice.
+pub fn check(wanted: &[String], found: &[String]) -> Result<()> {
+    for (i, name) in wanted.iter().enumerate() {
+        ensure!(found.contains(name), "--metrics: there is no metric '{name}' (there are: {})", found.join(", "));
+        ensure!(!wanted[..i].contains(name), "--metrics names '{name}' twice; name each metric once");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{DataType, Field};
+
+    use super::*;
+
+    fn schema(columns: &[(&str, DataType)]) -> Schema {
+        Schema::new(columns.iter().map(|(name, kind)| Field::new(*name, kind.clone(), true)).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn metrics_are_found_by_their_columns() {
+        let (f32, text) = (DataType::Float32, DataType::Utf8);
+        let pairs = [("hps_0", &f32), ("hps_1", &f32), ("label_0", &f32), ("label_1", &f32), ("half_0", &f32)];
+        let pairs = pairs.map(|(name, kind)| (name, kind.clone()));
+        assert_eq!(of_pairs(&schema(&pairs)), ["hps"]);
+        let images = [("hps", f32.clone()), ("nsfw_prob", f32), ("model", text), ("k", DataType::UInt32)];
+        assert_eq!(of_images(&schema(&images)), ["hps"]);
+    }
+
+    #[test]
+    fn a_choice_is_checked_and_keeps_its_order() {
+        let names = |text: &str| -> Vec<String> { text.split(' ').map(String::from).collect() };
+        assert_eq!(choose(&[], names("hps clip")).unwrap(), names("hps clip"));
+        assert_eq!(choose(&names("clip hps"), names("hps clip")).unwrap(), names("clip hps"));
+        for (wanted, why) in [("clap", "no metric 'clap' (there are: hps, clip)"), ("hps hps", "names 'hps' twice")] {
+            let error = choose(&names(wanted), names("hps clip")).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+}
