@@ -59,7 +59,7 @@ fn only_adapters_are_trained_and_the_run_goes_on_as_if_never_stopped() {
     assert_eq!(names.len(), 2 * 4 * 2 * 4);
     let error =
         train(&dir, "x", "--steps 6 --resume a --lora-rank 4 --reference-mode ema:0.2 --use_adafactor").fails(2);
-    says(&error, &["a was made with another --lora_rank"]);
+    says(&error, &["a was made with another --lora-rank"]);
 }
 
 #[test]
@@ -74,9 +74,9 @@ fn the_next_round_begins_with_adapters() {
     train(&dir, "c", &format!("--steps 1 --policy a --reference a {rest}")).ok();
     assert_eq!(log(&dir.path("c"))[0]["mean_abs_z"], 0.0);
     let error = train(&dir, "x", &format!("--steps 1 --policy a {rest} --lora-alpha 5")).fails(2);
-    says(&error, &["rank 2 and alpha 2", "--lora_alpha"]);
+    says(&error, &["rank 2 and alpha 2", "--lora-alpha"]);
     let other = oracle("policy").display().to_string();
-    says(&train(&dir, "x", &format!("--reference {other} {rest}")).fails(2), &["--lora_rank", "is another UNet"]);
+    says(&train(&dir, "x", &format!("--reference {other} {rest}")).fails(2), &["--lora-rank", "is another UNet"]);
     says(&train(&dir, "x", "--lora-rank 2 --lora-targets to_nothing").fails(2), &["no linear layer 'to_nothing'"]);
     says(&train(&dir, "x", "--lora-rank 2 --lora-targets conv1").fails(2), &["conv1' is not a linear layer"]);
 }

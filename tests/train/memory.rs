@@ -53,5 +53,5 @@ fn a_reference_in_its_file_gives_the_same_bits() {
         .ok();
     assert_same(&weights(&dir.path("memory")), &weights(&dir.path("file")));
     let error = train(&dir, "x", "--steps 2 --reference_weights file --reference_mode ema:0.1").fails(2);
-    says(&error, &["--reference_weights file", "moving average"]);
+    says(&error, &["--reference-weights file", "moving average"]);
 }

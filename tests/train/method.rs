@@ -164,7 +164,7 @@ fn gradients_are_of_the_first_step_of_a_call() {
 }
 
 #[test]
-fn settings_that_cannot_work_are_warned_of() {
+fn settings_that_cannot_work_are_warned_about() {
     let dir = world();
     let base = oracle("base").display().to_string();
     let run = |rest: &[&str]| {
@@ -177,6 +177,6 @@ fn settings_that_cannot_work_are_warned_of() {
         &["beta 5000", "is 2500 without the 1/2", "summed over the 256 numbers", "warning: all steps together"],
     );
     let told = run(&["--steps", "16", "--lr", "2e-3", "--beta", "1e6", "--lr_scheduler", "constant"]);
-    says(&told, &["warning: of 1 pairs", "--beta_dpo"]);
+    says(&told, &["warning: of 1 pairs,", "--beta-dpo"]);
     assert!(!told.contains("all steps together"));
 }

@@ -49,7 +49,7 @@ fn sdxl_gives_the_numbers_of_the_parity_kit() {
     let cropped = errors(&all);
     assert!(cropped[0] == told[0] && cropped[1] != told[1]);
     let rest = format!("--base {base} --replay {replay} --steps 1 --train_batch_size 2");
-    says(&train(&dir, "x", &rest).fails(2), &["--train_batch_size 2", "has 3 pairs"]);
+    says(&train(&dir, "x", &rest).fails(2), &["--train-batch-size 2", "has 3 pairs"]);
 }
 
 /// From pairs and from the cache, with real sizes and crops: the same but for the cache's half precision.

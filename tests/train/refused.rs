@@ -25,16 +25,21 @@ fn flags_that_would_do_nothing_are_refused() {
         says(&train(&dir, "out", rest).exits(2).err, &[flag]);
     }
     for (rest, parts) in [
-        ("--max_grad_norm 0", &["--max_grad_norm must be above 0", "inf"][..]),
-        ("--max_grad_norm nan", &["--max_grad_norm must be above 0"]),
+        ("--max_grad_norm 0", &["--max-grad-norm must be above 0", "inf"][..]),
+        ("--max_grad_norm nan", &["--max-grad-norm must be above 0"]),
         ("--guard sdpo --loss sft", &["--guard", "--loss sft"]),
         ("--guard sdpo:0.5 --sft", &["--guard", "--loss sft"]),
-        ("--reference_weights file --lora-rank 2", &["--reference_weights file", "--lora_rank"]),
+        ("--reference_weights file --lora-rank 2", &["--reference-weights file", "--lora-rank"]),
         ("--lora-rank 100000000", &["rank 100000000", "layer 'down_blocks.", "--lora-rank"]),
-        ("--num_train_epochs 3", &["--num_train_epochs is not a flag", "--max_train_steps"]),
-        ("--use_8bit_adam", &["--use_8bit_adam", "--moments bf16"]),
-        ("--choice_model hps", &["--choice_model", "`vote --rule single:METRIC`"]),
-        ("--dataset_name yuvalkirstain/pickapic_v2", &["--dataset_name", "what `vote` makes of what `score` makes"]),
+        ("--num_train_epochs 3", &["--num-train-epochs is not a flag", "--max-train-steps"]),
+        ("--use_8bit_adam", &["--use-8bit-adam", "--moments bf16"]),
+        ("--choice_model hps", &["--choice-model", "`vote --rule single:METRIC`"]),
+        (
+            "--dataset_name yuvalkirstain/pickapic_v2",
+            &["--dataset-name yuvalkirstain/pickapic_v2", "`score`", "`vote`"],
+        ),
+        ("--mixed_precision fp16", &["--mixed-precision fp16", "bf16"]),
+        ("--mixed_precision bf16", &["--mixed-precision bf16", "--device cuda"]),
         ("--resume_from_checkpoint absent", &["absent is not a whole checkpoint"]),
     ] {
         let rest = if rest.contains("dataset_name") { rest.to_owned() } else { format!("pairs.parquet {rest}") };
@@ -64,7 +69,7 @@ fn published_flags_mean_what_they_meant() {
         (run.err, origin["args"]["optimizer"].to_string(), origin["args"]["max_grad_norm"].to_string())
     };
     let (told, optimizer, norm) = of("c", "--sdxl");
-    says(&told, &["--sdxl: Adafactor on gradients clipped at 1", "--optimizer adamw"]);
+    says(&told, &["--sdxl: Adafactor with gradients clipped at 1", "--optimizer adamw"]);
     assert!(optimizer.contains("Adafactor") && norm == "\"1\"", "{optimizer} {norm}");
     let (told, optimizer, norm) = of("d", "--sdxl --use_adafactor");
     assert!(!told.contains("--sdxl:") && optimizer.contains("Adafactor") && norm == "\"inf\"", "{optimizer} {norm}");
@@ -79,26 +84,23 @@ fn a_run_from_the_start_is_not_mixed_with_an_earlier_one() {
     train(&dir, "out", rest).ok();
     let before = tree(&dir.path("out"));
     let error = train(&dir, "out", rest).fails(2);
-    says(&error, &["out/checkpoint-4 is of an earlier run", "--resume_from_checkpoint latest", "-o"]);
+    says(&error, &["out/checkpoint-4 belongs to an earlier run", "--resume-from-checkpoint latest", "-o"]);
     assert!(tree(&dir.path("out")) == before);
     train(&dir, "out", &format!("{rest} --dry-run")).ok();
     assert!(tree(&dir.path("out")) == before);
     // What is over is said, what is past it refused.
     let told = loud(&dir, "out", "--steps 5 --lr_scheduler constant --resume latest").ok().err;
-    says(&told, &["out has all 5 steps of --max_train_steps behind it: there is nothing to do"]);
+    says(&told, &["out has finished all 5 steps of --max-train-steps: there is nothing to do"]);
     says(
         &train(&dir, "out", "--steps 3 --resume latest").fails(2),
-        &["out has 5 steps behind it", "--max_train_steps is 3"],
+        &["out has finished 5 steps", "--max-train-steps is 3"],
     );
 }
 
 #[test]
 fn a_stopped_run_says_how_to_go_on() {
     let dir = world();
-    for (resume, said) in [
-        ("", "the same command with --resume_from_checkpoint latest goes on"),
-        ("--resume latest", "the same command goes on"),
-    ] {
+    for (resume, said) in [("", "--resume-from-checkpoint latest"), ("--resume latest", "the same command")] {
         let out = if resume.is_empty() { "a" } else { "b" };
         let mut tool = train(&dir, out, &format!("--steps 4000 --train_batch_size 2 --drift_every 0 {resume}"));
         let child = tool.command.stderr(std::process::Stdio::piped()).spawn().unwrap();
@@ -137,17 +139,17 @@ fn models_that_do_not_fit_are_named() {
             all.extend(ours);
         }
     };
-    says(&replay(&|all| three(all, "")), &["the UNet takes latents of 4 channels, here they have 3"]);
-    says(&replay(&|all| three(all, "0.")), &["the UNet takes latents of 4 channels, here they have 3"]);
+    says(&replay(&|all| three(all, "")), &["the UNet takes latents of 4 channels, but these have 3"]);
+    says(&replay(&|all| three(all, "0.")), &["the UNet takes latents of 4 channels, but these have 3"]);
     assert!(!dir.path("out").exists());
     says(&replay(&|all| three(all, "1.")), &["replay: step 1 has latents of 3 channels, step 0 of 4"]);
     let times = |numbers: &[i64], dims: &[usize]| {
         candle_core::Tensor::from_slice(numbers, dims, &candle_core::Device::Cpu).unwrap()
     };
     let with = |tensor: candle_core::Tensor| replay(&|all| drop(all.insert("0.timesteps".into(), tensor.clone())));
-    says(&with(times(&[5, 5, 5, 5], &[4, 1])), &["'0.timesteps' has shape [4, 1]", "one timestep an image"]);
-    says(&with(times(&[5, -1, 5, 5], &[4])), &["step 0 has timestep -1, which a schedule of 1000 has not"]);
-    says(&with(times(&[5, 1000, 5, 5], &[4])), &["step 0 has timestep 1000, which"]);
+    says(&with(times(&[5, 5, 5, 5], &[4, 1])), &["'0.timesteps' has shape [4, 1]", "one timestep per image"]);
+    says(&with(times(&[5, -1, 5, 5], &[4])), &["step 0: timestep -1 is out of range", "1000"]);
+    says(&with(times(&[5, 1000, 5, 5], &[4])), &["step 0: timestep 1000 is out of range"]);
     dir.write("replay", "no tensors");
     let mut tool = train(&dir, "x", "--replay replay");
     tool.command.env("RUST_BACKTRACE", "1");
@@ -170,9 +172,9 @@ fn adapters_are_no_whole_unet() {
     assert!(!dir.path("x").exists() && !dir.path("x.parquet").exists());
 }
 
-/// A base whose scheduler says `trailing` is trained as SDXL Turbo, unless it is told otherwise.
+/// A base whose scheduler says `trailing` is trained as SDXL Turbo, unless the flags say otherwise.
 #[test]
-fn timesteps_are_told_and_chosen() {
+fn timesteps_are_chosen_and_reported() {
     let dir = world();
     copy(&oracle("base"), &dir.path("base"));
     let file = "base/scheduler/scheduler_config.json";

@@ -1,91 +1,128 @@
-//! `--dry-run`: what a run would take, from two steps of it; nothing is written.
+//! `--dry-run`: measures two steps and prints what the whole run would take. Nothing is written.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use anyhow::{Result, ensure};
+use nets::params::Params;
 use pipe::stdout::print;
+use serde_json::json;
 
-use crate::{
-    ahead::Batches,
-    args::Args,
-    gradients::{Plan, Sum},
-    log::peak_memory,
-    method::Method,
-    state::State,
-};
+use crate::{log::peak_memory, run::Run};
 
-/// Takes two steps and reports. The first warms up; the second is timed. `at_once`: pairs of a micro-batch.
-pub fn report(
-    args: &Args,
-    plan: Plan,
-    at_once: usize,
-    state: &mut State,
-    batches: &mut Batches,
-    method: &Method,
-) -> Result<()> {
-    const STEPS: u64 = 2;
-    let (done, all) = (state.counters.step, args.max_train_steps);
+/// The first step warms up, the second is timed.
+const STEPS: u64 = 2;
+
+/// What a run takes.
+struct Needs {
+    steps: u64,
+    pairs_per_step: usize,
+    pairs_at_once: usize,
+    micro_batches: usize,
+    highest_rate: f64,
+    summed_rates: f64,
+    seconds_per_step: f64,
+    trained: usize,
+    /// Peak memory, and what is known of it, in MiB.
+    peak: f64,
+    known: [(&'static str, f64); 4],
+}
+
+/// Takes two steps and prints the report, as text or as JSON.
+pub fn report(mut run: Run, json: bool) -> Result<()> {
+    let seconds = time_steps(&mut run)?;
+    if !run.world.first() {
+        return Ok(());
+    }
+    let needs = Needs::of(&run, seconds);
+    print(if json { format!("{}\n", needs.json()) } else { needs.text() })
+}
+
+/// Seconds that the last of two steps takes.
+fn time_steps(run: &mut Run) -> Result<f64> {
+    let (done, all) = (run.state.counters.step, run.steps());
     ensure!(
-        all - done.min(all) >= STEPS,
-        "--dry-run takes {STEPS} steps; --max_train_steps is {all}, and {done} are done"
+        done + STEPS <= all,
+        "--dry-run takes {STEPS} steps, but --max-train-steps is {all} and {done} are finished"
     );
-    let mut sum = Sum::default();
     let mut seconds = 0.0;
-    for t in done + 1..=done + STEPS {
-        let began = Instant::now();
-        sum.take(plan, state, batches, args, method)?;
-        let State { optimizer, policy, .. } = &mut *state;
-        optimizer.step(&policy.params, &sum.grads, t, args.rate(t - 1))?;
-        if let Some(rate) = args.reference_mode().rate_after(t) {
-            state.move_reference(rate, &std::env::temp_dir())?;
+    for step in done + 1..=done + STEPS {
+        let started = Instant::now();
+        let losses = run.compute_gradients()?;
+        run.apply(step, losses.grad_norm)?;
+        seconds = started.elapsed().as_secs_f64();
+    }
+    Ok(seconds)
+}
+
+impl Needs {
+    fn of(run: &Run, seconds_per_step: f64) -> Self {
+        let count = |params: &Params| params.values().map(|p| p.elem_count()).sum::<usize>();
+        let (trained, reference) = (count(&run.state.policy.params), run.state.reference.in_memory());
+        let mib = |bytes: usize| bytes as f64 / (1 << 20) as f64;
+        let pairs_per_step = run.setup.pairs_per_step;
+        Self {
+            steps: run.steps(),
+            pairs_per_step,
+            pairs_at_once: run.batches.pairs_at_once().min(pairs_per_step),
+            micro_batches: run.batches.per_step(),
+            highest_rate: run.learning_rate.highest(),
+            summed_rates: run.learning_rate.sum(),
+            seconds_per_step,
+            trained,
+            peak: peak_memory(),
+            known: [
+                ("parameters trained, f32", mib(4 * trained)),
+                ("reference, f32", mib(4 * reference)),
+                ("gradients, f32", mib(4 * trained)),
+                ("moments", mib(run.state.optimizer.bytes())),
+            ],
         }
-        seconds = began.elapsed().as_secs_f64();
     }
-    let count = |params: &nets::params::Params| params.values().map(|p| p.elem_count()).sum::<usize>();
-    let (trained, reference) = (count(&state.policy.params), state.reference.in_memory());
-    let mib = |bytes: usize| bytes as f64 / (1 << 20) as f64;
-    let peak = peak_memory();
-    let known = [
-        ("parameters trained, f32", mib(4 * trained)),
-        ("reference, f32", mib(4 * reference)),
-        ("gradients, f32", mib(4 * trained)),
-        ("moments", mib(state.optimizer.bytes())),
-    ];
-    let rest = peak - known.iter().map(|(_, m)| m).sum::<f64>();
-    let path: f64 = (0..args.max_train_steps).map(|step| args.rate(step)).sum();
-    let hours = args.max_train_steps as f64 * seconds / 3600.0;
-    let highest = (0..args.max_train_steps).map(|step| args.rate(step)).fold(0.0, f64::max);
-    if args.common.json {
-        let report = serde_json::json!({
-            "trained_parameters": trained,
-            "pairs_a_step": args.effective_batch(),
-            "learning_rate": highest,
-            "learning_rates_summed": path,
-            "peak_memory_mib": peak,
-            "memory_mib": known.iter().map(|(name, m)| (name.to_string(), *m)).collect::<std::collections::BTreeMap<_, _>>(),
-            "seconds_a_step": seconds,
-            "steps_an_hour": 3600.0 / seconds,
-            "hours": hours,
-        });
-        return print(format!("{report}\n"));
+
+    fn steps_per_hour(&self) -> f64 {
+        3600.0 / self.seconds_per_step
     }
-    let mut text = format!("{trained} parameters are trained\n");
-    text += &format!(
-        "{} pairs a step: {} at once, {} times\n",
-        args.effective_batch(),
-        at_once.min(args.effective_batch()),
-        batches.a_step()
-    );
-    text += &format!("learning rate {highest:.3e} at its highest, {path:.3e} over all steps\n");
-    text += &format!("peak memory {peak:.0} MiB (measured)\n");
-    for (name, m) in known {
-        text += &format!("  {name}: {m:.0} MiB\n");
+
+    fn hours(&self) -> f64 {
+        self.steps as f64 / self.steps_per_hour()
     }
-    text += &format!("  activations, encoders, the frozen rest: {:.0} MiB\n", rest.max(0.0));
-    text += &format!(
-        "{seconds:.2} s a step, {:.1} steps an hour: {hours:.1} hours for {} steps\n",
-        3600.0 / seconds,
-        args.max_train_steps
-    );
-    print(text)
+
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "trained_parameters": self.trained,
+            "pairs_a_step": self.pairs_per_step,
+            "learning_rate": self.highest_rate,
+            "learning_rates_summed": self.summed_rates,
+            "peak_memory_mib": self.peak,
+            "memory_mib": self.known.iter().copied().collect::<BTreeMap<_, _>>(),
+            "seconds_a_step": self.seconds_per_step,
+            "steps_an_hour": self.steps_per_hour(),
+            "hours": self.hours(),
+        })
+    }
+
+    fn text(&self) -> String {
+        let known: String = self.known.iter().map(|(name, mib)| format!("  {name}: {mib:.0} MiB\n")).collect();
+        let rest = self.peak - self.known.iter().map(|(_, mib)| mib).sum::<f64>();
+        format!(
+            "{} parameters are trained\n\
+             {} pairs per step: {} at once, {} times\n\
+             learning rate: {:.3e} at its highest, {:.3e} summed over all steps\n\
+             peak memory: {:.0} MiB (measured)\n\
+             {known}  activations, encoders and other frozen networks: {:.0} MiB\n\
+             {:.2} s per step, {:.1} steps per hour: {:.1} hours for {} steps\n",
+            self.trained,
+            self.pairs_per_step,
+            self.pairs_at_once,
+            self.micro_batches,
+            self.highest_rate,
+            self.summed_rates,
+            self.peak,
+            rest.max(0.0),
+            self.seconds_per_step,
+            self.steps_per_hour(),
+            self.hours(),
+            self.steps
+        )
+    }
 }

@@ -1,4 +1,7 @@
-//! The gradient of one optimiser step: micro-batches through reference and policy, one loss a pair, one sum over all.
+//! The gradient of one optimiser step: micro-batches go through reference and policy, each pair gives a loss, and the gradients
+//! are summed.
+
+use std::path::PathBuf;
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -6,104 +9,114 @@ use nets::{
     params::{self, Grads},
     prompt::Conditioning,
 };
+use pipe::cli::named;
 use rayon::prelude::*;
 
 use crate::{
-    ahead::Batches,
-    args::Args,
+    batch::Batch,
+    batches::Batches,
     guard::Guard,
-    loss::{Errors, PairLoss},
+    loss::{Errors, Label, Pair},
     method::Method,
-    source::Batch,
     state::State,
 };
 
-/// What a pair says: its four errors and its part in the loss.
-pub type Pair = (Errors, PairLoss);
-
-/// Everything that one optimiser step learns from its batches.
-#[derive(Default)]
-pub struct Sum {
-    /// In the order of the micro-batches.
-    pub pairs: Vec<Pair>,
-    /// Of the mean loss over these pairs.
-    pub grads: Grads,
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Optimisation")]
+pub struct GradientFlags {
+    /// Compute activations twice instead of keeping them
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, default_value_t = Checkpointing::Auto,
+          default_missing_value = "on", require_equals = true, value_parser = named::<Checkpointing>())]
+    gradient_checkpointing: Checkpointing,
+    /// Write the gradient of every tensor in the first step of this call, before clipping, to a safetensors file
+    #[arg(long, value_name = "FILE")]
+    pub dump_gradients: Option<PathBuf>,
 }
 
 pipe::names! {
     /// What is kept of a forward pass for the backward pass.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum Checkpointing {
-        /// `on` for networks of 50 million weights and more, else `off`
+    enum Checkpointing {
+        /// `on` for networks of 50 million weights or more, otherwise `off`
         Auto = "auto",
-        /// What enters each block, which is then computed twice: a fraction of the memory for a quarter more time
+        /// The input of each block, which is then computed twice: a fraction of the memory for a quarter more time
         On = "on",
         /// All activations
         Off = "off",
     }
 }
 
-/// How micro-batches go through the networks. It depends on the networks alone, so that the number of threads changes nothing.
+/// How micro-batches go through the networks. This depends on the networks alone, so that the number of threads changes no result.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan {
-    /// On the CPU, small networks take one micro-batch a thread: that keeps threads busier than sharing every operation, but
+pub struct Execution {
+    /// On the CPU, small networks take one micro-batch per thread: that keeps threads busier than sharing every operation, but
     /// each needs activations and gradients of its own.
-    side_by_side: bool,
+    in_parallel: bool,
     /// On the CPU, large gradients keep their memory from step to step.
-    keeps_sums: bool,
+    keeps_memory: bool,
     checkpointing: bool,
-    /// What the networks compute in; weights, gradients and losses are f32.
+    /// The type that the networks compute in; weights, gradients and losses are f32.
     compute: DType,
 }
 
-impl Plan {
-    pub fn of(state: &State, checkpointing: Checkpointing, compute: DType, device: &Device) -> Self {
+impl Execution {
+    pub fn of(state: &State, flags: &GradientFlags, compute: DType, device: &Device) -> Self {
         const SMALL: usize = 50_000_000; // parameters: 200 MB of gradients
         let trained: usize = state.policy.params.values().map(|p| p.elem_count()).sum();
-        // Adapters are small, whatever they are beside.
+        // Adapters are small, but the network that they belong to may not be.
         let small = trained < SMALL && state.counters.lora.is_none();
-        let checkpointing = match checkpointing {
+        let checkpointing = match flags.gradient_checkpointing {
             Checkpointing::Auto => !small,
             Checkpointing::On => true,
             Checkpointing::Off => false,
         };
-        Self { side_by_side: small && device.is_cpu(), keeps_sums: !small && device.is_cpu(), checkpointing, compute }
+        let (in_parallel, keeps_memory) = (small && device.is_cpu(), !small && device.is_cpu());
+        Self { in_parallel, keeps_memory, checkpointing, compute }
     }
 
-    /// Micro-batches that `Sum::take` has in hand at a time.
-    pub fn abreast(&self) -> usize {
-        if self.side_by_side { rayon::current_num_threads() } else { 1 }
+    /// Micro-batches in hand at a time.
+    fn concurrency(&self) -> usize {
+        if self.in_parallel { rayon::current_num_threads() } else { 1 }
     }
 
-    /// Pairs of a micro-batch at most. Small networks are as fast with few as with many, and so their sums are the same however
-    /// the pairs of a step are split into batches and dealt out to processes.
-    pub fn pairs_at_once(&self, train_batch_size: usize) -> usize {
-        if self.side_by_side { train_batch_size.min(4) } else { train_batch_size }
+    /// The most pairs that a micro-batch may have. Small networks are as fast with few as with many, and with few the sums are the
+    /// same however the pairs of a step are divided into batches and among processes.
+    pub fn most_pairs(&self) -> Option<usize> {
+        self.in_parallel.then_some(4)
     }
 }
 
-impl Sum {
-    /// Learns the next step, or this process's share of it, from all its micro-batches.
-    pub fn take(
+/// The gradient of one optimiser step.
+#[derive(Default)]
+pub struct Gradients {
+    /// The losses, in the order of the micro-batches.
+    pub pairs: Vec<Pair>,
+    /// The gradient of the mean of these losses.
+    pub grads: Grads,
+}
+
+impl Gradients {
+    /// Computes the gradient of the next step of `pairs_per_step` pairs, or this process's share of it, over all its micro-batches.
+    pub fn compute(
         &mut self,
-        plan: Plan,
+        execution: Execution,
         state: &State,
         batches: &mut Batches,
-        args: &Args,
         method: &Method,
+        pairs_per_step: usize,
     ) -> Result<()> {
         self.pairs.clear();
-        match plan.keeps_sums {
+        match execution.keeps_memory {
             true => params::zero(&self.grads)?,
             false => self.grads.clear(),
         }
-        let scale = 1.0 / args.effective_batch() as f64; // the loss is a mean over the pairs of the whole step
-        let one = |batch: &Batch, grads: &mut Grads| gradients(plan, state, batch, method, scale, grads);
-        let micro_batches = batches.a_step();
+        let scale = 1.0 / pairs_per_step as f64; // the loss is a mean over the pairs of the whole step
+        let one = |batch: &Batch, grads: &mut Grads| accumulate(execution, state, batch, method, scale, grads);
+        let micro_batches = batches.per_step();
         let mut sums = Pairwise::default();
-        for first in (0..micro_batches).step_by(plan.abreast()) {
-            let these = batches.take(plan.abreast().min(micro_batches - first))?;
-            if !plan.side_by_side {
+        for first in (0..micro_batches).step_by(execution.concurrency()) {
+            let these = batches.take(execution.concurrency().min(micro_batches - first))?;
+            if !execution.in_parallel {
                 for batch in &these {
                     self.pairs.extend(one(batch, &mut self.grads)?);
                 }
@@ -123,9 +136,9 @@ impl Sum {
     }
 }
 
-/// Sums of 1, 2, 4, 8 ... neighbours, of which two of a size become one: the tree in which processes add up theirs. So it makes
-/// no difference, not in the last bit, how many processes the micro-batches of a step are dealt out to, where both numbers are
-/// powers of two.
+/// Sums of 1, 2, 4, 8 ... neighbours; two sums of the same size are added into one. Processes add up their gradients in the same
+/// tree. So the result does not depend, not even in the last bit, on the number of processes that share the micro-batches of a
+/// step, as long as both numbers are powers of two.
 #[derive(Default)]
 struct Pairwise(Vec<(usize, Grads)>);
 
@@ -150,9 +163,9 @@ impl Pairwise {
     }
 }
 
-/// One micro-batch: its pairs, and `scale` times the gradient of the sum of their losses added to `grads`.
-fn gradients(
-    plan: Plan,
+/// Adds `scale` times the gradient of the sum of a micro-batch's losses to `grads`, and returns the losses.
+fn accumulate(
+    execution: Execution,
     state: &State,
     batch: &Batch,
     method: &Method,
@@ -162,38 +175,23 @@ fn gradients(
     let schedule = &method.schedule;
     let noisy = schedule.add_noise(&batch.latents, &batch.noise, &batch.timesteps)?; // (2B, C, h, w)
     let target = schedule.target(&batch.latents, &batch.noise, &batch.timesteps)?; // (2B, C, h, w)
-    let noisy = noisy.to_dtype(plan.compute)?;
-    let told = Conditioning::cat(&[&batch.told, &batch.told])?.to_dtype(plan.compute)?; // 2B
-    let added = told.added(&batch.sizes)?; // SDXL's
+    let noisy = noisy.to_dtype(execution.compute)?;
+    let conditioning = Conditioning::cat(&[&batch.conditioning, &batch.conditioning])?.to_dtype(execution.compute)?; // 2B prompts
+    let added = conditioning.added(&batch.sizes)?; // SDXL's
     let timesteps: Vec<f32> = batch.timesteps.iter().map(|&t| t as f32).collect();
 
-    // The same arithmetic for both, so that equal weights give equal errors to the last bit. The reference goes first: it
-    // needs no memory any more when the policy's activations come.
+    // The same arithmetic for both, so that equal weights give equal errors to the last bit. The reference goes first, so that
+    // its memory is free again when the policy's activations need it.
     let weights = method.weights(&batch.timesteps); // 2B
-    let reference = state.reference.predict(&noisy, &timesteps, &told.states, added.as_ref())?;
+    let reference = state.reference.predict(&noisy, &timesteps, &conditioning.states, added.as_ref())?;
     let reference = errors(&(reference.to_dtype(DType::F32)? - &target)?, &weights)?;
     let unet = &state.policy.unet;
-    let pass = unet.forward_for(plan.checkpointing, &noisy, &timesteps, &told.states, added.as_ref())?;
+    let pass = unet.forward_for(execution.checkpointing, &noisy, &timesteps, &conditioning.states, added.as_ref())?;
     let residual = (pass.prediction().to_dtype(DType::F32)? - &target)?; // (2B, C, h, w)
     let policy = errors(&residual, &weights)?;
-    let b = batch.labels.len();
-    let mut pairs: Vec<Pair> = (0..b)
-        .map(|i| {
-            let e = Errors {
-                policy_winner: policy[i],
-                policy_loser: policy[b + i],
-                reference_winner: reference[i],
-                reference_loser: reference[b + i],
-            };
-            (e, method.objective.pair(e, batch.labels[i]))
-        })
-        .collect();
+    let mut pairs = losses(&policy, &reference, &batch.labels, method);
     if method.guard != Guard::None {
-        let (winner, loser) = (residual.narrow(0, 0, b)?, residual.narrow(0, b, b)?);
-        let products = sums(&(&winner * &winner)?)?.into_iter().zip(sums(&(winner * loser)?)?);
-        for ((_, pair), (ww, wl)) in pairs.iter_mut().zip(products) {
-            pair.gradient = method.guard.hold(pair.gradient, ww, wl);
-        }
+        guard(method.guard, &residual, &mut pairs)?;
     }
 
     let seed = (seed(&residual, &pairs, &weights)? * scale)?;
@@ -201,14 +199,40 @@ fn gradients(
     Ok(pairs)
 }
 
+/// The losses of B pairs, from the errors of 2B images, the winners first.
+fn losses(policy: &[f64], reference: &[f64], labels: &[Label], method: &Method) -> Vec<Pair> {
+    let b = labels.len();
+    let pair = |(i, label): (usize, &Label)| {
+        let e = Errors {
+            policy_winner: policy[i],
+            policy_loser: policy[b + i],
+            reference_winner: reference[i],
+            reference_loser: reference[b + i],
+        };
+        (e, method.objective.pair(e, *label))
+    };
+    labels.iter().enumerate().map(pair).collect()
+}
+
+/// Scales the losers' gradients down where the guard says so. `residual`: (2B, C, h, w), the winners first.
+fn guard(guard: Guard, residual: &Tensor, pairs: &mut [Pair]) -> Result<()> {
+    let b = pairs.len();
+    let (winner, loser) = (residual.narrow(0, 0, b)?, residual.narrow(0, b, b)?);
+    let products = sums(&(&winner * &winner)?)?.into_iter().zip(sums(&(winner * loser)?)?);
+    for ((_, pair), (ww, wl)) in pairs.iter_mut().zip(products) {
+        pair.gradient = guard.apply(pair.gradient, ww, wl);
+    }
+    Ok(())
+}
+
 /// e of every image: the mean over C, h, w of (prediction - target)^2, times w(lambda_t).
 fn errors(residual: &Tensor, weights: &[f64]) -> Result<Vec<f64>> {
-    // In f64: z is beta/2 times a difference of these, and would make a rounding in the seventh digit visible.
+    // In f64, because z is beta/2 times a difference of these, which makes a rounding in the seventh digit visible.
     let means = residual.sqr()?.flatten_from(1)?.to_dtype(DType::F64)?.mean(1)?; // (2B)
     Ok(means.to_vec1::<f64>()?.into_iter().zip(weights).map(|(e, w)| e * w).collect())
 }
 
-/// The sum over C, h, w of every image.
+/// The sum over C, h, w for every image.
 fn sums(x: &Tensor) -> Result<Vec<f64>> {
     Ok(x.flatten_from(1)?.sum(1)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
 }

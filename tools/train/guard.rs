@@ -1,12 +1,12 @@
-//! Diffusion-SDPO's safeguard (arXiv 2511.03317): a loser that is pushed away must not take the winner along.
+//! Diffusion-SDPO's safeguard (arXiv 2511.03317): pushing the loser away must not raise the winner's error.
 
 use std::str::FromStr;
 
-/// Whether the loser's gradient is held back.
+/// Whether the loser's gradient is scaled down.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Guard {
     None,
-    /// Of the fall that the winner's error would have alone, at least the share `mu` stays.
+    /// The winner's error falls by at least the share `mu` of what it would fall by without the loser.
     Sdpo {
         mu: f64,
     },
@@ -19,13 +19,13 @@ impl FromStr for Guard {
         let mu = match s.split_once(':') {
             None if s == "none" => return Ok(Guard::None),
             None if s == "sdpo" => 0.0,
-            Some(("sdpo", mu)) => mu.parse().map_err(|_| format!("'{mu}' is no number"))?,
+            Some(("sdpo", mu)) => mu.parse().map_err(|_| format!("'{mu}' is not a number"))?,
             _ => return Err("expected none, sdpo or sdpo:MU".into()),
         };
         if (0.0..=1.0).contains(&mu) {
             Ok(Guard::Sdpo { mu })
         } else {
-            Err(format!("MU lies between 0 and 1, not {mu}"))
+            Err(format!("MU must lie between 0 and 1, it is {mu}"))
         }
     }
 }
@@ -38,8 +38,9 @@ impl Guard {
     ///
     ///   lambda = min(1, (1 - mu) <g_w, g_w> / <g_w, g_l>) where <g_w, g_l> > 0, else 1
     ///
-    /// As in its authors' code g is the gradient of the error by the prediction (up to the same factor the residual,
-    /// prediction - target), not by the weights, which would cost another backward pass. `ww` and `wl` are these products.
+    /// As in its authors' code, g is the gradient of the error by the prediction, which is the residual (prediction - target) up
+    /// to a common factor. The gradient by the weights would cost another backward pass. `ww` is <g_w, g_w>, `wl` is
+    /// <g_w, g_l>.
     pub fn factor(self, ww: f64, wl: f64) -> f64 {
         match self {
             Guard::Sdpo { mu } if wl > 0.0 => ((1.0 - mu) * ww / wl).min(1.0),
@@ -47,9 +48,9 @@ impl Guard {
         }
     }
 
-    /// dL/de of a pair with the loser held back. Where the winner is not pulled down in the first place (z beyond a smoothed
-    /// label's best), there is nothing to guard.
-    pub fn hold(self, gradient: [f64; 2], ww: f64, wl: f64) -> [f64; 2] {
+    /// dL/de of a pair with the loser's part scaled down. Where the loss does not lower the winner's error in the first place
+    /// (z beyond the best z of a smoothed label), there is nothing to guard.
+    pub fn apply(self, gradient: [f64; 2], ww: f64, wl: f64) -> [f64; 2] {
         let [winner, loser] = gradient;
         if winner > 0.0 && loser < 0.0 { [winner, loser * self.factor(ww, wl)] } else { gradient }
     }
@@ -59,8 +60,8 @@ impl Guard {
 mod tests {
     use super::*;
 
-    /// To first order in a small step on a linear model shared by both images, the winner's error falls with the guard and
-    /// rises without.
+    /// A small step on a linear model shared by both images: to first order, the winner's error rises without the guard and
+    /// does not with it.
     #[test]
     fn the_winners_error_does_not_rise() {
         // prediction = theta for both images; the winner's target is near, the loser's far off on the same side.
@@ -69,7 +70,7 @@ mod tests {
         let dot = |a: [f64; 2], b: [f64; 2]| a[0] * b[0] + a[1] * b[1];
         let (rw, rl) = (residual(winner), residual(loser));
         let change = |guard: Guard| {
-            let [cw, cl] = guard.hold([1.0, -1.0], dot(rw, rw), dot(rw, rl));
+            let [cw, cl] = guard.apply([1.0, -1.0], dot(rw, rw), dot(rw, rl));
             let direction = [-(cw * rw[0] + cl * rl[0]), -(cw * rw[1] + cl * rl[1])];
             dot(rw, direction) // d e_w / d step
         };
@@ -80,15 +81,15 @@ mod tests {
     }
 
     #[test]
-    fn it_only_ever_holds_back() {
+    fn the_factor_never_exceeds_1() {
         let guard = Guard::Sdpo { mu: 0.0 };
         assert_eq!((guard.factor(1.0, -2.0), guard.factor(3.0, 2.0), guard.factor(1.0, 2.0)), (1.0, 1.0, 0.5));
-        assert_eq!(guard.hold([-1.0, 1.0], 1.0, 2.0), [-1.0, 1.0]);
-        assert_eq!(guard.hold([1.0, 0.0], 1.0, 2.0), [1.0, 0.0]);
+        assert_eq!(guard.apply([-1.0, 1.0], 1.0, 2.0), [-1.0, 1.0]);
+        assert_eq!(guard.apply([1.0, 0.0], 1.0, 2.0), [1.0, 0.0]);
     }
 
     #[test]
-    fn as_it_is_written() {
+    fn guards_are_parsed() {
         assert_eq!("sdpo:0.9".parse(), Ok(Guard::Sdpo { mu: 0.9 }));
         assert_eq!(("none".parse(), "sdpo".parse()), (Ok(Guard::None), Ok(Guard::Sdpo { mu: 0.0 })));
         assert!("sdpo:2".parse::<Guard>().is_err() && "sdp".parse::<Guard>().is_err());

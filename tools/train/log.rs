@@ -1,4 +1,4 @@
-//! log.jsonl: one JSON object an optimiser step, numbers unrounded.
+//! log.jsonl: one JSON object per optimiser step, with unrounded numbers.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -8,85 +8,19 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use pipe::cli::named;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    loss::{Errors, PairLoss},
-    state::Drift,
-    tensorboard::Events,
-};
+use crate::{loss::Pair, state::Drift, tensorboard::Events};
 
-/// One line. Errors are means over the step's pairs of the mean squared prediction error.
-#[derive(Clone, Debug, Serialize)]
-pub struct Line {
-    /// Optimiser steps done, this one included.
-    pub step: u64,
-    pub loss: f64,
-    /// Share of pairs with z > 0: the policy favours the winner more than the reference does.
-    pub implicit_acc: f64,
-    pub policy_winner_mse: f64,
-    pub policy_loser_mse: f64,
-    pub reference_winner_mse: f64,
-    pub reference_loser_mse: f64,
-    pub mean_abs_z: f64,
-    /// z of every pair, in batch order (under --replay only).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub z: Option<Vec<f64>>,
-    /// Of the whole gradient, before clipping.
-    pub grad_norm: f64,
-    pub lr: f64,
-    /// |theta - theta_base| / |theta_base|, after the step; null where it was not measured.
-    pub drift: Option<f64>,
-    /// The same from the reference of now; 0 right after it was replaced.
-    pub drift_reference: Option<f64>,
-    /// The reference was replaced after this step.
-    pub refreshed: bool,
-    pub pairs_per_second: f64,
-    /// Peak resident memory of the process so far.
-    pub memory_mib: f64,
-}
-
-impl Line {
-    /// What the pairs of a step say.
-    pub fn of(step: u64, pairs: &[(Errors, PairLoss)], every_z: bool, took: Duration) -> Self {
-        Self {
-            step,
-            loss: mean(pairs, |(_, p)| p.loss),
-            implicit_acc: mean(pairs, |(_, p)| if p.z > 0.0 { 1.0 } else { 0.0 }),
-            policy_winner_mse: mean(pairs, |(e, _)| e.policy_winner),
-            policy_loser_mse: mean(pairs, |(e, _)| e.policy_loser),
-            reference_winner_mse: mean(pairs, |(e, _)| e.reference_winner),
-            reference_loser_mse: mean(pairs, |(e, _)| e.reference_loser),
-            mean_abs_z: mean(pairs, |(_, p)| p.z.abs()),
-            z: every_z.then(|| pairs.iter().map(|(_, p)| p.z).collect()),
-            grad_norm: 0.0,
-            lr: 0.0,
-            drift: None,
-            drift_reference: None,
-            refreshed: false,
-            pairs_per_second: pairs.len() as f64 / took.as_secs_f64(),
-            memory_mib: peak_memory(),
-        }
-    }
-
-    /// And what the optimiser did.
-    pub fn with(self, grad_norm: f64, lr: f64, drift: Option<Drift>, refreshed: bool) -> Self {
-        let (base, reference) = (drift.map(|d| d.base), drift.map(|d| d.reference));
-        Self { grad_norm, lr, drift: base, drift_reference: reference, refreshed, ..self }
-    }
-}
-
-/// Mean over pairs.
-pub fn mean(pairs: &[(Errors, PairLoss)], f: impl Fn(&(Errors, PairLoss)) -> f64) -> f64 {
-    pairs.iter().map(f).sum::<f64>() / pairs.len() as f64
-}
-
-pub struct Log {
-    out: PathBuf,
-    path: PathBuf,
-    step: u64,
-    report_to: ReportTo,
-    files: Option<(File, Option<Events>)>,
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct LogFlags {
+    /// Log the distance of the policy from the base every N steps (0: at checkpoints only); measuring it reads all weights
+    #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Checkpoints")]
+    pub drift_every: u64,
+    /// Where to write the numbers of each step besides log.jsonl
+    #[arg(long, default_value_t = ReportTo::None, help_heading = "Runs", value_parser = named::<ReportTo>())]
+    pub report_to: ReportTo,
 }
 
 pipe::names! {
@@ -99,12 +33,81 @@ pipe::names! {
     }
 }
 
+/// One line. Errors are means over the step's pairs of the mean squared prediction error.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Line {
+    /// Optimiser steps done, including this one.
+    pub step: u64,
+    pub loss: f64,
+    /// Share of pairs with z > 0: the policy favours the winner more than the reference does.
+    pub implicit_acc: f64,
+    pub policy_winner_mse: f64,
+    pub policy_loser_mse: f64,
+    pub reference_winner_mse: f64,
+    pub reference_loser_mse: f64,
+    pub mean_abs_z: f64,
+    /// z of every pair in batch order (under --replay only).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub z: Option<Vec<f64>>,
+    /// Norm of the whole gradient, before clipping.
+    pub grad_norm: f64,
+    pub lr: f64,
+    /// |theta - theta_base| / |theta_base| after the step; null where it was not measured.
+    pub drift: Option<f64>,
+    /// The same distance from the present reference; 0 right after the reference was replaced.
+    pub drift_reference: Option<f64>,
+    /// Whether the reference was replaced after this step.
+    pub refreshed: bool,
+    pub pairs_per_second: f64,
+    /// Peak resident memory of the process so far.
+    pub memory_mib: f64,
+}
+
+impl Line {
+    /// The numbers that follow from the losses of a step.
+    pub fn of(step: u64, pairs: &[Pair], took: Duration) -> Self {
+        Self {
+            step,
+            loss: mean(pairs, |(_, p)| p.loss),
+            implicit_acc: mean(pairs, |(_, p)| if p.z > 0.0 { 1.0 } else { 0.0 }),
+            policy_winner_mse: mean(pairs, |(e, _)| e.policy_winner),
+            policy_loser_mse: mean(pairs, |(e, _)| e.policy_loser),
+            reference_winner_mse: mean(pairs, |(e, _)| e.reference_winner),
+            reference_loser_mse: mean(pairs, |(e, _)| e.reference_loser),
+            mean_abs_z: mean(pairs, |(_, p)| p.z.abs()),
+            pairs_per_second: pairs.len() as f64 / took.as_secs_f64(),
+            memory_mib: peak_memory(),
+            ..Self::default()
+        }
+    }
+
+    /// With the distances where they were measured.
+    pub fn with_drift(self, drift: Option<Drift>) -> Self {
+        Self { drift: drift.map(|d| d.base), drift_reference: drift.map(|d| d.reference), ..self }
+    }
+}
+
+/// Mean over pairs.
+pub fn mean(pairs: &[Pair], f: impl Fn(&Pair) -> f64) -> f64 {
+    pairs.iter().map(f).sum::<f64>() / pairs.len() as f64
+}
+
+pub struct Log {
+    out: PathBuf,
+    path: PathBuf,
+    step: u64,
+    report_to: ReportTo,
+    files: Option<(File, Option<Events>)>,
+}
+
 impl Log {
-    /// `out/log.jsonl`, which keeps the lines up to `step` of the run that is resumed. Nothing is written before the first line.
+    /// `out/log.jsonl`. Of the run that is resumed, the lines up to `step` are kept. Nothing is written before the first line.
     pub fn new(out: &Path, step: u64, report_to: ReportTo) -> Self {
         Self { out: out.to_owned(), path: out.join("log.jsonl"), step, report_to, files: None }
     }
 
+    /// # Errors
+    /// A file cannot be written.
     pub fn write(&mut self, line: &Line) -> Result<()> {
         let text = serde_json::to_string(line)? + "\n";
         if self.files.is_none() {
@@ -137,7 +140,7 @@ impl Log {
     }
 }
 
-/// Peak resident memory in MiB (0 where the system does not tell).
+/// Peak resident memory in MiB (0 where the system does not report it).
 pub fn peak_memory() -> f64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));

@@ -1,9 +1,45 @@
-//! The losses, on plain numbers: a pair's errors in, loss and its derivatives out.
+//! The losses, on plain numbers: a pair's errors go in, the loss and its derivatives come out.
 //!
-//! e_m(k) is the mean over C, H, W of (prediction - target)^2 of model m on image k. The networks only have to carry the
-//! derivatives dL/de through: exact at every z, with no automatic differentiation of a logarithm.
+//! e_m(k) is the mean over C, H, W of (prediction - target)^2 of model m on image k. The backward pass of the networks starts
+//! from the derivatives dL/de, which are exact at every z: no logarithm is differentiated automatically.
+//!
+//! A new loss is a variant of `Form`, a function and a match arm, all in this file.
 
-/// The four errors of one pair: policy and reference, on the image the label prefers and on the other.
+use anyhow::{Result, ensure};
+use pipe::{cli::named, origin::Origin};
+
+#[derive(clap::Args, Clone, Copy, Debug)]
+#[command(next_help_heading = "Method")]
+pub struct LossFlags {
+    /// The loss to minimise
+    #[arg(long, default_value_t = Form::Dpo, value_parser = named::<Form>())]
+    loss: Form,
+    /// The same as --loss sft
+    #[arg(long, conflicts_with = "loss")]
+    sft: bool,
+    /// Strength of the tie to the reference, in the convention of Diffusion-DPO's code (mean squared errors, with the 1/2)
+    #[arg(long, visible_alias = "beta", value_name = "X", default_value_t = 5000.0)]
+    beta_dpo: f64,
+    /// Probability that a label is wrong (conservative DPO); above 0 the best z is finite
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    label_smoothing: f64,
+}
+
+impl LossFlags {
+    /// # Errors
+    /// A number outside its range.
+    pub fn objective(&self) -> Result<Objective> {
+        let (beta, smoothing) = (self.beta_dpo, self.label_smoothing);
+        ensure!(beta > 0.0 && beta.is_finite(), "--beta-dpo must be above 0, it is {beta}");
+        ensure!(
+            (0.0..0.5).contains(&smoothing),
+            "--label-smoothing must be a probability below 0.5, it is {smoothing}"
+        );
+        Ok(Objective { form: if self.sft { Form::Sft } else { self.loss }, beta, smoothing })
+    }
+}
+
+/// The four errors of one pair: of policy and reference, on the image that the label prefers and on the other.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Errors {
     pub policy_winner: f64,
@@ -12,7 +48,7 @@ pub struct Errors {
     pub reference_loser: f64,
 }
 
-/// What the label says of one pair.
+/// The label of one pair.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Label {
     /// Probability that the image called winner is preferred, 0..1.
@@ -21,7 +57,7 @@ pub struct Label {
     pub weight: f64,
 }
 
-/// One pair's part in the loss.
+/// The loss of one pair.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PairLoss {
     pub z: f64,
@@ -30,30 +66,39 @@ pub struct PairLoss {
     pub gradient: [f64; 2],
 }
 
+/// A pair's errors and the loss that they give.
+pub type Pair = (Errors, PairLoss);
+
 pipe::names! {
-    /// Which loss a pair has.
+    /// The losses.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Form {
         /// Diffusion-DPO's logistic loss
         Dpo = "dpo",
-        /// A margin to reach and not to exceed: (z - 1/2)^2
+        /// (z - 1/2)^2: a margin to reach and not to exceed
         Ipo = "ipo",
-        /// The preferred image's error alone: plain fine-tuning, without a reference
+        /// The error on the preferred image alone: plain fine-tuning, without a reference
         Sft = "sft",
     }
 }
 
-/// What is minimised: a loss, its strength, and how far labels are trusted.
+/// What is minimised: a loss, its strength, and how far labels can be trusted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Objective {
     pub form: Form,
-    /// Tie to the reference, for mean errors and with the 1/2.
+    /// Strength of the tie to the reference, for mean errors and with the 1/2.
     pub beta: f64,
     /// Probability that a label is wrong, 0..0.5.
     pub smoothing: f64,
 }
 
 impl Objective {
+    /// Adds the settings to the origin of the weights.
+    pub fn describe(&self, origin: Origin) -> Origin {
+        origin.arg("loss", format!("{:?}", self.form)).arg("beta_dpo", self.beta).arg("label_smoothing", self.smoothing)
+    }
+
+    /// The loss of a pair with these errors.
     pub fn pair(self, e: Errors, label: Label) -> PairLoss {
         let label = smoothed(label, self.smoothing);
         match self.form {
@@ -64,8 +109,8 @@ impl Objective {
     }
 }
 
-/// z > 0 when the policy favours the winner more than the reference does (Diffusion-DPO Eq. 14, in the form of its code, T
-/// and w(lambda) inside beta):
+/// z is above 0 when the policy favours the winner more than the reference does (Diffusion-DPO Eq. 14 as its code has it, with
+/// T and w(lambda) inside beta):
 ///
 ///   z = -(beta/2) [(e_policy^w - e_policy^l) - (e_reference^w - e_reference^l)]
 pub fn margin(e: Errors, beta: f64) -> f64 {
@@ -83,7 +128,7 @@ pub fn dpo_loss(e: Errors, label: Label, beta: f64) -> PairLoss {
     PairLoss { z, loss, gradient: [-0.5 * beta * dz, 0.5 * beta * dz] }
 }
 
-/// IPO (Azar et al. 2023, Eq. 17: (h - 1/(2 tau))^2 with tau h = z), times tau^2 so that its size does not depend on beta:
+/// IPO (Azar et al. 2023, Eq. 17: (h - 1/(2 tau))^2 with tau h = z), times tau^2, so that its scale does not depend on beta:
 ///
 ///   loss = weight [target (z - 1/2)^2 + (1 - target) (z + 1/2)^2]
 pub fn ipo_loss(e: Errors, label: Label, beta: f64) -> PairLoss {
@@ -94,11 +139,11 @@ pub fn ipo_loss(e: Errors, label: Label, beta: f64) -> PairLoss {
     PairLoss { z, loss, gradient: [-0.5 * beta * dz, 0.5 * beta * dz] }
 }
 
-/// Fine-tuning on what is preferred (Eq. 13, as Diffusion-DPO's --sft):
+/// Fine-tuning on the preferred image (Eq. 13, as Diffusion-DPO's --sft):
 ///
 ///   loss = weight [target e_policy^w + (1 - target) e_policy^l]
 ///
-/// `beta` is for z alone, which is logged.
+/// `beta` only enters z, which is logged.
 pub fn sft_loss(e: Errors, label: Label, beta: f64) -> PairLoss {
     let Label { target, weight } = label;
     let loss = weight * (target * e.policy_winner + (1.0 - target) * e.policy_loser);

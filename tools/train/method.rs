@@ -1,29 +1,53 @@
-//! What a run minimises, put together from its flags.
+//! The training objective, put together from its flags: noise schedule, loss, guard and weighting of timesteps.
 
+use std::path::Path;
+
+use anyhow::{Result, ensure};
 use nets::noise::{PredictionType, Schedule};
-use pipe::cli::Common;
+use pipe::{cli::named, origin::Origin};
 
 use crate::{
-    args::Args,
     guard::Guard,
-    loss::{Objective, PairLoss},
+    loss::{Form, LossFlags, Objective, PairLoss},
 };
 
-/// Everything that turns the inputs of a micro-batch into losses, besides the networks.
-pub struct Method {
-    pub schedule: Schedule,
-    pub objective: Objective,
-    pub guard: Guard,
-    pub error: ErrorOf,
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Method")]
+pub struct MethodFlags {
+    #[command(flatten)]
+    loss: LossFlags,
+    /// `sdpo` scales the loser's gradient so that the winner's error cannot rise to first order; `sdpo:MU` keeps the share
+    /// MU of its fall
+    #[arg(long, value_name = "none|sdpo[:MU]", default_value = "none")]
+    guard: Guard,
+    /// Whose squared error a v-prediction model minimises
+    #[arg(long, default_value_t = ErrorOf::Prediction, value_parser = named::<ErrorOf>())]
+    error: ErrorOf,
+    /// The timesteps at which noise is added to the pairs
+    #[arg(long, default_value_t = Timesteps::Auto, value_parser = named::<Timesteps>())]
+    timesteps: Timesteps,
+}
+
+impl MethodFlags {
+    /// # Errors
+    /// A number outside its range; a guard for a loss that has nothing to guard.
+    pub fn objective(&self) -> Result<Objective> {
+        let objective = self.loss.objective()?;
+        ensure!(
+            objective.form != Form::Sft || self.guard == Guard::None,
+            "--guard scales the loser's gradient, and with --loss sft the loser has none: leave one of them out"
+        );
+        Ok(objective)
+    }
 }
 
 pipe::names! {
-    /// Of what the squared error is taken, where the UNet predicts v.
+    /// Whose squared error is taken where the UNet predicts v.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum ErrorOf {
-        /// What the UNet predicts: against the error of epsilon a weight of 1 + 1/SNR in a v-prediction model, else 1
+    enum ErrorOf {
+        /// That of the UNet's prediction: compared with `epsilon`, a v-prediction model's errors have the weight 1 + 1/SNR
         Prediction = "prediction",
-        /// The noise, whatever the UNet predicts: weight alpha_t^2 on the error of v
+        /// That of the noise, whatever the UNet predicts: the error of v has the weight alpha_t^2
         Epsilon = "epsilon",
     }
 }
@@ -31,50 +55,48 @@ pipe::names! {
 pipe::names! {
     /// Which timesteps are trained.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum Timesteps {
-        /// `turbo` where the base's scheduler spaces timesteps `trailing` and the UNet predicts the noise, as SDXL Turbo; else `all`
+    enum Timesteps {
+        /// `turbo` for a base like SDXL Turbo, whose scheduler spaces timesteps `trailing` and whose UNet predicts the noise;
+        /// otherwise `all`
         Auto = "auto",
-        /// Each of the schedule as often
+        /// Every timestep of the schedule, equally often
         All = "all",
-        /// Four, 249, 499, 749 and 999 of 1000, the last without any signal: as Diffusion-DPO trains SDXL Turbo
+        /// 249, 499, 749 and 999 of 1000, the last without any signal: as Diffusion-DPO trains SDXL Turbo
         Turbo = "turbo",
     }
 }
 
-impl Timesteps {
-    /// Which of the other two is meant for a base with this schedule.
-    pub fn of(self, schedule: &Schedule) -> Self {
-        match self {
-            Timesteps::Auto if schedule.looks_distilled() => Timesteps::Turbo,
-            Timesteps::Auto => Timesteps::All,
-            named => named,
-        }
-    }
-
-    /// The schedule to train by.
-    pub fn trained(self, schedule: Schedule) -> Schedule {
-        match self.of(&schedule) {
-            Timesteps::Turbo => schedule.distilled(),
-            _ => schedule,
-        }
-    }
-}
-
-/// Says so where not every timestep is trained.
-pub fn tell_timesteps(schedule: &Schedule, common: &Common) {
-    let (trained, all) = (&schedule.trained, schedule.config.num_train_timesteps);
-    if trained.len() != all {
-        common.say(format_args!(
-            "{} of {all} timesteps are trained, {trained:?}, as fits a model distilled to a few steps; --timesteps all takes \
-             every one",
-            trained.len()
-        ));
-    }
+/// Everything besides the networks that turns the inputs of a micro-batch into losses.
+pub struct Method {
+    /// Noise schedule of the base, with the timesteps that are trained.
+    pub schedule: Schedule,
+    pub objective: Objective,
+    pub guard: Guard,
+    error: ErrorOf,
+    timesteps: Timesteps,
 }
 
 impl Method {
-    pub fn new(args: &Args, schedule: Schedule) -> Self {
-        Self { schedule, objective: args.objective(), guard: args.guard, error: args.error }
+    /// # Errors
+    /// The base has no scheduler that can be read; the flags contradict each other.
+    pub fn open(flags: &MethodFlags, base: &Path) -> Result<Self> {
+        let schedule = Schedule::open(base)?;
+        let timesteps = match flags.timesteps {
+            Timesteps::Auto if schedule.looks_distilled() => Timesteps::Turbo,
+            Timesteps::Auto => Timesteps::All,
+            named => named,
+        };
+        let schedule = if timesteps == Timesteps::Turbo { schedule.distilled() } else { schedule };
+        Ok(Self { schedule, objective: flags.objective()?, guard: flags.guard, error: flags.error, timesteps })
+    }
+
+    /// Adds the settings to the origin of the weights.
+    pub fn describe(&self, origin: Origin) -> Origin {
+        self.objective
+            .describe(origin)
+            .arg("guard", format!("{:?}", self.guard))
+            .arg("error", format!("{:?}", self.error))
+            .arg("timesteps", format!("{:?}", self.timesteps))
     }
 
     /// w(lambda_t) of each image. With v = alpha eps - sigma x_0 and x_t given, eps = alpha v + sigma x_t, so that
@@ -87,10 +109,22 @@ impl Method {
         };
         timesteps.iter().map(weight).collect()
     }
+
+    /// A note where not every timestep is trained.
+    pub fn timesteps_note(&self) -> Option<String> {
+        let (trained, all) = (&self.schedule.trained, self.schedule.config.num_train_timesteps);
+        (trained.len() != all).then(|| {
+            format!(
+                "{} of {all} timesteps are trained, {trained:?}, as suits a model distilled to a few steps; --timesteps all \
+                 trains all of them",
+                trained.len()
+            )
+        })
+    }
 }
 
-/// One beta in the conventions that are about, as a line for a person. `latent`: C h w.
-pub fn beta_elsewhere(beta: f64, latent: usize) -> String {
+/// A note that gives beta in the other conventions in use. `latent`: the numbers of one latent, C h w.
+pub fn beta_note(beta: f64, latent: usize) -> String {
     format!(
         "beta {beta} (mean squared errors, with the 1/2: Diffusion-DPO's code) is {} without the 1/2 (diffusers' script for \
          Stable Diffusion) and {:.4} for errors summed over the {latent} numbers of a latent",
@@ -99,30 +133,30 @@ pub fn beta_elsewhere(beta: f64, latent: usize) -> String {
     )
 }
 
-/// What the flags of a run cannot do, said before it begins. `path`: the sum of the learning rates of all steps, which is
-/// as far as Adam can carry one weight; `size`: the root mean square of the weights.
-pub fn too_small_a_step(path: f64, size: f64) -> Option<String> {
-    (path < 5e-3 * size).then(|| {
+/// A warning where the weights will hardly move. `farthest`: the sum of the learning rates of all steps, which is as far as
+/// Adam can carry one weight; `size`: the root mean square of the weights.
+pub fn small_rate_warning(farthest: f64, size: f64) -> Option<String> {
+    (farthest < 5e-3 * size).then(|| {
         format!(
-            "warning: all steps together can move a weight by {path:.1e} at most, and a usual weight is {size:.1e}: the model \
-             will hardly change. Diffusion-DPO's rate of 1e-8 is meant with --scale_lr and 2048 pairs a step"
+            "warning: all steps together can move a weight by {farthest:.1e} at most, and a typical weight is {size:.1e}: the \
+             model will hardly change. Diffusion-DPO's learning rate of 1e-8 belongs with --scale-lr and 2048 pairs per step"
         )
     })
 }
 
-/// Beyond this the logistic loss is flat (won) or a straight line (lost) to one part in a thousand.
+/// Beyond this |z| the logistic loss is flat (won) or a straight line (lost) to one part in a thousand.
 const SATURATED: f64 = 7.0;
 
-/// What a step's z say about beta, if most of them are saturated.
-pub fn saturated<'a>(pairs: impl Iterator<Item = &'a PairLoss>) -> Option<String> {
+/// A warning about beta where most pairs of a step are saturated.
+pub fn saturation_warning<'a>(pairs: impl Iterator<Item = &'a PairLoss>) -> Option<String> {
     let all: Vec<f64> = pairs.map(|p| p.z).collect();
     let won = all.iter().filter(|z| **z > SATURATED).count();
     let lost = all.iter().filter(|z| **z < -SATURATED).count();
     (2 * (won + lost) > all.len()).then(|| {
         format!(
-            "warning: of {} pairs {won} have z above {SATURATED} (no gradient any more) and {lost} below -{SATURATED} (a pull \
-             that no longer depends on z): the policy is far from the reference for this --beta_dpo; a smaller one, a smaller \
-             --learning_rate or --refresh-every would help",
+            "warning: of {} pairs, {won} have z above {SATURATED} (their gradient is 0) and {lost} have z below -{SATURATED} \
+             (their gradient no longer depends on z): the policy is far from the reference for this --beta-dpo; a smaller \
+             --beta-dpo, a smaller --learning-rate or --refresh-every would help",
             all.len()
         )
     })
@@ -133,22 +167,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_beta_by_other_names() {
-        let said = beta_elsewhere(5000.0, 4 * 64 * 64);
-        assert!(said.contains("is 2500 without") && said.contains("0.1526 for errors summed over the 16384"), "{said}");
+    fn beta_is_given_in_the_other_conventions() {
+        let note = beta_note(5000.0, 4 * 64 * 64);
+        assert!(note.contains("is 2500 without") && note.contains("0.1526 for errors summed over the 16384"), "{note}");
     }
 
     #[test]
-    fn diffusion_dpos_readme_on_one_gpu_is_warned_of_and_its_launcher_is_not() {
-        assert!(too_small_a_step(2000.0 * 1e-8, 0.03).is_some());
-        assert!(too_small_a_step(1750.0 * 128e-8, 0.03).is_none());
+    fn diffusion_dpos_readme_on_one_gpu_is_warned_about_and_its_launcher_is_not() {
+        assert!(small_rate_warning(2000.0 * 1e-8, 0.03).is_some());
+        assert!(small_rate_warning(1750.0 * 128e-8, 0.03).is_none());
     }
 
     #[test]
-    fn saturation_is_most_of_the_pairs() {
+    fn saturation_concerns_most_of_the_pairs() {
         let pairs = |zs: &[f64]| zs.iter().map(|&z| PairLoss { z, loss: 0.0, gradient: [0.0; 2] }).collect::<Vec<_>>();
-        assert!(saturated(pairs(&[0.1, 9.0, 1.0]).iter()).is_none());
-        let said = saturated(pairs(&[-8.0, 9.0, 1.0]).iter()).unwrap();
-        assert!(said.contains("of 3 pairs 1 have z above 7") && said.contains("and 1 below"));
+        assert!(saturation_warning(pairs(&[0.1, 9.0, 1.0]).iter()).is_none());
+        let warning = saturation_warning(pairs(&[-8.0, 9.0, 1.0]).iter()).unwrap();
+        assert!(warning.contains("of 3 pairs, 1 have z above 7") && warning.contains("and 1 have z below"));
     }
 }

@@ -1,4 +1,4 @@
-//! The reference: where its weights are, and how it follows the policy (Algorithm 1, line 14).
+//! The reference: where its weights are kept, and how it follows the policy (Algorithm 1, line 14).
 
 use std::{
     collections::BTreeMap,
@@ -16,6 +16,33 @@ use nets::{
     weights::Weights,
     write,
 };
+use pipe::cli::named;
+
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Method")]
+pub struct ReferenceFlags {
+    /// `frozen` (plain Diffusion-DPO), `hard:K` (the reference becomes the policy after every K-th optimiser step) or
+    /// `ema:RATE` (after every step the reference moves this share of the way to the policy)
+    #[arg(long, value_name = "MODE", default_value = "frozen")]
+    reference_mode: Mode,
+    /// The same as --reference-mode hard:K (0: frozen)
+    #[arg(long, value_name = "K", conflicts_with = "reference_mode")]
+    refresh_every: Option<u64>,
+    /// Where the reference's weights are kept; the results are the same to the last bit
+    #[arg(long, value_name = "WHERE", default_value_t = Place::Auto, help_heading = "Optimisation", value_parser = named::<Place>())]
+    pub reference_weights: Place,
+}
+
+impl ReferenceFlags {
+    /// How the reference moves.
+    pub fn mode(&self) -> Mode {
+        match self.refresh_every {
+            None => self.reference_mode,
+            Some(0) => Mode::Frozen,
+            Some(k) => Mode::Hard(k),
+        }
+    }
+}
 
 /// When and how far the reference moves.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,16 +59,16 @@ impl FromStr for Mode {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        let number = |what: &str| format!("{what}, in '{s}'");
+        let wrong = |what: &str| format!("{what}, not '{s}'");
         match s.split_once(':') {
             None if s == "frozen" => Ok(Mode::Frozen),
             Some(("hard", k)) => match k.parse() {
-                Ok(0) | Err(_) => Err(number("hard:K takes a number of steps above 0")),
+                Ok(0) | Err(_) => Err(wrong("hard:K takes a number of steps above 0")),
                 Ok(k) => Ok(Mode::Hard(k)),
             },
             Some(("ema", rate)) => match rate.parse() {
                 Ok(rate) if rate > 0.0 && rate <= 1.0 => Ok(Mode::Ema(rate)),
-                _ => Err(number("ema:RATE takes a share above 0 and up to 1")),
+                _ => Err(wrong("ema:RATE takes a share above 0 and up to 1")),
             },
             _ => Err("expected frozen, hard:K or ema:RATE".into()),
         }
@@ -59,7 +86,7 @@ impl std::fmt::Display for Mode {
 }
 
 impl Mode {
-    /// The share of the way to the policy that the reference goes after `step` finished steps.
+    /// The share of the way to the policy that the reference moves after `step` finished steps.
     pub fn rate_after(self, step: u64) -> Option<f64> {
         match self {
             Mode::Frozen => None,
@@ -73,11 +100,11 @@ pipe::names! {
     /// Where the reference's weights are kept.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Place {
-        /// `file` on the CPU for networks of 50 million weights and more, unless the reference is a moving average
+        /// `file` on the CPU for networks of 50 million weights or more, unless the reference is a moving average
         Auto = "auto",
         /// In memory
         Memory = "memory",
-        /// In their file, read anew at every step
+        /// In their file, which is read again at every step
         File = "file",
     }
 }
@@ -85,23 +112,22 @@ pipe::names! {
 /// The network that the policy is measured against. Both kinds do the same arithmetic, to the last bit.
 pub enum Reference {
     Held(Trainable),
-    /// In a file. Beside a policy with gradients and moments a large reference would be a fifth of the memory; to read it
-    /// takes a small part of a step.
+    /// In a file. A large reference would take a fifth of the memory of a run, and reading it takes a small part of a step.
     Streamed(Streamed),
 }
 
 impl Reference {
-    /// From the folder of a UNet of the same architecture as `policy`, which has these parameters.
+    /// Opens the UNet in `folder` as the reference of a policy with these parameters.
     ///
     /// # Errors
-    /// It has not.
-    pub fn open(folder: &Path, policy: &Params, mode: Mode, place: Place, device: &Device) -> Result<Self> {
+    /// The two differ in architecture; `--reference-weights file` for a moving average.
+    pub fn open(folder: &Path, policy: &Params, flags: &ReferenceFlags, device: &Device) -> Result<Self> {
         const LARGE: usize = 50_000_000; // parameters: 200 MB
         let large = policy.values().map(|p| p.elem_count()).sum::<usize>() >= LARGE;
-        let moves = matches!(mode, Mode::Ema(_));
+        let (place, moves) = (flags.reference_weights, matches!(flags.mode(), Mode::Ema(_)));
         ensure!(
             place != Place::File || !moves,
-            "--reference_weights file: a moving average changes every weight at every step, which is no work for a file"
+            "--reference-weights file cannot be used with a moving average, which changes every weight at every step"
         );
         let streams = place == Place::File || (place == Place::Auto && large && device.is_cpu() && !moves);
         let reference = match streams {
@@ -112,7 +138,7 @@ impl Reference {
             Reference::Held(held) => held.params.iter().map(|(n, v)| (n.clone(), v.dims().to_vec())).collect(),
             Reference::Streamed(unet) => unet.shapes().into_iter().collect(),
         };
-        // A trailing 1x1 means nothing.
+        // A convolution of 1x1 is the same as a matrix.
         let shape = |dims: &[usize]| (dims.iter().product::<usize>(), dims.iter().copied().take(2).collect::<Vec<_>>());
         for (name, var) in policy {
             let same = theirs.get(name).is_some_and(|dims| shape(dims) == shape(var.dims()));
@@ -138,7 +164,7 @@ impl Reference {
         }
     }
 
-    /// Numbers that it holds in memory.
+    /// The number of weights that it holds in memory.
     pub fn in_memory(&self) -> usize {
         match self {
             Reference::Held(held) => held.params.values().map(|p| p.elem_count()).sum(),
@@ -157,8 +183,8 @@ impl Reference {
         }
     }
 
-    /// theta_reference <- theta_reference + rate (theta - theta_reference); at rate 1 exactly theta. The arithmetic of
-    /// `refresh-ref`. A streamed reference goes to a new file in `scratch`, which nobody else sees.
+    /// theta_reference <- theta_reference + rate (theta - theta_reference); exactly theta at rate 1. The arithmetic is that of
+    /// `refresh-ref`. A streamed reference is written to a new, nameless file in `scratch`.
     pub fn follow(&mut self, policy: &Params, rate: f64, scratch: &Path) -> Result<()> {
         match self {
             Reference::Held(held) => {
@@ -173,21 +199,21 @@ impl Reference {
                 }
             }
             Reference::Streamed(unet) => {
-                ensure!(rate == 1.0, "a reference that lies in a file cannot move by a share of {rate}");
+                ensure!(rate == 1.0, "a reference in a file can only become the policy, not move by a share of {rate}");
                 // Several processes, on several hosts, may share the folder.
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
                 let file = scratch.join(format!("reference-{}-{now}.safetensors", std::process::id()));
                 let theta = policy.iter().map(|(n, v)| (n.clone(), v.as_detached_tensor())).collect();
                 write::tensors(&file, &theta, Default::default())?;
                 unet.read_from(Weights::open(&file)?, "");
-                // It stays open: what has no name is gone when the run ends, however it ends.
+                // The file stays open. Without a name it is gone when the run ends, however it ends.
                 fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
             }
         }
         Ok(())
     }
 
-    /// Becomes the tensors `reference.*` of a checkpoint's state.
+    /// Takes the tensors `reference.*` from a checkpoint's state.
     pub fn restore(&mut self, state: &Path) -> Result<()> {
         let kept = Weights::open(state)?;
         match self {
@@ -207,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_it_is_written_and_read() {
+    fn modes_are_parsed_and_printed_alike() {
         for text in ["frozen", "hard:125", "ema:0.01"] {
             assert_eq!(text.parse::<Mode>().unwrap().to_string(), text);
         }

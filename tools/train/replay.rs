@@ -1,6 +1,7 @@
-//! Inputs of every step from a safetensors file, so that a run can be compared number by number with another implementation.
+//! `--replay`: the inputs of every step from a safetensors file, so that a run can be compared number by number with another
+//! implementation.
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, num::NonZeroUsize, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{D, DType, Device, Tensor};
@@ -11,20 +12,20 @@ use nets::{
     weights,
 };
 
-use crate::{loss::Label, source::Batch};
+use crate::{batch::Batch, loss::Label};
 
 pub struct Replay {
     name: String,
     tensors: HashMap<String, Tensor>,
-    pairs: usize,
-    told: Conditioning,
-    /// Pixels a latent.
+    pairs: NonZeroUsize,
+    conditioning: Conditioning,
+    /// Pixels per latent, on each side.
     factor: usize,
 }
 
 impl Replay {
     /// # Errors
-    /// No whole safetensors file, or no list of captions in its metadata.
+    /// The file is not a whole safetensors file, or its metadata has no list of captions.
     pub fn open(path: &Path, vae: &Path, text: PromptEncoder) -> Result<Self> {
         let name = path.display().to_string();
         let metadata = weights::metadata(path)?;
@@ -34,13 +35,15 @@ impl Replay {
             .with_context(|| format!("{name}: the metadata key 'prompts' is not a JSON list of captions"))?;
         let tensors = candle_core::safetensors::load(path, &Device::Cpu)
             .with_context(|| format!("{name} is not a whole safetensors file"))?;
-        ensure!(!captions.is_empty(), "{name}: the metadata key 'prompts' lists no captions");
+        let pairs = NonZeroUsize::new(captions.len());
+        let pairs = pairs.with_context(|| format!("{name}: the metadata key 'prompts' lists no captions"))?;
         let vae: VaeConfig = json::read(&vae.join("config.json"))?;
-        Ok(Self { name, tensors, pairs: captions.len(), told: text.encode(&captions)?, factor: vae.factor() })
+        let conditioning = text.encode(&captions)?;
+        Ok(Self { name, tensors, pairs, conditioning, factor: vae.factor() })
     }
 
-    /// Captions in the file: pairs a step.
-    pub fn pairs(&self) -> usize {
+    /// Captions in the file: the pairs per step.
+    pub fn pairs(&self) -> NonZeroUsize {
         self.pairs
     }
 
@@ -64,12 +67,12 @@ impl Replay {
     }
 
     /// Widths of the captions' states, and of the pooled state in SDXL.
-    pub fn told(&self) -> Result<(usize, Option<usize>)> {
+    pub fn conditioning_widths(&self) -> Result<(usize, Option<usize>)> {
         let width = |t: &Tensor| t.dim(D::Minus1);
-        Ok((width(&self.told.states)?, self.told.pooled.as_ref().map(width).transpose()?))
+        Ok((width(&self.conditioning.states)?, self.conditioning.pooled.as_ref().map(width).transpose()?))
     }
 
-    /// The inputs of step `i`, one entry a step, on a schedule of `trained` timesteps; every pair is sure of its winner.
+    /// The inputs of step `i`, from 0, on a schedule of `trained` timesteps. The labels are certain.
     ///
     /// # Errors
     /// The file has no such step, or its tensors do not fit each other or the captions.
@@ -83,16 +86,16 @@ impl Replay {
         let times = get("timesteps")?;
         ensure!(
             times.rank() == 1,
-            "{}: tensor '{i}.timesteps' has shape {:?}; expected one timestep an image",
+            "{}: tensor '{i}.timesteps' has shape {:?}; expected one timestep per image",
             self.name,
             times.dims()
         );
         let times: Vec<i64> = times.to_dtype(DType::I64)?.to_vec1()?;
-        let pairs = self.pairs;
+        let pairs = self.pairs.get();
         let fits = latents.rank() == 4 && latents.dims() == noise.dims() && latents.dim(0)? == 2 * pairs;
         ensure!(
             fits && times.len() == 2 * pairs,
-            "{}: step {i} has latents {:?}, noise {:?} and {} timesteps for {pairs} captions; expected 2 images a caption",
+            "{}: step {i} has latents {:?}, noise {:?} and {} timesteps for {pairs} captions; expected 2 images per caption",
             self.name,
             latents.dims(),
             noise.dims(),
@@ -102,12 +105,12 @@ impl Replay {
         ensure!(theirs == ours, "{}: step {i} has latents of {theirs} channels, step 0 of {ours}", self.name);
         let timesteps = times.into_iter().map(|t| match u32::try_from(t) {
             Ok(time) if (time as usize) < trained => Ok(time),
-            _ => bail!("{}: step {i} has timestep {t}, which a schedule of {trained} has not", self.name),
+            _ => bail!("{}: step {i}: timestep {t} is out of range (the schedule has {trained})", self.name),
         });
         let timesteps = timesteps.collect::<Result<Vec<u32>>>()?;
         Ok(Batch {
             sizes: self.sizes(i, &latents)?,
-            told: self.told.to_device(device)?,
+            conditioning: self.conditioning.to_device(device)?,
             latents: latents.to_device(device)?,
             noise: noise.to_device(device)?,
             timesteps,
@@ -115,7 +118,7 @@ impl Replay {
         })
     }
 
-    /// `<i>.time_ids`, or without them images as large as their latents.
+    /// `<i>.time_ids`; where they are missing, those of whole images of the latents' size.
     fn sizes(&self, i: u64, latents: &Tensor) -> Result<Vec<TimeIds>> {
         let (images, _, h, w) = latents.dims4()?;
         let key = format!("{i}.time_ids");

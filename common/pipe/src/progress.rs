@@ -2,7 +2,8 @@
 
 use std::io::IsTerminal;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+pub use indicatif::ProgressBar;
+use indicatif::{ProgressDrawTarget, ProgressStyle};
 
 /// A bar over `total` steps of `what`; `None` where the total is unknown (a pipe). Hidden when quiet or not on a terminal.
 pub fn bar(what: &'static str, total: Option<u64>, quiet: bool) -> ProgressBar {

@@ -1,4 +1,4 @@
-//! Where the states of captions come from.
+//! The conditioning of captions: from the text encoder, or from what `encode` has stored.
 
 use std::{collections::HashMap, path::Path};
 
@@ -10,11 +10,11 @@ use pipe::{
     take::Taker,
 };
 
-use super::{images::lists, keys::key, shape_of};
+use super::{cache::shape_of, images::lists, keys::key};
 
 pub enum Captions {
     Encoder(Box<PromptEncoder>),
-    /// Those that `encode` has made: states (T, D) and in SDXL the pooled state (P), by caption.
+    /// Stored by `encode`: states (T, D) and in SDXL the pooled state (P), by caption.
     Cache {
         table: Taker,
         shape: [usize; 2],
@@ -24,6 +24,8 @@ pub enum Captions {
 }
 
 impl Captions {
+    /// # Errors
+    /// The table is missing or was not made by `encode`.
     pub fn cached(path: &Path) -> Result<Self> {
         let mut inputs = Inputs::open(&[path.to_owned()])?;
         let shape = shape_of(&inputs, "state_shape")?;
@@ -33,7 +35,7 @@ impl Captions {
         for batch in inputs.read(Some(&[pairs::CAPTION]), 0..usize::MAX, BATCH)? {
             for caption in &batch?.text(pairs::CAPTION)? {
                 rows.extend(caption.map(|caption| (key(caption), row)));
-                row += 1; // a caption of two shards stands in both
+                row += 1; // the same caption may stand in several shards
             }
         }
         Ok(Self::Cache { table, shape, pooled, rows })
@@ -50,8 +52,8 @@ impl Captions {
         }
     }
 
-    /// What the UNet is told of B captions.
-    pub fn told(&self, captions: &[String]) -> Result<Conditioning> {
+    /// The conditioning of B captions.
+    pub fn conditioning(&self, captions: &[String]) -> Result<Conditioning> {
         match self {
             Captions::Encoder(text) => text.encode(captions),
             Captions::Cache { table, shape: [t, d], pooled, rows } => {

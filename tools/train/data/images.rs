@@ -1,6 +1,6 @@
-//! Where the images of a pair lie, and how they become posteriors of the VAE.
+//! Where the images of a pair are stored, and how they become posteriors of the VAE.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 use arrow::array::{Array, AsArray, BooleanArray, PrimitiveArray};
@@ -23,31 +23,50 @@ use super::keys::key;
 
 pub enum Images {
     /// Columns `jpg_0` and `jpg_1` of the pair's own row.
-    Pairs(Taker),
+    InPairs,
     /// Column `image` of an images table.
     Table(Taker),
-    /// Posteriors that `encode` has made, (C, h, w) each.
+    /// Posteriors stored by `encode`, (C, h, w) each.
     Cache { table: Taker, shape: [usize; 3], flips: bool },
 }
 
-/// One image of one visit.
+/// One image to be read for a batch.
 #[derive(Clone, Copy)]
 pub struct Wanted {
     pub side: usize,
-    /// Rows of the plain and of the mirrored image; the same where images are mirrored here.
+    /// Rows of the plain and of the mirrored image; the same row where images are mirrored after reading.
     pub rows: [u32; 2],
     pub flipped: bool,
 }
 
-/// uid -> rows of the plain and of the mirrored image (the plain one where there is none).
+/// uid -> rows of the plain and of the mirrored image (the plain one where none is stored).
 pub type RowsOf = HashMap<[u8; 16], [u32; 2]>;
 
 impl Images {
-    /// Posteriors of B images at this resolution, (B, C, h, w), and what SDXL is told of their sizes.
-    pub fn posterior(&self, wanted: &[Wanted], vae: &Vae, resolution: usize) -> Result<(Posterior, Vec<TimeIds>)> {
+    /// The columns in which the images stand beside the keys of their pair.
+    pub fn beside_keys(&self) -> &'static [&'static str] {
+        if matches!(self, Images::InPairs) { &pairs::JPG } else { &[] }
+    }
+
+    /// Posteriors of 2B images, the winners first, at this resolution, (2B, C, h, w), and SDXL's conditioning on their sizes.
+    /// `pair_rows`: the rows of the B pairs, with the columns of `beside_keys`.
+    pub fn posterior(
+        &self,
+        wanted: &[Wanted],
+        pair_rows: &[Rows],
+        vae: &Vae,
+        resolution: usize,
+    ) -> Result<(Posterior, Vec<TimeIds>)> {
         match self {
-            Images::Pairs(taker) => encode(taker, wanted, |w| pairs::JPG[w.side], vae, resolution),
-            Images::Table(taker) => encode(taker, wanted, |_| images::IMAGE, vae, resolution),
+            Images::InPairs => {
+                let rows = pair_rows.iter().cycle();
+                encode(wanted.iter().zip(rows).map(|(w, row)| (row, pairs::JPG[w.side], w)), vae, resolution)
+            }
+            Images::Table(table) => {
+                let rows: Vec<usize> = wanted.iter().map(|w| w.rows[0] as usize).collect();
+                let found = table.take(&rows, &[images::IMAGE])?;
+                encode(wanted.iter().zip(&found).map(|(w, row)| (row, images::IMAGE, w)), vae, resolution)
+            }
             Images::Cache { table, shape: [c, h, w], flips } => {
                 let row = |w: &Wanted| w.rows[usize::from(w.flipped && *flips)] as usize;
                 let rows: Vec<usize> = wanted.iter().map(row).collect();
@@ -56,20 +75,20 @@ impl Images {
                 let gather =
                     |name: &str| Ok::<_, anyhow::Error>(lists(&found, name)?.reshape((rows.len(), *c, *h, *w))?);
                 let side = h * vae.config.factor();
-                let told = found.iter().map(|row| {
+                let time_ids = found.iter().map(|row| {
                     let [oh, ow, top, left] = sizes.map(|name| integer(row, name));
                     Ok(TimeIds::new([oh?, ow?], [top?, left?], [side, side]))
                 });
                 let posterior = Posterior { mean: gather("mean")?, logvar: gather("logvar")? };
-                Ok((posterior, told.collect::<Result<_>>()?))
+                Ok((posterior, time_ids.collect::<Result<_>>()?))
             }
         }
     }
 
-    /// Rows by uid, and whether mirrored images are among them.
-    pub fn rows(data: &[PathBuf]) -> Result<(RowsOf, bool)> {
+    /// Rows by uid of a table of images or latents, and whether mirrored images are among them.
+    pub fn rows(table: &mut Inputs) -> Result<(RowsOf, bool)> {
         let (mut all, mut flips, mut row) = (RowsOf::new(), false, 0u32);
-        for rows in Inputs::open(data)?.read(Some(&[images::IMAGE_UID, "flipped"]), 0..usize::MAX, BATCH)? {
+        for rows in table.read(Some(&[images::IMAGE_UID, "flipped"]), 0..usize::MAX, BATCH)? {
             let rows = rows?;
             let uids = rows.text(images::IMAGE_UID)?;
             let flipped: Option<&BooleanArray> = rows.batch.column_by_name("flipped").and_then(|c| c.as_boolean_opt());
@@ -85,30 +104,27 @@ impl Images {
     }
 }
 
-/// Decodes, resizes and crops the images in this column, and runs the VAE over them.
-fn encode(
-    taker: &Taker,
-    wanted: &[Wanted],
-    column: impl Fn(&Wanted) -> &'static str + Sync,
+/// Decodes, resizes and crops images, each in a column of a row, and runs the VAE over them.
+fn encode<'a>(
+    images: impl Iterator<Item = (&'a Rows, &'static str, &'a Wanted)>,
     vae: &Vae,
     side: usize,
 ) -> Result<(Posterior, Vec<TimeIds>)> {
-    let rows: Vec<usize> = wanted.iter().map(|w| w.rows[0] as usize).collect();
-    let found = taker.take(&rows, &[pairs::JPG[0], pairs::JPG[1], images::IMAGE])?;
-    let ready = wanted.par_iter().zip(&found).map(|(w, row)| {
-        let bytes = row.bytes(column(w))?;
-        ensure!(bytes.is_valid(0), "{}: '{}' is null; there is no image to train on", row.at(0), column(w));
+    let images: Vec<_> = images.collect();
+    let ready = images.par_iter().map(|(row, column, wanted)| {
+        let bytes = row.bytes(column)?;
+        ensure!(bytes.is_valid(0), "{}: '{column}' is null; there is no image to train on", row.at(0));
         let rgb = image::decode(bytes.value(0)).with_context(|| row.at(0))?;
-        let rgb = if w.flipped { rgb.mirrored() } else { rgb };
+        let rgb = if wanted.flipped { rgb.mirrored() } else { rgb };
         Ok(image::dpo_train(&rgb, side))
     });
     let (pixels, crops): (Vec<_>, Vec<TrainCrop>) = ready.collect::<Result<Vec<_>>>()?.into_iter().unzip();
-    let told = |c: &TrainCrop| TimeIds::new([c.original_height, c.original_width], [c.top, c.left], [side, side]);
-    let pixels = Tensor::from_vec(pixels.concat(), (wanted.len(), 3, side, side), &Device::Cpu)?;
-    Ok((vae.encode(&pixels)?, crops.iter().map(told).collect()))
+    let time_ids = |c: &TrainCrop| TimeIds::new([c.original_height, c.original_width], [c.top, c.left], [side, side]);
+    let pixels = Tensor::from_vec(pixels.concat(), (images.len(), 3, side, side), &Device::Cpu)?;
+    Ok((vae.encode(&pixels)?, crops.iter().map(time_ids).collect()))
 }
 
-/// The numbers of a list column, all rows one after the other.
+/// The numbers of a list column of all rows, one row after the other.
 pub fn lists(rows: &[Rows], name: &str) -> Result<Tensor> {
     let mut all = vec![];
     for row in rows {

@@ -1,6 +1,6 @@
-//! What names a pair, and what the labels say of it.
+//! The names of pairs, and their labels.
 
-use std::{collections::HashMap, path::Path};
+use std::collections::HashMap;
 
 use anyhow::{Result, ensure};
 use arrow::array::{Array, StringArray};
@@ -49,36 +49,44 @@ impl Keys {
     }
 }
 
-/// target and weight by pair_id.
-pub struct Votes(HashMap<[u8; 16], (f32, f32)>);
+/// Target and weight of every labelled pair, by pair_id.
+pub struct Votes {
+    by_pair: HashMap<[u8; 16], (f32, f32)>,
+    /// SHA-256 over the rows in their order.
+    pub hash: String,
+}
 
 impl Votes {
-    pub fn read(path: &Path) -> Result<Self> {
-        let mut inputs = Inputs::open(&[path.to_owned()])?;
+    /// Reads a labels table once, so that it may come from a pipe.
+    ///
+    /// # Errors
+    /// A table that is not a labels table; a target or weight out of range; two labels for one pair.
+    pub fn read(table: &mut Inputs) -> Result<Self> {
         let needed = [labels::PAIR_ID, labels::TARGET, labels::WEIGHT];
-        inputs.require(&needed, "--labels takes what `vote` writes")?;
-        let mut all = HashMap::new();
-        for rows in inputs.read(Some(&needed), 0..usize::MAX, BATCH)? {
+        table.require(&needed, "--labels takes what `vote` writes")?;
+        let (mut by_pair, mut hash) = (HashMap::new(), [0; 32]);
+        for rows in table.read(Some(&needed), 0..usize::MAX, BATCH)? {
             let rows = rows?;
             let (ids, targets, weights) = (rows.text(needed[0])?, rows.f32(needed[1])?, rows.f32(needed[2])?);
             for i in 0..rows.len() {
-                let vote = (targets.value(i), weights.value(i));
-                let sound = (0.0..=1.0).contains(&vote.0) && vote.1 >= 0.0 && vote.1.is_finite();
-                ensure!(sound, "{}: target {} and weight {} are no label", rows.at(i), vote.0, vote.1);
-                if let Some(before) = all.insert(key(ids.value(i)), vote) {
+                let (pair, vote) = (key(ids.value(i)), (targets.value(i), weights.value(i)));
+                let valid = (0.0..=1.0).contains(&vote.0) && vote.1 >= 0.0 && vote.1.is_finite();
+                ensure!(valid, "{}: target {} with weight {} is not a label", rows.at(i), vote.0, vote.1);
+                if let Some(before) = by_pair.insert(pair, vote) {
                     ensure!(before == vote, "{}: pair {} has two different labels", rows.at(i), ids.value(i));
                 }
+                hash = id::sha256(&[&hash[..], &pair, &vote.0.to_le_bytes(), &vote.1.to_le_bytes()].concat());
             }
         }
-        Ok(Self(all))
+        Ok(Self { by_pair, hash: id::hex(&hash) })
     }
 
     pub fn of(&self, pair_id: &str) -> Option<(f32, f32)> {
-        self.0.get(&key(pair_id)).copied()
+        self.by_pair.get(&key(pair_id)).copied()
     }
 }
 
-/// What is remembered of a name or a text.
+/// The 16 bytes that are remembered of a name or a text.
 pub fn key(text: &str) -> [u8; 16] {
     let mut key = [0; 16];
     key.copy_from_slice(&id::sha256(text.as_bytes())[..16]);

@@ -1,152 +1,169 @@
-//! Which pairs there are, in which order they are visited, and the latents and captions of each visit.
+//! The labelled pairs: the order in which they are visited, and the latents and captions of each visit.
 
+mod cache;
 mod captions;
 mod images;
 mod keys;
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
+pub use cache::check_networks;
+use cache::{Cache, shape_of};
 use candle_core::{Device, Tensor};
 use captions::Captions;
-use images::{Images, Wanted};
+use images::{Images, RowsOf, Wanted};
 use keys::{Keys, Votes, key};
 use nets::{prompt::PromptEncoder, vae::Vae};
 use pipe::{
     augment::Augment,
+    cli::named,
+    id::{hex, sha256},
+    origin::{InputOrigin, Origin},
     schema::{images as image_columns, pairs},
     seed,
     table::{BATCH, Inputs},
     take::Taker,
 };
 
-use crate::{loss::Label, source::Batch};
+use crate::{batch::Batch, loss::Label};
 
-/// One pair that has a say, as row numbers: 28 bytes, so that a million pairs are nothing.
+/// How pairs are prepared for training.
+#[derive(clap::Args, Clone, Copy, Debug)]
+#[command(next_help_heading = "Data")]
+pub struct VisitFlags {
+    /// Side of the training images in pixels [default: the side that the UNet was made for]
+    #[arg(long, value_name = "N")]
+    pub resolution: Option<usize>,
+    /// Which images to mirror at random
+    #[arg(long, default_value_t = Augment::IndependentFlip, value_parser = named::<Augment>())]
+    pub augment: Augment,
+    /// Share of captions replaced by the empty prompt, without which classifier-free guidance would stop working
+    #[arg(long, value_name = "P", default_value_t = 0.2, help_heading = "Method")]
+    proportion_empty_prompts: f64,
+}
+
+impl VisitFlags {
+    /// # Errors
+    /// A share outside 0 to 1.
+    pub fn check(&self) -> Result<()> {
+        let share = self.proportion_empty_prompts;
+        ensure!((0.0..=1.0).contains(&share), "--proportion-empty-prompts must lie between 0 and 1, it is {share}");
+        Ok(())
+    }
+}
+
+/// One labelled pair as row numbers: 28 bytes, so that a million pairs take little memory.
 #[derive(Clone, Copy)]
 struct Entry {
     /// Row of caption and uids, in the table that lists the pairs.
     keys: u32,
-    /// Rows of image 0 and 1; in the cache, plain and mirrored.
+    /// Rows of image 0 and 1, each plain and mirrored.
     images: [[u32; 2]; 2],
     target: f32,
     weight: f32,
 }
 
-/// All pairs that have a say, and what is needed to visit them. The tables stay on the disk; rows are read when visited.
+/// All pairs with a label of weight above 0, and what is needed to visit them. The tables stay on the disk; a row is read when
+/// it is visited.
 pub struct Data {
     entries: Vec<Entry>,
-    /// Pairs whose label abstains, and pairs without a label.
+    /// Pairs whose label has weight 0, and pairs without a label.
     pub abstained: usize,
     pub unlabelled: usize,
+    /// SHA-256 of the labels.
+    pub labels_hash: String,
+    /// Origins of the labels and of the tables.
+    pub inputs: Vec<InputOrigin>,
     keys: Taker,
     images: Images,
     captions: Captions,
     vae: Vae,
-    visits: Visits,
+    visits: VisitFlags,
+    seed: u64,
+    /// Side of the images in pixels.
+    resolution: usize,
     /// The permutation of the epoch last asked for.
     epoch: Option<(u64, Vec<u32>)>,
 }
 
-/// What the visits depend on besides the tables.
-#[derive(Clone, Copy)]
-pub struct Visits {
-    pub seed: u64,
-    pub resolution: usize,
-    pub augment: Augment,
-    pub empty_prompts: f64,
+/// The tables that hold the pairs, opened.
+struct Tables {
+    /// The table that lists the pairs; `None` where the labels do.
+    listed: Option<Inputs>,
+    images: Images,
+    /// Rows of the images by uid, where they do not stand beside their pair.
+    rows_of: Option<RowsOf>,
+    origins: Vec<InputOrigin>,
 }
 
 impl Data {
-    /// Joins pairs and labels by `pair_id`.
+    /// Joins pairs and labels by `pair_id`. `native_side`: side of the images in pixels where neither the flags nor a cache
+    /// decide it.
     ///
     /// # Errors
-    /// A table that is not what it should be; an image that the labels name and the data lack; no pair with a say.
+    /// A table that is not what it should be; an image that the labels name and the data lack; no pair with a weight above 0; a
+    /// resolution that the VAE or the cache cannot have.
     pub fn open(
         data: &[PathBuf],
         labels: &Path,
-        visits: Visits,
+        visits: VisitFlags,
+        seed: u64,
+        native_side: usize,
         vae: Vae,
         text: impl FnOnce() -> Result<PromptEncoder>,
     ) -> Result<Self> {
-        let votes = Votes::read(labels)?;
-        let folder = cache_folder(data);
-        let mut listed; // the table that names the pairs
-        let (images, rows_of) = if let Some(folder) = folder {
-            let latents = folder.join("latents.parquet");
-            let (rows, flips) = Images::rows(std::slice::from_ref(&latents))?;
-            let latents = Inputs::open(&[latents])?;
-            listed = Inputs::open(&[folder.join("pairs.parquet")])?;
-            let shape = shape_of(&latents, "latent_shape")?;
-            (Images::Cache { table: Taker::open(&latents)?, shape, flips }, Some(rows))
-        } else {
-            let inputs = Inputs::open(data)?;
-            if inputs.has(image_columns::IMAGE) && inputs.has(image_columns::IMAGE_UID) {
-                listed = Inputs::open(&[labels.to_owned()])?;
-                (Images::Table(Taker::open(&inputs)?), Some(Images::rows(data)?.0))
-            } else {
-                inputs.require(&pairs::NEEDED, "expected a pairs table, an images table or an `encode` folder")?;
-                listed = inputs;
-                (Images::Pairs(Taker::open(&listed)?), None)
-            }
-        };
-
-        let mut entries = vec![];
-        let (mut abstained, mut unlabelled, mut row) = (0, 0, 0u32);
-        for rows in listed.read(Some(&Keys::COLUMNS), 0..usize::MAX, BATCH)? {
-            let rows = rows?;
-            let keys = Keys::read(&rows)?;
-            for i in 0..rows.len() {
-                match votes.of(&keys.pair_id(i)) {
-                    None => unlabelled += 1,
-                    Some((_, 0.0)) => abstained += 1,
-                    Some((target, weight)) => {
-                        let find = |side: usize| match &rows_of {
-                            None => Ok([row; 2]),
-                            Some(found) => {
-                                let uid = keys.uids[side].value(i);
-                                let missing =
-                                    || format!("{}: image '{uid}' of this pair is not in the data", rows.at(i));
-                                found.get(&key(uid)).copied().with_context(missing)
-                            }
-                        };
-                        entries.push(Entry { keys: row, images: [find(0)?, find(1)?], target, weight });
-                    }
-                }
-                row += 1;
-            }
-        }
+        let mut labels = Inputs::open(&[labels.to_owned()])?;
+        let label_origins = labels.origins()?;
+        let cache = Cache::find(data);
+        let Tables { mut listed, images, rows_of, origins } = open_tables(data, cache.as_ref())?;
+        let resolution = side(&visits, &images, native_side, vae.config.factor())?;
+        // From here on the labels may be at their end, if they came from a pipe.
+        let keys = Taker::open(listed.as_ref().unwrap_or(&labels))?;
+        let votes = Votes::read(&mut labels)?;
+        let labels_name = labels.name();
+        let listed = listed.as_mut().unwrap_or(&mut labels);
+        let Joined { entries, abstained, unlabelled } = join(listed, &votes, rows_of.as_ref())?;
         ensure!(
             !entries.is_empty(),
-            "{}: no pair of {} has a label with a weight above 0 ({abstained} abstain, {unlabelled} have none): \
-             nothing to train on; are these the labels of these pairs?",
-            labels.display(),
+            "{labels_name}: no pair of {} has a label with a weight above 0 ({abstained} abstain, {unlabelled} have none), so \
+             there is nothing to train on; are these the labels of these pairs?",
             listed.name()
         );
-        let captions = match folder {
-            Some(folder) => Captions::cached(&folder.join("captions.parquet"))?,
+        let captions = match &cache {
+            Some(cache) => Captions::cached(&cache.captions())?,
             None => Captions::Encoder(Box::new(text()?)),
         };
-        let keys = Taker::open(&listed)?;
-        Ok(Self { entries, abstained, unlabelled, keys, images, captions, vae, visits, epoch: None })
+        let labels_hash = one_hash(&label_origins).unwrap_or(votes.hash);
+        let inputs = [label_origins, origins].concat();
+        Ok(Self {
+            entries,
+            abstained,
+            unlabelled,
+            labels_hash,
+            inputs,
+            keys,
+            images,
+            captions,
+            vae,
+            visits,
+            seed,
+            resolution,
+            epoch: None,
+        })
     }
 
-    /// Pairs that have a say.
+    /// Pairs with a label of weight above 0.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Side of the images: as asked for, or as the cache has them.
-    pub fn resolution(&self) -> usize {
-        match &self.images {
-            Images::Cache { shape: [_, h, _], .. } => h * self.vae.config.factor(),
-            _ => self.visits.resolution,
-        }
-    }
-
     /// C h w of a latent.
     pub fn latent_numbers(&self) -> usize {
-        self.vae.config.latent_channels * (self.resolution() / self.vae.config.factor()).pow(2)
+        self.vae.config.latent_channels * (self.resolution / self.vae.config.factor()).pow(2)
     }
 
     /// C of a latent.
@@ -158,18 +175,32 @@ impl Data {
     }
 
     /// Widths of the captions' states, and of the pooled state in SDXL.
-    pub fn told(&self) -> (usize, Option<usize>) {
+    pub fn conditioning_widths(&self) -> (usize, Option<usize>) {
         self.captions.widths()
     }
 
-    /// The pairs of samples `from..to`, counted over all epochs: one permutation an epoch, from (seed, epoch).
-    fn visit(&mut self, from: u64, to: u64) -> Vec<(Entry, u64)> {
+    /// Whether mirrored images were asked for and the cache has none.
+    pub fn lacks_flips(&self) -> bool {
+        self.visits.augment != Augment::None && matches!(self.images, Images::Cache { flips: false, .. })
+    }
+
+    /// Adds the settings and the tables to the origin of the weights.
+    pub fn describe(&self, origin: Origin) -> Origin {
+        origin
+            .arg("proportion_empty_prompts", self.visits.proportion_empty_prompts)
+            .arg("resolution", self.resolution)
+            .arg("augment", format!("{:?}", self.visits.augment))
+            .inputs(self.inputs.clone())
+    }
+
+    /// The pairs and epochs of `samples`, counted over all epochs: one permutation per epoch, drawn from (seed, epoch).
+    fn visit(&mut self, samples: Range<u64>) -> Vec<(Entry, u64)> {
         let n = self.entries.len() as u64;
         let mut visited = vec![];
-        for sample in from..to {
+        for sample in samples {
             let (epoch, place) = (sample / n, (sample % n) as usize);
             if self.epoch.as_ref().is_none_or(|(e, _)| *e != epoch) {
-                self.epoch = Some((epoch, seed::draws(self.visits.seed, "epoch", "", epoch).permutation(n as usize)));
+                self.epoch = Some((epoch, seed::draws(self.seed, "epoch", "", epoch).permutation(n as usize)));
             }
             if let Some((_, order)) = &self.epoch {
                 visited.push((self.entries[order[place] as usize], epoch));
@@ -178,20 +209,20 @@ impl Data {
         visited
     }
 
-    /// The inputs for samples `from..to`, at some of these `timesteps`. Every draw depends on the run's seed, the pair and the epoch alone.
-    pub fn batch(&mut self, from: u64, to: u64, timesteps: &[u32], device: &Device) -> Result<Batch> {
-        let visited = self.visit(from, to);
-        let Visits { seed, resolution, augment, empty_prompts } = self.visits;
+    /// The inputs of `samples`, at some of these `timesteps`. Every draw depends only on the run's seed, the pair and the epoch.
+    pub fn batch(&mut self, samples: Range<u64>, timesteps: &[u32], device: &Device) -> Result<Batch> {
+        let visited = self.visit(samples);
+        let (seed, visits) = (self.seed, self.visits);
         let key_rows: Vec<usize> = visited.iter().map(|(e, _)| e.keys as usize).collect();
-        let keys = self.keys.take(&key_rows, &Keys::COLUMNS)?;
+        let rows = self.keys.take(&key_rows, &[&Keys::COLUMNS[..], self.images.beside_keys()].concat())?;
 
         let (mut captions, mut labels, mut steps, mut noises) = (vec![], vec![], vec![], vec![]);
         let (mut wanted, mut draws) = ([vec![], vec![]], [vec![], vec![]]); // of the winners and of the losers
-        for ((entry, epoch), row) in visited.iter().zip(&keys) {
+        for ((entry, epoch), row) in visited.iter().zip(&rows) {
             let keys = Keys::read(row)?;
             let id = keys.unordered_id(0);
             let uniform = |stream: &str, id: &str| seed::draws(seed, stream, id, *epoch).uniform();
-            let dropped = uniform("empty prompt", &id) < empty_prompts;
+            let dropped = uniform("empty prompt", &id) < visits.proportion_empty_prompts;
             captions.push(if dropped { String::new() } else { keys.captions.value(0).to_owned() });
             // The preferred image first, so that the logs speak of winners and losers.
             let swapped = entry.target < 0.5;
@@ -202,7 +233,7 @@ impl Data {
             for place in [0, 1] {
                 let side = place ^ usize::from(swapped);
                 let uid = format!("{id} {}", keys.uids[side].value(0));
-                let flipped = match augment {
+                let flipped = match visits.augment {
                     Augment::None => false,
                     Augment::PairFlip => uniform("flip", &id) < 0.5,
                     Augment::IndependentFlip => uniform("flip", &uid) < 0.5,
@@ -213,7 +244,7 @@ impl Data {
             noises.push((id, *epoch));
         }
 
-        let (posterior, sizes) = self.images.posterior(&wanted.concat(), &self.vae, resolution)?;
+        let (posterior, sizes) = self.images.posterior(&wanted.concat(), &rows, &self.vae, self.resolution)?;
         let dims = posterior.mean.dims().to_vec(); // (2B, C, h, w)
         let size: usize = dims[1..].iter().product();
         let normals = |stream: &str, id: &str, epoch: u64| seed::draws(seed, stream, id, epoch).normals(size);
@@ -225,30 +256,96 @@ impl Data {
             latents: self.vae.to_latents(&sample)?.to_device(device)?,
             noise,
             timesteps: [steps.clone(), steps].concat(),
-            told: self.captions.told(&captions)?.to_device(device)?,
+            conditioning: self.captions.conditioning(&captions)?.to_device(device)?,
             sizes,
             labels,
         })
     }
-
-    /// Whether mirrored images were asked for and the cache has none.
-    pub fn lacks_flips(&self) -> bool {
-        self.visits.augment != Augment::None && matches!(self.images, Images::Cache { flips: false, .. })
-    }
 }
 
-/// The folder that `encode` wrote, if that is what the data are.
-pub fn cache_folder(data: &[PathBuf]) -> Option<&PathBuf> {
-    match data {
-        [one] if one.join("latents.parquet").exists() => Some(one),
-        _ => None,
+/// Opens a folder of `encode`, an images table or pairs tables.
+fn open_tables(data: &[PathBuf], cache: Option<&Cache>) -> Result<Tables> {
+    if let Some(cache) = cache {
+        let mut latents = Inputs::open(&[cache.latents()])?;
+        let shape = shape_of(&latents, "latent_shape")?;
+        let (rows, flips) = Images::rows(&mut latents)?;
+        return Ok(Tables {
+            listed: Some(Inputs::open(&[cache.pairs()])?),
+            images: Images::Cache { table: Taker::open(&latents)?, shape, flips },
+            rows_of: Some(rows),
+            origins: Inputs::open(&[cache.latents(), cache.captions(), cache.pairs()])?.origins()?,
+        });
     }
+    let mut inputs = Inputs::open(data)?;
+    let origins = inputs.origins()?;
+    if inputs.has(image_columns::IMAGE) && inputs.has(image_columns::IMAGE_UID) {
+        let images = Images::Table(Taker::open(&inputs)?);
+        let (rows, _) = Images::rows(&mut inputs)?;
+        return Ok(Tables { listed: None, images, rows_of: Some(rows), origins });
+    }
+    inputs.require(&pairs::NEEDED, "expected a pairs table, an images table or an `encode` folder")?;
+    Ok(Tables { listed: Some(inputs), images: Images::InPairs, rows_of: None, origins })
 }
 
-/// The shape of a row, from the schema metadata of a table that `encode` wrote.
-fn shape_of<const N: usize>(table: &Inputs, name: &str) -> Result<[usize; N]> {
-    let text = table.schema().metadata().get(name);
-    let dims: Option<Vec<usize>> = text.and_then(|t| serde_json::from_str(t).ok());
-    dims.and_then(|d| d.try_into().ok())
-        .with_context(|| format!("{}: the metadata lacks {name}; make it with `encode`", table.name()))
+/// The side of the images in pixels, with `factor` pixels per latent.
+///
+/// # Errors
+/// The flags ask for another side than the cache has, or for one that is not a multiple of `factor`.
+fn side(visits: &VisitFlags, images: &Images, native: usize, factor: usize) -> Result<usize> {
+    let side = visits.resolution.unwrap_or(native);
+    ensure!(
+        side > 0 && side.is_multiple_of(factor),
+        "--resolution {side} is not a multiple of the VAE's factor of {factor}"
+    );
+    let Images::Cache { shape: [_, h, _], .. } = images else { return Ok(side) };
+    let stored = h * factor;
+    ensure!(
+        visits.resolution.is_none_or(|asked| asked == stored),
+        "the cache holds images of {stored} pixels: --resolution cannot be {side}"
+    );
+    Ok(stored)
+}
+
+/// Pairs with their labels.
+#[derive(Default)]
+struct Joined {
+    entries: Vec<Entry>,
+    abstained: usize,
+    unlabelled: usize,
+}
+
+/// Looks up label and images of every listed pair.
+fn join(listed: &mut Inputs, votes: &Votes, rows_of: Option<&RowsOf>) -> Result<Joined> {
+    let (mut joined, mut row) = (Joined::default(), 0u32);
+    for rows in listed.read(Some(&Keys::COLUMNS), 0..usize::MAX, BATCH)? {
+        let rows = rows?;
+        let keys = Keys::read(&rows)?;
+        let image = |i: usize, side: usize, row: u32| {
+            let Some(rows_of) = rows_of else { return Ok([row; 2]) };
+            let uid = keys.uids[side].value(i);
+            let found = rows_of.get(&key(uid)).copied();
+            found.with_context(|| format!("{}: image '{uid}' of this pair is not in the data", rows.at(i)))
+        };
+        for i in 0..rows.len() {
+            match votes.of(&keys.pair_id(i)) {
+                None => joined.unlabelled += 1,
+                Some((_, 0.0)) => joined.abstained += 1,
+                Some((target, weight)) => {
+                    let images = [image(i, 0, row)?, image(i, 1, row)?];
+                    joined.entries.push(Entry { keys: row, images, target, weight });
+                }
+            }
+            row += 1;
+        }
+    }
+    Ok(joined)
+}
+
+/// The hash of a file, or of the hashes of its parts; `None` for a pipe.
+fn one_hash(parts: &[InputOrigin]) -> Option<String> {
+    let hashes: Vec<&str> = parts.iter().map(|part| part.sha256.as_deref()).collect::<Option<_>>()?;
+    Some(match hashes[..] {
+        [one] => one.to_owned(),
+        _ => hex(&sha256(hashes.join("\n").as_bytes())),
+    })
 }

@@ -1,22 +1,22 @@
-//! Who started this process, and with how many others: what mpirun, srun and mpiexec put into the environment.
+//! The launcher that started this process, and the number of others: from what mpirun, srun and mpiexec put into the environment.
 
-/// A launcher's word on this process. Rank and size that count come from MPI itself.
+/// What a launcher says of this process. The rank and size that are used come from MPI itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
     pub by: &'static str,
     /// Processes that were started.
     pub size: usize,
-    /// Which of them this is.
+    /// Number of this process.
     pub rank: usize,
-    /// Which of those on the same host.
+    /// Its number among those on the same host.
     pub local: usize,
-    /// Whether they can find each other: `srun --mpi=none` starts tasks that know nothing of one another.
+    /// Whether they can find each other: tasks that `srun --mpi=none` starts cannot.
     pub joined: bool,
 }
 
 impl Launch {
-    /// `None` for a process that was started alone. `SLURM_NTASKS` and the like say nothing: inside a batch script they are
-    /// set though only one process runs.
+    /// `None` for a process that was started alone. `SLURM_NTASKS` and the like are not used: they are set inside a batch script
+    /// although only one process runs.
     pub fn read(get: impl Fn(&str) -> Option<String>) -> Option<Self> {
         let number = |name: &str| get(name)?.parse::<usize>().ok();
         let launch = |by, size, rank, local, joined| {
@@ -29,11 +29,11 @@ impl Launch {
             .or_else(|| launch("mpiexec", "PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", true))
     }
 
-    /// What to do when the processes do not know each other: each would train alone, all into the same folder.
-    pub fn apart(&self) -> String {
+    /// The error for processes that cannot find each other. Each would train alone, all into the same folder.
+    pub fn separation_error(&self) -> String {
         let Self { by, size, .. } = self;
         let why = match *by {
-            _ if !cfg!(feature = "mpi") => "this build knows no MPI; build it with --features mpi",
+            _ if !cfg!(feature = "mpi") => "this build has no MPI; build it with --features mpi",
             "srun" => "start them with `srun --mpi=pmix`",
             _ => "it belongs to another MPI than the one this program was built with",
         };
@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn launchers_are_told_from_surroundings() {
+    fn launchers_are_told_apart_from_batch_scripts() {
         // The batch script of a job with eight tasks, and a step of it with one.
         assert_eq!(read(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8"), ("SLURM_LOCALID", "0")]), None);
         let step = [("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_PROCID", "1"), ("SLURM_LOCALID", "0")];

@@ -1,5 +1,5 @@
-//! Several processes on one training run, one a device: who this one is, which pairs are its own, and the one place where
-//! gradients are summed. Alone, the world is one process and all of this does nothing.
+//! Several processes on one training run, one per device: which one this is, which pairs it works on, and the one place where
+//! gradients are summed. In a run of one process, none of this does anything.
 //!
 //!   mpirun -n 4 train latents --labels labels.parquet --base sd15 -o policy       (a build with --features mpi)
 
@@ -10,11 +10,11 @@ mod nccl;
 mod ranks;
 mod share;
 
-pub use share::Share;
+pub use share::{BatchFlags, Share};
 
 use std::{env, process, thread, time::Duration};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
 use launch::Launch;
 use nets::params::Grads;
@@ -25,13 +25,9 @@ use pipe::{
 };
 use ranks::Ranks;
 
-use crate::{
-    args::Args,
-    gradients::Pair,
-    loss::{Errors, PairLoss},
-};
+use crate::loss::{Errors, Pair, PairLoss};
 
-/// Bytes of gradients on their way at once, in and out: what a process needs beyond a run of its own.
+/// Bytes of gradients that are sent and received at once: the memory that a process needs beyond that of a run of its own.
 const BUCKET: usize = 25_000_000;
 
 pub struct World {
@@ -43,7 +39,7 @@ impl World {
     /// Joins the processes that mpirun or srun started together with this one.
     ///
     /// # Errors
-    /// They are several and cannot find each other.
+    /// There are several, and they cannot find each other.
     pub fn join() -> Result<Self> {
         let launch = Launch::read(|name| env::var(name).ok());
         let Some(started) = launch else { return Ok(Self { ranks: None, launch }) };
@@ -51,11 +47,11 @@ impl World {
         let size = ranks.as_ref().map_or(1, Ranks::size);
         if started.size > 1 && size == 1 {
             if started.rank > 0 {
-                // All processes stand here: one says it.
+                // All processes come here, and one of them reports it.
                 thread::sleep(Duration::from_secs(1));
                 process::exit(2);
             }
-            bail!(started.apart());
+            bail!(started.separation_error());
         }
         Ok(Self { ranks, launch })
     }
@@ -68,12 +64,12 @@ impl World {
         self.ranks.as_ref().map_or(1, Ranks::size)
     }
 
-    /// The process that writes and speaks.
+    /// Whether this is the process that writes files and messages.
     pub fn first(&self) -> bool {
         self.rank() == 0
     }
 
-    /// One process a GPU: which one `--device cuda` means here. A process that sees one GPU alone calls it 0.
+    /// The GPU that `--device cuda` means in this process: each process has one. A process that sees a single GPU calls it 0.
     pub fn device(&self, asked: device::Device) -> device::Device {
         match (asked, self.launch) {
             (device::Device::Cuda(_), Some(launch)) if self.size() > 1 => {
@@ -83,30 +79,24 @@ impl World {
         }
     }
 
-    /// From here on gradients on this device are summed.
+    /// Prepares the sums of gradients on this device.
     pub fn attach(&mut self, device: &Device) -> Result<()> {
         let alone = self.size() == 1;
         self.ranks.as_mut().filter(|_| !alone).map_or(Ok(()), |ranks| ranks.attach(device))
     }
 
-    /// This process's share of every step.
-    ///
-    /// # Errors
-    /// The processes cannot have equally many pairs.
-    pub fn share(&self, args: &Args) -> Result<Share> {
-        let (pairs, size) = (args.effective_batch(), self.size());
-        ensure!(size == 1 || args.replay.is_none(), "--replay is for one process, and {size} were started");
-        ensure!(
-            pairs.is_multiple_of(size),
-            "{pairs} pairs a step (--train_batch_size times --gradient_accumulation_steps, over all processes) cannot be \
-             divided among {size} processes"
-        );
-        let each = pairs / size;
-        let mine = self.rank() * each..(self.rank() + 1) * each;
-        Ok(Share { step: pairs, mine, at_once: args.train_batch_size.get() })
+    /// This process's share of every step, with at most `most` pairs per micro-batch.
+    pub fn share(&self, batch: &BatchFlags, most: Option<usize>) -> Share {
+        Share::new(batch, most, self.rank(), self.size())
     }
 
-    /// `work` on the first process, then on the others: what one puts in order on the disk is not put in order twice.
+    /// A note on how several processes share a step.
+    pub fn note(&self, share: &Share) -> Option<String> {
+        let size = self.size();
+        (size > 1).then(|| format!("{size} processes, each with {} pairs per step", share.pairs()))
+    }
+
+    /// Does `work` in the first process, then in the others, so that files are put in order by one process alone.
     pub fn first_then_others<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let wait = || self.ranks.iter().for_each(Ranks::wait_for_all);
         if !self.first() {
@@ -119,10 +109,10 @@ impl World {
         Ok(done)
     }
 
-    /// Makes sure that all processes begin the same run: each thing by its name and content.
+    /// Makes sure that all processes begin the same run. `things`: what must be the same, by name and content.
     ///
     /// # Errors
-    /// Some process has something else there than the first.
+    /// A process differs from the first in one of them.
     pub fn agree(&self, things: &[(&str, String)]) -> Result<()> {
         // 48 bits of a hash are a whole number in f64.
         let hash = |(_, text): &(&str, String)| {
@@ -131,13 +121,16 @@ impl World {
         let all = self.gather(&things.iter().map(hash).collect::<Vec<_>>());
         for (rank, theirs) in all.chunks(things.len()).enumerate() {
             if let Some(i) = (0..things.len()).find(|&i| theirs[i] != all[i]) {
-                bail!("process {rank} has other {} than process 0; give all the same, on every host", things[i].0);
+                bail!(
+                    "process {rank} differs from process 0 in its {}; all must be the same, on every host",
+                    things[i].0
+                );
             }
         }
         Ok(())
     }
 
-    /// The pairs of all processes, in the order of the step.
+    /// The pairs of all processes in the order of the step.
     pub fn gather_pairs(&self, mine: Vec<Pair>) -> Vec<Pair> {
         if self.size() == 1 {
             return mine;
@@ -154,25 +147,25 @@ impl World {
         all.chunks_exact(8).map(pair).collect()
     }
 
-    /// What every process brings, all of one length, in the order of the ranks.
+    /// The numbers of all processes, equally many from each, in the order of the ranks.
     fn gather(&self, mine: &[f64]) -> Vec<f64> {
         self.ranks.as_ref().map_or_else(|| mine.to_vec(), |ranks| ranks.gather(mine))
     }
 
-    /// The signal that has reached any of the processes: all stop at the same step.
+    /// The signal that has reached any of the processes, so that all stop at the same step.
     pub fn stop_requested(&self) -> Option<Stopped> {
         let mine = stop::requested().map_or(0, |stopped| stopped.0);
         let any = self.ranks.as_ref().map_or(mine, |ranks| ranks.largest(u64::from(mine)) as u8);
         (any > 0).then_some(Stopped(any, ""))
     }
 
-    /// Gradients become their sums over all processes, bucket by bucket, in the order of their names.
+    /// Replaces gradients by their sums over all processes, bucket by bucket, in the order of their names.
     ///
     /// # Errors
-    /// Another process is gone.
+    /// Another process has died.
     pub fn sum(&self, grads: &mut Grads) -> Result<()> {
         let Some(ranks) = self.ranks.as_ref().filter(|_| self.size() > 1) else { return Ok(()) };
-        let room = BUCKET / size_of::<f32>() / 3; // gathered, as they go out, as they come in
+        let room = BUCKET / size_of::<f32>() / 3; // three buffers: gathered, sent, received
         let (mut bucket, mut filled) = (vec![], 0);
         for grad in grads.values_mut() {
             *grad = grad.contiguous()?;
@@ -190,13 +183,13 @@ impl World {
         sum_bucket(ranks, &bucket)
     }
 
-    /// Ends this process's part. Trouble in one ends all: the others would wait for it for ever.
+    /// Ends this process's part. An error in one process ends all, because the others would wait for it forever.
     pub fn leave(self, answer: Result<Answer>) -> Result<Answer> {
         let rank = self.rank();
         let Some(ranks) = self.ranks else { return answer };
         match answer {
             Err(error) if !error.is::<Stopped>() => {
-                // Where all have the same trouble, the first says it and ends the others before their turn comes.
+                // Where all have the same error, the first reports it and ends the others before they report it too.
                 thread::sleep(Duration::from_millis(200) * rank.min(10) as u32);
                 cli::complain("train", &error);
                 ranks.abort(2)
@@ -223,7 +216,7 @@ fn visible_gpus() -> usize {
     1
 }
 
-/// One message for many small tensors, (n) each.
+/// Sums many small tensors, (n) each, in one message.
 fn sum_bucket(ranks: &Ranks, parts: &[Tensor]) -> Result<()> {
     match parts {
         [] => Ok(()),

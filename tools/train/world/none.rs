@@ -1,4 +1,4 @@
-//! A build without MPI: there are no other processes, and there is no value of this type.
+//! A build without MPI: there are no other processes, and no value of this type exists.
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
@@ -7,7 +7,7 @@ pub enum Ranks {}
 
 impl Ranks {
     pub fn join() -> Result<Self> {
-        anyhow::bail!("this build knows no MPI; build it with --features mpi")
+        anyhow::bail!("this build has no MPI; build it with --features mpi")
     }
 
     pub fn rank(&self) -> usize {

@@ -1,4 +1,4 @@
-//! The processes of one MPI job, and what they say to each other.
+//! The processes of one MPI job, and the messages between them.
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result as Candle, Tensor, bail};
@@ -22,12 +22,12 @@ pub struct Ranks {
 }
 
 impl Ranks {
-    /// Joins the others that the launcher started.
+    /// Joins the other processes that the launcher started.
     ///
     /// # Errors
     /// MPI cannot start.
     pub fn join() -> Result<Self> {
-        // Only the thread that does all the talking.
+        // Only one thread sends and receives.
         let (universe, _) =
             mpi::initialize_with_threading(Threading::Funneled).context("MPI does not start in this process")?;
         Ok(Self {
@@ -46,14 +46,14 @@ impl Ranks {
         self.world.size() as usize
     }
 
-    /// From here on tensors of this device are summed.
+    /// Prepares the sums of tensors on this device.
     pub fn attach(&mut self, device: &Device) -> Result<()> {
         #[cfg(feature = "nccl")]
         if let Device::Cuda(device) = device {
             self.nccl = Some(Nccl::new(device, &self.world)?);
             return Ok(());
         }
-        ensure!(device.is_cpu(), "several processes sum gradients on GPUs by NCCL; build it with --features nccl");
+        ensure!(device.is_cpu(), "several processes need NCCL to sum gradients on GPUs; build with --features nccl");
         Ok(())
     }
 
@@ -61,7 +61,7 @@ impl Ranks {
         self.world.barrier();
     }
 
-    /// What every process brings, all of one length, in the order of the ranks.
+    /// The numbers of all processes, equally many from each, in the order of the ranks.
     pub fn gather(&self, mine: &[f64]) -> Vec<f64> {
         let mut all = vec![0.0; mine.len() * self.size()];
         self.world.all_gather_into(mine, &mut all[..]);
@@ -74,13 +74,14 @@ impl Ranks {
         all
     }
 
-    /// `x` (f32, contiguous) becomes its sum over all processes, in place.
+    /// Replaces `x` (f32, contiguous) by its sum over all processes.
     pub fn sum(&self, x: &Tensor) -> Result<()> {
         Ok(x.inplace_op1(&Sum(self))?)
     }
 
-    /// Each process adds up its part of all vectors, in twos, and tells the others: the traffic of a ring. Not MPI's own sum, whose
-    /// order depends on the network, the length and the number of processes, and with it the last bit.
+    /// Each process adds up its part of all vectors, pair by pair, and sends the result to the others, which costs the traffic of
+    /// a ring. MPI's own sum is not used: its order, and with it the last bit, depends on the network, the length and the number
+    /// of processes.
     fn sum_values(&self, values: &mut [f32]) {
         let n = self.size();
         let each = values.len().div_ceil(n);
@@ -110,7 +111,7 @@ impl Ranks {
 }
 
 impl Drop for Ranks {
-    /// To leave in peace is to wait for the others: not out of a panic, of which they know nothing.
+    /// Leaving MPI waits for the other processes, which a panic here would keep waiting: it ends them instead.
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.abort(101);

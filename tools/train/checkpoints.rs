@@ -1,0 +1,429 @@
+//! The checkpoint folders of a run: what is published (unet/ or lora/), what only a resumption needs (state/), which checkpoint
+//! is the newest, and which may be removed.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::DType;
+use nets::{
+    folder, lora,
+    weights::{self, Weights},
+    write,
+};
+use pipe::{atomic, cli::named, device::Dtype, origin::Origin};
+use serde::{Deserialize, Serialize};
+
+use crate::state::{Counters, REFRESHED, State, detached};
+
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Checkpoints")]
+pub struct CheckpointFlags {
+    /// Continue from a checkpoint folder of `train`; `latest`: the newest in the output folder, if there is one
+    #[arg(long, visible_alias = "resume", value_name = "DIR|latest")]
+    resume_from_checkpoint: Option<PathBuf>,
+    /// Write a checkpoint to OUT_DIR/checkpoint-STEP every N steps (0: only at the end)
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    checkpointing_steps: u64,
+    /// Keep only the newest N of these checkpoints
+    #[arg(long, value_name = "N")]
+    checkpoints_total_limit: Option<NonZeroUsize>,
+    /// Number format of the published unet/; state/ always keeps f32
+    #[arg(long, default_value_t = Dtype::F32, value_parser = named::<Dtype>())]
+    save_dtype: Dtype,
+}
+
+/// The value of --resume-from-checkpoint that means the newest checkpoint in the output folder.
+const LATEST: &str = "latest";
+
+impl CheckpointFlags {
+    pub fn resumes(&self) -> bool {
+        self.resume_from_checkpoint.is_some()
+    }
+
+    fn resumes_latest(&self) -> bool {
+        self.resume_from_checkpoint.as_ref().is_some_and(|path| path.as_os_str() == LATEST)
+    }
+
+    /// The flags that must be added to this command so that it continues from its newest checkpoint.
+    pub fn flags_to_continue(&self) -> &'static str {
+        if self.resumes_latest() { "" } else { "--resume-from-checkpoint latest" }
+    }
+
+    /// The checkpoint to continue from, if one was asked for and, in case of `latest`, exists.
+    ///
+    /// # Errors
+    /// `latest` without an output folder, or with a checkpoint there that was made with other settings than `origin`.
+    pub fn resumption(&self, out: Option<&Path>, origin: &Origin) -> Result<Option<PathBuf>> {
+        if !self.resumes_latest() {
+            return Ok(self.resume_from_checkpoint.clone());
+        }
+        let out = out.context("--resume-from-checkpoint latest is the newest in the output folder: name it with -o")?;
+        latest(out, origin)
+    }
+}
+
+/// Writes the checkpoints of a run.
+pub struct Checkpoints {
+    /// The output folder.
+    pub out: PathBuf,
+    pub flags: CheckpointFlags,
+    /// The origin of the weights.
+    pub origin: Origin,
+    /// The UNet that training started from: its config.json, and with adapters its weights.
+    pub unet: PathBuf,
+    /// Also publish the UNet with the adapters added to its weights.
+    pub merge: bool,
+}
+
+impl Checkpoints {
+    /// What several processes must have in common before they begin, by name and content.
+    pub fn identity(&self) -> Result<[(&'static str, String); 3]> {
+        Ok([
+            ("settings", serde_json::to_string(&self.origin.args)?),
+            ("data or labels", serde_json::to_string(&self.origin.inputs)?),
+            ("models", serde_json::to_string(&self.origin.models)?),
+        ])
+    }
+
+    /// Whether a checkpoint is to be written after this step.
+    pub fn due(&self, step: u64) -> bool {
+        self.flags.checkpointing_steps > 0 && step.is_multiple_of(self.flags.checkpointing_steps)
+    }
+
+    /// Writes `checkpoint-<step>` and removes the oldest beyond the limit.
+    pub fn add(&self, state: &State) -> Result<()> {
+        self.write(&self.out.join(format!("checkpoint-{}", state.counters.step)), state)?;
+        self.prune()
+    }
+
+    /// Writes the last checkpoint of the run, into the output folder itself.
+    pub fn finish(&self, state: &State) -> Result<()> {
+        self.write(&self.out, state)
+    }
+
+    /// The newest of the checkpoints that `add` has written.
+    pub fn newest(&self) -> Option<PathBuf> {
+        complete_checkpoints(&self.out).pop().map(|(_, path)| path)
+    }
+
+    /// Puts the output folder in order before a run continues in it.
+    pub fn tidy(&self) -> Result<()> {
+        tidy(&self.out)?;
+        // A run that continues from its newest checkpoint no longer needs the older ones.
+        if self.flags.resumes_latest() { self.prune() } else { Ok(()) }
+    }
+
+    fn prune(&self) -> Result<()> {
+        let Some(limit) = self.flags.checkpoints_total_limit else { return Ok(()) };
+        let all = complete_checkpoints(&self.out);
+        all[..all.len().saturating_sub(limit.get())].iter().try_for_each(|(_, path)| remove(path))
+    }
+
+    /// Writes a checkpoint folder. The new weights are on the disk before state/ changes, and are renamed into place after it:
+    /// a run that is killed anywhere in between leaves the old checkpoint or the new one (see `complete`).
+    fn write(&self, folder: &Path, state: &State) -> Result<()> {
+        let origin = self.origin.clone().arg("step", state.counters.step);
+        let mut kept: BTreeMap<_, _> = detached(&state.optimizer.moments).collect();
+        if state.counters.reference == REFRESHED {
+            for (name, var) in &state.policy.params {
+                kept.insert(format!("reference.{name}"), state.reference.get(name, var.dims())?);
+            }
+        }
+        // Published weights may be rounded; the run continues from these.
+        let dtype = self.dtype();
+        if dtype != DType::F32 {
+            kept.extend(detached(&state.policy.params).map(|(n, t)| (format!("policy.{n}"), t)));
+        }
+        self.publish(folder, state, &origin)?;
+        let saved = Saved { counters: state.counters.clone(), origin, merged: self.merges(state) };
+        let text = serde_json::to_string(&saved)?;
+        write::tensors(&folder.join(STATE), &kept, [(Saved::KEY.to_owned(), text)].into())?;
+        saved.published().try_for_each(|which| adopt(folder, which))
+    }
+
+    /// Writes the weights under the names at which they wait for their state/.
+    fn publish(&self, folder: &Path, state: &State, origin: &Origin) -> Result<()> {
+        let rounded = |tensors: BTreeMap<String, candle_core::Tensor>| {
+            let tensors = tensors.into_iter().map(|(n, t)| Ok((n, t.to_dtype(self.dtype())?)));
+            tensors.collect::<Result<BTreeMap<_, _>>>()
+        };
+        let trained: BTreeMap<_, _> = detached(&state.policy.params).collect();
+        let Some(config) = &state.counters.lora else {
+            return write::model(&folder.join(UNET.next), &self.unet, &rounded(trained)?, origin);
+        };
+        let adapters = rounded(trained.clone())?;
+        lora::write(&folder.join(LORA.next), config, state.policy.unet.config.kohya_naming(), &adapters, origin)?;
+        if self.merge {
+            let merged = lora::merged(&Weights::open(&self.unet)?, config, &trained)?;
+            write::model(&folder.join(UNET.next), &self.unet, &rounded(merged)?, origin)?;
+        }
+        Ok(())
+    }
+
+    fn merges(&self, state: &State) -> bool {
+        self.merge && state.counters.lora.is_some()
+    }
+
+    fn dtype(&self) -> DType {
+        match self.flags.save_dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// Takes policy, moments, counters and (once refreshed) the reference from a checkpoint folder. If the command line names
+/// a new reference, it replaces the saved one.
+///
+/// # Errors
+/// The folder is not a checkpoint of `train`; it has another seed, batch, labels or reference, so that it would not be the same
+/// run.
+pub fn resume(state: &mut State, folder: &Path) -> Result<()> {
+    let name = folder.display();
+    let theirs = complete(folder).with_context(|| format!("{name} is not a whole checkpoint of `train`"))?.counters;
+    refuse_other_run(&state.counters, &theirs, folder)?;
+    let kept = Weights::open(&folder.join(STATE))?;
+    let which = theirs.published();
+    let published = Weights::open(&folder.join(which.folder).join(which.main))?;
+    for (name, var) in &state.policy.params {
+        let exact = format!("policy.{name}");
+        let tensor = match kept.has(&exact) {
+            true => kept.get(&exact, var.dims())?,
+            false => published.get(&format!("{}{name}", which.prefix), var.dims())?,
+        };
+        var.set(&tensor.to_dtype(DType::F32)?.to_device(var.device())?)?;
+    }
+    for (moment, var) in &state.optimizer.moments {
+        let saved = kept.get(moment, var.dims());
+        let saved = saved.with_context(|| format!("{name} was made with another --optimizer"))?;
+        ensure!(saved.dtype() == var.dtype(), "{name} was made with another --moments");
+        var.set(&saved.to_device(var.device())?)?;
+    }
+    let ours = state.counters.clone();
+    let refreshed = !names_new_reference(&ours, &theirs) && theirs.reference == REFRESHED;
+    if refreshed {
+        state.reference.restore(&folder.join(STATE))?;
+    }
+    let reference = if refreshed { REFRESHED.to_owned() } else { ours.reference };
+    state.counters = Counters { reference, named: ours.named.or(theirs.named.clone()), ..theirs };
+    Ok(())
+}
+
+fn names_new_reference(ours: &Counters, theirs: &Counters) -> bool {
+    ours.named.is_some() && ours.named != theirs.named
+}
+
+fn refuse_other_run(ours: &Counters, theirs: &Counters, folder: &Path) -> Result<()> {
+    let same_reference = theirs.reference == REFRESHED || theirs.reference == ours.reference;
+    let checks = [
+        ("--seed", theirs.seed == ours.seed),
+        (
+            "batch (--train-batch-size times --gradient-accumulation-steps)",
+            theirs.effective_batch == ours.effective_batch,
+        ),
+        ("--labels", theirs.labels == ours.labels),
+        ("--lora-rank, --lora-alpha or --lora-targets", theirs.lora == ours.lora),
+        (
+            "--reference, which its state does not hold: name that reference",
+            names_new_reference(ours, theirs) || same_reference,
+        ),
+    ];
+    for (what, same) in checks {
+        ensure!(
+            same,
+            "{} was made with another {what}; to start a new run from its weights, give it as --policy instead",
+            folder.display()
+        );
+    }
+    Ok(())
+}
+
+/// The one file in state/, so that moments, reference and counters appear together.
+const STATE: &str = "state/optimizer.safetensors";
+
+/// The metadata of that file.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    counters: Counters,
+    /// The origin of the weights that belong to the state. A folder in which the two differ is not a whole checkpoint.
+    origin: Origin,
+    /// Whether the UNet with the adapters added to its weights is published too.
+    #[serde(default)]
+    merged: bool,
+}
+
+impl Saved {
+    const KEY: &str = "train";
+
+    /// Everything that the folder publishes.
+    fn published(&self) -> impl Iterator<Item = &'static Published> {
+        [self.counters.published()].into_iter().chain(self.merged.then_some(&UNET))
+    }
+
+    fn read(folder: &Path) -> Result<Self> {
+        let file = folder.join(STATE);
+        let text = weights::metadata(&file)?.remove(Self::KEY);
+        let text = text.with_context(|| format!("{} was not written by `train`", file.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} was not written by this `train`", file.display()))
+    }
+}
+
+/// One kind of published weights.
+struct Published {
+    folder: &'static str,
+    /// Where new weights wait for their state/.
+    next: &'static str,
+    /// The files in the folder; the last is `main`, whose metadata hold the origin.
+    files: [&'static str; 2],
+    main: &'static str,
+    /// What precedes the names of the tensors.
+    prefix: &'static str,
+}
+
+const UNET: Published = Published {
+    folder: "unet",
+    next: "unet.partial",
+    files: ["config.json", folder::DIFFUSERS_WEIGHTS],
+    main: folder::DIFFUSERS_WEIGHTS,
+    prefix: "",
+};
+
+const LORA: Published = Published {
+    folder: "lora",
+    next: "lora.partial",
+    files: [lora::KOHYA_FILE, folder::ADAPTERS],
+    main: folder::ADAPTERS,
+    prefix: "unet.",
+};
+
+impl Counters {
+    /// What a checkpoint of this run publishes.
+    fn published(&self) -> &'static Published {
+        if self.lora.is_some() { &LORA } else { &UNET }
+    }
+}
+
+/// Renames the waiting weights into place.
+fn adopt(folder: &Path, which: &Published) -> Result<()> {
+    let (next, now) = (folder.join(which.next), folder.join(which.folder));
+    fs::create_dir_all(&now).with_context(|| format!("cannot write {}", now.display()))?;
+    for file in which.files {
+        if next.join(file).exists() {
+            atomic::rename(&next.join(file), &now.join(file))?;
+        }
+    }
+    remove(&next)
+}
+
+/// Reads the state of a checkpoint folder, after finishing a write that was killed between state/ and the weights.
+///
+/// # Errors
+/// State and weights do not belong together, or are missing.
+fn complete(folder: &Path) -> Result<Saved> {
+    let saved = Saved::read(folder)?;
+    for which in saved.published() {
+        let origin = |name: &str| Weights::open(&folder.join(name).join(which.main)).ok().and_then(|w| w.origin());
+        if origin(which.folder).as_ref() != Some(&saved.origin) {
+            let waiting = origin(which.next).as_ref() == Some(&saved.origin);
+            ensure!(waiting, "the weights in {} do not belong to its state/", folder.join(which.folder).display());
+            adopt(folder, which)?;
+        }
+    }
+    Ok(saved)
+}
+
+/// Folders called `checkpoint-<step>` in `out`, complete or not, the oldest first.
+fn named_checkpoints(out: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = fs::read_dir(out).into_iter().flatten().flatten();
+    let step = |name: &str| name.strip_prefix("checkpoint-")?.parse().ok();
+    let mut all: Vec<_> = entries.filter_map(|e| Some((step(e.file_name().to_str()?)?, e.path()))).collect();
+    all.sort();
+    all
+}
+
+/// Complete checkpoints in `out`, the oldest first.
+fn complete_checkpoints(out: &Path) -> Vec<(u64, PathBuf)> {
+    let mut all = named_checkpoints(out);
+    all.retain(|(step, path)| complete(path).is_ok_and(|saved| saved.counters.step == *step));
+    all
+}
+
+/// The newest checkpoint in `out`: one of `checkpoint-<step>`, or `out` itself where a run ended.
+///
+/// # Errors
+/// It was made with other settings than `origin`; such a checkpoint must be named.
+fn latest(out: &Path, origin: &Origin) -> Result<Option<PathBuf>> {
+    let ended = complete(out).ok().map(|saved| (saved.counters.step, out.to_owned()));
+    let Some((_, newest)) = complete_checkpoints(out).into_iter().chain(ended).max() else { return Ok(None) };
+    let theirs = complete(&newest)?.origin;
+    if let Some(what) = difference(origin, &theirs) {
+        bail!(
+            "{} was made with another {what}: name it with --resume-from-checkpoint to continue from it all the same, or \
+             choose another folder with -o",
+            newest.display()
+        );
+    }
+    Ok(Some(newest))
+}
+
+type Map = serde_json::Map<String, serde_json::Value>;
+
+/// The first setting, model or input in which two runs differ.
+fn difference(ours: &Origin, theirs: &Origin) -> Option<String> {
+    let other = |a: &Map, b: &Map| {
+        let differs = |key: &&String| *key != "step" && a.get(*key) != b.get(*key);
+        a.keys().chain(b.keys()).find(differs).cloned()
+    };
+    other(&ours.args, &theirs.args)
+        .or_else(|| other(&ours.models, &theirs.models))
+        .or_else(|| (ours.inputs != theirs.inputs).then(|| "input table".into()))
+}
+
+/// # Errors
+/// `out` holds checkpoints of an earlier run, with which those of a new one would be mixed.
+pub fn refuse_earlier(out: &Path) -> Result<()> {
+    if let Some((_, path)) = named_checkpoints(out).pop() {
+        bail!(
+            "{} belongs to an earlier run: add --resume-from-checkpoint latest to continue that run, choose another folder with \
+             -o, or remove it",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// # Errors
+/// `out` holds weights that a run of the other kind published, which would be taken for those of this run.
+pub fn refuse_other_kind(out: &Path, lora: bool) -> Result<()> {
+    let [whole, adapters] = [UNET.folder, LORA.folder].map(|name| out.join(name).is_dir());
+    let other = if lora { whole && !adapters } else { adapters };
+    let what = if lora { "a whole UNet" } else { "adapters" };
+    ensure!(!other, "{} holds {what} of another run; choose another folder with -o", out.display());
+    Ok(())
+}
+
+/// Removes what a killed run left of unfinished checkpoints: folders without state/, and weights that wait for it. Files that
+/// may belong to somebody else stay.
+fn tidy(out: &Path) -> Result<()> {
+    let waiting = [UNET.next, LORA.next];
+    let names = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.file_name());
+    let unfinished = |folder: &Path| {
+        let ours = |name: OsString| name == "state" || waiting.iter().any(|next| name == *next);
+        folder.is_dir() && names(folder).all(ours) && !folder.join(STATE).exists()
+    };
+    let folders = named_checkpoints(out).into_iter().map(|(_, path)| path).filter(|path| unfinished(path));
+    let _ = complete(out); // renames weights that wait beside their state/
+    let waiting = waiting.map(|name| out.join(name)).into_iter().filter(|path| path.is_dir());
+    folders.chain(waiting).try_for_each(|path| remove(&path))
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))
+}

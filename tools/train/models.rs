@@ -1,0 +1,143 @@
+//! The networks of a run: the policy that is trained, the reference it is compared with, and the frozen rest.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::Device;
+use nets::{
+    folder, hub, json,
+    lora::{Adapters, LoraConfig},
+    unet::{Trainable, UNet, UNetConfig},
+    weights::Weights,
+};
+use pipe::origin::Origin;
+
+use crate::reference::{Reference, ReferenceFlags};
+
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Models")]
+pub struct ModelFlags {
+    /// Stable Diffusion folder or hub id: text encoder, VAE, scheduler, and the UNet to start from
+    #[arg(long, alias = "pretrained-model-name-or-path", value_name = "DIR")]
+    pub base: PathBuf,
+    /// VAE to use instead of the base's own, such as SDXL's that works in half precision
+    #[arg(long, alias = "pretrained-vae-model-name-or-path", value_name = "DIR")]
+    vae: Option<PathBuf>,
+    /// Checkpoint to start from instead of the base's own UNet
+    #[arg(long, value_name = "DIR")]
+    pub policy: Option<PathBuf>,
+    /// Checkpoint to compare the policy with instead of the base's own UNet
+    #[arg(long, value_name = "DIR")]
+    pub reference: Option<PathBuf>,
+    /// Download models that are named by a hub id (org/name[@revision]) and are not in the cache
+    #[arg(long)]
+    allow_download: bool,
+}
+
+impl ModelFlags {
+    /// The same flags with local folders in place of hub ids.
+    ///
+    /// # Errors
+    /// A model is not in the cache and may not be, or cannot be, downloaded.
+    pub fn resolve(&self) -> Result<Self> {
+        let local = |path: &PathBuf| hub::resolve(path, self.allow_download);
+        let local_if_named = |path: &Option<PathBuf>| path.as_ref().map(local).transpose();
+        Ok(Self {
+            base: local(&self.base)?,
+            vae: local_if_named(&self.vae)?,
+            policy: local_if_named(&self.policy)?,
+            reference: local_if_named(&self.reference)?,
+            allow_download: self.allow_download,
+        })
+    }
+
+    /// The folder of the VAE.
+    pub fn vae_folder(&self) -> PathBuf {
+        match &self.vae {
+            Some(path) if path.join("vae").is_dir() => path.join("vae"),
+            Some(path) => path.clone(),
+            None => self.base.join("vae"),
+        }
+    }
+
+    /// The frozen networks that prepare the data: role and folder.
+    pub fn frozen_networks(&self) -> Vec<(&'static str, PathBuf)> {
+        let encoders = ["text_encoder", "text_encoder_2"].map(|role| (role, self.base.join(role)));
+        [("vae", self.vae_folder())].into_iter().chain(encoders).filter(|(_, folder)| folder.is_dir()).collect()
+    }
+
+    /// Adds them to the origin of the weights.
+    pub fn describe_frozen(&self, mut origin: Origin) -> Result<Origin> {
+        for (role, folder) in self.frozen_networks() {
+            origin = origin.model(role, Weights::open(&folder)?.hash()?);
+        }
+        Ok(origin)
+    }
+
+    /// Side in pixels of the images that the base's UNet was made for, with `factor` pixels per latent.
+    pub fn native_side(&self, factor: usize) -> Result<usize> {
+        let config: UNetConfig = json::read(&folder::unet(&self.base)?.join("config.json"))?;
+        Ok(config.sample_size * factor)
+    }
+}
+
+/// Policy and reference, as they are before the first step.
+pub struct Models {
+    pub policy: Trainable,
+    pub reference: Reference,
+    /// SHA-256 of the weights of policy and reference.
+    pub hashes: [String; 2],
+    /// The folder of the UNet that training starts from.
+    pub unet: PathBuf,
+}
+
+impl Models {
+    /// All weights of the policy are trained, and the reference is a second UNet.
+    ///
+    /// # Errors
+    /// Files that cannot be read; policy and reference of different architectures.
+    pub fn whole(models: &ModelFlags, reference: &ReferenceFlags, device: &Device) -> Result<Self> {
+        let unet_of = |path: &Option<PathBuf>| folder::unet(path.as_ref().unwrap_or(&models.base));
+        let (unet, other) = (unet_of(&models.policy)?, unet_of(&models.reference)?);
+        let policy = UNet::open_variables(&unet, device, false)?;
+        let reference = Reference::open(&other, &policy.params, reference, device)?;
+        let hashes = [Weights::open(&unet)?.hash()?, Weights::open(&other)?.hash()?];
+        Ok(Self { policy, reference, hashes, unet })
+    }
+
+    /// Adapters are trained beside a frozen UNet. The reference is the same UNet with adapters of its own, which at first
+    /// change nothing.
+    ///
+    /// # Errors
+    /// Files that cannot be read; adapters of another rank or alpha; a reference that is another UNet.
+    pub fn adapted(models: &ModelFlags, config: &LoraConfig, seed: u64, device: &Device) -> Result<Self> {
+        let adapters = [&models.policy, &models.reference].map(|path| path.as_deref().and_then(folder::adapters));
+        let under = models.policy.as_ref().filter(|_| adapters[0].is_none()).unwrap_or(&models.base);
+        let unet = folder::unet(under)?;
+        let [policy, reference] = UNet::open_adapted(&unet, config, seed, device)
+            .context("cannot add the adapters of --lora-rank and --lora-targets")?;
+        let base = Weights::open(&unet)?.hash()?;
+        let mut hashes = [base.clone(), base.clone()];
+        for ((file, hash), network) in adapters.iter().zip(&mut hashes).zip([&policy, &reference]) {
+            let Some(file) = file else { continue };
+            let saved = Adapters::open(file)?;
+            let (rank, alpha) = (saved.config.rank, saved.config.alpha);
+            ensure!(
+                rank == config.rank && alpha == config.alpha,
+                "{}: its adapters have rank {rank} and alpha {alpha}; give these as --lora-rank and --lora-alpha",
+                file.display()
+            );
+            saved.fill(&network.params).context("--lora-targets names other layers than the file")?;
+            *hash = pipe::id::file_hash(file)?;
+        }
+        if let (Some(path), None) = (&models.reference, &adapters[1]) {
+            ensure!(
+                Weights::open(&folder::unet(path)?)?.hash()? == base,
+                "--reference {} is another UNet than the policy's; with --lora-rank, policy and reference share one UNet and \
+                 differ in their adapters alone",
+                path.display()
+            );
+        }
+        Ok(Self { policy, reference: Reference::Held(reference), hashes, unet })
+    }
+}

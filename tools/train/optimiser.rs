@@ -1,0 +1,174 @@
+//! How gradients become steps: length of the run, learning rate, optimiser and clipping.
+
+use anyhow::{Result, ensure};
+use candle_core::DType;
+use nets::optim::{AdafactorConfig, AdamWConfig, LrSchedule, Rule};
+use pipe::{cli::named, origin::Origin};
+
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Optimisation")]
+pub struct OptimiserFlags {
+    /// Optimiser steps in total, including those before a resumption
+    #[arg(long, visible_alias = "steps", value_name = "N", default_value_t = 2000)]
+    pub max_train_steps: u64,
+    /// Learning rate; Diffusion-DPO's 1e-8 belongs with --scale-lr
+    #[arg(long, visible_alias = "lr", value_name = "X", default_value_t = 1e-8)]
+    learning_rate: f64,
+    /// Multiply the learning rate by the number of pairs per optimiser step
+    #[arg(long)]
+    scale_lr: bool,
+    /// How the learning rate changes over the run (diffusers' schedules)
+    #[arg(long, default_value_t = LrSchedule::ConstantWithWarmup, value_parser = named::<LrSchedule>())]
+    lr_scheduler: LrSchedule,
+    /// Steps over which the learning rate rises from 0
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    lr_warmup_steps: u64,
+    /// Length of a linear or cosine schedule [default: --max-train-steps]
+    #[arg(long, value_name = "N")]
+    lr_total_steps: Option<u64>,
+    /// Optimiser [default: adamw]
+    #[arg(long, value_parser = named::<OptimizerName>())]
+    pub optimizer: Option<OptimizerName>,
+    /// The same as --optimizer adafactor
+    #[arg(long, conflicts_with = "optimizer")]
+    pub use_adafactor: bool,
+    /// How AdamW's moments are stored; bf16 halves their memory and works on the CPU only
+    #[arg(long, default_value_t = Moments::F32, value_parser = named::<Moments>())]
+    moments: Moments,
+    /// Decay of AdamW's mean gradient per step
+    #[arg(long, value_name = "X", default_value_t = 0.9)]
+    adam_beta1: f64,
+    /// Decay of AdamW's mean squared gradient per step
+    #[arg(long, value_name = "X", default_value_t = 0.999)]
+    adam_beta2: f64,
+    /// Added to the root of AdamW's mean squared gradient, so that nothing is divided by 0
+    #[arg(long, value_name = "X", default_value_t = 1e-8)]
+    adam_epsilon: f64,
+    /// Weight decay of AdamW and Adafactor
+    #[arg(long, value_name = "X", default_value_t = 1e-2)]
+    adam_weight_decay: f64,
+    /// Scale longer gradients down to this norm; inf never scales [default: 1 for AdamW, inf for Adafactor, which bounds
+    /// its updates itself]
+    #[arg(long, value_name = "X")]
+    pub max_grad_norm: Option<f64>,
+}
+
+pipe::names! {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum OptimizerName {
+        Adamw = "adamw",
+        /// As transformers' with scale_parameter and relative_step off: a quarter of AdamW's memory; Diffusion-DPO's choice for
+        /// SDXL
+        Adafactor = "adafactor",
+    }
+}
+
+pipe::names! {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Moments {
+        F32 = "f32",
+        Bf16 = "bf16",
+    }
+}
+
+impl OptimiserFlags {
+    /// # Errors
+    /// A number outside its range.
+    pub fn check(&self) -> Result<()> {
+        ensure!(self.max_train_steps > 0, "--max-train-steps is 0: nothing to do");
+        for (flag, value) in [
+            ("--learning-rate", self.learning_rate),
+            ("--adam-weight-decay", self.adam_weight_decay),
+            ("--adam-epsilon", self.adam_epsilon),
+        ] {
+            ensure!(value >= 0.0 && value.is_finite(), "{flag} must not be below 0, it is {value}");
+        }
+        for (flag, value) in [("--adam-beta1", self.adam_beta1), ("--adam-beta2", self.adam_beta2)] {
+            ensure!((0.0..1.0).contains(&value), "{flag} must lie between 0 and 1, it is {value}");
+        }
+        ensure!(
+            self.max_grad_norm.is_none_or(|norm| norm > 0.0),
+            "--max-grad-norm must be above 0, it is {}; inf never scales a gradient",
+            self.max_grad_norm.unwrap_or_default()
+        );
+        Ok(())
+    }
+
+    pub fn rule(&self) -> Rule {
+        match self.optimizer {
+            None | Some(OptimizerName::Adamw) if !self.use_adafactor => Rule::AdamW(AdamWConfig {
+                beta1: self.adam_beta1,
+                beta2: self.adam_beta2,
+                eps: self.adam_epsilon,
+                weight_decay: self.adam_weight_decay,
+            }),
+            _ => Rule::Adafactor(AdafactorConfig { weight_decay: self.adam_weight_decay }),
+        }
+    }
+
+    /// How the moments are stored.
+    pub fn moments(&self) -> DType {
+        match self.moments {
+            Moments::F32 => DType::F32,
+            Moments::Bf16 => DType::BF16,
+        }
+    }
+
+    /// The norm to which longer gradients are scaled down; Diffusion-DPO's code never scales Adafactor's.
+    pub fn max_norm(&self) -> f64 {
+        let default = if matches!(self.rule(), Rule::AdamW(_)) { 1.0 } else { f64::INFINITY };
+        self.max_grad_norm.unwrap_or(default)
+    }
+
+    /// The learning rate of every step of a run with this many pairs per step.
+    pub fn learning_rate(&self, pairs_per_step: usize) -> LearningRate {
+        LearningRate {
+            base: self.learning_rate * if self.scale_lr { pairs_per_step as f64 } else { 1.0 },
+            schedule: self.lr_scheduler,
+            warmup: self.lr_warmup_steps,
+            total: self.lr_total_steps.unwrap_or(self.max_train_steps),
+            steps: self.max_train_steps,
+        }
+    }
+
+    /// Adds the settings to the origin of the weights.
+    pub fn describe(&self, origin: Origin) -> Origin {
+        // The length matters only to a schedule that ends.
+        let ends = matches!(self.lr_scheduler, LrSchedule::Linear | LrSchedule::Cosine);
+        let total = ends.then(|| self.lr_total_steps.unwrap_or(self.max_train_steps));
+        let schedule = (format!("{:?}", self.lr_scheduler), self.lr_warmup_steps, total);
+        origin
+            .arg("learning_rate", self.learning_rate)
+            .arg("scale_lr", self.scale_lr)
+            .arg("lr_scheduler", serde_json::json!(schedule))
+            .arg("optimizer", format!("{:?}", self.rule()))
+            .arg("moments", format!("{:?}", self.moments))
+            .arg("max_grad_norm", self.max_norm().to_string())
+    }
+}
+
+/// The learning rates of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct LearningRate {
+    base: f64,
+    schedule: LrSchedule,
+    warmup: u64,
+    total: u64,
+    steps: u64,
+}
+
+impl LearningRate {
+    /// The learning rate of a step, from 1.
+    pub fn at(&self, step: u64) -> f64 {
+        self.base * self.schedule.factor(step - 1, self.warmup, self.total)
+    }
+
+    /// The sum over all steps: the farthest that Adam can carry one weight.
+    pub fn sum(&self) -> f64 {
+        (1..=self.steps).map(|step| self.at(step)).sum()
+    }
+
+    pub fn highest(&self) -> f64 {
+        (1..=self.steps).map(|step| self.at(step)).fold(0.0, f64::max)
+    }
+}

@@ -1,0 +1,193 @@
+//! A run and the parts of its steps, which main.rs puts in order.
+
+use std::{mem, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use nets::{params, weights::Weights, write};
+use pipe::stop::Stopped;
+
+use crate::{
+    batches::Batches,
+    checkpoints::Checkpoints,
+    gradients::{Execution, Gradients},
+    log::{Line, mean},
+    loss::Pair,
+    method::Method,
+    optimiser::LearningRate,
+    report::Reporter,
+    spikes::{OnSpike, SpikeFlags},
+    start::Setup,
+    state::{Drift, State},
+    world::World,
+};
+
+/// How often a run may go back to the same checkpoint.
+const MOST_ROLLBACKS: usize = 3;
+
+pub struct Run<'a> {
+    pub world: &'a World,
+    pub setup: Setup,
+    pub method: Method,
+    pub execution: Execution,
+    pub learning_rate: LearningRate,
+    pub spikes: SpikeFlags,
+    pub state: State,
+    pub batches: Batches,
+    pub gradients: Gradients,
+    pub checkpoints: Checkpoints,
+    pub reporter: Reporter,
+    /// The UNet of the base, from which drift is measured.
+    pub base: Weights,
+    /// Where to write the gradients of the first step.
+    pub dump: Option<PathBuf>,
+    /// Whether z of every pair is logged.
+    pub logs_z: bool,
+    /// Since the last checkpoint.
+    pub rollbacks: usize,
+}
+
+/// The losses of a step in all processes, and the norm of its gradient.
+pub struct Losses {
+    pub pairs: Vec<Pair>,
+    pub mean: f64,
+    pub grad_norm: f64,
+}
+
+/// What became of a step.
+pub enum Update {
+    /// The weights have moved; the drift, where it was measured.
+    Done(Option<Drift>),
+    /// Something is NaN, or the loss is a spike; why.
+    Trouble(String),
+}
+
+impl Run<'_> {
+    /// Optimiser steps of the whole run.
+    pub fn steps(&self) -> u64 {
+        self.setup.optimiser.max_train_steps
+    }
+
+    /// The number of the step to take next, from 1; `None` when all are done.
+    pub fn next_step(&self) -> Option<u64> {
+        let done = self.state.counters.step;
+        (done < self.steps()).then_some(done + 1)
+    }
+
+    /// Computes the gradient of the mean loss over the next batch of pairs, summed over micro-batches and processes.
+    pub fn compute_gradients(&mut self) -> Result<Losses> {
+        let Self { gradients, state, batches, method, .. } = self;
+        gradients.compute(self.execution, state, batches, method, self.setup.pairs_per_step)?;
+        let pairs = self.world.gather_pairs(mem::take(&mut gradients.pairs));
+        self.world.sum(&mut gradients.grads)?;
+        if let Some(file) = self.dump.take() {
+            write::tensors(&file, &gradients.grads, Default::default())?;
+        }
+        let grad_norm = params::global_norm(&gradients.grads)?;
+        Ok(Losses { mean: mean(&pairs, |(_, p)| p.loss), pairs, grad_norm })
+    }
+
+    /// The signal that asks the run to stop after this step. The last step is not stopped: the run ends anyway.
+    pub fn stop_requested(&self, step: u64) -> Option<Stopped> {
+        self.world.stop_requested().filter(|_| step < self.steps())
+    }
+
+    /// Whether a checkpoint is to be written after this step. After the last step, `finish` writes one.
+    pub fn checkpoint_due(&self, step: u64) -> bool {
+        step < self.steps() && self.checkpoints.due(step)
+    }
+
+    /// Takes one optimiser step, unless the losses are troubled; then the reference follows the policy.
+    pub fn update(&mut self, step: u64, losses: &Losses, saves: bool) -> Result<Update> {
+        if let Some(trouble) = self.spikes.trouble(&self.state.counters.losses, losses.mean, losses.grad_norm) {
+            return Ok(Update::Trouble(trouble));
+        }
+        self.state.counters.losses.add(losses.mean);
+        self.apply(step, losses.grad_norm)?;
+        if !saves && step < self.steps() && !self.reporter.drift_due(step) {
+            return Ok(Update::Done(None));
+        }
+        let drift = self.state.drift(&self.base)?;
+        Ok(match drift.base.is_finite() {
+            true => Update::Done(Some(drift)),
+            false => Update::Trouble("the weights are not finite".into()),
+        })
+    }
+
+    /// Moves the policy along the gradient, and the reference after it.
+    pub fn apply(&mut self, step: u64, grad_norm: f64) -> Result<()> {
+        let (state, grads) = (&mut self.state, &mut self.gradients.grads);
+        params::clip(grads, grad_norm, self.setup.optimiser.max_norm())?;
+        state.optimizer.step(&state.policy.params, grads, step, self.learning_rate.at(step))?;
+        state.counters.step = step;
+        // After a hard refresh reference and policy are equal: the next z is 0, the next loss ln 2.
+        match self.setup.reference.mode().rate_after(step) {
+            Some(rate) => state.move_reference(rate, &self.checkpoints.out),
+            None => Ok(()),
+        }
+    }
+
+    /// Goes back to the newest checkpoint, past the pairs up to those of this step, or ends the run.
+    ///
+    /// # Errors
+    /// The run ends here: that was asked for, there is no checkpoint, or going back has not helped before.
+    pub fn recover(mut self, step: u64, trouble: &str) -> Result<Self> {
+        let out = self.checkpoints.out.display();
+        let newest = self.checkpoints.newest();
+        let kept = match &newest {
+            Some(path) => format!("the last checkpoint is kept, {}", path.display()),
+            None => format!("there is no checkpoint in {out} yet"),
+        };
+        ensure!(
+            self.spikes.on_spike == OnSpike::Rollback,
+            "step {step}: {trouble}; {kept}. A smaller --learning-rate or --beta-dpo may help, or --on-spike rollback"
+        );
+        ensure!(
+            self.rollbacks < MOST_ROLLBACKS,
+            "step {step}: {trouble}, after going back {MOST_ROLLBACKS} times; {kept}"
+        );
+        let newest = newest.with_context(|| format!("step {step}: {trouble}, and {kept} to go back to"))?;
+        self.reporter.say(format_args!(
+            "step {step}: {trouble}; continuing from {}, past the pairs up to this step",
+            newest.display()
+        ));
+        let skipped = self.state.counters.skipped;
+        drop(self.state); // there may be no memory for two
+        self.state = self.world.first_then_others(|| self.setup.restore(&newest))?;
+        let counters = &mut self.state.counters;
+        counters.skipped = skipped + step - counters.step;
+        self.batches.go_to(counters.step, counters.skipped)?;
+        self.reporter.go_back(&self.checkpoints, counters.step);
+        self.rollbacks += 1;
+        Ok(self)
+    }
+
+    /// Writes a line of log.jsonl and moves the progress bar.
+    pub fn report(&mut self, step: u64, losses: &Losses, drift: Option<Drift>, took: Duration) -> Result<()> {
+        let line = Line {
+            z: self.logs_z.then(|| losses.pairs.iter().map(|(_, p)| p.z).collect()),
+            grad_norm: losses.grad_norm,
+            lr: self.learning_rate.at(step),
+            refreshed: self.setup.reference.mode().rate_after(step) == Some(1.0),
+            ..Line::of(step, &losses.pairs, took).with_drift(drift)
+        };
+        self.reporter.report(&line, &losses.pairs)
+    }
+
+    /// Writes `checkpoint-<step>`.
+    pub fn save(&mut self) -> Result<()> {
+        self.gradients.grads.clear(); // the checkpoint may need the memory
+        self.rollbacks = 0;
+        if self.world.first() { self.checkpoints.add(&self.state) } else { Ok(()) }
+    }
+
+    /// The error with which a run ends that a signal has stopped.
+    pub fn stopped(&self, signal: Stopped) -> anyhow::Error {
+        Stopped(signal.0, self.checkpoints.flags.flags_to_continue()).into()
+    }
+
+    /// Writes the last checkpoint.
+    pub fn finish(mut self) -> Result<()> {
+        self.gradients.grads.clear();
+        if self.world.first() { self.checkpoints.finish(&self.state) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,151 @@
+//! Where the inputs of a step come from: pairs and labels, or a replay file.
+
+use std::{ops::Range, path::PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device};
+use nets::{noise::Schedule, prompt::PromptEncoder, unet::UNetConfig, vae::Vae};
+use pipe::{id::file_hash, origin::Origin};
+
+use crate::{
+    batch::Batch,
+    data::{Data, VisitFlags, check_networks},
+    models::ModelFlags,
+    replay::Replay,
+    world::BatchFlags,
+};
+
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Data")]
+pub struct DataFlags {
+    /// What to train on: pairs tables, one folder of `encode`, or an images table whose uids the labels name
+    #[arg(value_name = "DATA")]
+    pub data: Vec<PathBuf>,
+    /// Labels table from `vote`, which says which image of each pair is preferred; pairs of weight 0 are left out
+    #[arg(long, value_name = "LABELS")]
+    pub labels: Option<PathBuf>,
+    /// Take the inputs of every step from a safetensors file instead of DATA and LABELS: `<i>.latents`, `<i>.noise` and
+    /// `<i>.timesteps` with the winners first, and the captions in the metadata key `prompts`
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "labels"])]
+    pub replay: Option<PathBuf>,
+}
+
+impl DataFlags {
+    pub fn labels_from_stdin(&self) -> bool {
+        self.labels.as_ref().is_some_and(|labels| labels.as_os_str() == "-")
+    }
+
+    /// # Errors
+    /// DATA from a pipe.
+    pub fn check(&self) -> Result<()> {
+        ensure!(
+            self.data.iter().all(|data| data.as_os_str() != "-"),
+            "DATA cannot come from standard input, because pairs are visited in random order: write a Parquet file first"
+        );
+        Ok(())
+    }
+}
+
+pub enum TrainingData {
+    Pairs(Box<Data>),
+    Replay {
+        replay: Replay,
+        /// SHA-256 of the file.
+        hash: String,
+    },
+}
+
+impl TrainingData {
+    /// # Errors
+    /// A file that is missing or is not what it should be; a cache that was made with other networks.
+    pub fn open(
+        flags: &DataFlags,
+        visits: VisitFlags,
+        models: &ModelFlags,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
+        let text = || PromptEncoder::open(&models.base, DType::F32, device);
+        if let Some(path) = &flags.replay {
+            let replay = Replay::open(path, &models.vae_folder(), text()?)?;
+            return Ok(Self::Replay { replay, hash: file_hash(path)? });
+        }
+        let labels = flags.labels.as_ref().context("--labels is missing; name what `vote` wrote (or use --replay)")?;
+        ensure!(!flags.data.is_empty(), "DATA is missing; name pairs tables, a folder of `encode` or an images table");
+        let vae = Vae::open(&models.vae_folder(), DType::F32, device)?;
+        let native_side = models.native_side(vae.config.factor())?;
+        let data = Data::open(&flags.data, labels, visits, seed, native_side, vae, text)?;
+        check_networks(&data.inputs, &models.frozen_networks())?;
+        Ok(Self::Pairs(Box::new(data)))
+    }
+
+    /// The inputs of micro-batch `i` of this process's part of the run, from 0, which consists of `samples`.
+    pub fn make_batch(&mut self, i: u64, samples: Range<u64>, schedule: &Schedule, device: &Device) -> Result<Batch> {
+        match self {
+            Self::Replay { replay, .. } => replay.batch(i, schedule.config.num_train_timesteps, device),
+            Self::Pairs(data) => data.batch(samples, &schedule.trained, device),
+        }
+    }
+
+    /// A note on the labels.
+    pub fn note(&self) -> Option<String> {
+        let Self::Pairs(data) = self else { return None };
+        let (pairs, abstained, unlabelled) = (data.len(), data.abstained, data.unlabelled);
+        Some(format!("{pairs} pairs are used; {abstained} abstain and {unlabelled} have no label"))
+    }
+
+    /// A note where mirrored images were asked for and there are none.
+    pub fn flips_note(&self) -> Option<String> {
+        let lacks = matches!(self, Self::Pairs(data) if data.lacks_flips());
+        lacks.then(|| "the cache holds no mirrored images: none are used (`encode --augment` makes them)".into())
+    }
+
+    /// The flags of the batch; a replay file sets its size.
+    ///
+    /// # Errors
+    /// Another size was asked for.
+    pub fn batch(&self, flags: BatchFlags) -> Result<BatchFlags> {
+        match self {
+            Self::Replay { replay, .. } => flags.of_replay(replay.pairs()),
+            Self::Pairs(_) => Ok(flags),
+        }
+    }
+
+    /// # Errors
+    /// The UNet was made for other text encoders or other latents than these.
+    pub fn check(&self, unet: &UNetConfig) -> Result<()> {
+        let ((width, pooled), channels) = match self {
+            Self::Replay { replay, .. } => (replay.conditioning_widths()?, replay.channels()?),
+            Self::Pairs(data) => (data.conditioning_widths(), data.channels()),
+        };
+        unet.check_told(width, pooled)?;
+        let (takes, gives) = (unet.in_channels, unet.out_channels);
+        ensure!(channels == takes, "the UNet takes latents of {takes} channels, but these have {channels}");
+        ensure!(channels == gives, "the UNet predicts {gives} channels, but latents have {channels}");
+        Ok(())
+    }
+
+    /// C h w of a latent.
+    pub fn latent_numbers(&self) -> Result<usize> {
+        match self {
+            Self::Replay { replay, .. } => replay.latent_numbers(),
+            Self::Pairs(data) => Ok(data.latent_numbers()),
+        }
+    }
+
+    /// SHA-256 of the labels, or of the replay file.
+    pub fn labels_hash(&self) -> &str {
+        match self {
+            Self::Replay { hash, .. } => hash,
+            Self::Pairs(data) => &data.labels_hash,
+        }
+    }
+
+    /// Adds the data, and the frozen networks that prepare them, to the origin of the weights.
+    pub fn describe(&self, origin: Origin, models: &ModelFlags) -> Result<Origin> {
+        match self {
+            Self::Replay { hash, .. } => Ok(origin.arg("replay", hash.clone())),
+            Self::Pairs(data) => models.describe_frozen(data.describe(origin)),
+        }
+    }
+}
