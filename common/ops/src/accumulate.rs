@@ -6,9 +6,9 @@
 
 use std::{cell::RefCell, collections::HashMap};
 
-use candle_core::{DType, Device, Result, Tensor, TensorId, Var, backprop::GradStore};
+use candle_core::{DType, Result, Tensor, TensorId, Var, backprop::GradStore};
 
-use super::values::write;
+use super::{arithmetic::add_in_place, values::write};
 
 /// The gradients so far, by the identity of the parameter: f32, contiguous, without history.
 pub type Sums = HashMap<TensorId, Tensor>;
@@ -47,25 +47,18 @@ pub fn accumulate_store(mut store: GradStore) -> Result<()> {
         if !g.device().is_cpu() {
             add_beside(&var, g)?;
         } else if let Some(sum) = sum_of(&var)? {
-            crate::add_in_place(&sum, &g)?;
+            add_in_place(&sum, &g)?;
         }
     }
     Ok(())
 }
 
-/// The gradient of an operand. `add` adds it to what it is given, which is the parameter's sum where there is one (then candle
-/// gets nothing), else zeros.
-pub(super) fn gradient(w: &Tensor, add: impl FnOnce(&mut [f32])) -> Result<Option<Tensor>> {
-    if !w.track_op() {
-        return Ok(None);
+/// Lets `add` add to the sum of the parameter `w`. Returns `add` where no gradient of `w` is being accumulated.
+pub(crate) fn add_to_sum<F: FnOnce(&mut [f32])>(w: &Tensor, add: F) -> Result<Option<F>> {
+    match sum_of(w)? {
+        Some(sum) => write(&sum, add).map(|()| None),
+        None => Ok(Some(add)),
     }
-    if let Some(sum) = sum_of(w)? {
-        write(&sum, add)?;
-        return Ok(None);
-    }
-    let mut g = vec![0f32; w.elem_count()];
-    add(&mut g);
-    Tensor::from_vec(g, w.shape(), &Device::Cpu).map(Some)
 }
 
 /// The sum of a wanted parameter; zeros where this is its first gradient.

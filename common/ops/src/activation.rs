@@ -1,40 +1,54 @@
-//! Activations, elementwise, and GEGLU.
+//! Activations, element by element, and GEGLU.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor};
+use candle_core::{D, DType, Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
-use super::cuda;
-use super::{has_kernel, math, values, with_values};
+use super::cuda::{self, launch};
+use super::{
+    kernel::{Gradient, Kernel, Operand, apply1},
+    math,
+};
 
-/// x sigmoid(x)
+/// x sigmoid(x), of any shape.
+///
+/// # Errors
+/// The device has no memory left.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    if has_kernel(x) { x.contiguous()?.apply_op1(Pointwise::Silu) } else { x.silu() }
+    apply1(Pointwise::Silu, x)
 }
 
-/// x Phi(x), the exact (erf) form, as diffusers and open_clip mean by "gelu".
+/// x Phi(x), of any shape: the exact form by erf, which diffusers and open_clip mean by "gelu".
+///
+/// # Errors
+/// The device has no memory left.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    if has_kernel(x) { x.contiguous()?.apply_op1(Pointwise::Gelu) } else { x.gelu_erf() }
+    apply1(Pointwise::Gelu, x)
 }
 
-/// x sigmoid(1.702 x), OpenAI CLIP's approximation.
+/// x sigmoid(1.702 x), of any shape: OpenAI CLIP's approximation of GELU.
+///
+/// # Errors
+/// The device has no memory left.
 pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    if has_kernel(x) {
-        return x.contiguous()?.apply_op1(Pointwise::QuickGelu);
-    }
-    // sigmoid(z) = (1 + tanh(z / 2)) / 2, which candle can differentiate
-    x * x.affine(0.851, 0.0)?.tanh()?.affine(0.5, 0.5)?
+    apply1(Pointwise::QuickGelu, x)
 }
 
-/// `x` (..., 2F), hidden before gate -> hidden * gelu(gate), (..., F). diffusers' GEGLU.
+/// diffusers' GEGLU: `x` (..., 2F), hidden before gate -> hidden * gelu(gate), (..., F).
+///
+/// # Errors
+/// The last dimension is odd.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
-    x.to_dtype(DType::F32)?.contiguous()?.apply_op1(Geglu)?.to_dtype(x.dtype())
+    if x.dim(D::Minus1)? % 2 != 0 {
+        bail!("geglu: the last dimension of {:?} is odd", x.shape())
+    }
+    apply1(Geglu, &x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
 }
 
-/// Elements a task works on.
+/// Numbers that one task works on.
 const CHUNK: usize = 1 << 14;
 
 #[derive(Clone, Copy)]
@@ -63,26 +77,36 @@ fn backward(op: Pointwise, gx: &mut [f32], x: &[f32], gy: &[f32]) {
     }
 }
 
-impl CustomOp1 for Pointwise {
-    fn name(&self) -> &'static str {
-        "activation"
+impl Kernel<1> for Pointwise {
+    const NAME: &'static str = "activation";
+
+    fn shape(&self, [x]: [&[usize]; 1]) -> Vec<usize> {
+        x.to_vec()
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = values(x, layout)?;
-        let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| forward(*self, y, x));
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    fn forward(&self, [x]: [Operand; 1]) -> Vec<f32> {
+        let mut y = vec![0f32; x.values.len()];
+        y.par_chunks_mut(CHUNK).zip(x.values.par_chunks(CHUNK)).for_each(|(y, x)| forward(*self, y, x));
+        y
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<Option<Tensor>> {
-        let gx = with_values([x, gy], |[x, gy]| {
-            let mut gx = vec![0f32; x.len()];
-            let operands = x.par_chunks(CHUNK).zip(gy.par_chunks(CHUNK));
+    fn backward(&self, [x]: [Operand; 1], gy: &[f32], [gx]: [&mut Gradient; 1]) -> Result<()> {
+        gx.set(|| {
+            let mut gx = vec![0f32; gy.len()];
+            let operands = x.values.par_chunks(CHUNK).zip(gy.par_chunks(CHUNK));
             gx.par_chunks_mut(CHUNK).zip(operands).for_each(|(gx, (x, gy))| backward(*self, gx, x, gy));
             gx
-        })?;
-        Ok(Some(Tensor::from_vec(gx, x.shape(), x.device())?))
+        });
+        Ok(())
+    }
+
+    fn composed(&self, [x]: [&Tensor; 1]) -> Result<Tensor> {
+        match self {
+            Pointwise::Silu => x.silu(),
+            Pointwise::Gelu => x.gelu_erf(),
+            // sigmoid(z) = (1 + tanh(z / 2)) / 2, which candle can differentiate.
+            Pointwise::QuickGelu => x * x.affine(0.851, 0.0)?.tanh()?.affine(0.5, 0.5)?,
+        }
     }
 }
 
@@ -103,67 +127,81 @@ fn geglu_row_grad(gx: &mut [f32], x: &[f32], gy: &[f32]) {
     gg.iter_mut().zip(operands).for_each(|(gg, ((&h, &g), &gy))| *gg = gy * h * math::gelu_grad(g));
 }
 
-impl CustomOp1 for Geglu {
-    fn name(&self) -> &'static str {
-        "geglu"
+impl Kernel<1> for Geglu {
+    const NAME: &'static str = "geglu";
+    const CUDA: &'static [DType] = &[DType::F32];
+
+    fn shape(&self, [x]: [&[usize]; 1]) -> Vec<usize> {
+        let mut shape = x.to_vec();
+        shape[x.len() - 1] /= 2;
+        shape
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = values(x, layout)?;
-        let mut dims = layout.dims().to_vec();
-        let width = dims.pop().unwrap_or(0) / 2;
-        dims.push(width);
-        let mut y = vec![0f32; x.len() / 2];
-        let rows = y.par_chunks_mut(width.max(1)).zip(x.par_chunks(2 * width.max(1)));
+    fn forward(&self, [x]: [Operand; 1]) -> Vec<f32> {
+        let width = (x.dims[x.dims.len() - 1] / 2).max(1);
+        let mut y = vec![0f32; x.values.len() / 2];
+        let rows = y.par_chunks_mut(width).zip(x.values.par_chunks(2 * width));
         rows.with_min_len(16).for_each(|(y, x)| geglu_row(y, x));
-        Ok((CpuStorage::F32(y), dims.into()))
+        y
     }
 
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        let mut dims = layout.dims().to_vec();
-        let width = dims.pop().unwrap_or(0) / 2;
-        dims.push(width);
-        Ok((cuda::geglu((x, layout))?, dims.into()))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<Option<Tensor>> {
-        #[cfg(feature = "cuda")]
-        if x.device().is_cuda() {
-            return cuda::geglu_grad(x, gy).map(Some);
-        }
-        let width = gy.dim(D::Minus1)?.max(1);
-        let gx = with_values([x, gy], |[x, gy]| {
-            let mut gx = vec![0f32; x.len()];
-            let operands = x.par_chunks(2 * width).zip(gy.par_chunks(width));
+    fn backward(&self, [x]: [Operand; 1], gy: &[f32], [gx]: [&mut Gradient; 1]) -> Result<()> {
+        let width = (x.dims[x.dims.len() - 1] / 2).max(1);
+        gx.set(|| {
+            let mut gx = vec![0f32; x.values.len()];
+            let operands = x.values.par_chunks(2 * width).zip(gy.par_chunks(width));
             let rows = gx.par_chunks_mut(2 * width).zip(operands).with_min_len(16);
             rows.for_each(|(gx, (x, gy))| geglu_row_grad(gx, x, gy));
             gx
-        })?;
-        Ok(Some(Tensor::from_vec(gx, x.shape(), x.device())?))
+        });
+        Ok(())
+    }
+
+    fn composed(&self, [x]: [&Tensor; 1]) -> Result<Tensor> {
+        let width = x.dim(D::Minus1)? / 2;
+        x.narrow(D::Minus1, 0, width)? * x.narrow(D::Minus1, width, width)?.contiguous()?.gelu_erf()?
+    }
+
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, [x]: [cuda::Operand; 1]) -> Result<CudaStorage> {
+        let (device, width) = (cuda::device(x), x.1.dims()[x.1.dims().len() - 1] / 2);
+        let x = cuda::view(x)?;
+        let n = x.len() / 2;
+        let y = cuda::room(device, n)?;
+        launch!(device, "geglu", cuda::grid(n), x, y.as_view(), n, width)?;
+        Ok(cuda::storage(y, device))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(&self, [x]: [&Tensor; 1], gy: &Tensor) -> Result<[Option<Tensor>; 1]> {
+        let (shape, width) = (x.shape(), x.dim(D::Minus1)? / 2);
+        cuda::with_views([x, gy], |device, [x, gy]| {
+            let (gx, n) = (cuda::room(device, x.len())?, gy.len());
+            launch!(device, "geglu_grad", cuda::grid(n), x, gy, gx.as_view(), n, width)?;
+            Ok([Some(cuda::tensor(gx, device, shape))])
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::{same, var};
     use super::*;
+    use crate::tests::{same, var};
 
     #[test]
     fn activations_equal_candles() {
         let x = var(&[5, 33], 1);
         let wide = (x.as_tensor() * 4.0).unwrap();
-        same(&[&x], &silu(&wide).unwrap(), &wide.silu().unwrap());
-        same(&[&x], &gelu(&wide).unwrap(), &wide.gelu_erf().unwrap());
-        let composed = (&wide * (((&wide * 0.851).unwrap().tanh().unwrap() * 0.5).unwrap() + 0.5).unwrap()).unwrap();
-        same(&[&x], &quick_gelu(&wide).unwrap(), &composed);
+        for activation in [Pointwise::Silu, Pointwise::Gelu, Pointwise::QuickGelu] {
+            same(&[&x], &apply1(activation, &wide).unwrap(), &activation.composed([&wide]).unwrap());
+        }
     }
 
     #[test]
-    fn geglu_equals_its_definition() {
+    fn geglu_equals_its_composition() {
         let x = var(&[3, 7, 20], 5);
         let wide = (x.as_tensor() * 3.0).unwrap();
-        let composed = (wide.narrow(2, 0, 10).unwrap() * wide.narrow(2, 10, 10).unwrap().gelu_erf().unwrap()).unwrap();
-        same(&[&x], &geglu(&wide).unwrap(), &composed);
+        same(&[&x], &geglu(&wide).unwrap(), &Geglu.composed([&wide]).unwrap());
+        assert!(geglu(&var(&[3, 7], 1)).is_err());
     }
 }

@@ -1,50 +1,42 @@
-//! Scaled dot-product attention over several heads, without the permutations: heads are read in place by their stride.
+//! Scaled dot-product attention over several heads, without permutations: heads are read in place by their stride.
 
-use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::{
-    Mat, Shared, even, gemm,
-    given::{Three, given},
-    has_kernel, math, values, with_values,
+    kernel::{Gradient, Kernel, Operand, apply3},
+    math,
+    matrix::{Mat, Shared, even, gemm},
+    precomputed::with_backward,
 };
 
 /// Which keys a query may see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mask {
-    /// All of them.
+    /// All keys.
     None,
-    /// Those up to its own position: CLIP's text tower.
+    /// The keys up to the query's own position: CLIP's text tower.
     Causal,
 }
 
 /// softmax(q k^T / sqrt(d)) v for each head. `q` (B, N, heads * d), `k` and `v` (B, M, heads * d) -> (B, N, heads * d).
 ///
 /// # Errors
-/// Shapes that do not fit each other or the number of heads.
+/// The shapes do not fit each other or the number of heads.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> {
     let ((b, n, width), (bk, m, wk)) = (q.dims3()?, k.dims3()?);
     if (b, width) != (bk, wk) || k.dims() != v.dims() || width % heads != 0 || (mask == Mask::Causal && n != m) {
         bail!("attention: q {:?}, k {:?}, v {:?} do not fit {heads} heads", q.shape(), k.shape(), v.shape())
     }
-    if has_kernel(q) {
-        return q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention { heads, mask });
-    }
-    composed(q, k, v, heads, mask, SCORES)
+    apply3(Attention { heads, mask }, [q, k, v])
 }
 
-/// Scores of queries against keys that the composition holds at a time: a quarter of a gigabyte.
+/// Scores of queries against keys that the composition holds at a time: a quarter of a gigabyte in f32.
 const SCORES: usize = 1 << 26;
 
-/// The same from candle's operations, a chunk of queries at a time so that there are about `most` scores of all heads: the whole
-/// matrix of a large image would be gigabytes. The backward pass makes each chunk's once more.
-fn composed(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask, most: usize) -> Result<Tensor> {
-    let chunks = Chunks { heads, mask, most };
-    let y = chunks.forward(&q.detach(), &k.detach(), &v.detach())?;
-    given(y, [q, k, v], move |[q, k, v], go, _| chunks.backward(q, k, v, go))
-}
-
+/// Attention from candle's operations, in chunks of queries that have about `most` scores in all heads: the whole matrix of a
+/// large image would be gigabytes. The backward pass computes the scores of each chunk once more.
 #[derive(Clone, Copy)]
 struct Chunks {
     heads: usize,
@@ -59,20 +51,21 @@ impl Chunks {
         x.reshape((b, n, self.heads, width / self.heads))?.transpose(1, 2)?.contiguous()
     }
 
-    /// The reverse.
+    /// (B, heads, N, d) -> (B, N, heads * d)
     fn join(&self, x: &Tensor) -> Result<Tensor> {
         let (b, heads, n, d) = x.dims4()?;
         x.transpose(1, 2)?.reshape((b, n, heads * d))
     }
 
-    /// Where each chunk of queries begins, and how many it has; `q` and `k` with their heads apart.
+    /// First query and number of queries of each chunk, for `q` (B, heads, N, d) and `k` (B, heads, M, d).
     fn pieces(&self, q: &Tensor, k: &Tensor) -> Result<impl Iterator<Item = (usize, usize)>> {
         let ((b, heads, n, _), m) = (q.dims4()?, k.dim(2)?);
         let rows = (self.most / (b * heads * m).max(1)).clamp(1, n.max(1));
         Ok((0..n).step_by(rows).map(move |from| (from, rows.min(n - from))))
     }
 
-    /// The attention weights of the queries `q` (B, heads, rows, d), the first of which is number `from`, f32 (B, heads, rows, M).
+    /// The attention weights of the queries `q` (B, heads, rows, d), the first of which has position `from`, over the keys `k`
+    /// (B, heads, M, d) -> f32 (B, heads, rows, M).
     fn weights(&self, q: &Tensor, k: &Tensor, from: usize) -> Result<Tensor> {
         let (_, _, rows, d) = q.dims4()?;
         let scores = (q.matmul(&k.t()?)? * scale(d))?;
@@ -91,6 +84,7 @@ impl Chunks {
         e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
     }
 
+    /// Attention without history, of `q` (B, N, heads * d), `k` and `v` (B, M, heads * d).
     fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (q, k, v) = (self.split(q)?, self.split(k)?, self.split(v)?);
         let chunk = |(from, rows)| self.weights(&q.narrow(2, from, rows)?, &k, from)?.to_dtype(v.dtype())?.matmul(&v);
@@ -98,8 +92,8 @@ impl Chunks {
         self.join(&Tensor::cat(&chunks, 2)?)
     }
 
-    /// As the kernel's: dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(dP P)), dQ = dS K / sqrt(d), dK = dS^T Q / sqrt(d).
-    fn backward(&self, q: &Tensor, k: &Tensor, v: &Tensor, go: &Tensor) -> Result<Three> {
+    /// As the kernel: dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(dP P)), dQ = dS K / sqrt(d), dK = dS^T Q / sqrt(d).
+    fn backward(&self, q: &Tensor, k: &Tensor, v: &Tensor, go: &Tensor) -> Result<[Option<Tensor>; 3]> {
         let (q, k, v, go) = (self.split(q)?, self.split(k)?, self.split(v)?, self.split(go)?);
         let (dtype, scale) = (q.dtype(), scale(q.dim(3)?));
         let (mut gq, mut sums): (Vec<Tensor>, Option<(Tensor, Tensor)>) = (vec![], None);
@@ -121,7 +115,13 @@ impl Chunks {
         }
         let (gk, gv) = sums.map_or_else(|| Ok::<_, candle_core::Error>((k.zeros_like()?, v.zeros_like()?)), Ok)?;
         let whole = |g: &Tensor| self.join(&g.to_dtype(dtype)?).map(Some);
-        Ok((whole(&Tensor::cat(&gq, 2)?)?, whole(&gk)?, whole(&gv)?))
+        Ok([whole(&Tensor::cat(&gq, 2)?)?, whole(&gk)?, whole(&gv)?])
+    }
+
+    /// Attention with this backward pass.
+    fn attention(self, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
+        let y = self.forward(&q.detach(), &k.detach(), &v.detach())?;
+        with_backward(y, [q, k, v], move |[q, k, v], go, _| self.backward(q, k, v, go))
     }
 }
 
@@ -135,7 +135,7 @@ struct Attention {
     mask: Mask,
 }
 
-/// Queries a task handles at a time, about: their scores against all keys stay in the cache.
+/// Queries that a task handles at a time, about: their scores against all keys stay in the cache.
 const BLOCK: usize = 64;
 
 /// Sizes of one call.
@@ -188,27 +188,21 @@ fn softmax_grad(dp: &mut [f32], p: &[f32], width: usize) {
     }
 }
 
-impl CustomOp3 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
+impl Kernel<3> for Attention {
+    const NAME: &'static str = "attention";
+
+    fn shape(&self, [q, _, _]: [&[usize]; 3]) -> Vec<usize> {
+        q.to_vec()
     }
 
-    fn cpu_fwd(
-        &self,
-        q: &CpuStorage,
-        lq: &Layout,
-        k: &CpuStorage,
-        lk: &Layout,
-        v: &CpuStorage,
-        lv: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (q, k, v) = (values(q, lq)?, values(k, lk)?, values(v, lv)?);
-        let s = self.dims(lq.dims(), lk.dims());
+    fn forward(&self, [q, k, v]: [Operand; 3]) -> Vec<f32> {
+        let (s, batch) = (self.dims(q.dims, k.dims), q.dims[0]);
+        let (q, k, v) = (q.values, k.values, v.values);
         let mut out = vec![0f32; q.len()];
         let shared = Shared::new(&mut out);
         let block = even(s.n, BLOCK);
         let blocks = s.n.div_ceil(block);
-        (0..lq.dims()[0] * s.heads * blocks).into_par_iter().for_each_init(
+        (0..batch * s.heads * blocks).into_par_iter().for_each_init(
             || vec![0f32; block * s.m],
             |p, task| {
                 let (b, h, from) = (task / blocks / s.heads, task / blocks % s.heads, task % blocks * block);
@@ -221,69 +215,56 @@ impl CustomOp3 for Attention {
                 gemm(rows, s.d(), s.m, o, s.width, false, 1.0, Mat::new(p, s.m), Mat::new(&v[k_at..], s.width));
             },
         );
-        Ok((CpuStorage::F32(out), lq.shape().clone()))
+        out
     }
 
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        _out: &Tensor,
-        go: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let s = self.dims(q.dims(), k.dims());
-        let (gq, gk, gv) = with_values([q, k, v, go], |[q, k, v, go]| {
-            let (mut gq, mut gk, mut gv) = (vec![0f32; q.len()], vec![0f32; k.len()], vec![0f32; k.len()]);
-            let (sq, sk, sv) = (Shared::new(&mut gq), Shared::new(&mut gk), Shared::new(&mut gv));
-            let tasks = q.len() / (s.n * s.width) * s.heads;
-            (0..tasks).into_par_iter().for_each_init(
-                || (vec![0f32; BLOCK * s.m], vec![0f32; BLOCK * s.m]),
-                |(p, dp), task| {
-                    let (b, h) = (task / s.heads, task % s.heads);
-                    let (q_at, k_at, d) = (s.at(b, h, s.n), s.at(b, h, s.m), s.d());
-                    let (q, k, v, go) = (&q[q_at..], &k[k_at..], &v[k_at..], &go[q_at..]);
-                    // SAFETY: a task writes the d columns of its own head and batch entry.
-                    let (gq, gk, gv) = unsafe {
-                        let keys = (s.m - 1) * s.width + d;
-                        (sq.slice(q_at, (s.n - 1) * s.width + d), sk.slice(k_at, keys), sv.slice(k_at, keys))
-                    };
-                    for from in (0..s.n).step_by(BLOCK) {
-                        let rows = BLOCK.min(s.n - from);
-                        self.weights(s, p, q, k, from, rows);
-                        let go = Mat::new(&go[from * s.width..], s.width);
-                        let p = Mat::new(p, s.m);
-                        gemm(s.m, d, rows, gv, s.width, true, 1.0, p.t(), go); // dV += P^T dO
-                        gemm(rows, s.m, d, dp, s.m, false, 1.0, go, Mat::new(v, s.width).t()); // dP = dO V^T
-                        softmax_grad(&mut dp[..rows * s.m], &p.data[..rows * s.m], s.m);
-                        let ds = Mat::new(dp, s.m);
-                        let q = Mat::new(&q[from * s.width..], s.width);
-                        gemm(
-                            rows,
-                            d,
-                            s.m,
-                            &mut gq[from * s.width..],
-                            s.width,
-                            false,
-                            s.scale(),
-                            ds,
-                            Mat::new(k, s.width),
-                        );
-                        gemm(s.m, d, rows, gk, s.width, true, s.scale(), ds.t(), q); // dK += dS^T Q / sqrt(d)
-                    }
-                },
-            );
-            (gq, gk, gv)
-        })?;
-        let give = |g: Vec<f32>, like: &Tensor| Tensor::from_vec(g, like.shape(), like.device()).map(Some);
-        Ok((give(gq, q)?, give(gk, k)?, give(gv, v)?))
+    fn backward(&self, [q, k, v]: [Operand; 3], go: &[f32], [to_q, to_k, to_v]: [&mut Gradient; 3]) -> Result<()> {
+        let s = self.dims(q.dims, k.dims);
+        let (q, k, v) = (q.values, k.values, v.values);
+        let (mut gq, mut gk, mut gv) = (vec![0f32; q.len()], vec![0f32; k.len()], vec![0f32; k.len()]);
+        let (sq, sk, sv) = (Shared::new(&mut gq), Shared::new(&mut gk), Shared::new(&mut gv));
+        let tasks = q.len() / (s.n * s.width) * s.heads;
+        (0..tasks).into_par_iter().for_each_init(
+            || (vec![0f32; BLOCK * s.m], vec![0f32; BLOCK * s.m]),
+            |(p, dp), task| {
+                let (b, h) = (task / s.heads, task % s.heads);
+                let (q_at, k_at, d) = (s.at(b, h, s.n), s.at(b, h, s.m), s.d());
+                let (q, k, v, go) = (&q[q_at..], &k[k_at..], &v[k_at..], &go[q_at..]);
+                // SAFETY: a task writes the d columns of its own head and batch entry.
+                let (gq, gk, gv) = unsafe {
+                    let keys = (s.m - 1) * s.width + d;
+                    (sq.slice(q_at, (s.n - 1) * s.width + d), sk.slice(k_at, keys), sv.slice(k_at, keys))
+                };
+                for from in (0..s.n).step_by(BLOCK) {
+                    let rows = BLOCK.min(s.n - from);
+                    self.weights(s, p, q, k, from, rows);
+                    let go = Mat::new(&go[from * s.width..], s.width);
+                    let p = Mat::new(p, s.m);
+                    gemm(s.m, d, rows, gv, s.width, true, 1.0, p.t(), go); // dV += P^T dO
+                    gemm(rows, s.m, d, dp, s.m, false, 1.0, go, Mat::new(v, s.width).t()); // dP = dO V^T
+                    softmax_grad(&mut dp[..rows * s.m], &p.data[..rows * s.m], s.m);
+                    let ds = Mat::new(dp, s.m);
+                    let q = Mat::new(&q[from * s.width..], s.width);
+                    gemm(rows, d, s.m, &mut gq[from * s.width..], s.width, false, s.scale(), ds, Mat::new(k, s.width));
+                    gemm(s.m, d, rows, gk, s.width, true, s.scale(), ds.t(), q); // dK += dS^T Q / sqrt(d)
+                }
+            },
+        );
+        to_q.set(|| gq);
+        to_k.set(|| gk);
+        to_v.set(|| gv);
+        Ok(())
+    }
+
+    fn composed(&self, operands: [&Tensor; 3]) -> Result<Tensor> {
+        Chunks { heads: self.heads, mask: self.mask, most: SCORES }.attention(operands)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::{same, var};
     use super::*;
+    use crate::tests::{same, var};
 
     const CASES: [(usize, usize, usize, usize, usize, Mask); 4] = [
         (2, 7, 5, 2, 6, Mask::None),
@@ -304,9 +285,10 @@ mod tests {
             let (q, k, v) = (var(&[b, n, heads * d], 1), var(&[b, m, heads * d], 2), var(&[b, m, heads * d], 3));
             let theirs = plain(&q, &k, &v, Chunks { heads, mask, most: 1 }).unwrap();
             same(&[&q, &k, &v], &attention(&q, &k, &v, heads, mask).unwrap(), &theirs);
-            // And the one for other devices: whole, in a few chunks with a short last one, and row by row.
+            // The composition: whole, in a few chunks with a short last one, and row by row.
             for most in [usize::MAX, b * heads * m * 9, 1] {
-                same(&[&q, &k, &v], &composed(&q, &k, &v, heads, mask, most).unwrap(), &theirs);
+                let ours = Chunks { heads, mask, most }.attention([&q, &k, &v]).unwrap();
+                same(&[&q, &k, &v], &ours, &theirs);
             }
         }
     }
@@ -315,8 +297,9 @@ mod tests {
     fn a_composition_keeps_no_history_where_nothing_is_trained() {
         let x = var(&[1, 6, 8], 1);
         let frozen = x.as_detached_tensor();
-        assert!(!composed(&frozen, &frozen, &frozen, 2, Mask::None, 8).unwrap().track_op());
-        let y = composed(&x, &frozen, &frozen, 2, Mask::None, 8).unwrap();
+        let chunks = Chunks { heads: 2, mask: Mask::None, most: 8 };
+        assert!(!chunks.attention([&frozen, &frozen, &frozen]).unwrap().track_op());
+        let y = chunks.attention([&x, &frozen, &frozen]).unwrap();
         let grads = y.sum_all().unwrap().backward().unwrap();
         assert!(grads.get(&x).is_some() && grads.get(&frozen).is_none());
     }

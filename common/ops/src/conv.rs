@@ -1,38 +1,30 @@
-//! 2-D convolution: patches are laid out as columns of a matrix (im2col), and matrix products do the rest; the common
-//! 3x3 kernels go by Winograd's way.
+//! 2-D convolution: patches become the columns of a matrix (im2col), and matrix products do the rest. The usual 3x3 kernels take
+//! Winograd's way.
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use std::ops::Range;
+
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{Mat, Shared, accumulate, gemm, given::given, has_kernel, values, winograd, with_bias, with_values};
+use super::{
+    arithmetic::add_bias,
+    kernel::{Gradient, Kernel, Operand, apply3},
+    math,
+    matrix::{Mat, Shared, gemm},
+    precomputed::with_backward,
+    winograd,
+};
 
 /// `x` (B, C, H, W), `weight` (O, C, k, k), `bias` (O) -> (B, O, H', W').
 ///
 /// # Errors
-/// Channels that do not fit the weight; an input smaller than the kernel.
+/// The channels do not fit the weight, or the input is smaller than the kernel.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
-    let ((_, c, h, w), (_, cw, k, kw)) = (x.dims4()?, weight.dims4()?);
-    if c != cw || k != kw || h + 2 * padding < k || w + 2 * padding < k {
+    let ((_, c, h, w), (o, cw, k, kw)) = (x.dims4()?, weight.dims4()?);
+    if c != cw || k != kw || h + 2 * padding < k || w + 2 * padding < k || bias.dims() != [o] {
         bail!("conv2d: input {:?} does not fit the weight {:?}", x.shape(), weight.shape())
     }
-    if has_kernel(x) {
-        return x.contiguous()?.apply_op3(&weight.contiguous()?, bias, Conv { stride, padding });
-    }
-    composed(x, weight, bias, Conv { stride, padding })
-}
-
-/// The same from candle's operations. Its own way back to the input is a transposed convolution, which on a GPU is many times
-/// slower than a convolution; so that is what the backward pass here is made of.
-fn composed(x: &Tensor, weight: &Tensor, bias: &Tensor, conv: Conv) -> Result<Tensor> {
-    let w = weight.detach().to_dtype(x.dtype())?;
-    let y = x.detach().conv2d(&w, conv.padding, conv.stride, 1, 1)?;
-    let pixels = y.dim(2)? * y.dim(3)?;
-    given(with_bias(y, &bias.detach(), pixels)?, [x, weight, bias], move |[x, weight, bias], gy, asked| {
-        let gx = asked[0].then(|| conv.input_gradient(x, weight, gy)).transpose()?;
-        let gw = asked[1].then(|| conv.weight_gradient(x, weight, gy)).transpose()?;
-        let gb = asked[2].then(|| gy.to_dtype(bias.dtype())?.sum((0, 2, 3))).transpose()?;
-        Ok((gx, gw, gb))
-    })
+    apply3(Conv { stride, padding }, [x, weight, bias])
 }
 
 #[derive(Clone, Copy)]
@@ -42,8 +34,8 @@ struct Conv {
 }
 
 impl Conv {
-    /// Every output pixel gives to the inputs it saw: gy, with stride - 1 zeros between its pixels, under the weight turned half
-    /// around and with its channels exchanged. `x` (B, C, H, W), `weight` (O, C, k, k), `gy` (B, O, H', W') -> like `x`.
+    /// The gradient of the input, a convolution again: gy, with stride - 1 zeros between its pixels, under the weight turned by
+    /// half a turn and with its channels exchanged. `x` (B, C, H, W), `weight` (O, C, k, k), `gy` (B, O, H', W') -> like `x`.
     fn input_gradient(&self, x: &Tensor, weight: &Tensor, gy: &Tensor) -> Result<Tensor> {
         let ((_, _, h, w), k) = (x.dims4()?, weight.dim(2)?);
         let turned = weight.to_dtype(gy.dtype())?.contiguous()?.flip(&[2, 3])?.transpose(0, 1)?.contiguous()?; // (C, O, k, k)
@@ -54,8 +46,8 @@ impl Conv {
         spread.contiguous()?.conv2d(&turned, 0, 1, 1, 1)
     }
 
-    /// gy along one dimension, with stride - 1 zeros between its pixels, and around them so many that a kernel of `k` over it has
-    /// `n` outputs, the first of which is pixel 0 of the input.
+    /// gy along one dimension, with stride - 1 zeros between its pixels, and with so many around them that a kernel of size `k` over
+    /// it has `n` outputs, the first of which is pixel 0 of the input.
     fn spread(&self, gy: &Tensor, dim: usize, n: usize, k: usize) -> Result<Tensor> {
         let mut dims = gy.dims().to_vec();
         dims[dim] *= self.stride;
@@ -67,7 +59,8 @@ impl Conv {
         apart.pad_with_zeros(dim, before, room - apart.dim(dim)?)
     }
 
-    /// The weight's tap (i, j) has met every output pixel with the input pixel it saw: images as channels, gy as the weight.
+    /// The gradient of the weight, a convolution too: images as channels, gy as the weight. Tap (i, j) sums, over all output
+    /// pixels, gy times the input pixel that the tap has met there. `x` (B, C, H, W), `gy` (B, O, H', W') -> like `weight`.
     fn weight_gradient(&self, x: &Tensor, weight: &Tensor, gy: &Tensor) -> Result<Tensor> {
         let k = weight.dim(2)?;
         let turned = |t: &Tensor| t.transpose(0, 1)?.contiguous();
@@ -77,11 +70,11 @@ impl Conv {
     }
 }
 
-/// Columns a matrix product takes at a time: enough to pay for packing the weight, few enough for the cache.
+/// Columns of one matrix product: enough to pay for packing the weight, few enough for the cache.
 const TILE: usize = 512;
 /// Small images are grouped until a product has about this many columns.
 const GROUP: usize = 256;
-/// Floats of scratch space a task may fill with columns.
+/// Floats of scratch space that a task may fill with columns.
 const SCRATCH: usize = 1 << 20;
 
 /// Sizes of one call.
@@ -100,6 +93,7 @@ struct Geometry {
 }
 
 impl Geometry {
+    /// `x` (B, C, H, W), `weight` (O, C, k, k)
     fn new(x: &[usize], weight: &[usize], conv: &Conv) -> Self {
         let (k, stride, padding) = (weight[2], conv.stride, conv.padding);
         let out = |n: usize| (n + 2 * padding - k) / stride + 1;
@@ -107,43 +101,43 @@ impl Geometry {
         Self { batch, c, h, w, o: weight[0], k, oh: out(h), ow: out(w), stride, padding }
     }
 
-    /// Output pixels an image.
+    /// Output pixels per image.
     fn pixels(&self) -> usize {
         self.oh * self.ow
     }
 
-    /// Rows of the column matrix a channel.
+    /// Rows of the column matrix per channel.
     fn taps(&self) -> usize {
         self.k * self.k
     }
 
-    /// Images a product takes together.
+    /// Images that one product takes together.
     fn group(&self) -> usize {
         GROUP.div_ceil(self.pixels()).min(self.batch).max(1)
     }
 
-    /// Output rows a tile of one large image takes.
+    /// Output rows of a tile of one large image.
     fn tile_rows(&self) -> usize {
         (TILE / self.ow).clamp(1, self.oh)
     }
 
-    /// Whether columns are the pixels themselves.
+    /// Whether the columns are the pixels themselves.
     fn is_pointwise(&self) -> bool {
         self.k == 1 && self.stride == 1 && self.padding == 0
     }
 
-    /// The UNet's and VAE's usual convolution, which keeps the size.
+    /// Whether this is the UNet's and VAE's usual convolution, which keeps the size.
     fn is_winograd(&self) -> bool {
         (self.k, self.stride, self.padding) == (3, 1, 1) && !self.is_narrow()
     }
 
-    /// A large weight on few pixels, as deep in a UNet: reading it takes the time, and what is done to it must be little.
+    /// Whether a large weight meets few pixels, as deep in a UNet. Reading the weight takes the time then.
     fn is_narrow(&self) -> bool {
         self.pixels() <= 64 && self.o * self.c >= 1 << 18
     }
 
-    /// The input positions that output positions `0..out` see through tap `tap`: the first and one past the last output
-    /// position inside the image, and the input position of output 0 (which may lie outside).
+    /// Which of the output positions `0..out` see a position inside the image through tap `tap`: the first, and one past the last.
+    /// And the input position that output 0 sees, which may lie outside.
     fn span(&self, tap: usize, out: usize, len: usize) -> (usize, usize, isize) {
         let start = tap as isize - self.padding as isize;
         let first = if start < 0 { (-start as usize).div_ceil(self.stride) } else { 0 };
@@ -154,15 +148,7 @@ impl Geometry {
 
     /// Columns of channels `channels` and output rows `rows` of one image `x` (C, H, W), written at column `at` of `col`,
     /// whose rows are `width` long.
-    fn im2col(
-        &self,
-        col: &mut [f32],
-        width: usize,
-        at: usize,
-        x: &[f32],
-        channels: std::ops::Range<usize>,
-        rows: std::ops::Range<usize>,
-    ) {
+    fn im2col(&self, col: &mut [f32], width: usize, at: usize, x: &[f32], channels: Range<usize>, rows: Range<usize>) {
         let mut line = 0;
         for c in channels {
             let plane = &x[c * self.h * self.w..(c + 1) * self.h * self.w];
@@ -224,7 +210,7 @@ impl Geometry {
         }
     }
 
-    /// Images of at least `GROUP` pixels, tile by tile: the product writes straight into the output.
+    /// For images of at least `GROUP` pixels, tile by tile: the product writes straight into the output.
     fn forward_large(&self, y: &mut [f32], x: &[f32], w: &[f32], b: &[f32]) {
         let (pixels, rows) = (self.pixels(), self.tile_rows());
         let tiles = self.oh.div_ceil(rows);
@@ -249,7 +235,7 @@ impl Geometry {
         });
     }
 
-    /// Small images, several a product; results are copied to their places.
+    /// For small images, several per product: the results are copied to their places.
     fn forward_small(&self, y: &mut [f32], x: &[f32], w: &[f32], b: &[f32]) {
         let (pixels, group) = (self.pixels(), self.group());
         let depth = self.c * self.taps();
@@ -273,7 +259,7 @@ impl Geometry {
         );
     }
 
-    /// Few pixels under a large weight: a task takes a block of output channels, so that the weight is read once.
+    /// For few pixels under a large weight: a task takes a block of output channels, so that the weight is read once.
     fn forward_narrow(&self, y: &mut [f32], x: &[f32], w: &[f32], b: &[f32]) {
         const BLOCK: usize = 64;
         let (pixels, group, depth) = (self.pixels(), self.group(), self.c * self.taps());
@@ -308,7 +294,7 @@ impl Geometry {
         }
     }
 
-    /// gy (B, O, P) -> for each group of images (O, images * P).
+    /// gy (B, O, P) -> (O, images * P) for each group of images.
     fn grouped(&self, gy: &[f32]) -> Vec<f32> {
         let (pixels, group) = (self.pixels(), self.group());
         let size = group * self.o * pixels;
@@ -324,7 +310,7 @@ impl Geometry {
         out
     }
 
-    /// dx = col2im(W^T dy), a task a group of images and a block of channels.
+    /// dx = col2im(W^T dy). A task is a group of images and a block of channels.
     fn grad_input(&self, w: &[f32], grouped: &[f32]) -> Vec<f32> {
         let (pixels, group, taps) = (self.pixels(), self.group(), self.taps());
         let (full, depth) = (group * pixels, self.c * taps);
@@ -355,7 +341,7 @@ impl Geometry {
         gx
     }
 
-    /// dW += sum over images of dy col^T, a task a block of input channels over all images in order.
+    /// dW += sum over images of dy col^T. A task is a block of input channels, over all images in order.
     fn grad_weight(&self, gw: &mut [f32], x: &[f32], grouped: &[f32]) {
         let (pixels, group, taps) = (self.pixels(), self.group(), self.taps());
         let (full, depth) = (group * pixels, self.c * taps);
@@ -388,25 +374,19 @@ impl Geometry {
     }
 }
 
-impl CustomOp3 for Conv {
-    fn name(&self) -> &'static str {
-        "conv2d"
+impl Kernel<3> for Conv {
+    const NAME: &'static str = "conv2d";
+
+    fn shape(&self, [x, w, _]: [&[usize]; 3]) -> Vec<usize> {
+        let g = Geometry::new(x, w, self);
+        vec![g.batch, g.o, g.oh, g.ow]
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-        b: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, w, b) = (values(x, lx)?, values(w, lw)?, values(b, lb)?);
-        let g = Geometry::new(lx.dims(), lw.dims(), self);
+    fn forward(&self, [x, w, b]: [Operand; 3]) -> Vec<f32> {
+        let g = Geometry::new(x.dims, w.dims, self);
+        let (x, w, b) = (x.values, w.values, b.values);
         if g.is_winograd() {
-            let y = winograd::convolve(x, &winograd::Weights::new(w, g.o, g.c), b, g.h, g.w);
-            return Ok((CpuStorage::F32(y), (g.batch, g.o, g.oh, g.ow).into()));
+            return winograd::convolve(x, &winograd::Weights::new(w, g.o, g.c), b, g.h, g.w);
         }
         let mut y = vec![0f32; g.batch * g.o * g.pixels()];
         if g.is_narrow() {
@@ -416,45 +396,50 @@ impl CustomOp3 for Conv {
         } else {
             g.forward_small(&mut y, x, w, b);
         }
-        Ok((CpuStorage::F32(y), (g.batch, g.o, g.oh, g.ow).into()))
+        y
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        b: &Tensor,
-        _y: &Tensor,
-        gy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let g = Geometry::new(x.dims(), w.dims(), self);
-        with_values([x, w, gy], |[vx, vw, gy]| {
-            let regroup = g.group() > 1 && !g.is_winograd();
-            let grouped = if regroup { g.grouped(gy) } else { vec![] };
-            let grouped = if regroup { &grouped[..] } else { gy };
-            let gx = || match g.is_winograd() {
-                true => winograd::convolve(gy, &winograd::Weights::transposed(vw, g.o, g.c), &[], g.h, g.w),
-                false => g.grad_input(vw, grouped),
-            };
-            let gx = x.track_op().then(gx).map(|gx| Tensor::from_vec(gx, x.shape(), x.device())).transpose()?;
-            let gw = accumulate::gradient(w, |gw| match g.is_winograd() {
-                true => winograd::grad_weight(gw, vx, gy, g.o, g.c, g.h, g.w),
-                false => g.grad_weight(gw, vx, grouped),
-            })?;
-            let gb = accumulate::gradient(b, |gb| {
-                for image in gy.chunks_exact(g.o * g.pixels()) {
-                    gb.iter_mut().zip(image.chunks_exact(g.pixels())).for_each(|(gb, gy)| *gb += super::math::sum(gy));
-                }
-            })?;
-            Ok((gx, gw, gb))
-        })?
+    fn backward(&self, [x, w, _]: [Operand; 3], gy: &[f32], [gx, gw, gb]: [&mut Gradient; 3]) -> Result<()> {
+        let g = Geometry::new(x.dims, w.dims, self);
+        let regroup = g.group() > 1 && !g.is_winograd();
+        let grouped = if regroup { g.grouped(gy) } else { vec![] };
+        let grouped = if regroup { &grouped[..] } else { gy };
+        gx.set(|| match g.is_winograd() {
+            true => winograd::convolve(gy, &winograd::Weights::transposed(w.values, g.o, g.c), &[], g.h, g.w),
+            false => g.grad_input(w.values, grouped),
+        });
+        gw.add(|gw| match g.is_winograd() {
+            true => winograd::grad_weight(gw, x.values, gy, g.o, g.c, g.h, g.w),
+            false => g.grad_weight(gw, x.values, grouped),
+        })?;
+        gb.add(|gb| {
+            for image in gy.chunks_exact(g.o * g.pixels()) {
+                gb.iter_mut().zip(image.chunks_exact(g.pixels())).for_each(|(gb, gy)| *gb += math::sum(gy));
+            }
+        })
+    }
+
+    /// candle's own gradient of the input is a transposed convolution, which on a GPU takes many times as long as a convolution;
+    /// so the backward pass here is made of convolutions.
+    fn composed(&self, operands: [&Tensor; 3]) -> Result<Tensor> {
+        let ([x, weight, bias], conv) = (operands, *self);
+        let w = weight.detach().to_dtype(x.dtype())?;
+        let y = x.detach().conv2d(&w, conv.padding, conv.stride, 1, 1)?;
+        let pixels = y.dim(2)? * y.dim(3)?;
+        let y = add_bias(y, &bias.detach(), pixels)?;
+        with_backward(y, operands, move |[x, weight, bias], gy, wanted| {
+            let gx = wanted[0].then(|| conv.input_gradient(x, weight, gy)).transpose()?;
+            let gw = wanted[1].then(|| conv.weight_gradient(x, weight, gy)).transpose()?;
+            let gb = wanted[2].then(|| gy.to_dtype(bias.dtype())?.sum((0, 2, 3))).transpose()?;
+            Ok([gx, gw, gb])
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::{same, var};
     use super::*;
+    use crate::tests::{same, var};
 
     #[test]
     fn convolution_equals_candles() {
@@ -496,11 +481,11 @@ mod tests {
         for (b, c, h, w, o, k, stride, padding) in cases {
             let (x, weight, bias) = (var(&[b, c, h, w], 1), var(&[o, c, k, k], 2), var(&[o], 3));
             let kernel = conv2d(&x, &weight, &bias, stride, padding).unwrap();
-            let ours = composed(&x, &weight, &bias, Conv { stride, padding }).unwrap();
+            let ours = Conv { stride, padding }.composed([&x, &weight, &bias]).unwrap();
             same(&[&x, &weight, &bias], &ours, &kernel);
             // Nobody asks for the gradient of what is frozen.
             let frozen = weight.as_detached_tensor();
-            let y = composed(&x, &frozen, &bias.as_detached_tensor(), Conv { stride, padding }).unwrap();
+            let y = Conv { stride, padding }.composed([&x, &frozen, &bias.as_detached_tensor()]).unwrap();
             let grads = y.sum_all().unwrap().backward().unwrap();
             assert!(grads.get(&x).is_some() && grads.get(&frozen).is_none());
         }

@@ -1,27 +1,23 @@
 //! y = x W + b with weights that never change: they lie transposed from the start, and there is no backward pass.
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 use super::{
+    kernel::{Kernel, Operand, apply3},
     linear::{composed_product, product},
-    shape::swap,
-    values, with_values,
+    shape::swap_last_two,
 };
 
-/// A weight (out, in) as [`linear_frozen`] takes it, (in, out).
+/// Transposes a weight (out, in) to (in, out), as [`linear_frozen`] takes it.
 ///
 /// # Errors
-/// It is no matrix.
+/// The weight is not a matrix.
 pub fn freeze(weight: &Tensor) -> Result<Tensor> {
-    let (out, inner) = weight.dims2()?;
-    if !super::has_kernel(weight) {
-        return weight.t()?.contiguous();
-    }
-    let swapped = with_values([weight], |[w]| swap(w, out, inner))?;
-    Tensor::from_vec(swapped, (inner, out), weight.device())
+    swap_last_two(&weight.detach().unsqueeze(0)?)?.squeeze(0)
 }
 
-/// `x` (..., rows, in), `weight` (in, out), `bias` (out) -> (..., rows, out): what [`super::linear`] gives, to the bit.
+/// `x` (..., rows, in), `weight` (in, out), `bias` (out) -> (..., rows, out): what [`super::linear`] gives, to the bit. There is
+/// no backward pass.
 ///
 /// # Errors
 /// The last dimension of `x` is not `in`.
@@ -31,41 +27,34 @@ pub fn linear_frozen(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     }
     // Without a bias the third operand is empty.
     let none = Tensor::zeros(0, x.dtype(), x.device())?;
-    let bias = bias.unwrap_or(&none);
-    if !super::has_kernel(x) {
-        return composed_product(x, weight, bias);
-    }
-    x.contiguous()?.apply_op3_no_bwd(weight, bias, &LinearFrozen)
+    apply3(LinearFrozen, [x, weight, bias.unwrap_or(&none)])
 }
 
 struct LinearFrozen;
 
-impl CustomOp3 for LinearFrozen {
-    fn name(&self) -> &'static str {
-        "linear_frozen"
+impl Kernel<3> for LinearFrozen {
+    const NAME: &'static str = "linear_frozen";
+
+    fn shape(&self, [x, w, _]: [&[usize]; 3]) -> Vec<usize> {
+        [&x[..x.len() - 1], &w[1..]].concat()
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-        b: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (y, shape) = product(values(x, lx)?, lx.dims(), values(w, lw)?, lw.dims()[1], values(b, lb)?);
-        Ok((CpuStorage::F32(y), shape))
+    fn forward(&self, [x, w, b]: [Operand; 3]) -> Vec<f32> {
+        product(x.values, w.values, w.dims[1], b.values)
+    }
+
+    fn composed(&self, [x, w, b]: [&Tensor; 3]) -> Result<Tensor> {
+        composed_product(x, w, b)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{
-        check::{close, var},
-        linear,
-    };
     use super::*;
+    use crate::{
+        linear,
+        tests::{close, var},
+    };
 
     #[test]
     fn the_same_bits_as_linear() {

@@ -2,25 +2,31 @@
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
-use super::cuda;
-use super::{Shared, accumulate, math, values, with_values};
+use super::cuda::{self, launch};
+use super::{
+    kernel::{Gradient, Kernel, Operand, apply3},
+    math,
+    matrix::Shared,
+};
 
 /// What follows the norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     None,
+    /// [`super::silu`]
     Silu,
 }
 
-/// `x` (B, C, ...), normalised over each of `groups` groups of channels, times `weight` (C) plus `bias` (C).
+/// `x` (B, C, ...), normalised over each of `groups` groups of channels, times `weight` (C) plus `bias` (C), then the
+/// activation `then`. In f32, because half-precision sums over a group lose too much; the result has the type of `x`.
 ///
 /// # Errors
-/// The number of channels is not divisible by `groups`, or is not that of the weight.
+/// The number of channels is not divisible by `groups`, or differs from that of the weight.
 pub fn group_norm(
     x: &Tensor,
     weight: &Tensor,
@@ -30,21 +36,34 @@ pub fn group_norm(
     then: Activation,
 ) -> Result<Tensor> {
     let channels = x.dim(1)?;
-    if channels % groups != 0 || weight.dims() != [channels] {
+    if channels % groups != 0 || weight.dims() != [channels] || bias.dims() != [channels] {
         bail!("group_norm: {channels} channels do not fit {groups} groups and a weight of {:?}", weight.shape())
     }
-    // In f32: half-precision sums over a group lose too much.
-    let [wide, w, b] = [x, weight, bias].map(|t| t.to_dtype(DType::F32));
-    wide?.contiguous()?.apply_op3(&w?, &b?, GroupNorm { groups, eps: eps as f32, then })?.to_dtype(x.dtype())
+    in_f32(GroupNorm { groups, eps: eps as f32, then }, [x, weight, bias])
 }
 
-/// `x` (..., C), normalised over C, times `weight` (C) plus `bias` (C).
+/// `x` (..., C), normalised over C, times `weight` (C) plus `bias` (C). In f32; the result has the type of `x`.
+///
+/// # Errors
+/// The last dimension of `x` differs from that of the weight.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    if x.dim(D::Minus1)? != weight.elem_count() {
+    let width = x.dim(D::Minus1)?;
+    if weight.dims() != [width] || bias.dims() != [width] {
         bail!("layer_norm: input {:?} does not fit a weight of {:?}", x.shape(), weight.shape())
     }
-    let [wide, w, b] = [x, weight, bias].map(|t| t.to_dtype(DType::F32));
-    wide?.contiguous()?.apply_op3(&w?, &b?, LayerNorm { eps: eps as f32 })?.to_dtype(x.dtype())
+    in_f32(LayerNorm { eps: eps as f32 }, [x, weight, bias])
+}
+
+fn in_f32(kernel: impl Kernel<3>, [x, weight, bias]: [&Tensor; 3]) -> Result<Tensor> {
+    let (wide, weight, bias) = (x.to_dtype(DType::F32)?, weight.to_dtype(DType::F32)?, bias.to_dtype(DType::F32)?);
+    apply3(kernel, [&wide, &weight, &bias])?.to_dtype(x.dtype())
+}
+
+/// `x` (..., n) with mean 0 and variance 1 over n, from candle's operations.
+fn standardised(x: &Tensor, eps: f32) -> Result<Tensor> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    centred.broadcast_div(&(variance + f64::from(eps))?.sqrt()?)
 }
 
 /// Mean and 1 / sqrt(variance + eps), two passes: a one-pass variance cancels.
@@ -96,111 +115,133 @@ fn add(sum: &mut [f32], g: &[f32]) {
     sum.iter_mut().zip(g).for_each(|(sum, g)| *sum += g);
 }
 
-#[derive(Clone, Copy)]
-pub(super) struct GroupNorm {
-    pub groups: usize,
-    pub eps: f32,
-    pub then: Activation,
+/// Threads of a block that works on one group of an image, on a GPU.
+#[cfg(feature = "cuda")]
+const GROUP_THREADS: u32 = 512;
+/// Threads of a block that works on one row of tokens, on a GPU.
+#[cfg(feature = "cuda")]
+const ROW_THREADS: u32 = 128;
+
+struct GroupNorm {
+    groups: usize,
+    eps: f32,
+    then: Activation,
 }
 
-impl CustomOp3 for GroupNorm {
-    fn name(&self) -> &'static str {
-        "group_norm"
+#[cfg(feature = "cuda")]
+impl GroupNorm {
+    /// For `x` (B, C, ...) of shape `dims`: blocks and threads; numbers of a group, and of a channel of an image; whether SiLU
+    /// follows.
+    fn launch(&self, dims: &[usize]) -> ((u32, u32), i32, i32, i32) {
+        let pixels = dims[2..].iter().product::<usize>();
+        let (blocks, size) = (dims[0] * self.groups, dims[1] / self.groups * pixels);
+        ((blocks as u32, GROUP_THREADS), size as i32, pixels as i32, (self.then == Activation::Silu).into())
+    }
+}
+
+impl Kernel<3> for GroupNorm {
+    const NAME: &'static str = "group_norm";
+    const CUDA: &'static [DType] = &[DType::F32];
+
+    fn shape(&self, [x, _, _]: [&[usize]; 3]) -> Vec<usize> {
+        x.to_vec()
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-        b: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, w, b) = (values(x, lx)?, values(w, lw)?, values(b, lb)?);
-        let (batch, channels) = (lx.dims()[0], lx.dims()[1]);
-        let pixels = x.len() / (batch * channels).max(1);
+    fn forward(&self, [x, w, b]: [Operand; 3]) -> Vec<f32> {
+        let (batch, channels) = (x.dims[0], x.dims[1]);
+        let pixels = x.values.len() / (batch * channels).max(1);
         let per_group = channels / self.groups;
-        let mut y = vec![0f32; x.len()];
+        let mut y = vec![0f32; x.values.len()];
         let size = (per_group * pixels).max(1);
-        y.par_chunks_mut(size).zip(x.par_chunks(size)).enumerate().for_each(|(task, (y, x))| {
+        y.par_chunks_mut(size).zip(x.values.par_chunks(size)).enumerate().for_each(|(task, (y, x))| {
             let (mean, rstd) = moments(x, self.eps);
             let first = task % self.groups * per_group;
             for (i, (y, x)) in y.chunks_exact_mut(pixels).zip(x.chunks_exact(pixels)).enumerate() {
-                let scale = rstd * w[first + i];
-                affine(y, x, scale, b[first + i] - mean * scale, self.then);
+                let scale = rstd * w.values[first + i];
+                affine(y, x, scale, b.values[first + i] - mean * scale, self.then);
             }
         });
-        Ok((CpuStorage::F32(y), lx.shape().clone()))
+        y
+    }
+
+    fn backward(&self, [x, w, b]: [Operand; 3], gy: &[f32], [gx, gw, gb]: [&mut Gradient; 3]) -> Result<()> {
+        let (batch, channels) = (x.dims[0], x.dims[1]);
+        let per_group = channels / self.groups;
+        let (x, w, b) = (x.values, w.values, b.values);
+        let pixels = x.len() / (batch * channels).max(1);
+        let size = (per_group * pixels).max(1);
+        let mut by_x = vec![0f32; x.len()];
+        // Sums per image and channel, added up over the images in order afterwards.
+        let mut parts = vec![[0f32; 2]; batch * channels];
+        let tasks = by_x.par_chunks_mut(size).zip(parts.par_chunks_mut(per_group));
+        tasks.zip(x.par_chunks(size).zip(gy.par_chunks(size))).enumerate().for_each(
+            |(task, ((gx, parts), (x, gy)))| {
+                let (mean, rstd) = moments(x, self.eps);
+                let first = task % self.groups * per_group;
+                let (mut sum, mut dot) = (0f32, 0f32); // of gu w, and of gu w (x - mean), over the group
+                for i in 0..per_group {
+                    let at = i * pixels..(i + 1) * pixels;
+                    let (weight, bias) = (w[first + i], b[first + i]);
+                    let scale = rstd * weight;
+                    let (gu, x, gy) = (&mut gx[at.clone()], &x[at.clone()], &gy[at]);
+                    let (s, d) = through_activation(gu, x, gy, scale, bias - mean * scale, mean, self.then);
+                    parts[i] = [d * rstd, s];
+                    sum += s * weight;
+                    dot += d * weight;
+                }
+                let n = size as f32;
+                for (i, (gx, x)) in gx.chunks_exact_mut(pixels).zip(x.chunks_exact(pixels)).enumerate() {
+                    combine(gx, x, mean, rstd * w[first + i], -rstd * rstd * rstd * dot / n, -rstd * sum / n);
+                }
+            },
+        );
+        let mut sums = [vec![0f32; channels], vec![0f32; channels]];
+        for image in parts.chunks_exact(channels) {
+            for (c, [dw, db]) in image.iter().enumerate() {
+                sums[0][c] += dw;
+                sums[1][c] += db;
+            }
+        }
+        gx.set(|| by_x);
+        gw.add(|gw| add(gw, &sums[0]))?;
+        gb.add(|gb| add(gb, &sums[1]))
+    }
+
+    fn composed(&self, [x, w, b]: [&Tensor; 3]) -> Result<Tensor> {
+        let grouped = x.reshape((x.dim(0)?, self.groups, ()))?;
+        let mut per_channel = vec![1; x.rank()];
+        per_channel[1] = x.dim(1)?;
+        let [w, b] = [w, b].map(|t| t.reshape(&per_channel[..]));
+        let y = standardised(&grouped, self.eps)?.reshape(x.shape())?.broadcast_mul(&w?)?.broadcast_add(&b?)?;
+        if self.then == Activation::Silu { y.silu() } else { Ok(y) }
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        x: &CudaStorage,
-        lx: &Layout,
-        w: &CudaStorage,
-        lw: &Layout,
-        b: &CudaStorage,
-        lb: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        Ok((cuda::group_norm(*self, (x, lx), (w, lw), (b, lb))?, lx.shape().clone()))
+    fn forward_cuda(&self, [x, w, b]: [cuda::Operand; 3]) -> Result<CudaStorage> {
+        let (device, (grid, size, pixels, silu)) = (cuda::device(x), self.launch(x.1.dims()));
+        let y = cuda::room(device, x.1.shape().elem_count())?;
+        let (x, w, b, groups) = (cuda::view(x)?, cuda::view(w)?, cuda::view(b)?, self.groups as i32);
+        launch!(device, "group_norm", grid, x, w, b, y.as_view(), size, pixels, groups, self.eps, silu)?;
+        Ok(cuda::storage(y, device))
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        b: &Tensor,
-        _y: &Tensor,
-        gy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        #[cfg(feature = "cuda")]
-        if x.device().is_cuda() {
-            let [gx, gw, gb] = cuda::group_norm_grad(*self, x, w, b, gy)?;
-            return Ok((Some(gx), Some(gw), Some(gb)));
-        }
-        let (batch, channels) = (x.dim(0)?, x.dim(1)?);
-        let per_group = channels / self.groups;
-        let (gx, gw, gb) = with_values([x, w, b, gy], |[x, w, b, gy]| {
-            let pixels = x.len() / (batch * channels).max(1);
-            let size = (per_group * pixels).max(1);
-            let mut gx = vec![0f32; x.len()];
-            // Sums a (image, channel), added up over images in order afterwards.
-            let mut parts = vec![[0f32; 2]; batch * channels];
-            let tasks = gx.par_chunks_mut(size).zip(parts.par_chunks_mut(per_group));
-            tasks.zip(x.par_chunks(size).zip(gy.par_chunks(size))).enumerate().for_each(
-                |(task, ((gx, parts), (x, gy)))| {
-                    let (mean, rstd) = moments(x, self.eps);
-                    let first = task % self.groups * per_group;
-                    let (mut sum, mut dot) = (0f32, 0f32); // of gu w, and of gu w (x - mean), over the group
-                    for i in 0..per_group {
-                        let at = i * pixels..(i + 1) * pixels;
-                        let (weight, bias) = (w[first + i], b[first + i]);
-                        let scale = rstd * weight;
-                        let (gu, x, gy) = (&mut gx[at.clone()], &x[at.clone()], &gy[at]);
-                        let (s, d) = through_activation(gu, x, gy, scale, bias - mean * scale, mean, self.then);
-                        parts[i] = [d * rstd, s];
-                        sum += s * weight;
-                        dot += d * weight;
-                    }
-                    let n = size as f32;
-                    for (i, (gx, x)) in gx.chunks_exact_mut(pixels).zip(x.chunks_exact(pixels)).enumerate() {
-                        combine(gx, x, mean, rstd * w[first + i], -rstd * rstd * rstd * dot / n, -rstd * sum / n);
-                    }
-                },
-            );
-            let (mut gw, mut gb) = (vec![0f32; channels], vec![0f32; channels]);
-            for image in parts.chunks_exact(channels) {
-                for (c, [dw, db]) in image.iter().enumerate() {
-                    gw[c] += dw;
-                    gb[c] += db;
-                }
-            }
-            (gx, gw, gb)
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(&self, [x, w, b]: [&Tensor; 3], gy: &Tensor) -> Result<[Option<Tensor>; 3]> {
+        let (grid, size, pixels, silu) = self.launch(x.dims());
+        let (shape, by_image) = (x.shape(), (x.dim(0)?, x.dim(1)?));
+        let [gx, gw, gb] = cuda::with_views([x, w, b, gy], |device, [x, w, b, gy]| {
+            let n = by_image.0 * by_image.1;
+            let (gx, gw, gb) = (cuda::room(device, x.len())?, cuda::room(device, n)?, cuda::room(device, n)?);
+            let (to_x, to_w, to_b) = (gx.as_view(), gw.as_view(), gb.as_view());
+            let (groups, eps) = (self.groups as i32, self.eps);
+            launch!(device, "group_norm_grad", grid, x, w, b, gy, to_x, to_w, to_b, size, pixels, groups, eps, silu)?;
+            Ok([
+                cuda::tensor(gx, device, shape),
+                cuda::tensor(gw, device, by_image),
+                cuda::tensor(gb, device, by_image),
+            ])
         })?;
-        let gx = x.track_op().then(|| Tensor::from_vec(gx, x.shape(), x.device())).transpose()?;
-        Ok((gx, accumulate::gradient(w, |sum| add(sum, &gw))?, accumulate::gradient(b, |sum| add(sum, &gb))?))
+        Ok([Some(gx), Some(gw.sum(0)?), Some(gb.sum(0)?)])
     }
 }
 
@@ -208,7 +249,7 @@ struct LayerNorm {
     eps: f32,
 }
 
-/// Rows a task handles; their weight gradients form one partial sum.
+/// Rows that one task handles. Their gradients of the weight form one partial sum.
 const ROWS: usize = 64;
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
@@ -240,106 +281,83 @@ fn layer_norm_row_grad(
     }
 }
 
-impl CustomOp3 for LayerNorm {
-    fn name(&self) -> &'static str {
-        "layer_norm"
+impl Kernel<3> for LayerNorm {
+    const NAME: &'static str = "layer_norm";
+    const CUDA: &'static [DType] = &[DType::F32];
+
+    fn shape(&self, [x, _, _]: [&[usize]; 3]) -> Vec<usize> {
+        x.to_vec()
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-        b: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, w, b) = (values(x, lx)?, values(w, lw)?, values(b, lb)?);
-        let width = w.len();
-        let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(y, x)| {
+    fn forward(&self, [x, w, b]: [Operand; 3]) -> Vec<f32> {
+        let width = w.values.len();
+        let mut y = vec![0f32; x.values.len()];
+        y.par_chunks_mut(ROWS * width).zip(x.values.par_chunks(ROWS * width)).for_each(|(y, x)| {
             for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                 let (mean, rstd) = moments(x, self.eps);
-                layer_norm_row(y, x, w, b, mean, rstd);
+                layer_norm_row(y, x, w.values, b.values, mean, rstd);
             }
         });
-        Ok((CpuStorage::F32(y), lx.shape().clone()))
+        y
+    }
+
+    fn backward(&self, [x, w, _]: [Operand; 3], gy: &[f32], [gx, gw, gb]: [&mut Gradient; 3]) -> Result<()> {
+        let (x, w, width) = (x.values, w.values, w.values.len());
+        let mut by_x = vec![0f32; x.len()];
+        let blocks = x.len().div_ceil(ROWS * width);
+        let mut parts = vec![0f32; blocks * 2 * width];
+        let shared = Shared::new(&mut parts);
+        let tasks = by_x.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width).zip(gy.par_chunks(ROWS * width)));
+        tasks.enumerate().for_each(|(task, (gx, (x, gy)))| {
+            // SAFETY: each task has a partial sum of its own.
+            let (gw, gb) = unsafe { shared.slice(task * 2 * width, 2 * width) }.split_at_mut(width);
+            let rows = x.chunks_exact(width).zip(gy.chunks_exact(width));
+            for (gx, (x, gy)) in gx.chunks_exact_mut(width).zip(rows) {
+                let (mean, rstd) = moments(x, self.eps);
+                layer_norm_row_grad(gx, gw, gb, x, w, gy, mean, rstd);
+            }
+        });
+        let mut sums = vec![0f32; 2 * width];
+        parts.chunks_exact(2 * width).for_each(|part| add(&mut sums, part));
+        gx.set(|| by_x);
+        gw.add(|gw| add(gw, &sums[..width]))?;
+        gb.add(|gb| add(gb, &sums[width..]))
+    }
+
+    fn composed(&self, [x, w, b]: [&Tensor; 3]) -> Result<Tensor> {
+        standardised(x, self.eps)?.broadcast_mul(w)?.broadcast_add(b)
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        x: &CudaStorage,
-        lx: &Layout,
-        w: &CudaStorage,
-        lw: &Layout,
-        b: &CudaStorage,
-        lb: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        Ok((cuda::layer_norm((x, lx), (w, lw), (b, lb), self.eps)?, lx.shape().clone()))
+    fn forward_cuda(&self, [x, w, b]: [cuda::Operand; 3]) -> Result<CudaStorage> {
+        let (device, x, w, b) = (cuda::device(x), cuda::view(x)?, cuda::view(w)?, cuda::view(b)?);
+        let (y, n) = (cuda::room(device, x.len())?, w.len());
+        let grid = ((x.len() / n) as u32, ROW_THREADS);
+        launch!(device, "layer_norm", grid, x, w, b, y.as_view(), n as i32, self.eps)?;
+        Ok(cuda::storage(y, device))
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        b: &Tensor,
-        _y: &Tensor,
-        gy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        #[cfg(feature = "cuda")]
-        if x.device().is_cuda() {
-            let [gx, gw, gb] = cuda::layer_norm_grad(x, w, gy, self.eps)?;
-            return Ok((Some(gx), Some(gw), Some(gb)));
-        }
-        let width = w.elem_count();
-        let (gx, gw, gb) = with_values([x, w, gy], |[x, w, gy]| {
-            let mut gx = vec![0f32; x.len()];
-            let blocks = x.len().div_ceil(ROWS * width);
-            let mut parts = vec![0f32; blocks * 2 * width];
-            let shared = Shared::new(&mut parts);
-            let tasks =
-                gx.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width).zip(gy.par_chunks(ROWS * width)));
-            tasks.enumerate().for_each(|(task, (gx, (x, gy)))| {
-                // SAFETY: each task has a partial sum of its own.
-                let (gw, gb) = unsafe { shared.slice(task * 2 * width, 2 * width) }.split_at_mut(width);
-                let rows = x.chunks_exact(width).zip(gy.chunks_exact(width));
-                for (gx, (x, gy)) in gx.chunks_exact_mut(width).zip(rows) {
-                    let (mean, rstd) = moments(x, self.eps);
-                    layer_norm_row_grad(gx, gw, gb, x, w, gy, mean, rstd);
-                }
-            });
-            let mut sums = vec![0f32; 2 * width];
-            parts.chunks_exact(2 * width).for_each(|p| sums.iter_mut().zip(p).for_each(|(s, p)| *s += p));
-            let gb = sums.split_off(width);
-            (gx, sums, gb)
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(&self, [x, w, _]: [&Tensor; 3], gy: &Tensor) -> Result<[Option<Tensor>; 3]> {
+        let (shape, n) = (x.shape(), w.elem_count());
+        let rows = x.elem_count() / n;
+        let [gx, gw] = cuda::with_views([x, w, gy], |device, [x, w, gy]| {
+            let (gx, gw) = (cuda::room(device, x.len())?, cuda::room(device, x.len())?);
+            let grid = (rows as u32, ROW_THREADS);
+            launch!(device, "layer_norm_grad", grid, x, w, gy, gx.as_view(), gw.as_view(), n as i32, self.eps)?;
+            Ok([cuda::tensor(gx, device, shape), cuda::tensor(gw, device, (rows, n))])
         })?;
-        let gx = x.track_op().then(|| Tensor::from_vec(gx, x.shape(), x.device())).transpose()?;
-        Ok((gx, accumulate::gradient(w, |sum| add(sum, &gw))?, accumulate::gradient(b, |sum| add(sum, &gb))?))
+        // Sums over rows as products: candle's own sum over the first dimension has few threads.
+        let ones = Tensor::ones((1, rows), DType::F32, x.device())?;
+        let over_rows = |g: &Tensor| ones.matmul(&g.reshape((rows, n))?)?.reshape(n);
+        Ok([Some(gx), Some(over_rows(&gw)?), Some(over_rows(&gy.contiguous()?)?)])
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::{same, var};
     use super::*;
-
-    /// `x` (..., n), normalised over n.
-    fn normed(x: &Tensor, eps: f64) -> Result<Tensor> {
-        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        centred.broadcast_div(&(variance + eps)?.sqrt()?)
-    }
-
-    /// `x` (B, C, ...), `w` and `b` (C) -> like `x`, from candle's operations.
-    fn composed_group_norm(x: &Tensor, w: &Tensor, b: &Tensor, norm: GroupNorm) -> Result<Tensor> {
-        let grouped = x.reshape((x.dim(0)?, norm.groups, ()))?;
-        let mut per_channel = vec![1; x.rank()];
-        per_channel[1] = x.dim(1)?;
-        let [w, b] = [w, b].map(|t| t.reshape(&per_channel[..]));
-        let y = normed(&grouped, norm.eps.into())?.reshape(x.shape())?.broadcast_mul(&w?)?.broadcast_add(&b?)?;
-        if norm.then == Activation::Silu { y.silu() } else { Ok(y) }
-    }
+    use crate::tests::{same, var};
 
     #[test]
     fn group_norm_equals_its_composition() {
@@ -347,7 +365,7 @@ mod tests {
             let (x, w, b) = (var(&shape, 1), var(&[shape[1]], 2), var(&[shape[1]], 3));
             for then in [Activation::None, Activation::Silu] {
                 let ours = group_norm(&x, &w, &b, groups, 1e-5, then).unwrap();
-                let composed = composed_group_norm(&x, &w, &b, GroupNorm { groups, eps: 1e-5, then }).unwrap();
+                let composed = GroupNorm { groups, eps: 1e-5, then }.composed([&x, &w, &b]).unwrap();
                 same(&[&x, &w, &b], &ours, &composed);
             }
         }
@@ -359,8 +377,7 @@ mod tests {
             let width = *shape.last().unwrap();
             let (x, w, b) = (var(&shape, 1), var(&[width], 2), var(&[width], 3));
             let ours = layer_norm(&x, &w, &b, 1e-5).unwrap();
-            let composed = normed(&x, 1e-5).unwrap().broadcast_mul(&w).unwrap().broadcast_add(&b).unwrap();
-            same(&[&x, &w, &b], &ours, &composed);
+            same(&[&x, &w, &b], &ours, &LayerNorm { eps: 1e-5 }.composed([&x, &w, &b]).unwrap());
         }
     }
 }

@@ -1,49 +1,54 @@
 //! Moving pixels: image to tokens and back, upsampling, one-sided padding.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::{has_kernel, values, with_values};
+use super::kernel::{Gradient, Kernel, Operand, apply1};
 
-/// (B, C, H, W) -> (B, H * W, C)
+/// `x` (B, C, H, W) -> (B, H * W, C): the pixels become tokens.
+///
+/// # Errors
+/// `x` does not have four dimensions.
 pub fn to_tokens(x: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     swap_last_two(&x.reshape((b, c, h * w))?)
 }
 
-/// (B, h * w, C) -> (B, C, h, w)
+/// `x` (B, h * w, C) -> (B, C, h, w): the tokens become pixels again.
+///
+/// # Errors
+/// `x` does not have three dimensions, or does not hold h * w tokens.
 pub fn from_tokens(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
     let (b, _, c) = x.dims3()?;
     swap_last_two(x)?.reshape((b, c, h, w))
 }
 
-/// (B, C, H, W) -> (B, C, h, w), each pixel that of the nearest source at or before it (torch's "nearest").
+/// `x` (B, C, H, W) -> (B, C, h, w): each pixel is the nearest pixel of `x` at or before its place (torch's "nearest").
+///
+/// # Errors
+/// `x` does not have four dimensions.
 pub fn upsample_nearest(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
-    if has_kernel(x) { x.contiguous()?.apply_op1(Upsample { h, w }) } else { composed_upsample(x, h, w) }
+    x.dims4()?;
+    apply1(Upsample { h, w }, x)
 }
 
-/// The same from candle's operations. Not its own upsampling, the backward pass of which is a convolution for each channel, and
-/// overwrites what other consumers of `x` have added.
-fn composed_upsample(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
-    let (b, c, h0, w0) = x.dims4()?;
-    if h.is_multiple_of(h0) && w.is_multiple_of(w0) {
-        let apart = x.reshape(&[b, c, h0, 1, w0, 1])?;
-        return apart.broadcast_as(&[b, c, h0, h / h0, w0, w / w0])?.reshape((b, c, h, w));
-    }
-    let source = |n: usize, n0: usize| Tensor::from_iter((0..n).map(|i| (i * n0 / n) as u32), x.device());
-    x.index_select(&source(h, h0)?, 2)?.index_select(&source(w, w0)?, 3)
-}
-
-/// One row below and one column to the right of zeros: the VAE encoder's padding before its strided convolutions.
+/// `x` (B, C, H, W) -> (B, C, H + 1, W + 1), with a row of zeros below and a column of zeros to the right: the VAE encoder's
+/// padding before its strided convolutions.
+///
+/// # Errors
+/// `x` does not have four dimensions.
 pub fn pad_bottom_right(x: &Tensor) -> Result<Tensor> {
     x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)
 }
 
-fn swap_last_two(x: &Tensor) -> Result<Tensor> {
-    if has_kernel(x) { x.contiguous()?.apply_op1(Swap) } else { x.transpose(1, 2)?.contiguous() }
+/// `x` (B, rows, cols) -> (B, cols, rows).
+///
+/// # Errors
+/// `x` does not have three dimensions.
+pub(crate) fn swap_last_two(x: &Tensor) -> Result<Tensor> {
+    x.dims3()?;
+    apply1(Swap, x)
 }
-
-struct Swap;
 
 /// Each (rows, cols) matrix of `x` transposed, in squares that fit the cache.
 pub fn swap(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
@@ -69,20 +74,26 @@ pub fn swap(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     y
 }
 
-impl CustomOp1 for Swap {
-    fn name(&self) -> &'static str {
-        "swap_last_two"
+struct Swap;
+
+impl Kernel<1> for Swap {
+    const NAME: &'static str = "swap_last_two";
+
+    fn shape(&self, [x]: [&[usize]; 1]) -> Vec<usize> {
+        vec![x[0], x[2], x[1]]
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (b, rows, cols) = layout.shape().dims3()?;
-        Ok((CpuStorage::F32(swap(values(x, layout)?, rows, cols)), (b, cols, rows).into()))
+    fn forward(&self, [x]: [Operand; 1]) -> Vec<f32> {
+        swap(x.values, x.dims[1], x.dims[2])
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<Option<Tensor>> {
-        let (_, rows, cols) = x.dims3()?;
-        let gx = with_values([gy], |[gy]| swap(gy, cols, rows))?;
-        Ok(Some(Tensor::from_vec(gx, x.shape(), x.device())?))
+    fn backward(&self, [x]: [Operand; 1], gy: &[f32], [gx]: [&mut Gradient; 1]) -> Result<()> {
+        gx.set(|| swap(gy, x.dims[2], x.dims[1]));
+        Ok(())
+    }
+
+    fn composed(&self, [x]: [&Tensor; 1]) -> Result<Tensor> {
+        x.transpose(1, 2)?.contiguous()
     }
 }
 
@@ -91,28 +102,29 @@ struct Upsample {
     w: usize,
 }
 
-impl CustomOp1 for Upsample {
-    fn name(&self) -> &'static str {
-        "upsample_nearest"
+impl Kernel<1> for Upsample {
+    const NAME: &'static str = "upsample_nearest";
+
+    fn shape(&self, [x]: [&[usize]; 1]) -> Vec<usize> {
+        vec![x[0], x[1], self.h, self.w]
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = values(x, layout)?;
-        let (b, c, h, w) = layout.shape().dims4()?;
-        let mut y = vec![0f32; b * c * self.h * self.w];
-        y.par_chunks_mut(self.h * self.w).zip(x.par_chunks(h * w)).for_each(|(y, x)| {
+    fn forward(&self, [x]: [Operand; 1]) -> Vec<f32> {
+        let (h, w) = (x.dims[2], x.dims[3]);
+        let mut y = vec![0f32; x.dims[0] * x.dims[1] * self.h * self.w];
+        y.par_chunks_mut(self.h * self.w).zip(x.values.par_chunks(h * w)).for_each(|(y, x)| {
             for (i, row) in y.chunks_exact_mut(self.w).enumerate() {
                 let source = &x[i * h / self.h * w..];
                 row.iter_mut().enumerate().for_each(|(j, y)| *y = source[j * w / self.w]);
             }
         });
-        Ok((CpuStorage::F32(y), (b, c, self.h, self.w).into()))
+        y
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, gy: &Tensor) -> Result<Option<Tensor>> {
-        let (_, _, h, w) = x.dims4()?;
-        let gx = with_values([gy], |[gy]| {
-            let mut gx = vec![0f32; x.elem_count()];
+    fn backward(&self, [x]: [Operand; 1], gy: &[f32], [gx]: [&mut Gradient; 1]) -> Result<()> {
+        let (h, w) = (x.dims[2], x.dims[3]);
+        gx.set(|| {
+            let mut gx = vec![0f32; x.values.len()];
             gx.par_chunks_mut(h * w).zip(gy.par_chunks(self.h * self.w)).for_each(|(gx, gy)| {
                 for (i, row) in gy.chunks_exact(self.w).enumerate() {
                     let target = &mut gx[i * h / self.h * w..];
@@ -120,31 +132,44 @@ impl CustomOp1 for Upsample {
                 }
             });
             gx
-        })?;
-        Ok(Some(Tensor::from_vec(gx, x.shape(), x.device())?))
+        });
+        Ok(())
+    }
+
+    /// Not candle's own upsampling: its backward pass is a convolution for each channel, and overwrites what other consumers of
+    /// `x` have added.
+    fn composed(&self, [x]: [&Tensor; 1]) -> Result<Tensor> {
+        let (b, c, h0, w0) = x.dims4()?;
+        let (h, w) = (self.h, self.w);
+        if h.is_multiple_of(h0) && w.is_multiple_of(w0) {
+            let apart = x.reshape(&[b, c, h0, 1, w0, 1])?;
+            return apart.broadcast_as(&[b, c, h0, h / h0, w0, w / w0])?.reshape((b, c, h, w));
+        }
+        let source = |n: usize, n0: usize| Tensor::from_iter((0..n).map(|i| (i * n0 / n) as u32), x.device());
+        x.index_select(&source(h, h0)?, 2)?.index_select(&source(w, w0)?, 3)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::{same, var};
     use super::*;
+    use crate::tests::{same, var};
 
     #[test]
     fn tokens_and_back() {
         let x = var(&[2, 5, 3, 19], 1);
-        let theirs = x.reshape((2, 5, 57)).unwrap().transpose(1, 2).unwrap().contiguous().unwrap();
-        same(&[&x], &to_tokens(&x).unwrap(), &theirs);
+        let flat = x.reshape((2, 5, 57)).unwrap();
+        same(&[&x], &to_tokens(&x).unwrap(), &Swap.composed([&flat]).unwrap());
         let back = from_tokens(&to_tokens(&x).unwrap(), 3, 19).unwrap();
         same(&[&x], &back, &(x.as_tensor() * 1.0).unwrap());
     }
 
     #[test]
-    fn upsampling_equals_candles() {
+    fn upsampling_equals_candles_and_its_composition() {
         let x = var(&[2, 3, 4, 5], 1);
         same(&[&x], &upsample_nearest(&x, 8, 10).unwrap(), &x.upsample_nearest2d(8, 10).unwrap());
         for (h, w) in [(8, 10), (7, 9), (8, 9)] {
-            same(&[&x], &composed_upsample(&x, h, w).unwrap(), &upsample_nearest(&x, h, w).unwrap());
+            same(&[&x], &upsample_nearest(&x, h, w).unwrap(), &Upsample { h, w }.composed([&x]).unwrap());
         }
     }
 }

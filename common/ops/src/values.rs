@@ -1,8 +1,9 @@
-//! The numbers of CPU tensors as slices: read by backward passes, and changed in place.
+//! The numbers of CPU tensors as slices: read by kernels, and changed in place.
 
 use std::cell::RefCell;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use half::bf16;
 
 /// The values of a contiguous f32 tensor.
 pub(crate) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -33,24 +34,68 @@ pub fn with_values<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f
     Ok(f(slices))
 }
 
+/// The values of a tensor that is changed in place.
+pub enum Values<'a> {
+    F32(&'a mut [f32]),
+    Bf16(&'a mut [bf16]),
+}
+
+/// Runs `f` over the values of contiguous CPU tensors, f32 or bf16, which it may change. The tensors must not share memory.
+///
+/// # Errors
+/// A tensor has another type, is not contiguous, or lies on another device.
+pub fn with_values_mut<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([Values; N]) -> R) -> Result<R> {
+    let (mut f, mut result) = (Some(f), None);
+    lock(&tensors, Vec::with_capacity(N), &mut |values| {
+        if let (Some(f), Ok(values)) = (f.take(), values.try_into()) {
+            result = Some(f(values));
+        }
+    })?;
+    match result {
+        Some(result) => Ok(result),
+        None => bail!("a kernel that changes tensors in place got too few of them"),
+    }
+}
+
+/// Collects the values of `tensors` behind `held`, tensor by tensor, and calls `f` while all of them are held: candle lends the
+/// memory of a tensor to an in-place operation only.
+fn lock(tensors: &[&Tensor], held: Vec<Values>, f: &mut dyn FnMut(Vec<Values>)) -> Result<()> {
+    struct Lend<F>(RefCell<Option<F>>);
+    impl<F: FnOnce(Values) -> Result<()>> InplaceOp1 for Lend<F> {
+        fn name(&self) -> &'static str {
+            "with_values_mut"
+        }
+
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+            let Some((from, to)) = layout.contiguous_offsets() else {
+                bail!("a tensor that is changed in place is not contiguous")
+            };
+            let values = match storage {
+                CpuStorage::F32(values) => Values::F32(&mut values[from..to]),
+                CpuStorage::BF16(values) => Values::Bf16(&mut values[from..to]),
+                _ => bail!("a tensor that is changed in place is neither f32 nor bf16"),
+            };
+            self.0.take().map_or(Ok(()), |f| f(values))
+        }
+    }
+    let Some((first, rest)) = tensors.split_first() else {
+        f(held);
+        return Ok(());
+    };
+    first.inplace_op1(&Lend(RefCell::new(Some(|values: Values| {
+        let mut held = held;
+        held.push(values);
+        lock(rest, held, f)
+    }))))
+}
+
 /// Lets `f` change the values of a contiguous f32 CPU tensor.
 ///
 /// # Errors
 /// The tensor has another type, is not contiguous, or lies on another device.
-pub fn write(x: &Tensor, f: impl FnOnce(&mut [f32])) -> Result<()> {
-    struct Write<F>(RefCell<Option<F>>);
-    impl<F: FnOnce(&mut [f32])> InplaceOp1 for Write<F> {
-        fn name(&self) -> &'static str {
-            "write"
-        }
-
-        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-            match (storage, layout.contiguous_offsets(), self.0.take()) {
-                (CpuStorage::F32(values), Some((from, to)), Some(f)) => f(&mut values[from..to]),
-                _ => bail!("a tensor that is changed in place is not f32 and contiguous"),
-            }
-            Ok(())
-        }
-    }
-    x.inplace_op1(&Write(RefCell::new(Some(f))))
+pub fn write<R>(x: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+    with_values_mut([x], |[x]| match x {
+        Values::F32(x) => Ok(f(x)),
+        Values::Bf16(_) => bail!("a tensor that is changed in place is not f32"),
+    })?
 }

@@ -8,7 +8,7 @@
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::{Mat, Shared, gemm};
+use super::matrix::{Mat, Shared, gemm};
 
 /// Tiles of 2x2 outputs that a task transforms and multiplies at a time.
 const TILES: usize = 128;

@@ -4,8 +4,6 @@
 //!   mpirun -n 4 train latents --labels labels.parquet --base sd15 -o policy       (a build with --features mpi)
 
 mod launch;
-#[cfg(feature = "nccl")]
-mod nccl;
 #[cfg_attr(not(feature = "mpi"), path = "none.rs")]
 mod ranks;
 mod share;
@@ -73,7 +71,7 @@ impl World {
     pub fn device(&self, asked: device::Device) -> device::Device {
         match (asked, self.launch) {
             (device::Device::Cuda(_), Some(launch)) if self.size() > 1 => {
-                device::Device::Cuda(launch.local % visible_gpus())
+                device::Device::Cuda(launch.local % ops::visible_gpus().max(1))
             }
             _ => asked,
         }
@@ -203,17 +201,6 @@ impl World {
             }
         }
     }
-}
-
-#[cfg(feature = "cuda")]
-fn visible_gpus() -> usize {
-    use candle_core::cuda_backend::cudarc::driver::CudaContext;
-    CudaContext::device_count().map_or(1, |n| n.max(1) as usize)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn visible_gpus() -> usize {
-    1
 }
 
 /// Sums many small tensors, (n) each, in one message.

@@ -1,7 +1,7 @@
 //! The processes of one MPI job, and the messages between them.
 
 use anyhow::{Context, Result, ensure};
-use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result as Candle, Tensor, bail};
+use candle_core::{Device, Tensor};
 use mpi::{
     Threading,
     collective::SystemOperation,
@@ -11,12 +11,12 @@ use mpi::{
 };
 
 #[cfg(feature = "nccl")]
-use super::nccl::Nccl;
+use {mpi::traits::Root, ops::nccl};
 
 pub struct Ranks {
     world: SimpleCommunicator,
     #[cfg(feature = "nccl")]
-    nccl: Option<Nccl>,
+    nccl: Option<nccl::Communicator>,
     /// Dropped last: it ends MPI.
     _universe: Universe,
 }
@@ -49,8 +49,10 @@ impl Ranks {
     /// Prepares the sums of tensors on this device.
     pub fn attach(&mut self, device: &Device) -> Result<()> {
         #[cfg(feature = "nccl")]
-        if let Device::Cuda(device) = device {
-            self.nccl = Some(Nccl::new(device, &self.world)?);
+        if device.is_cuda() {
+            let mut identity = if self.rank() == 0 { nccl::identity()? } else { [0; 128] };
+            self.world.process_at_rank(0).broadcast_into(&mut identity[..]);
+            self.nccl = Some(nccl::Communicator::join(device, self.rank(), self.size(), identity)?);
             return Ok(());
         }
         ensure!(device.is_cpu(), "several processes need NCCL to sum gradients on GPUs; build with --features nccl");
@@ -76,7 +78,11 @@ impl Ranks {
 
     /// Replaces `x` (f32, contiguous) by its sum over all processes.
     pub fn sum(&self, x: &Tensor) -> Result<()> {
-        Ok(x.inplace_op1(&Sum(self))?)
+        #[cfg(feature = "nccl")]
+        if let Some(nccl) = &self.nccl {
+            return Ok(nccl.sum(x)?);
+        }
+        Ok(ops::write(x, |values| self.sum_values(values))?)
     }
 
     /// Each process adds up its part of all vectors, pair by pair, and sends the result to the others, which costs the traffic of
@@ -115,30 +121,6 @@ impl Drop for Ranks {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.abort(101);
-        }
-    }
-}
-
-struct Sum<'a>(&'a Ranks);
-
-impl InplaceOp1 for Sum<'_> {
-    fn name(&self) -> &'static str {
-        "sum over processes"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Candle<()> {
-        let (CpuStorage::F32(values), Some((from, to))) = (storage, layout.contiguous_offsets()) else {
-            bail!("gradients are summed as contiguous f32")
-        };
-        self.0.sum_values(&mut values[from..to]);
-        Ok(())
-    }
-
-    #[cfg(feature = "nccl")]
-    fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, layout: &Layout) -> Candle<()> {
-        match (&self.0.nccl, layout.contiguous_offsets()) {
-            (Some(nccl), Some((from, to))) => nccl.sum(storage, from..to),
-            _ => bail!("gradients are summed as contiguous f32, on the device of this process"),
         }
     }
 }

@@ -2,7 +2,6 @@
 
 mod adafactor;
 mod adamw;
-mod kernel;
 mod schedule;
 
 use std::collections::BTreeMap;
@@ -11,6 +10,7 @@ pub use adafactor::AdafactorConfig;
 pub use adamw::AdamWConfig;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Var};
+use ops::rounding_seed;
 pub use schedule::LrSchedule;
 
 use crate::params::{Grads, Params};
@@ -63,8 +63,7 @@ impl Optimizer {
             let g = grads.get(name).with_context(|| format!("there is no gradient for '{name}'"))?.contiguous()?;
             match self.rule {
                 Rule::AdamW(c) => {
-                    let seed = kernel::seed(name, t);
-                    adamw::step(c, p, moment("m", name)?, moment("v", name)?, &g, t, lr, seed)?
+                    c.at(t, lr).apply(p, moment("m", name)?, moment("v", name)?, &g, rounding_seed(name, t))?
                 }
                 Rule::Adafactor(c) if p.rank() < 2 => adafactor::step(c, p, moment("v", name)?, &g, t, lr)?,
                 Rule::Adafactor(c) => {

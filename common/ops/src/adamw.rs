@@ -1,0 +1,117 @@
+//! One step of AdamW on one tensor, in place, as torch's.
+
+use candle_core::{Result, Tensor, bail};
+use half::bf16;
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+#[cfg(feature = "cuda")]
+use super::cuda::{self, launch};
+use super::values::{Values, with_values, with_values_mut};
+
+/// Numbers that one task works on: enough to pay for the task, few enough to stay in the cache.
+const CHUNK: usize = 1 << 14;
+
+/// Numbers of a step that are the same for all tensors.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWStep {
+    pub beta1: f32,
+    pub beta2: f32,
+    /// 1 - lr * weight decay
+    pub decay: f32,
+    /// lr / (1 - beta1^t)
+    pub rate: f32,
+    /// sqrt(1 - beta2^t)
+    pub root2: f32,
+    pub eps: f32,
+}
+
+impl AdamWStep {
+    /// Changes a parameter `p` and its moments by the gradient `g`, all of one shape:
+    /// m += (1 - beta1) (g - m), v = beta2 v + (1 - beta2) g^2, p = decay p - rate m / (sqrt(v) / root2 + eps).
+    ///
+    /// `p` and `g` are f32; the moments are f32, or bf16 on the CPU. bf16 has 8 binary digits, and a second moment changes by a
+    /// thousandth per step: rounded to the nearest, it would never shrink. So it is rounded up or down at random, in
+    /// proportion to the distance, as a function of `seed` and the place.
+    ///
+    /// # Errors
+    /// A tensor has another type, or p, m or v is not contiguous.
+    pub fn apply(&self, p: &Tensor, m: &Tensor, v: &Tensor, g: &Tensor, seed: u32) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if p.device().is_cuda() {
+            return self.on_gpu([p, m, v], g);
+        }
+        let on_cpu = |g: &[f32], values: [Values; 3]| match values {
+            [Values::F32(p), Values::F32(m), Values::F32(v)] => {
+                let moments = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
+                let chunks = p.par_chunks_mut(CHUNK).zip(moments).zip(g.par_chunks(CHUNK));
+                chunks.for_each(|((p, (m, v)), g)| chunk(self, p, m, v, g));
+                Ok(())
+            }
+            [Values::F32(p), Values::Bf16(m), Values::Bf16(v)] => {
+                let moments = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
+                let chunks = p.par_chunks_mut(CHUNK).zip(moments).zip(g.par_chunks(CHUNK));
+                chunks.enumerate().for_each(|(i, ((p, (m, v)), g))| {
+                    let place = (i * CHUNK) as u32;
+                    chunk_bf16(self, p, m, v, g, [seed.wrapping_add(place), (!seed).wrapping_add(place)]);
+                });
+                Ok(())
+            }
+            _ => bail!("AdamW takes f32 parameters, and moments that are f32 or bf16"),
+        };
+        with_values([g], |[g]| with_values_mut([p, m, v], |values| on_cpu(g, values)))??
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self, [p, m, v]: [&Tensor; 3], g: &Tensor) -> Result<()> {
+        cuda::check_in_place([p, m, v])?;
+        cuda::with_views([p, m, v, g], |device, [p, m, v, g]| {
+            let (n, Self { beta1, beta2, decay, rate, root2, eps }) = (g.len(), *self);
+            launch!(device, "adamw", cuda::grid(n), p, m, v, g, n, beta1, beta2, decay, rate, root2, eps)
+        })
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn chunk(s: &AdamWStep, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
+    let (weight1, weight2) = (1.0 - s.beta1, 1.0 - s.beta2);
+    for ((p, (m, v)), g) in p.iter_mut().zip(m.iter_mut().zip(v.iter_mut())).zip(g) {
+        *m += weight1 * (g - *m);
+        *v = s.beta2 * *v + weight2 * g * g;
+        *p = s.decay * *p - s.rate * *m / (v.sqrt() / s.root2 + s.eps);
+    }
+}
+
+/// The same with bf16 moments; `seeds` are those of the first element, for m and for v.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn chunk_bf16(s: &AdamWStep, p: &mut [f32], m: &mut [bf16], v: &mut [bf16], g: &[f32], seeds: [u32; 2]) {
+    let (weight1, weight2) = (1.0 - s.beta1, 1.0 - s.beta2);
+    for (i, ((p, (m, v)), g)) in p.iter_mut().zip(m.iter_mut().zip(v.iter_mut())).zip(g).enumerate() {
+        let (old_m, old_v) = (m.to_f32(), v.to_f32());
+        *m = round(old_m + weight1 * (g - old_m), hash(seeds[0].wrapping_add(i as u32)));
+        *v = round(s.beta2 * old_v + weight2 * g * g, hash(seeds[1].wrapping_add(i as u32)));
+        *p = s.decay * *p - s.rate * m.to_f32() / (v.to_f32().sqrt() / s.root2 + s.eps);
+    }
+}
+
+/// The seed for the rounding of bf16 moments in step `t` of the tensor `name`.
+pub fn rounding_seed(name: &str, t: u64) -> u32 {
+    name.bytes().fold(hash(t as u32), |h, byte| (h ^ u32::from(byte)).wrapping_mul(0x0100_0193)) // FNV-1a
+}
+
+/// A well-mixed function of an integer ("lowbias32").
+#[inline(always)]
+fn hash(mut x: u32) -> u32 {
+    x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
+    x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
+    x ^ (x >> 16)
+}
+
+/// `x` rounded up or down, by the lower half of `random`.
+#[inline(always)]
+fn round(x: f32, random: u32) -> bf16 {
+    match x.is_finite() {
+        true => bf16::from_bits((x.to_bits().wrapping_add(random & 0xffff) >> 16) as u16),
+        false => bf16::from_f32(x),
+    }
+}

@@ -1,0 +1,64 @@
+//! A precomputed result as an operation with a backward pass of its own. For devices without kernels of ours, where candle's
+//! own graph would need too much memory or time.
+
+use std::sync::Mutex;
+
+use candle_core::{CpuStorage, CudaStorage, Layout, Result, Shape, Storage, Tensor, backend::BackendStorage, bail};
+
+use super::kernel::{Adapter, Op};
+
+/// Gives `y`, which was computed from `operands` without history, the backward pass `backward`. That takes the operands, the
+/// gradient of `y` (all without history), and which gradients are wanted; what it returns beyond those is dropped.
+pub(crate) fn with_backward(
+    y: Tensor,
+    operands: [&Tensor; 3],
+    backward: impl Fn([&Tensor; 3], &Tensor, [bool; 3]) -> Result<[Option<Tensor>; 3]> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    if operands.iter().all(|t| !t.track_op()) {
+        return Ok(y);
+    }
+    let y = Mutex::new(Some(y.contiguous()?));
+    operands[0].apply_op3(operands[1], operands[2], Adapter(Precomputed { y, backward }))
+}
+
+struct Precomputed<B> {
+    /// Handed over in the forward pass, which runs once.
+    y: Mutex<Option<Tensor>>,
+    backward: B,
+}
+
+impl<B> Precomputed<B> {
+    fn result<S: BackendStorage>(&self, of: impl Fn(&Storage) -> Option<&S>) -> Result<(S, Shape)> {
+        let Ok(Some(y)) = self.y.lock().map(|mut y| y.take()) else {
+            bail!("a precomputed result was asked for twice")
+        };
+        let (storage, layout) = y.storage_and_layout();
+        match of(&storage) {
+            Some(storage) => Ok((storage.try_clone(layout)?, layout.shape().clone())),
+            None => bail!("a precomputed result lies on another device than its operands"),
+        }
+    }
+}
+
+impl<B> Op<3> for Precomputed<B>
+where
+    B: Fn([&Tensor; 3], &Tensor, [bool; 3]) -> Result<[Option<Tensor>; 3]> + Send + Sync,
+{
+    const NAME: &'static str = "precomputed";
+
+    fn cpu(&self, _: [(&CpuStorage, &Layout); 3]) -> Result<(CpuStorage, Shape)> {
+        self.result(|storage| if let Storage::Cpu(storage) = storage { Some(storage) } else { None })
+    }
+
+    fn cuda(&self, _: [(&CudaStorage, &Layout); 3]) -> Result<(CudaStorage, Shape)> {
+        self.result(|storage| if let Storage::Cuda(storage) = storage { Some(storage) } else { None })
+    }
+
+    fn backward(&self, operands: [&Tensor; 3], gy: &Tensor) -> Result<[Option<Tensor>; 3]> {
+        let wanted = operands.map(Tensor::track_op);
+        let [a, b, c] = operands.map(Tensor::detach);
+        let [ga, gb, gc] = (self.backward)([&a, &b, &c], &gy.detach(), wanted)?;
+        // candle adds up whatever it is given, wanted or not.
+        Ok([ga.filter(|_| wanted[0]), gb.filter(|_| wanted[1]), gc.filter(|_| wanted[2])])
+    }
+}
