@@ -14,25 +14,16 @@ use super::{
 };
 
 /// x sigmoid(x), of any shape.
-///
-/// # Errors
-/// The device has no memory left.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
     apply1(Pointwise::Silu, x)
 }
 
 /// x Phi(x), of any shape: the exact form by erf, which diffusers and open_clip mean by "gelu".
-///
-/// # Errors
-/// The device has no memory left.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     apply1(Pointwise::Gelu, x)
 }
 
 /// x sigmoid(1.702 x), of any shape: OpenAI CLIP's approximation of GELU.
-///
-/// # Errors
-/// The device has no memory left.
 pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
     apply1(Pointwise::QuickGelu, x)
 }

@@ -17,7 +17,7 @@ use candle_core::{
     op::BackpropOp,
 };
 
-/// Threads of a block that takes every so many'th element, and blocks at most.
+/// Threads per block of the elementwise kernels, and their largest number of blocks.
 const THREADS: u32 = 256;
 const BLOCKS: u32 = 2048;
 

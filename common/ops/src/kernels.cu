@@ -1,12 +1,12 @@
-// What a GPU computes with kernels of ours; cuda.rs launches them. All arrays are f32 and contiguous.
-// The formulas are those of the CPU's kernels: norm.rs, activation.rs, optim/adamw.rs.
+// Our kernels for GPUs. All arrays are f32 and contiguous. The formulas are those of the kernels for CPUs, and the launches stand
+// beside these: norm.rs, activation.rs, arithmetic.rs, adamw.rs.
 
 __device__ float sum_over_warp(float v) {
     for (int apart = 16; apart > 0; apart /= 2) v += __shfl_down_sync(0xffffffffu, v, apart);
     return v;
 }
 
-// The same for all threads of the block, which are a multiple of 32. The order of the sum is fixed.
+// The same over all threads of the block, the number of which is a multiple of 32. The order of the sum is fixed.
 __device__ float sum_over_block(float v) {
     __shared__ float parts[32];
     __syncthreads(); // the sum before this one has been read
@@ -32,7 +32,7 @@ __device__ void moments(const float *x, int n, float eps, float *mean, float *rs
 
 __device__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
-// A block is a group of an image: `size` numbers, `pixels` for each channel.
+// A block works on one group of an image: `size` numbers, `pixels` per channel.
 extern "C" __global__ void group_norm(const float *x, const float *w, const float *b, float *y, int size, int pixels,
                                       int groups, float eps, int silu) {
     float mean, rstd;
@@ -46,7 +46,7 @@ extern "C" __global__ void group_norm(const float *x, const float *w, const floa
     }
 }
 
-// gw and gb are (B, C): to be summed over the images.
+// gw and gb are (B, C): the caller sums them over the images.
 extern "C" __global__ void group_norm_grad(const float *x, const float *w, const float *b, const float *gy, float *gx,
                                            float *gw, float *gb, int size, int pixels, int groups, float eps, int silu) {
     float mean, rstd, sum = 0.f, dot = 0.f; // of gu w, and of gu w (x - mean), over the group
@@ -83,7 +83,7 @@ extern "C" __global__ void group_norm_grad(const float *x, const float *w, const
     }
 }
 
-// A block is a row of n numbers.
+// A block works on one row of n numbers.
 extern "C" __global__ void layer_norm(const float *x, const float *w, const float *b, float *y, int n, float eps) {
     float mean, rstd;
     size_t from = (size_t)blockIdx.x * n;
@@ -91,7 +91,7 @@ extern "C" __global__ void layer_norm(const float *x, const float *w, const floa
     for (int i = threadIdx.x; i < n; i += blockDim.x) y[from + i] = (x[from + i] - mean) * rstd * w[i] + b[i];
 }
 
-// gw is of each row: to be summed over them. That of b is gy.
+// gw has a row for each row of x: the caller sums them. The gradient of b is gy, summed likewise.
 extern "C" __global__ void layer_norm_grad(const float *x, const float *w, const float *gy, float *gx, float *gw, int n,
                                            float eps) {
     float mean, rstd, sum = 0.f, dot = 0.f;
@@ -111,7 +111,7 @@ extern "C" __global__ void layer_norm_grad(const float *x, const float *w, const
     }
 }
 
-// Threads below take every so many'th element.
+// The threads below take every k-th element, k being the number of threads.
 #define EACH(n) size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += (size_t)gridDim.x * blockDim.x
 
 // x (rows, 2 width), hidden before gate; y (rows, width), n numbers.
@@ -132,12 +132,12 @@ extern "C" __global__ void geglu_grad(const float *x, const float *gy, float *gx
     }
 }
 
-// A bias a channel, `pixels` numbers each.
+// One bias per channel; a channel has `pixels` numbers.
 extern "C" __global__ void add_bias(float *y, const float *b, size_t n, size_t pixels, size_t channels) {
     for (EACH(n)) y[i] += b[i / pixels % channels];
 }
 
-// Sums of squares, one a block.
+// The sum of squares of each block's numbers.
 extern "C" __global__ void squares(const float *x, float *sums, size_t n) {
     float sum = 0.f;
     for (EACH(n)) sum += x[i] * x[i];

@@ -4,6 +4,9 @@
 //! Why not candle's own: its `softmax_last_dim` and fused `LayerNorm` have no backward pass and drop gradients without an error,
 //! its `gelu` is the tanh form, and on the CPU its convolution and norms take two to eighty times as long as torch's.
 //!
+//! Every function returns an error where a tensor lies on another device than the others or has a shape or type that the
+//! operation does not take; "Errors" below names what is special to a function.
+//!
 //! Two rules hold in every kernel here. Work is cut into pieces whose size never depends on the number of threads, and sums run
 //! in a fixed order: so one thread and many give the same bits. And a row or an image meets the same arithmetic whatever
 //! stands beside it in the batch: so shards and batch sizes give the same bits too.

@@ -1,4 +1,4 @@
-//! Elementary functions without branches, so that loops over them vectorise; the widest instructions are chosen at run time.
+//! Elementary functions without branches, so that loops over them vectorise. Callers choose the widest instructions at run time.
 
 use multiversion::multiversion;
 
@@ -6,7 +6,7 @@ use multiversion::multiversion;
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.3, 88.3);
-    const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to the nearest integer, which then stands in the low bits
+    const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to the nearest integer, which the low bits then hold
     let rounded = x * std::f32::consts::LOG2_E + MAGIC;
     let n = rounded - MAGIC;
     let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
@@ -17,11 +17,11 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_6e-1;
     p = p * r + 0.5;
     let y = p * r * r + r + 1.0;
-    // A cast of n would be checked lane by lane.
+    // Not a cast of n, which would be checked lane by lane.
     y * f32::from_bits(rounded.to_bits().wrapping_sub(MAGIC.to_bits()).wrapping_add(127) << 23)
 }
 
-/// erf to a few units in the last place (the rational form that Eigen and XLA use).
+/// erf to a few units in the last place (the rational function that Eigen and XLA use).
 #[inline(always)]
 pub fn erf(x: f32) -> f32 {
     let x = x.clamp(-4.0, 4.0);
@@ -84,7 +84,7 @@ pub fn quick_gelu_grad(x: f32) -> f32 {
 
 const LANES: usize = 16;
 
-/// Sum with sixteen partial sums in a fixed order: the same for every instruction set.
+/// The sum of f(0) to f(n - 1), as sixteen partial sums in a fixed order: the same for every instruction set.
 #[inline(always)]
 pub fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
@@ -111,7 +111,7 @@ pub fn sum(x: &[f32]) -> f32 {
     sum_by(x.len(), |i| x[i])
 }
 
-/// The largest, with sixteen partial ones: in a single chain each comparison waits for the one before.
+/// The largest number, from sixteen partial maxima: in a single chain, each comparison would wait for the one before.
 #[inline(always)]
 fn max_of(x: &[f32]) -> f32 {
     let larger = |m: f32, x: f32| if x > m { x } else { m };
@@ -125,7 +125,7 @@ fn max_of(x: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
 }
 
-/// exp(x - max) of each, the last few as one vector too.
+/// x = exp(x - max) for every number; the last few are computed as one whole vector too.
 #[inline(always)]
 fn exp_from(x: &mut [f32], max: f32) {
     let (whole, rest) = x.as_chunks_mut::<LANES>();
@@ -142,7 +142,8 @@ fn exp_from(x: &mut [f32], max: f32) {
     rest.copy_from_slice(&last[..rest.len()]);
 }
 
-/// Rows of `scores` (each `width` long) become exp(x - max) / sum; of row i only the first `visible(i)` entries count.
+/// Softmax over the rows of `scores` (each `width` long), in place. In row i only the first `visible[i]` entries count; the others
+/// become 0.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 pub fn softmax_rows(scores: &mut [f32], width: usize, visible: &[usize]) {
     for (row, &n) in scores.chunks_exact_mut(width).zip(visible) {

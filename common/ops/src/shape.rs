@@ -5,16 +5,13 @@ use rayon::prelude::*;
 
 use super::kernel::{Gradient, Kernel, Operand, apply1};
 
-/// `x` (B, C, H, W) -> (B, H * W, C): the pixels become tokens.
-///
-/// # Errors
-/// `x` does not have four dimensions.
+/// `x` (B, C, H, W) -> (B, H * W, C): pixels become tokens.
 pub fn to_tokens(x: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     swap_last_two(&x.reshape((b, c, h * w))?)
 }
 
-/// `x` (B, h * w, C) -> (B, C, h, w): the tokens become pixels again.
+/// `x` (B, h * w, C) -> (B, C, h, w): tokens become pixels.
 ///
 /// # Errors
 /// `x` does not have three dimensions, or does not hold h * w tokens.
@@ -24,9 +21,6 @@ pub fn from_tokens(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
 }
 
 /// `x` (B, C, H, W) -> (B, C, h, w): each pixel is the nearest pixel of `x` at or before its place (torch's "nearest").
-///
-/// # Errors
-/// `x` does not have four dimensions.
 pub fn upsample_nearest(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
     x.dims4()?;
     apply1(Upsample { h, w }, x)
@@ -34,17 +28,11 @@ pub fn upsample_nearest(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
 
 /// `x` (B, C, H, W) -> (B, C, H + 1, W + 1), with a row of zeros below and a column of zeros to the right: the VAE encoder's
 /// padding before its strided convolutions.
-///
-/// # Errors
-/// `x` does not have four dimensions.
 pub fn pad_bottom_right(x: &Tensor) -> Result<Tensor> {
     x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)
 }
 
 /// `x` (B, rows, cols) -> (B, cols, rows).
-///
-/// # Errors
-/// `x` does not have three dimensions.
 pub(crate) fn swap_last_two(x: &Tensor) -> Result<Tensor> {
     x.dims3()?;
     apply1(Swap, x)

@@ -1,16 +1,16 @@
-//! 3x3 convolutions of stride 1 and padding 1 by Winograd's F(2x2, 3x3): 16 products instead of 36 for four outputs, and
+//! 3x3 convolutions with stride 1 and padding 1 by Winograd's F(2x2, 3x3): 16 products instead of 36 for four outputs, and
 //! four copies of the input instead of the nine that columns take. Lavin and Gray, "Fast algorithms for convolutional
-//! neural networks", Eq. 8: Y = A^T [(G g G^T) * (B^T d B)] A; its constants are 0, 1 and 1/2, so it rounds little more
+//! neural networks", Eq. 8: Y = A^T [(G g G^T) * (B^T d B)] A. Its constants are 0, 1 and 1/2, so it rounds little more
 //! than the direct sum.
 //!
-//! Inside a task channels stand last, so that every transform is a loop over channels, whatever the size of the image.
+//! Inside a task the channels come last, so that every transform is a loop over channels, whatever the size of the image.
 
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::matrix::{Mat, Shared, gemm};
 
-/// Tiles of 2x2 outputs that a task transforms and multiplies at a time.
+/// Tiles of 2x2 outputs that one task transforms and multiplies.
 const TILES: usize = 128;
 
 /// Transformed weights: 16 matrices (C, O).
@@ -21,7 +21,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// `w` (O, C, 3, 3): U = G g G^T of every kernel.
+    /// U = G g G^T for every kernel g of `w` (O, C, 3, 3).
     pub fn new(w: &[f32], o: usize, c: usize) -> Self {
         Self::build(o, c, |taps, c_i| {
             for (o_i, kernel) in w.chunks_exact(9 * c).map(|w| &w[9 * c_i..9 * c_i + 9]).enumerate() {
@@ -30,7 +30,8 @@ impl Weights {
         })
     }
 
-    /// Of the convolution that carries gradients back, from O channels to C: kernels turned by half a turn.
+    /// The weights of the convolution that computes the gradient of the input, from O channels to C: each kernel turned by half a
+    /// turn.
     pub fn transposed(w: &[f32], o: usize, c: usize) -> Self {
         Self::build(c, o, |taps, o_i| {
             for (c_i, kernel) in w[9 * c * o_i..9 * c * (o_i + 1)].chunks_exact(9).enumerate() {
@@ -90,7 +91,7 @@ struct Scratch {
     output: Vec<f32>,
 }
 
-/// `x` (B, C, H, W) -> (B, O, H, W); `bias` (O), or empty for none.
+/// `x` (B, C, H, W) -> (B, O, H, W); `bias` (O), empty for none.
 pub fn convolve(x: &[f32], weights: &Weights, bias: &[f32], h: usize, w: usize) -> Vec<f32> {
     let Weights { data: u, o, c } = weights;
     let (o, c) = (*o, *c);
@@ -98,7 +99,7 @@ pub fn convolve(x: &[f32], weights: &Weights, bias: &[f32], h: usize, w: usize) 
     let (th, tw) = (h.div_ceil(2), w.div_ceil(2));
     let mut y = vec![0f32; batch * o * h * w];
     let shared = Shared::new(&mut y);
-    // A task takes whole rows of tiles, of one image or of several.
+    // A task takes whole rows of tiles, from one image or several.
     let lines = (TILES / tw).max(1);
     let all = batch * th;
     (0..all.div_ceil(lines)).into_par_iter().for_each_init(Scratch::default, |s, task| {
@@ -106,14 +107,14 @@ pub fn convolve(x: &[f32], weights: &Weights, bias: &[f32], h: usize, w: usize) 
         let tiles = range.len() * tw;
         s.v.resize(16 * c * tiles, 0.0);
         s.m.resize(16 * o * tiles, 0.0);
-        // Stretches of the range that lie in one image: (image, first row of tiles, rows of tiles, first tile).
-        let stretches = || {
+        // The parts of the range that lie in one image: (image, first row of tiles, rows of tiles, first tile).
+        let parts = || {
             (range.start / th..=(range.end - 1) / th).map(|image| {
                 let from = range.start.max(image * th);
                 (image, from - image * th, range.end.min((image + 1) * th) - from, (from - range.start) * tw)
             })
         };
-        for (image, ty, n, tile) in stretches() {
+        for (image, ty, n, tile) in parts() {
             let image = &x[image * c * h * w..(image + 1) * c * h * w];
             let width = 2 * tw + 2;
             s.input.resize((2 * n + 2) * width * c, 0.0);
@@ -137,7 +138,7 @@ pub fn convolve(x: &[f32], weights: &Weights, bias: &[f32], h: usize, w: usize) 
             let (v, u) = (Mat::new(&s.v[k * c * tiles..], c), Mat::new(&u[k * o * c..], o));
             gemm(tiles, o, c, &mut s.m[k * o * tiles..(k + 1) * o * tiles], o, false, 1.0, v, u);
         }
-        for (image, ty, n, tile) in stretches() {
+        for (image, ty, n, tile) in parts() {
             s.output.resize(2 * n * 2 * tw * o, 0.0);
             for line in 0..n {
                 let (first, second) = s.output[4 * line * tw * o..4 * (line + 1) * tw * o].split_at_mut(2 * tw * o);
@@ -160,12 +161,12 @@ pub fn convolve(x: &[f32], weights: &Weights, bias: &[f32], h: usize, w: usize) 
     y
 }
 
-/// Adds dW (O, C, 3, 3) of the same convolution to `gw`, from `x` (B, C, H, W) and `gy` (B, O, H, W): a direct sum, tap by tap. With
-/// channels last and a border of zeros, the pixels that a tap meets are the image itself from another start.
+/// Adds the gradient of the weight (O, C, 3, 3) of the same convolution to `gw`, from `x` (B, C, H, W) and `gy` (B, O, H, W): a direct
+/// sum, tap by tap. With channels last and a border of zeros, the pixels that a tap meets are the image itself, from another start.
 pub fn grad_weight(gw: &mut [f32], x: &[f32], gy: &[f32], o: usize, c: usize, h: usize, w: usize) {
     let batch = x.len() / (c * h * w).max(1);
     let width = w + 2;
-    // Two more pixels than the border needs: the last taps of the last row reach past it, where gy is zero.
+    // Two more pixels than the border needs: the last taps of the last row reach past it, to where gy is zero.
     let (image, grad) = (((h + 2) * width + 2) * c, h * width);
     let mut padded = vec![0f32; batch * image];
     padded.par_chunks_mut(image).zip(x.par_chunks(c * h * w)).for_each(|(out, x)| {
@@ -176,7 +177,7 @@ pub fn grad_weight(gw: &mut [f32], x: &[f32], gy: &[f32], o: usize, c: usize, h:
         out.chunks_exact_mut(width).zip(gy.chunks_exact(w)).for_each(|(out, gy)| out[..w].copy_from_slice(gy));
     });
     let mut taps = vec![0f32; 9 * o * c];
-    // A task is a tap and a block of output channels.
+    // A task is one tap and a block of output channels.
     const BLOCK: usize = 320;
     let blocks = o.div_ceil(BLOCK);
     let shared = Shared::new(&mut taps);
@@ -197,7 +198,7 @@ pub fn grad_weight(gw: &mut [f32], x: &[f32], gy: &[f32], o: usize, c: usize, h:
     });
 }
 
-/// Rows `from - 1 ..` of an image (C, H, W) as (rows, width, C), shifted by one column, zeros outside.
+/// Rows `from - 1 ..` of an image (C, H, W) as (rows, width, C), shifted by one column, with zeros outside.
 fn channels_last(out: &mut [f32], image: &[f32], c: usize, h: usize, w: usize, from: usize, width: usize) {
     for (i, row) in out.chunks_exact_mut(width * c).enumerate() {
         let Some(y) = (from + i).checked_sub(1).filter(|&y| y < h) else {
@@ -229,8 +230,8 @@ fn combine_rows(out: &mut [f32], d: &[f32], n: usize) {
     }
 }
 
-/// (B^T d) B of one tile, for `c` channels: `rows` holds four columns of `c` in each of four rows `pitch` apart; component
-/// k goes to `v[k * stride..]`.
+/// (B^T d) B of one tile, for `c` channels. `rows` holds four columns of `c` in each of four rows, which are `pitch` apart;
+/// component k goes to `v[k * stride..]`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 fn transform_input(v: &mut [f32], stride: usize, rows: &[f32], pitch: usize, c: usize) {
     for y in 0..4 {
@@ -247,7 +248,7 @@ fn transform_input(v: &mut [f32], stride: usize, rows: &[f32], pitch: usize, c: 
     }
 }
 
-/// A^T m A plus bias of one tile, for `o` channels: component k at `m[k * stride..]`; two pixels go to each row.
+/// A^T m A plus the bias of one tile, for `o` channels: component k is at `m[k * stride..]`; two pixels go to each row.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 fn transform_output(first: &mut [f32], second: &mut [f32], m: &[f32], stride: usize, o: usize, bias: &[f32]) {
     let m: [&[f32]; 16] = std::array::from_fn(|k| &m[k * stride..k * stride + o]);
