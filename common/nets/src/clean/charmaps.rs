@@ -1,17 +1,17 @@
-//! Single-byte encodings that text is wrongly decoded from: what bytes 0x80 to 0xff mean in each. The Windows ones are
-//! "sloppy": a byte without a meaning is the character of the same number. Tables of ftfy 6.3.1 and Unicode's mappings.
+//! Single-byte encodings that text is often wrongly decoded with: the characters of bytes 0x80 to 0xff in each. The Windows ones are
+//! "sloppy" as in ftfy: an undefined byte is the character of the same number. The tables are those of ftfy 6.3.1 and of Unicode.
 
 /// A single-byte encoding whose lower half is ASCII.
 #[derive(Clone, Copy)]
 pub(super) struct Charmap {
     high: &'static [u16; 128],
-    /// Byte 0x1a stands for U+FFFD, what an unknown byte became.
+    /// In sloppy encodings byte 0x1a stands for U+FFFD, which replaced an unknown byte.
     pub sloppy: bool,
-    /// MacRoman is the one in which a space never stood for byte 0xa0.
+    /// Whether a space may have been byte 0xa0: in all of them but MacRoman.
     pub space_may_be_a0: bool,
 }
 
-/// In the order in which they are tried (ftfy's CHARMAP_ENCODINGS).
+/// All encodings, in the order in which ftfy tries them (CHARMAP_ENCODINGS).
 pub(super) const CHARMAPS: [Charmap; 10] = [
     LATIN_1,
     sloppy(&WINDOWS_1252),
@@ -32,7 +32,7 @@ const fn sloppy(high: &'static [u16; 128]) -> Charmap {
 }
 
 impl Charmap {
-    /// The bytes that decode to `text`, if there are any.
+    /// The bytes that decode to `text`, or `None` if a character is not in this encoding.
     pub fn encode(&self, text: &str) -> Option<Vec<u8>> {
         text.chars().map(|c| self.byte(c)).collect()
     }
@@ -47,7 +47,7 @@ impl Charmap {
     }
 }
 
-/// A character of byte `byte` of sloppy Windows-1252.
+/// The character of a byte in sloppy Windows-1252.
 pub(super) fn windows_1252(byte: u8) -> char {
     match byte.checked_sub(0x80) {
         Some(i) => char::from_u32(u32::from(WINDOWS_1252[usize::from(i)])).unwrap_or(char::REPLACEMENT_CHARACTER),

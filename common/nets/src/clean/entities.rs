@@ -1,4 +1,4 @@
-//! HTML character references: Python's `html.unescape`, and ftfy's stricter reading of it.
+//! HTML character references such as `&amp;`: Python's `html.unescape`, and ftfy's stricter version of it.
 
 use std::{borrow::Cow, collections::HashMap, sync::LazyLock};
 
@@ -6,48 +6,34 @@ use regex::{Captures, Regex};
 
 use super::{charmaps::windows_1252, regex};
 
-/// HTML's named characters: `name codepoints...` in hexadecimal, `*` after a name that also stands without a semicolon.
-const LIST: &str = include_str!("entities.txt");
-
-/// By name without `&`, with `;` where HTML asks for it.
-static HTML5: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
-    let mut names = HashMap::new();
-    for line in LIST.lines() {
-        let mut words = line.split(' ');
-        let Some(name) = words.next() else { continue };
-        let text: String = words.filter_map(|hex| char::from_u32(u32::from_str_radix(hex, 16).ok()?)).collect();
-        if let Some(bare) = name.strip_suffix('*') {
-            names.insert(bare.to_owned(), text.clone());
-        }
-        names.insert(format!("{};", name.trim_end_matches('*')), text);
-    }
-    names
-});
+/// The characters of a named reference, for example of `&copy;`. HTML allows some names without the semicolon; those are names of
+/// their own.
+fn entity(reference: &str) -> Option<&'static str> {
+    std::str::from_utf8(htmlize::ENTITIES.get(reference.as_bytes())?).ok()
+}
 
 static REFERENCE: LazyLock<Regex> =
     LazyLock::new(|| regex(r"&(#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\x0c <&#;]{1,32};?)"));
 
-/// Python's `html.unescape`: with or without semicolons, the longest known name first.
+/// Python's `html.unescape`: references with or without a semicolon. Of a name that is not known, the longest known beginning counts.
 pub(super) fn unescape(text: &str) -> Cow<'_, str> {
     if !text.contains('&') {
         return text.into();
     }
-    REFERENCE.replace_all(text, |found: &Captures<'_>| {
-        let name = &found[1];
-        match name.strip_prefix('#') {
-            Some(number) => numbered(number),
-            None => named(name).unwrap_or_else(|| found[0].to_owned()),
-        }
+    REFERENCE.replace_all(text, |found: &Captures<'_>| match found[1].strip_prefix('#') {
+        Some(number) => numbered(number),
+        None => named(&found[0]).unwrap_or_else(|| found[0].to_owned()),
     })
 }
 
+/// The character of a decimal number, or of a hexadecimal one after `x`, as browsers read it.
 fn numbered(number: &str) -> String {
     let digits = number.trim_end_matches(';');
     let code = match digits.strip_prefix(['x', 'X']) {
         Some(hex) => u32::from_str_radix(hex, 16),
         None => digits.parse(),
     };
-    // Too long to be a number is too large to be a character.
+    // A number that overflows is not a character either.
     match code.unwrap_or(u32::MAX) {
         0 => char::REPLACEMENT_CHARACTER.into(),
         0x0d => "\r".into(),
@@ -58,40 +44,38 @@ fn numbered(number: &str) -> String {
     }
 }
 
-fn named(name: &str) -> Option<String> {
-    if let Some(text) = HTML5.get(name) {
-        return Some(text.clone());
-    }
-    // The longest known beginning of at least two characters.
-    let mut cuts: Vec<usize> = name.char_indices().map(|(at, _)| at).skip(2).collect();
-    cuts.reverse();
-    cuts.iter().find_map(|&cut| HTML5.get(&name[..cut]).map(|text| format!("{text}{}", &name[cut..])))
+/// The characters of the longest known beginning of `reference`, of at least two letters after the `&`, and the rest as it stands.
+fn named(reference: &str) -> Option<String> {
+    let ends = reference.char_indices().map(|(at, _)| at).skip(3).chain([reference.len()]);
+    let ends: Vec<usize> = ends.collect();
+    ends.iter().rev().find_map(|&end| Some(entity(&reference[..end])?.to_owned() + &reference[end..]))
 }
 
 static STRICT: LazyLock<Regex> = LazyLock::new(|| regex("&#?[0-9A-Za-z]{1,24};"));
 
-/// Names in capitals that only ftfy reads (`&NTILDE;`), as its HTML_ENTITIES.
+/// References in capitals that only ftfy reads (`&NTILDE;`): its HTML_ENTITIES beyond HTML's own.
 static CAPITALS: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
-    let small = HTML5.iter().filter(|(name, _)| name.ends_with(';') && **name == name.to_lowercase());
-    small
-        .map(|(name, text)| (name.to_uppercase(), text.to_uppercase()))
-        .filter(|(name, _)| unescape(&format!("&{name}")) == format!("&{name}"))
+    let names = htmlize::ENTITIES.keys().filter_map(|name| std::str::from_utf8(name).ok());
+    let lower = names.filter(|name| name.ends_with(';') && **name == name.to_lowercase());
+    lower
+        .filter_map(|name| Some((name.to_uppercase(), entity(name)?.to_uppercase())))
+        .filter(|(name, _)| unescape(name) == *name)
         .collect()
 });
 
-/// ftfy's `unescape_html`: only what ends in a semicolon, and some names in capitals.
+/// ftfy's `unescape_html`: only references that end in a semicolon, and some names in capitals.
 pub(super) fn unescape_strict(text: &str) -> Cow<'_, str> {
     if !text.contains('&') {
         return text.into();
     }
     STRICT.replace_all(text, |found: &Captures<'_>| {
-        let (whole, name) = (&found[0], &found[0][1..]);
-        if let Some(text) = HTML5.get(name).or_else(|| CAPITALS.get(name)) {
-            return text.clone();
+        let reference = &found[0];
+        if let Some(text) = entity(reference).or_else(|| CAPITALS.get(reference).map(String::as_str)) {
+            return text.to_owned();
         }
-        match unescape(whole) {
-            text if name.starts_with('#') && !text.contains(';') => text.into_owned(),
-            _ => whole.to_owned(),
+        match unescape(reference) {
+            text if reference.starts_with("&#") && !text.contains(';') => text.into_owned(),
+            _ => reference.to_owned(),
         }
     })
 }

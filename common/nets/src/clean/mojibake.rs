@@ -1,5 +1,5 @@
-//! Text that was decoded in the wrong encoding (`cafÃ©`), found and undone by the rules of ftfy 6.3.1 (Robyn Speer,
-//! Apache-2.0): its `badness` expression, its encodings in its order, its repairs of lost bytes.
+//! Finds and repairs text that was decoded with the wrong encoding (`cafÃ©`). The rules are those of ftfy 6.3.1 (Robyn Speer,
+//! Apache-2.0): its `badness` expression, its encodings in its order, and its repairs of lost bytes.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,7 @@ use super::{
     regex,
 };
 
-/// Characters by the part they play in such text (ftfy's MOJIBAKE_CATEGORIES).
+/// Classes of characters by their role in such text (ftfy's MOJIBAKE_CATEGORIES).
 const CATEGORIES: [(&str, &str); 15] = [
     ("common", "\u{a0}\u{ad}·´–—―…’"),
     ("c1", "\u{80}-\u{9f}"),
@@ -30,7 +30,7 @@ const CATEGORIES: [(&str, &str); 15] = [
     ("space", r"\s\x1c-\x1f"),
 ];
 
-/// Neighbours that are rarely meant (ftfy's BADNESS_RE), one case a line.
+/// Sequences of characters that are rarely intended (ftfy's BADNESS_RE), one case per line.
 const BADNESS: &[&str] = &[
     "[{c1}]",
     "[{bad}{lower_accented}{upper_accented}{box}{start_punctuation}{end_punctuation}{currency}{numeric}{law}][{bad}]",
@@ -99,7 +99,7 @@ fn is_bad(text: &str) -> bool {
     !text.is_ascii() && BAD.is_match(text)
 }
 
-/// ftfy's `fix_encoding`: one repair after another, as long as something changes.
+/// ftfy's `fix_encoding`: applies one repair after another until nothing changes.
 pub(super) fn fix_encoding(mut text: String) -> String {
     while let Some(fixed) = fix_one_step(&text).filter(|fixed| *fixed != text) {
         text = fixed;
@@ -107,7 +107,7 @@ pub(super) fn fix_encoding(mut text: String) -> String {
     text
 }
 
-/// `_fix_encoding_one_step_and_explain`; None where nothing looks wrong.
+/// ftfy's `_fix_encoding_one_step_and_explain`; `None` if nothing looks wrong.
 fn fix_one_step(text: &str) -> Option<String> {
     if !is_bad(text) {
         return None;
@@ -128,7 +128,7 @@ fn fix_one_step(text: &str) -> Option<String> {
     if fixed != text {
         return Some(fixed);
     }
-    // Latin-1 that was Windows-1252, if all of it can be.
+    // Latin-1 text that was really Windows-1252, if every byte is defined there.
     if let Some(bytes) = LATIN_1.encode(text)
         && !bytes.iter().any(|b| matches!(b, 0x81 | 0x8d | 0x8f | 0x90 | 0x9d))
     {
@@ -140,15 +140,15 @@ fn fix_one_step(text: &str) -> Option<String> {
     Some(fix_c1_controls(text))
 }
 
-/// C1 control characters mean what Windows-1252 has in their place, as browsers read them.
+/// Reads C1 control characters as the characters that Windows-1252 has in their place, as browsers do.
 pub(super) fn fix_c1_controls(text: &str) -> String {
     let fix = |c| if ('\u{80}'..='\u{9f}').contains(&c) { windows_1252(u32::from(c) as u8) } else { c };
     text.chars().map(fix).collect()
 }
 
-/// ftfy's `restore_byte_a0`: spaces that can only have been byte 0xa0 inside UTF-8.
+/// ftfy's `restore_byte_a0`: turns a space back into byte 0xa0 where only that makes valid UTF-8.
 fn restore_a0(bytes: &[u8]) -> Vec<u8> {
-    // A lone `Ã ` is `à `, unless the word goes on as Portuguese or English would.
+    // `Ã ` alone is `à `, unless a Portuguese or English word follows.
     let mut words = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
     while let Some((&first, tail)) = rest.split_first() {
@@ -168,7 +168,7 @@ fn restore_a0(bytes: &[u8]) -> Vec<u8> {
     ALTERED.replace_all(&words, spaces_back).into_owned()
 }
 
-/// UTF-8, and where bytes 0xed or 0xc0 stand also CESU-8's surrogate pairs and Java's two-byte zero.
+/// Decodes UTF-8, CESU-8's surrogate pairs and Java's two-byte zero; `None` if the bytes are none of these.
 fn decode_variants(bytes: &[u8]) -> Option<String> {
     let mut plain = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
@@ -193,21 +193,22 @@ fn decode_variants(bytes: &[u8]) -> Option<String> {
     String::from_utf8(plain).ok()
 }
 
-/// Letters that bytes 0xc2 to 0xdf, 0xe0 to 0xef, 0xf0 to 0xf3 decode to in Latin-1-like encodings (ftfy's UTF8_CLUES).
+/// The characters that bytes 0xc2 to 0xdf become in encodings like Latin-1; then those of 0xe0 to 0xef and of 0xf0 to 0xf3 (ftfy's
+/// UTF8_CLUES).
 const FIRST_OF_2: &str = "ĂÂÄĀÅÃÆĆČÇĎĐÉĚÊËĖÈĒĘÐĞĢÍÎÏİÌĪĶĹĻŁŃŇŅÑÓÔÖŐÒŌØÕŘŚŠŞŢÞÚÛÜŰÙŪŲŮÝŹŽŻß×\
     ΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩΪΫάέήίВГДЕЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯ";
 const FIRST_OF_3: &str = "áăâäàāąåãæćčçďéěêëėèēęęģíîïìīįķĺļŕźΰαβγδεζηθικλμνξοабвгдежзийклмноп";
 const FIRST_OF_4: &str = "đðğóšπσру";
-/// Those of bytes 0x80 to 0xbf that rarely stand for themselves, besides U+0080 to U+00BF.
+/// The characters that bytes 0x80 to 0xbf become and that are rarely intended, besides U+0080 to U+00BF.
 const CONTINUATION_STRICT: &str = "ĄÆĽŁØŖŚŠŞŤŸŹŽŻŒąæƒľłøŗśšşťźžżœˆˇ˘˛˜˝΄΅ΆΈΉΊΌΎΏЁЂЃЄЅІЇЈЉЊЋЌЎЏёђѓєѕіїјљњћќўџҐґ†‡‰‹›€№™";
-/// Those that may.
+/// The characters that bytes 0x80 to 0xbf become and that may be intended.
 const CONTINUATION_LOOSE: &str = " –—―‘’‚“”„•…";
 
 fn strict(c: char) -> bool {
     ('\u{80}'..='\u{bf}').contains(&c) || CONTINUATION_STRICT.contains(c)
 }
 
-/// The length of the run of sequences that look like UTF-8 at the start of `text` (ftfy's UTF8_DETECTOR_RE), in characters.
+/// The number of characters at the start of `text` that look like wrongly decoded UTF-8 (ftfy's UTF8_DETECTOR_RE).
 fn detect(text: &[char]) -> usize {
     let mut end = 0;
     'run: while let Some(&first) = text.get(end) {
@@ -224,7 +225,7 @@ fn detect(text: &[char]) -> usize {
     end
 }
 
-/// ftfy's `decode_inconsistent_utf8`: repairs the parts that look broken by themselves.
+/// ftfy's `decode_inconsistent_utf8`: repairs each part that looks broken on its own.
 fn fix_embedded(text: &str) -> String {
     let chars: Vec<char> = text.chars().collect();
     let mut fixed = String::with_capacity(text.len());
@@ -238,7 +239,7 @@ fn fix_embedded(text: &str) -> String {
             }
             n => {
                 let part: String = chars[at..at + n].iter().collect();
-                // The whole text has been tried as a whole.
+                // If the part is the whole text, it has been tried already.
                 fixed += &if n < chars.len() && is_bad(&part) { fix_encoding(part) } else { part };
                 at += n;
             }

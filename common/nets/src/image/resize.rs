@@ -1,7 +1,9 @@
-//! Pillow's 8-bit `Image.resize` (libImaging/Resample.c), to the bit: antialiased filters, 22-bit fixed-point
-//! coefficients, each pass rounded to bytes, and only the passes that change a side.
+//! Pillow's 8-bit `Image.resize` (libImaging/Resample.c), equal to the bit: antialiased filters, 22-bit fixed-point
+//! coefficients, each pass rounded to bytes, and no pass along a side that keeps its length.
 //!
-//! The order of the passes is Pillow 13's, the first version that sometimes takes the vertical one first.
+//! The order of the passes is that of Pillow 13, the first version that sometimes makes the vertical pass first.
+//! fast_image_resize 6 was tried and is not used: for `wide_420.jpg` of the parity kit (173 x 87 to 96 x 57, bilinear) it differs from Pillow
+//! by 1 in 3,355 of 16,416 bytes.
 
 use std::ops::Range;
 
@@ -9,15 +11,16 @@ use multiversion::multiversion;
 
 use super::Rgb;
 
-/// Pillow's resampling filters that the peers use.
+/// The resampling filters of Pillow that image processors of diffusion and CLIP models use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
     Bilinear,
-    /// a = -0.5
+    /// Keys's cubic with a = -0.5.
     Bicubic,
 }
 
 impl Filter {
+    /// Half the width of the filter, in source pixels, before it is stretched for shrinking.
     fn support(self) -> f64 {
         match self {
             Filter::Bilinear => 1.0,
@@ -25,6 +28,7 @@ impl Filter {
         }
     }
 
+    /// The filter's value at distance `x` from its centre.
     fn at(self, x: f64) -> f64 {
         const A: f64 = -0.5;
         let x = x.abs();
@@ -46,20 +50,18 @@ pub(super) struct Window {
     pub height: usize,
 }
 
-/// `Image.resize((width, height), filter)`.
-///
-/// `width` and `height` must be above zero.
+/// The image resized to `width` x `height`, both above zero: Pillow's `Image.resize((width, height), filter)`.
 pub fn resize(image: &Rgb, width: usize, height: usize, filter: Filter) -> Rgb {
     resize_window(image, width, height, filter, Window { left: 0, top: 0, width, height })
 }
 
-/// The `window` of the image resized to `width` x `height`; the rest is not computed.
+/// The part `window` of the image resized to `width` x `height`; pixels outside it are not computed.
 pub(super) fn resize_window(image: &Rgb, width: usize, height: usize, filter: Filter, window: Window) -> Rgb {
     let columns = window.left..window.left + window.width;
     let rows = window.top..window.top + window.height;
     let across = (width != image.width).then(|| Taps::new(image.width, width, columns.clone(), filter));
     let down = (height != image.height).then(|| Taps::new(image.height, height, rows.clone(), filter));
-    // What the first pass leaves out is what the second one will not read.
+    // The first pass computes only what the second one reads.
     let columns = across.as_ref().map_or(columns, Taps::reach);
     let rows = down.as_ref().map_or(rows, Taps::reach);
     match (across, down) {
@@ -77,7 +79,7 @@ pub(super) fn resize_window(image: &Rgb, width: usize, height: usize, filter: Fi
     }
 }
 
-/// Pillow 13's rule: where the height loses more than twice what the width loses.
+/// Pillow 13's rule: the vertical pass comes first if the height loses more than twice as many pixels as the width.
 fn vertical_first(image: &Rgb, width: usize, height: usize) -> bool {
     let lost = |from: usize, to: usize| from as i64 - to as i64;
     let (down, across) = (lost(image.height, height), lost(image.width, width));
@@ -93,7 +95,7 @@ fn crop(image: &Rgb, columns: Range<usize>, rows: Range<usize>) -> Rgb {
     Rgb { width, height, data }
 }
 
-/// For each output position the first source position and the weights from there on, all rows equally long.
+/// For each output position along one side: the first source position it reads, how many, and their weights.
 struct Taps {
     first: Vec<usize>,
     count: Vec<usize>,
@@ -101,11 +103,11 @@ struct Taps {
     stride: usize,
 }
 
-/// Fractional bits of a weight: 32 less 8 of the pixel and 2 for overshoot (Resample.c, PRECISION_BITS).
+/// Fractional bits of a weight: 32, less 8 for the pixel and 2 for overshoot (Resample.c, PRECISION_BITS).
 const BITS: u32 = 32 - 8 - 2;
 
 impl Taps {
-    /// `precompute_coeffs` and `normalize_coeffs_8bpc` for the output positions `wanted` out of `size_out`.
+    /// `precompute_coeffs` and `normalize_coeffs_8bpc` of Resample.c, for the output positions `wanted` out of `size_out`.
     fn new(size_in: usize, size_out: usize, wanted: Range<usize>, filter: Filter) -> Self {
         let scale = size_in as f64 / size_out as f64;
         let filter_scale = scale.max(1.0);
@@ -138,14 +140,14 @@ impl Taps {
         taps
     }
 
-    /// All source positions that are read.
+    /// The range of source positions that are read.
     fn reach(&self) -> Range<usize> {
         let start = self.first.first().copied().unwrap_or(0);
         let end = self.first.last().zip(self.count.last()).map_or(start, |(first, count)| first + count);
         start..end
     }
 
-    /// For a source whose first `start` positions were left out.
+    /// The same weights for a source without its first `start` positions.
     fn from(mut self, start: usize) -> Self {
         self.first.iter_mut().for_each(|first| *first -= start);
         self
@@ -163,11 +165,11 @@ fn to_byte(sum: i32) -> u8 {
     (sum >> BITS).clamp(0, 255) as u8
 }
 
-/// The source `rows`, each made as wide as there are taps.
+/// The horizontal pass over the source `rows`.
 fn horizontal(image: &Rgb, taps: &Taps, rows: Range<usize>) -> Rgb {
     let (width, height) = (taps.first.len(), rows.len());
     let mut data = vec![0; width * height * 3];
-    // Four lanes a pixel, so that a tap is one multiply-add of a vector.
+    // Four lanes per pixel, so that each weight costs one multiply-add of a vector.
     let mut wide = vec![[0i32; 4]; image.width];
     for (y, out) in rows.zip(data.chunks_exact_mut(width * 3)) {
         let row = &image.data[y * image.width * 3..][..image.width * 3];
@@ -194,7 +196,7 @@ fn horizontal_row(row: &[u8], wide: &mut [[i32; 4]], taps: &Taps, out: &mut [u8]
     }
 }
 
-/// The source `columns`, as many rows as there are taps.
+/// The vertical pass over the source `columns`.
 fn vertical(image: &Rgb, taps: &Taps, columns: Range<usize>) -> Rgb {
     let (width, height) = (columns.len(), taps.first.len());
     let stride = image.width * 3;
