@@ -111,7 +111,7 @@ fn an_open_clip_file_scores_as_the_same_weights_in_transformers_layout() {
         let args = ["pairs.parquet", "-o", "s.parquet", "--metrics", "hps", "--model", &model];
         dir.tool("score").args(args).args(more)
     };
-    says(&hps("open", &[]).fails(2), &["does not say which HPS it is", "--hps-version 2.0 or 2.1"]);
+    says(&hps("open", &[]).fails(2), &["does not say which HPS it is", "version 2.0 or 2.1", "--hps-version"]);
     hps("open", &["--hps-version", "2.0"]).ok();
     let theirs = dir.get("s.parquet");
     assert!(theirs.schema().metadata()["origin"].contains(r#""hps_version":"2.0""#));
@@ -119,9 +119,12 @@ fn an_open_clip_file_scores_as_the_same_weights_in_transformers_layout() {
     assert_eq!(dir.get("s.parquet"), theirs);
     let named = dir.path("open/HPS_v2.1_mini.safetensors");
     std::fs::rename(dir.path("open/open_clip_model.safetensors"), &named).unwrap();
-    says(&hps("open/HPS_v2.1_mini.safetensors", &["--hps-version=2.0"]).fails(2), &["says 2.1"]);
+    says(
+        &hps("open/HPS_v2.1_mini.safetensors", &["--hps-version=2.0"]).fails(2),
+        &["version 2.0 was chosen", "says 2.1", "--hps-version"],
+    );
     // A name is no proof.
-    says(&hps("open/HPS_v2.1_mini.safetensors", &[]).fails(2), &["does not say which HPS it is", "--hps-version 2.1"]);
+    says(&hps("open/HPS_v2.1_mini.safetensors", &[]).fails(2), &["does not say which HPS it is", "choose version 2.1"]);
     hps("open/HPS_v2.1_mini.safetensors", &["--hps-version=2.1"]).ok();
     hps(scorers().join("hps").to_str().unwrap(), &[]).ok();
     let ours = dir.get("s.parquet");
@@ -271,7 +274,7 @@ fn a_damaged_model_is_named() {
     says(&run("aesthetic", "aesthetic").fails(2), &["holds no head", "--model aesthetic=TOWER,HEAD"]);
     let head = scorers().join("clip/model.safetensors");
     let error = run("aesthetic", &format!("aesthetic,{}", head.display())).fails(2);
-    says(&error, &["no aesthetic head that is known"]);
+    says(&error, &["not a known aesthetic head"]);
     std::fs::remove_file(dir.path("aesthetic/config.json")).unwrap();
     std::fs::copy(scorers().join("aesthetic/head.pth"), dir.path("aesthetic/head.pth")).unwrap();
     says(&run("aesthetic", "aesthetic").fails(2), &["config.json"]);

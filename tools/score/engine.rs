@@ -1,4 +1,5 @@
-//! From rows to scores, each distinct piece of work once.
+//! From rows to scores: each distinct image and caption goes through the models once, each distinct pair of them is scored
+//! once.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -8,53 +9,66 @@ use std::{
 use anyhow::{Context, Error, Result, bail, ensure};
 use nets::{
     image::Preprocess,
-    scorer::{Picture, preprocesses},
+    scorer::{Model, Picture, preprocesses},
 };
-use pipe::{column::Rows, id, stop};
+use pipe::{
+    column::Rows,
+    key::{Key, key},
+    stop,
+};
 use rayon::prelude::*;
 
 use crate::{
-    cache::{Cache, KEPT, Vectors},
+    cache::{self, Cache, Found, Vectors},
     models::Scorers,
     rows::{Kind, Place, Places},
 };
 
-/// The first half of a SHA-256: a million images share one with probability 1e-27.
-pub type Key = [u8; 16];
-
-fn key(parts: &[&[u8]]) -> Key {
-    let mut key = Key::default();
-    key.copy_from_slice(&id::sha256_of(parts)[..16]);
-    key
-}
-
-/// Images, and captions, for which there is room from the start, in some 20 MiB: as many as fill 2^17 places of a hash table. A
+/// Images, and captions, for which memory is reserved at the start, some 20 MiB: they fill 2^17 places of a hash table. A
 /// table that grows holds its old places beside the new ones for a moment, and memory would grow with the rows.
 const ROOM: usize = 7 << 14;
 
-/// Pairs of an image and a caption: an image that comes again has mostly another caption.
+/// Pairs of an image and a caption for which memory is reserved. An image that comes again mostly has another caption.
 const PAIRS: usize = 2 * ROOM;
 
 pub struct Engine {
     pub scorers: Scorers,
     preprocesses: Vec<Preprocess>,
     kind: Kind,
-    /// Images that go through a tower at once.
+    /// Images that go through a model at once.
     batch: usize,
-    /// Whether several batches go through the towers side by side.
-    side_by_side: bool,
-    skip_bad: bool,
-    /// The scores of each (image, caption) met so far.
+    parallel: Parallel,
+    bad: Bad,
+    /// Where the scores of each (image, caption) lie in `scores`, in units of rows.
     known: HashMap<Key, u32>,
-    known_scores: Vec<f32>,
+    /// (pairs, metrics); NaN where the image cannot be read.
+    scores: Vec<f32>,
     images: Cache,
     captions: Cache,
-    pub work: Work,
+    pub counts: Counts,
+}
+
+/// How batches share the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parallel {
+    /// Each batch has a thread of its own: for the CPU.
+    Batches,
+    /// One batch after another, while the next one is decoded: for a GPU.
+    Decoding,
+}
+
+/// What happens to an image or a caption that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bad {
+    /// It is an error.
+    Refuse,
+    /// Its scores are null.
+    Skip,
 }
 
 /// What was done, for the summary.
 #[derive(Default)]
-pub struct Work {
+pub struct Counts {
     pub images: HashSet<u64>,
     pub captions: HashSet<u64>,
     pub images_embedded: usize,
@@ -66,8 +80,16 @@ pub struct Work {
     pub identical_pairs: usize,
 }
 
+/// A pair of an image and a caption that has no scores yet, and a place where it stands.
+struct Pair {
+    key: Key,
+    image: Key,
+    caption: Key,
+    place: usize,
+}
+
 impl Engine {
-    /// `folder`: where vectors that may be needed again are kept meanwhile.
+    /// `folder`: where vectors that may be needed again are kept while the program runs.
     ///
     /// # Errors
     /// `folder` takes no files.
@@ -76,87 +98,68 @@ impl Engine {
         kind: Kind,
         folder: &Path,
         batch: usize,
-        side_by_side: bool,
-        skip_bad: bool,
+        parallel: Parallel,
+        bad: Bad,
     ) -> Result<Self> {
-        let known_scores = Vec::with_capacity(PAIRS * scorers.len());
+        let is_joint = scorers.iter().any(|(_, s)| matches!(s.model, Model::Joint(_)));
+        let image_bytes = if is_joint { cache::BYTES_JOINT } else { cache::BYTES };
+        let scores = Vec::with_capacity(PAIRS * scorers.len());
         Ok(Self {
-            preprocesses: preprocesses(scorers.iter().map(|(_, s)| s.as_ref())),
+            preprocesses: preprocesses(scorers.iter().map(|(_, s)| s)),
             scorers,
             kind,
             batch,
-            side_by_side,
-            skip_bad,
+            parallel,
+            bad,
             known: HashMap::with_capacity(PAIRS),
-            known_scores,
-            images: Cache::in_folder(folder, KEPT, ROOM)?,
-            captions: Cache::in_folder(folder, KEPT, ROOM)?,
-            work: Work {
+            scores,
+            images: Cache::in_folder(folder, image_bytes, ROOM)?,
+            captions: Cache::in_folder(folder, cache::BYTES, ROOM)?,
+            counts: Counts {
                 images: HashSet::with_capacity(ROOM),
                 captions: HashSet::with_capacity(ROOM),
-                ..Work::default()
+                ..Counts::default()
             },
         })
     }
 
-    /// The scores of every image place of these rows: one list a metric; null where an image or its caption is missing.
+    /// The scores of all image places in these rows: one list per metric, null where an image or its caption is missing.
     ///
     /// # Errors
-    /// Without `--skip-bad`, an image that cannot be read or a null caption; a score that is no number; a signal.
+    /// An image that cannot be read or a null caption, unless they are skipped; a score that is not a number; a signal.
     pub fn score(&mut self, rows: &Rows) -> Result<Vec<Vec<Option<f32>>>> {
         let places = Places::of(self.kind, rows)?;
         let places: Vec<Place> = places.iter().collect();
-        let image_keys: Vec<Option<Key>> = places.par_iter().map(|p| p.image.map(|bytes| key(&[bytes]))).collect();
-        let caption_keys: Vec<Option<Key>> =
-            places.iter().map(|p| p.caption.map(|text| key(&[text.as_bytes()]))).collect();
         self.refuse_nulls(rows, &places)?;
+        let images: Vec<Option<Key>> = places.par_iter().map(|p| p.image.map(|bytes| key(&[bytes]))).collect();
+        let captions = places.iter().map(|p| p.caption.map(|text| key(&[text.as_bytes()])));
+        let keys: Vec<Option<[Key; 2]>> = images.iter().zip(captions).map(|(i, c)| Some([(*i)?, c?])).collect();
+        self.count(&places, &images, &keys);
 
-        // What is new, in the order of the rows.
-        let mut new: Vec<(Key, usize)> = vec![];
-        let (mut images, mut captions) = (Wanted::default(), Wanted::default());
-        let mut pair_keys = vec![None; places.len()];
-        let mut asked = HashSet::new();
-        for (i, keys) in image_keys.iter().zip(&caption_keys).enumerate() {
-            let (Some(image), Some(caption)) = keys else { continue };
-            self.work.images.insert(short(image));
-            self.work.captions.insert(short(caption));
-            let pair = key(&[image, caption]);
-            pair_keys[i] = Some(pair);
-            if !self.known.contains_key(&pair) && asked.insert(pair) {
-                new.push((pair, i));
-                images.want(*image, i, &self.images)?;
-                captions.want(*caption, i, &self.captions)?;
-            }
-        }
-        self.embed_images(rows, &places, &mut images)?;
-        self.embed_captions(&places, &mut captions)?;
-        for (pair, i) in new {
-            let image = image_keys[i].and_then(|k| images.vectors.get(&k));
-            let caption = caption_keys[i].and_then(|k| captions.vectors.get(&k));
-            self.combine(rows, &places[i], image, caption)?;
-            self.known.insert(pair, u32::try_from(self.known.len()).context("too many distinct images")?);
-        }
-
-        self.count(&places, &image_keys);
-        let score = |pair: &Option<Key>, m: usize| {
-            let at = *self.known.get(pair.as_ref()?)? as usize;
-            Some(self.known_scores[at * self.scorers.len() + m]).filter(|s| !s.is_nan())
+        let pair_keys: Vec<Option<Key>> =
+            keys.iter().map(|k| k.map(|[image, caption]| key(&[&image, &caption]))).collect();
+        self.add_pairs(rows, &places, &self.new_pairs(&keys, &pair_keys))?;
+        let score = |pair: &Option<Key>, metric: usize| {
+            let row = *self.known.get(pair.as_ref()?)? as usize;
+            Some(self.scores[row * self.scorers.len() + metric]).filter(|s| !s.is_nan())
         };
         let all: Vec<Vec<Option<f32>>> =
             (0..self.scorers.len()).map(|m| pair_keys.iter().map(|p| score(p, m)).collect()).collect();
-        let unread = pair_keys.iter().enumerate().filter(|(i, p)| p.is_some() && all[0][*i].is_none()).count();
-        self.work.undecodable += unread;
+        let unread = pair_keys.iter().zip(&all[0]).filter(|(pair, score)| pair.is_some() && score.is_none());
+        self.counts.undecodable += unread.count();
         Ok(all)
     }
 
-    /// What was done; models and memory are given back.
-    pub fn finish(self) -> Work {
-        self.work
+    /// What was done. The models and their memory are given back.
+    pub fn finish(self) -> Counts {
+        self.counts
     }
 
     fn refuse_nulls(&self, rows: &Rows, places: &[Place]) -> Result<()> {
-        let null = places.iter().find(|p| p.image.is_none() || p.caption.is_none()).filter(|_| !self.skip_bad);
-        match null {
+        if self.bad == Bad::Skip {
+            return Ok(());
+        }
+        match places.iter().find(|p| p.image.is_none() || p.caption.is_none()) {
             Some(p) if p.caption.is_none() => {
                 bail!("{}: the caption is null; every row needs one (--skip-bad scores the others)", rows.at(p.row))
             }
@@ -169,19 +172,93 @@ impl Engine {
         }
     }
 
-    /// Finds the vectors of the images that no cache has; an image that cannot be read has none, under `--skip-bad`.
-    fn embed_images(&mut self, rows: &Rows, places: &[Place], wanted: &mut Wanted) -> Result<()> {
+    /// The pairs that have no scores yet, each once, in the order of the rows.
+    fn new_pairs(&self, keys: &[Option<[Key; 2]>], pair_keys: &[Option<Key>]) -> Vec<Pair> {
+        let mut seen = HashSet::new();
+        let mut new = vec![];
+        for (place, (keys, pair)) in keys.iter().zip(pair_keys).enumerate() {
+            let (Some([image, caption]), Some(key)) = (*keys, *pair) else { continue };
+            if !self.known.contains_key(&key) && seen.insert(key) {
+                new.push(Pair { key, image, caption, place });
+            }
+        }
+        new
+    }
+
+    /// Scores pairs and remembers their scores.
+    fn add_pairs(&mut self, rows: &Rows, places: &[Place], pairs: &[Pair]) -> Result<()> {
+        let images = self.embed_images(rows, places, pairs)?;
+        let captions = self.embed_captions(places, pairs)?;
+        let readable: Vec<&Pair> = pairs.iter().filter(|p| images.contains_key(&p.image)).collect();
+        let scores = self.score_pairs(places, &readable, &images, &captions)?;
+        let mut readable = 0;
+        for pair in pairs {
+            let read = images.contains_key(&pair.image);
+            for ((name, _), scores) in self.scorers.iter().zip(&scores) {
+                let score = if read { scores[readable] } else { f32::NAN };
+                let place = &places[pair.place];
+                ensure!(
+                    score.is_finite() || !read,
+                    "{}, '{}': {name} gives {score}, which is not a score; its model is damaged",
+                    rows.at(place.row),
+                    place.column
+                );
+                self.scores.push(score);
+            }
+            readable += usize::from(read);
+            self.known.insert(pair.key, u32::try_from(self.known.len()).context("too many distinct images")?);
+        }
+        Ok(())
+    }
+
+    /// The scores of pairs of which the image could be read: one list per metric.
+    fn score_pairs(
+        &self,
+        places: &[Place],
+        pairs: &[&Pair],
+        images: &HashMap<Key, Vectors>,
+        captions: &HashMap<Key, Vectors>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let mut all = vec![];
+        for (m, (_, scorer)) in self.scorers.iter().enumerate() {
+            let image = |pair: &Pair| &images[&pair.image][m][..];
+            all.push(match &scorer.model {
+                Model::Towers(towers) => {
+                    pairs.iter().map(|p| towers.score(image(p), &captions[&p.caption][m])).collect()
+                }
+                Model::Joint(joint) => {
+                    let batches: Vec<&[&Pair]> = pairs.chunks(self.batch).collect();
+                    let score = |batch: &&[&Pair]| -> Result<Vec<f32>> {
+                        stop::check()?;
+                        let texts: Vec<&str> =
+                            batch.iter().map(|p| places[p.place].caption.unwrap_or_default()).collect();
+                        joint.scores(&batch.iter().map(|p| image(p)).collect::<Vec<_>>(), &texts)
+                    };
+                    let scores: Vec<Vec<f32>> = match self.parallel {
+                        Parallel::Batches => batches.par_iter().map(score).collect::<Result<_>>()?,
+                        Parallel::Decoding => batches.iter().map(score).collect::<Result<_>>()?,
+                    };
+                    scores.concat()
+                }
+            });
+        }
+        Ok(all)
+    }
+
+    /// The vectors of the pairs' images, out of the cache or the models. An image that cannot be read has none, where such
+    /// images are skipped.
+    fn embed_images(&mut self, rows: &Rows, places: &[Place], pairs: &[Pair]) -> Result<HashMap<Key, Vectors>> {
+        let Found { mut vectors, missing } = self.images.look_up(pairs.iter().map(|p| (p.image, p.place)))?;
         let this = &*self;
-        let decode = |chunk: &[usize]| -> Vec<Result<Picture>> {
-            let decode = |&i: &usize| Picture::decode(places[i].image.unwrap_or_default(), &this.preprocesses);
+        let decode = |chunk: &[(Key, usize)]| -> Vec<Result<Picture>> {
+            let decode =
+                |&(_, i): &(Key, usize)| Picture::decode(places[i].image.unwrap_or_default(), &this.preprocesses);
             chunk.par_iter().map(decode).collect()
         };
-        let new: Vec<usize> = wanted.new.iter().map(|(_, i)| *i).collect();
-        let chunks: Vec<&[usize]> = new.chunks(self.batch).collect();
-        let embedded: Vec<Vec<Embedded>> = match self.side_by_side {
-            true => chunks.par_iter().map(|c| this.embed(decode(c))).collect::<Result<_>>()?,
-            false => {
-                // While one batch is with the towers, the next is decoded.
+        let chunks: Vec<&[(Key, usize)]> = missing.chunks(self.batch).collect();
+        let embedded: Vec<Vec<Embedded>> = match self.parallel {
+            Parallel::Batches => chunks.par_iter().map(|c| this.embed(decode(c))).collect::<Result<_>>()?,
+            Parallel::Decoding => {
                 let mut all = vec![];
                 let mut ready = chunks.first().map(|c| decode(c)).unwrap_or_default();
                 for next in 1..=chunks.len() {
@@ -195,22 +272,22 @@ impl Engine {
                 all
             }
         };
-        for (embedded, &(key, i)) in embedded.into_iter().flatten().zip(&wanted.new) {
+        for (embedded, &(key, i)) in embedded.into_iter().flatten().zip(&missing) {
             match embedded {
-                Embedded::Seen { vectors, black } => {
-                    self.work.images_embedded += 1;
-                    self.work.black += usize::from(black);
-                    self.images.put(key, &vectors)?;
-                    wanted.vectors.insert(key, vectors);
+                Embedded::Seen { vectors: of_image, black } => {
+                    self.counts.images_embedded += 1;
+                    self.counts.black += usize::from(black);
+                    self.images.put(key, &of_image)?;
+                    vectors.insert(key, of_image);
                 }
-                Embedded::Unreadable(error) if !self.skip_bad => {
+                Embedded::Unreadable(error) if self.bad == Bad::Refuse => {
                     let place = &places[i];
                     bail!("{}, '{}': {error:#} (--skip-bad scores the others)", rows.at(place.row), place.column);
                 }
                 Embedded::Unreadable(_) => {}
             }
         }
-        Ok(())
+        Ok(vectors)
     }
 
     fn embed(&self, pictures: Vec<Result<Picture>>) -> Result<Vec<Embedded>> {
@@ -230,79 +307,37 @@ impl Engine {
         Ok(embedded.collect())
     }
 
-    fn embed_captions(&mut self, places: &[Place], wanted: &mut Wanted) -> Result<()> {
-        let texts: Vec<&str> = wanted.new.iter().filter_map(|&(_, i)| places[i].caption).collect();
+    /// The vectors of the pairs' captions, out of the cache or the models.
+    fn embed_captions(&mut self, places: &[Place], pairs: &[Pair]) -> Result<HashMap<Key, Vectors>> {
+        let Found { mut vectors, missing } = self.captions.look_up(pairs.iter().map(|p| (p.caption, p.place)))?;
+        let texts: Vec<&str> = missing.iter().filter_map(|&(_, i)| places[i].caption).collect();
         let mut all: Vec<Vectors> = vec![vec![]; texts.len()];
         for (_, scorer) in &self.scorers {
             stop::check()?;
-            for (vectors, vector) in all.iter_mut().zip(scorer.caption_features(&texts)?) {
-                vectors.push(vector);
+            for (of_caption, vector) in all.iter_mut().zip(scorer.caption_features(&texts)?) {
+                of_caption.push(vector);
             }
         }
-        self.work.captions_embedded += texts.len();
-        for (&(key, _), vectors) in wanted.new.iter().zip(all) {
-            self.captions.put(key, &vectors)?;
-            wanted.vectors.insert(key, vectors);
+        self.counts.captions_embedded += texts.len();
+        for (&(key, _), of_caption) in missing.iter().zip(all) {
+            self.captions.put(key, &of_caption)?;
+            vectors.insert(key, of_caption);
         }
-        Ok(())
+        Ok(vectors)
     }
 
-    /// The scores of an image with a caption; NaN stands for those of an image that cannot be read.
-    fn combine(
-        &mut self,
-        rows: &Rows,
-        place: &Place,
-        image: Option<&Vectors>,
-        caption: Option<&Vectors>,
-    ) -> Result<()> {
-        for (m, (name, scorer)) in self.scorers.iter().enumerate() {
-            let score = match (image, caption) {
-                (Some(image), Some(caption)) => {
-                    let score = scorer.score(&image[m], &caption[m]);
-                    ensure!(
-                        score.is_finite(),
-                        "{}, '{}': {name} gives {score}, which is no score; its model is damaged",
-                        rows.at(place.row),
-                        place.column
-                    );
-                    score
-                }
-                _ => f32::NAN,
-            };
-            self.known_scores.push(score);
+    fn count(&mut self, places: &[Place], images: &[Option<Key>], keys: &[Option<[Key; 2]>]) {
+        for [image, caption] in keys.iter().flatten() {
+            self.counts.images.insert(short(image));
+            self.counts.captions.insert(short(caption));
         }
-        Ok(())
-    }
-
-    fn count(&mut self, places: &[Place], image_keys: &[Option<Key>]) {
-        self.work.undecodable += places.iter().filter(|p| p.image.is_none()).count();
+        self.counts.undecodable += places.iter().filter(|p| p.image.is_none()).count();
         let sides = self.kind.image_columns().len();
-        self.work.null_captions += places.iter().step_by(sides).filter(|p| p.caption.is_none()).count();
+        self.counts.null_captions += places.iter().step_by(sides).filter(|p| p.caption.is_none()).count();
         if sides == 2 {
-            let same = image_keys.chunks_exact(2).filter(|k| k[0].is_some() && k[0] == k[1]);
-            self.work.identical_pairs += same.count();
+            let same = images.chunks_exact(2).filter(|k| k[0].is_some() && k[0] == k[1]);
+            self.counts.identical_pairs += same.count();
         }
-    }
-}
-
-/// The images, or the captions, that some rows need.
-#[derive(Default)]
-struct Wanted {
-    vectors: HashMap<Key, Vectors>,
-    /// Those without vectors yet, each with a place where it stands.
-    new: Vec<(Key, usize)>,
-    asked: HashSet<Key>,
-}
-
-impl Wanted {
-    fn want(&mut self, key: Key, place: usize, cache: &Cache) -> Result<()> {
-        if self.asked.insert(key) {
-            match cache.get(&key)? {
-                Some(vectors) => drop(self.vectors.insert(key, vectors)),
-                None => self.new.push((key, place)),
-            }
-        }
-        Ok(())
     }
 }
 
@@ -315,3 +350,6 @@ enum Embedded {
 fn short(key: &Key) -> u64 {
     key.iter().take(8).fold(0, |n, &b| n << 8 | u64::from(b))
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@
 mod cache;
 mod engine;
 mod models;
+mod options;
 mod rows;
 mod summary;
 mod verify;
@@ -19,15 +20,15 @@ use arrow::{
 };
 use candle_core::DType;
 use clap::Parser;
-use engine::Engine;
+use engine::{Bad, Engine, Parallel};
 use nets::{
     device,
-    image::Antialias,
-    scorer::{self, HpsVersion, Metric},
+    scorer::{self, Metric},
 };
+use options::Choices;
 use pipe::{
     atomic::create_parent,
-    cli::{Answer, Common, Networks, Sharding, named, run},
+    cli::{Answer, Common, Networks, Sharding, run},
     column::Rows,
     origin::Origin,
     parts::Work,
@@ -73,12 +74,8 @@ struct Args {
     /// Where one metric's model lies: a weight file, a folder or a hub id; for `aesthetic` also the head
     #[arg(long, value_name = "M=TOWER[,HEAD]")]
     model: Vec<String>,
-    /// Which HPS an open_clip file (HPS_v2.1_compressed.pt) is; nothing in it says so, and the scores differ
-    #[arg(long, value_name = "V", value_parser = named::<HpsVersion>())]
-    hps_version: Option<HpsVersion>,
-    /// How `hps` and `clip` resize: antialiased (torchvision from 0.17 on) or as before
-    #[arg(long, default_value_t = Antialias::On, value_parser = named::<Antialias>())]
-    hps_resize: Antialias,
+    #[command(flatten)]
+    choices: Choices,
     /// Images that go through a model at once [default: 4 on a CPU, 64 on a GPU]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
@@ -120,14 +117,13 @@ fn score(args: Args) -> Result<Answer> {
     let device = device::open(args.networks.device)?;
     let options = scorer::Options {
         dtype: device::dtype(args.networks.dtype, &device)?,
-        antialias: args.hps_resize,
-        hps_version: args.hps_version,
+        chosen: args.choices.0.clone(),
         batch: args.batch.unwrap_or(if device.is_cpu() { 4 } else { 64 }),
         device,
     };
     let mut inputs = Inputs::open(&args.tables)?;
     let kind = Kind::of(&inputs)?;
-    let sources = models::sources(&metrics, args.models.as_deref(), &args.model, args.allow_download)?;
+    let sources = models::files(&metrics, args.models.as_deref(), &args.model, args.allow_download)?;
     if kept {
         ensure!(!out.is_dir(), "cannot write {}: it is a folder", out.display());
         create_parent(&out)?;
@@ -135,13 +131,14 @@ fn score(args: Args) -> Result<Answer> {
     let scorers = models::open(&metrics, &sources, &options)?;
     let range = inputs.range(shard)?;
     let origin = origin(&args, &metrics, &scorers, &options).inputs(inputs.origins_of(&range)?);
-    let side_by_side = options.device.is_cpu();
+    let parallel = if options.device.is_cpu() { Parallel::Batches } else { Parallel::Decoding };
+    let bad = if args.skip_bad { Bad::Skip } else { Bad::Refuse };
     let part_rows = part_rows(options.device.is_cpu(), options.batch);
     let folder = match out.parent() {
         Some(folder) if kept => folder.join("."),
         _ => std::env::temp_dir(),
     };
-    let mut engine = Engine::new(scorers, kind, &folder, options.batch, side_by_side, args.skip_bad)?;
+    let mut engine = Engine::new(scorers, kind, &folder, options.batch, parallel, bad)?;
     if let Some(n) = args.verify {
         ensure!(shard.is_none(), "--verify draws its own rows; leave out --shard");
         return verify::verify(&mut engine, kind, &inputs, &out, n as usize, common);
@@ -189,19 +186,16 @@ fn score(args: Args) -> Result<Answer> {
 fn origin(args: &Args, metrics: &[&Metric], scorers: &models::Scorers, options: &scorer::Options) -> Origin {
     let names: Vec<&str> = metrics.iter().map(|m| m.name).collect();
     let mut origin = Origin::new("score").arg("metrics", names);
-    for (name, scorer) in scorers {
-        if let Some(version) = scorer.version() {
-            origin = origin.arg(&format!("{name}_version"), version);
+    for choice in scorer::choices(|m| metrics.iter().any(|asked| asked.name == m.name)) {
+        if let Some(value) = choice.of(&options.chosen) {
+            origin = origin.arg(&choice.name.replace('-', "_"), value);
         }
-    }
-    if metrics.iter().any(|m| m.letterboxed) {
-        origin = origin.arg("hps_resize", format!("{:?}", args.hps_resize).to_lowercase());
     }
     origin = origin.arg("skip_bad", args.skip_bad);
     if options.dtype != DType::F32 {
         origin = origin.arg("dtype", options.dtype.as_str());
     }
-    scorers.iter().fold(origin, |origin, (name, scorer)| origin.model(name, scorer.id()))
+    scorers.iter().fold(origin, |origin, (name, scorer)| origin.model(name, scorer.id.as_str()))
 }
 
 fn table(kind: Kind, schema: &SchemaRef, rows: &Rows, scores: &[Vec<Option<f32>>]) -> Result<RecordBatch> {

@@ -1,87 +1,113 @@
-//! Which metrics, and where their models lie.
+//! Which metrics are asked for, and where their models lie.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use nets::{
     hub,
-    scorer::{Files, Metric, Options, Scorer, Source},
+    scorer::{self, Metric, ModelFiles, Needs, Options, Scorer},
 };
 
 /// Opened metrics by name.
-pub type Scorers = Vec<(&'static str, Box<dyn Scorer>)>;
+pub type Scorers = Vec<(&'static str, Scorer)>;
 
 /// The metrics of `--metrics`.
 ///
 /// # Errors
-/// One that does not exist, or stands twice.
+/// One that does not exist, or is named twice.
 pub fn metrics(names: &[String]) -> Result<Vec<&'static Metric>> {
     let mut metrics: Vec<&Metric> = vec![];
     for name in names {
-        let metric = Metric::named(name)?;
+        let metric = scorer::named(name)?;
         ensure!(metrics.iter().all(|m| m.name != metric.name), "--metrics names '{name}' twice");
         metrics.push(metric);
     }
     Ok(metrics)
 }
 
-/// Where each metric's model lies: what `--model` says, else `--models`.
+/// Where each metric's model lies: at the path that `--model` gives, else in the folder of `--models`.
 ///
 /// # Errors
-/// A metric without a model (where it needs one); a path that does not exist; a `--model` for a metric that is not asked for.
-pub fn sources(
+/// A metric that needs a model has none; a path does not exist; `--model` names a metric that is not asked for.
+pub fn files(
     metrics: &[&Metric],
     folder: Option<&Path>,
-    given: &[String],
+    flags: &[String],
     allow_download: bool,
-) -> Result<Vec<Source>> {
-    let mut named = vec![];
-    for flag in given {
-        let (name, paths) =
-            flag.split_once('=').with_context(|| format!("--model {flag} is not METRIC=TOWER or METRIC=TOWER,HEAD"))?;
-        let metric = Metric::named(name).with_context(|| format!("--model {flag}"))?;
-        ensure!(metric.files != Files::Nothing, "--model {flag}: '{name}' needs no model");
-        ensure!(metrics.iter().any(|m| m.name == name), "--model {flag}: --metrics does not name '{name}'");
-        ensure!(named.iter().all(|(n, _)| *n != name), "--model names '{name}' twice");
-        named.push((name, paths));
-    }
-    let source = |metric: &&Metric| -> Result<Source> {
+) -> Result<Vec<ModelFiles>> {
+    let named = named(metrics, flags)?;
+    let files = |metric: &&Metric| -> Result<ModelFiles> {
         let name = metric.name;
-        if metric.files == Files::Nothing {
-            return Ok(Source { tower: PathBuf::new(), head: None });
+        if metric.needs == Needs::Nothing {
+            return Ok(ModelFiles { tower: PathBuf::new(), head: None });
         }
-        let (tower, head) = match (named.iter().find(|(n, _)| *n == name), folder) {
-            (Some((_, paths)), _) => match paths.split_once(',') {
-                Some((tower, head)) if metric.files == Files::TowerAndHead && !Path::new(paths).exists() => {
-                    (PathBuf::from(tower), Some(PathBuf::from(head)))
-                }
-                _ => (PathBuf::from(paths), None),
-            },
-            (None, Some(folder)) => {
-                ensure!(folder.is_dir(), "--models {} is not a folder", folder.display());
-                let tower = folder.join(name);
-                ensure!(
-                    tower.exists(),
-                    "{} does not exist; put the files of '{name}' there, or name them with --model {name}=PATH",
-                    tower.display()
-                );
-                (tower, None)
-            }
+        let paths = named.iter().find(|(n, _)| *n == name).map(|(_, paths)| *paths);
+        let (tower, head) = match (paths, folder) {
+            (Some(paths), _) => tower_and_head(metric, paths),
+            (None, Some(folder)) => (in_folder(folder, name)?, None),
             (None, None) => bail!("metric '{name}' has no model; add --models DIR, or --model {name}=PATH"),
         };
         if let Some(head) = &head {
             ensure!(head.exists(), "{} does not exist; expected the head of '{name}'", head.display());
         }
-        Ok(Source { tower: hub::resolve(&tower, allow_download)?, head })
+        Ok(ModelFiles { tower: hub::resolve(&tower, allow_download)?, head })
     };
-    metrics.iter().map(source).collect()
+    metrics.iter().map(files).collect()
 }
 
-/// Loads every model.
-pub fn open(metrics: &[&'static Metric], sources: &[Source], options: &Options) -> Result<Scorers> {
-    let open = |(metric, source): (&&'static Metric, &Source)| {
-        let scorer = (metric.open)(source, options).with_context(|| format!("metric '{}'", metric.name))?;
+/// The values of `--model` as (metric, paths).
+fn named<'a>(metrics: &[&Metric], flags: &'a [String]) -> Result<Vec<(&'a str, &'a str)>> {
+    let mut named: Vec<(&str, &str)> = vec![];
+    for flag in flags {
+        let (name, paths) =
+            flag.split_once('=').with_context(|| format!("--model {flag} is not METRIC=TOWER or METRIC=TOWER,HEAD"))?;
+        let metric = scorer::named(name).with_context(|| format!("--model {flag}"))?;
+        ensure!(metric.needs != Needs::Nothing, "--model {flag}: '{name}' needs no model");
+        ensure!(metrics.iter().any(|m| m.name == name), "--model {flag}: --metrics does not name '{name}'");
+        ensure!(named.iter().all(|(n, _)| *n != name), "--model names '{name}' twice");
+        named.push((name, paths));
+    }
+    Ok(named)
+}
+
+/// `TOWER` or `TOWER,HEAD`. A path that exists may hold a comma.
+fn tower_and_head(metric: &Metric, paths: &str) -> (PathBuf, Option<PathBuf>) {
+    match paths.split_once(',') {
+        Some((tower, head)) if metric.needs == Needs::TowerAndHead && !Path::new(paths).exists() => {
+            (tower.into(), Some(head.into()))
+        }
+        _ => (paths.into(), None),
+    }
+}
+
+/// The model of a metric in the folder of `--models`.
+fn in_folder(folder: &Path, name: &str) -> Result<PathBuf> {
+    ensure!(folder.is_dir(), "--models {} is not a folder", folder.display());
+    let tower = folder.join(name);
+    ensure!(
+        tower.exists(),
+        "{} does not exist; put the files of '{name}' there, or name them with --model {name}=PATH",
+        tower.display()
+    );
+    Ok(tower)
+}
+
+/// Loads all models.
+///
+/// # Errors
+/// A model's files are damaged, do not fit each other, or need a flag.
+pub fn open(metrics: &[&'static Metric], files: &[ModelFiles], options: &Options) -> Result<Scorers> {
+    let open = |(metric, files): (&&'static Metric, &ModelFiles)| {
+        let scorer = (metric.open)(files, options).with_context(|| described(metric))?;
         Ok((metric.name, scorer))
     };
-    metrics.iter().zip(sources).map(open).collect()
+    metrics.iter().zip(files).map(open).collect()
+}
+
+/// The metric and its flags, in front of an error about its model.
+fn described(metric: &Metric) -> String {
+    let name = metric.name;
+    let paths = if metric.needs == Needs::TowerAndHead { "TOWER,HEAD" } else { "TOWER" };
+    let choices: String = metric.choices.iter().map(|choice| format!(", --{}", choice.name)).collect();
+    format!("metric '{name}' (--model {name}={paths}{choices})")
 }

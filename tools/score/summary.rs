@@ -7,7 +7,7 @@ use nets::scorer::Metric;
 use pipe::{cli::Common, column::Rows, schema::pairs, text};
 use serde_json::{Value, json};
 
-use crate::{engine::Work, rows::Kind};
+use crate::{engine::Counts, rows::Kind};
 
 pub struct Summary {
     pub rows: usize,
@@ -84,7 +84,7 @@ impl Summary {
         self.metrics.iter().filter(collapsed).map(|(m, _)| m.name).collect()
     }
 
-    fn json(&self, work: &Work) -> Value {
+    fn json(&self, counts: &Counts) -> Value {
         let metrics: serde_json::Map<String, Value> = self
             .metrics
             .iter()
@@ -100,32 +100,32 @@ impl Summary {
         let mut json = json!({
             "rows": self.rows,
             "rows_kept": self.kept,
-            "distinct_images": work.images.len(),
-            "distinct_captions": work.captions.len(),
-            "images_embedded": work.images_embedded,
-            "captions_embedded": work.captions_embedded,
-            "undecodable": work.undecodable,
-            "null_captions": work.null_captions,
-            "black_images": work.black,
+            "distinct_images": counts.images.len(),
+            "distinct_captions": counts.captions.len(),
+            "images_embedded": counts.images_embedded,
+            "captions_embedded": counts.captions_embedded,
+            "undecodable": counts.undecodable,
+            "null_captions": counts.null_captions,
+            "black_images": counts.black,
             "metrics": metrics,
             "collapsed": self.collapsed(),
         });
         if self.kind == Kind::Pairs {
-            json["identical_pairs"] = work.identical_pairs.into();
+            json["identical_pairs"] = counts.identical_pairs.into();
             json["label_ties"] = self.label_ties.into();
             json["label_missing"] = self.label_missing.into();
         }
         json
     }
 
-    fn text(&self, work: &Work) -> String {
+    fn text(&self, counts: &Counts) -> String {
         let mut text = format!(
             "{}, {} ({} embedded), {} ({} embedded)",
             text::count(self.rows, "row"),
-            text::count(work.images.len(), "distinct image"),
-            text::thousands(work.images_embedded),
-            text::count(work.captions.len(), "distinct caption"),
-            text::thousands(work.captions_embedded)
+            text::count(counts.images.len(), "distinct image"),
+            text::thousands(counts.images_embedded),
+            text::count(counts.captions.len(), "distinct caption"),
+            text::thousands(counts.captions_embedded)
         );
         if self.kept > 0 {
             text += &format!("; {} of the rows were finished before, and only the others are counted here", self.kept);
@@ -133,14 +133,14 @@ impl Summary {
         let images = |n: usize| text::count(n, "image");
         text += &format!(
             "\n{} undecodable, {} null, {} all black",
-            images(work.undecodable),
-            text::count(work.null_captions, "caption"),
-            images(work.black)
+            images(counts.undecodable),
+            text::count(counts.null_captions, "caption"),
+            images(counts.black)
         );
         if self.kind == Kind::Pairs {
             text += &format!(
                 "; {} of one image with itself, {}, {} without a human label",
-                text::count(work.identical_pairs, "pair"),
+                text::count(counts.identical_pairs, "pair"),
                 text::count(self.label_ties, "human tie"),
                 text::count(self.label_missing, "row")
             );
@@ -165,11 +165,11 @@ impl Summary {
     }
 
     /// Text on standard error; JSON on standard output, unless the table goes there.
-    pub fn tell(&self, common: &Common, work: &Work) -> Result<()> {
+    pub fn tell(&self, common: &Common, counts: &Counts) -> Result<()> {
         if common.json {
-            common.answer(self.json(work))?;
+            common.answer(self.json(counts))?;
         } else {
-            common.say(self.text(work));
+            common.say(self.text(counts));
         }
         for metric in self.collapsed() {
             common.say(format_args!(

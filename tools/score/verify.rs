@@ -1,4 +1,4 @@
-//! `--verify N`: are the scores of a table those that the models give?
+//! `--verify N`: whether the scores of a table are those that the models give.
 
 use std::path::Path;
 
@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use arrow::array::Array;
 use pipe::{
     cli::{Answer, Common},
+    column::Rows,
     place, seed, stop,
     table::Inputs,
     take::Taker,
@@ -13,13 +14,41 @@ use pipe::{
 
 use crate::{engine::Engine, rows::Kind};
 
-/// Two scores this far apart are different scores. Kinds of processors differ by a hundredth of it.
+/// Two scores that differ by more are different scores. Kinds of processors differ by a hundredth of it.
 const TOLERANCE: f32 = 1e-5;
+
+/// How fresh scores compare with those in a table.
+#[derive(Default)]
+struct Comparison {
+    compared: usize,
+    different: usize,
+    /// The largest difference.
+    worst: f32,
+    /// The first difference, for a person.
+    first: Option<String>,
+}
+
+impl Comparison {
+    /// `at`: the row, for a person.
+    fn add(&mut self, at: &str, column: &str, kept: Option<f32>, fresh: Option<f32>) {
+        let gap = match (kept, fresh) {
+            (Some(a), Some(b)) => (a - b).abs(),
+            (None, None) => 0.0,
+            _ => f32::INFINITY,
+        };
+        self.compared += 1;
+        if gap > TOLERANCE || gap.is_nan() {
+            self.different += 1;
+            self.first.get_or_insert_with(|| format!("{at}: {column} is {}, now {}", show(kept), show(fresh)));
+        }
+        self.worst = self.worst.max(gap);
+    }
+}
 
 /// Scores `n` random rows of `inputs` again and compares them with those in `out`.
 ///
 /// # Errors
-/// `out` is no table of these rows and metrics; a table is no Parquet file.
+/// `out` is not the table of these rows and metrics, or a table is not a Parquet file.
 pub fn verify(
     engine: &mut Engine,
     kind: Kind,
@@ -51,39 +80,26 @@ pub fn verify(
     let order = seed::draws(common.seed, "verify", "", 0).permutation(total);
     let mut chosen: Vec<usize> = order.into_iter().take(n).map(|row| row as usize).collect();
     chosen.sort_unstable();
-    let (mut worst, mut different, mut first) = (0f32, 0, None);
-    let caption = kind.caption_column();
-    let wanted = [&names[..], &[caption]].concat();
+    let wanted = [&names[..], &[kind.caption_column()]].concat();
+    let mut comparison = Comparison::default();
     for row in &chosen {
         let there = theirs.take(&[*row], &wanted)?.remove(0);
         let here = ours.take(&[*row], &kind.columns())?.remove(0);
-        let captions = [here.text_or_null(caption)?, there.text_or_null(caption)?];
-        let text = |i: usize| if captions[i].is_valid(0) { captions[i].value(0) } else { "" };
-        ensure!(text(0) == text(1), "{} and {} hold different captions", here.at(0), there.at(0));
+        require_same_caption(kind.caption_column(), &here, &there)?;
         let fresh = engine.score(&here)?.into_iter().flatten();
         for (name, fresh) in names.iter().zip(fresh) {
             let kept = there.f32_or_null(name)?;
-            let kept = kept.is_valid(0).then(|| kept.value(0));
-            let gap = match (kept, fresh) {
-                (Some(a), Some(b)) => (a - b).abs(),
-                (None, None) => 0.0,
-                _ => f32::INFINITY,
-            };
-            if gap > TOLERANCE || gap.is_nan() {
-                different += 1;
-                first.get_or_insert_with(|| format!("{}: {name} is {}, now {}", there.at(0), show(kept), show(fresh)));
-            }
-            worst = worst.max(gap);
+            comparison.add(&there.at(0), name, kept.is_valid(0).then(|| kept.value(0)), fresh);
         }
         stop::check()?;
     }
-    let compared = chosen.len() * names.len();
+    let Comparison { compared, different, worst, first } = comparison;
+    let name = scored.name();
     match first {
         None => {
+            let rows = chosen.len();
             common.say(format_args!(
-                "{}: {compared} scores in {} rows are the same (largest difference {worst:.1e})",
-                scored.name(),
-                chosen.len()
+                "{name}: {compared} scores in {rows} rows are the same (largest difference {worst:.1e})"
             ));
             Ok(Answer::Yes)
         }
@@ -94,6 +110,14 @@ pub fn verify(
             Ok(Answer::No)
         }
     }
+}
+
+/// A null caption has become an empty one in the output.
+fn require_same_caption(column: &str, here: &Rows, there: &Rows) -> Result<()> {
+    let captions = [here.text_or_null(column)?, there.text_or_null(column)?];
+    let [ours, theirs] = captions.each_ref().map(|c| if c.is_valid(0) { c.value(0) } else { "" });
+    ensure!(ours == theirs, "{} and {} hold different captions", here.at(0), there.at(0));
+    Ok(())
 }
 
 fn show(score: Option<f32>) -> String {

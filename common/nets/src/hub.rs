@@ -1,4 +1,4 @@
-//! Models by hub id, `org/name[@revision]`: out of the hub's cache on this machine, fetched only when that is allowed.
+//! Models by hub id, `org/name[@revision]`: from the hub's cache on this machine, and fetched only when that is allowed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,19 +11,19 @@ use hf_hub::{Cache, CacheRepo, Repo, RepoType, api::sync::ApiBuilder};
 
 use crate::folder::{self, WEIGHTS};
 
-/// The folder that a model argument means: itself where there is one, else what the hub's cache (`$HF_HOME`) holds under
+/// The folder that a model argument means: the path itself if it exists, else what the hub's cache (`$HF_HOME`) holds under
 /// this id.
 ///
 /// # Errors
-/// An id that the cache lacks and that may not, or cannot, be fetched.
+/// The cache lacks the id, and it may not or cannot be fetched.
 pub fn resolve(arg: &Path, allow_download: bool) -> Result<PathBuf> {
     let id = arg.to_str().filter(|_| !arg.exists()).and_then(split);
-    let Some((name, revision)) = id else { return Ok(arg.to_owned()) }; // whoever opens it says what is missing
+    let Some((name, revision)) = id else { return Ok(arg.to_owned()) }; // a path; opening it says what is missing
     let repo = Repo::with_revision(name.into(), RepoType::Model, revision.into());
     let cached = cached(&Cache::from_env().repo(repo.clone()), revision);
     if allow_download {
         return match (fetch(repo), cached) {
-            (Err(_), Some(folder)) => Ok(folder), // offline, but here already
+            (Err(_), Some(folder)) => Ok(folder), // offline, but in the cache
             (fetched, _) => fetched.with_context(|| format!("cannot fetch {name} from the hub")),
         };
     }
@@ -54,7 +54,7 @@ fn cached(repo: &CacheRepo, revision: &str) -> Option<PathBuf> {
     if commit.is_dir() { Some(commit) } else { repo.get(".").map(|folder| folder.components().collect()) }
 }
 
-/// Brings what is missing into the cache.
+/// Downloads the files that the cache lacks.
 fn fetch(repo: Repo) -> Result<PathBuf> {
     let api = ApiBuilder::from_env().with_progress(std::io::stderr().is_terminal()).build()?.repo(repo);
     let listed: Vec<String> = api.info()?.siblings.into_iter().map(|file| file.rfilename).collect();
@@ -63,10 +63,11 @@ fn fetch(repo: Repo) -> Result<PathBuf> {
         let path = api.get(file).with_context(|| file.to_owned())?;
         folder = path.ancestors().nth(file.split('/').count()).map(Path::to_owned);
     }
-    folder.context("there is no model in it")
+    folder.context("it holds no model")
 }
 
-/// A repository holds the same weights in several formats: those that would be opened, and every small file.
+/// The files to download: all small files, and of the formats in which a folder holds its weights the one that would be
+/// opened.
 fn wanted(files: &[String]) -> BTreeSet<&str> {
     let mut folders: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
     for file in files {
@@ -74,28 +75,30 @@ fn wanted(files: &[String]) -> BTreeSet<&str> {
         folders.entry(folder).or_default().push((name, file));
     }
     folders.remove("safety_checker"); // never needed
+    let is_small = |name: &str| (name.ends_with(".json") || name.ends_with(".txt")) && !name.contains(".index.");
     let mut all = BTreeSet::new();
     for names in folders.values() {
-        let small = |name: &str| name.ends_with(".json") || name.ends_with(".txt");
-        all.extend(names.iter().filter(|(n, _)| small(n) && !n.contains(".index.")).map(|(_, file)| *file));
-        let of = |best: &&str| {
-            let (stem, kind) = best.rsplit_once('.').unwrap_or((best, ""));
-            let those = |wanted: &dyn Fn(&str) -> bool| {
-                names.iter().filter(|(n, _)| wanted(n)).map(|(_, file)| *file).collect::<Vec<_>>()
-            };
-            let parts = |index: &str| {
-                let half = index.contains(".fp16.");
-                let shard = |n: &str| n.starts_with(stem) && n.contains("-of-") && n.ends_with(kind);
-                those(&|n| n == index || (shard(n) && n.contains(".fp16") == half))
-            };
-            let found = folder::indices(best).into_iter().find(|index| names.iter().any(|(n, _)| n == index));
-            let whole = those(&|n| n == *best);
-            let files = if whole.is_empty() { found.map(|index| parts(&index)).unwrap_or_default() } else { whole };
-            Some(files).filter(|files| !files.is_empty())
-        };
-        all.extend(WEIGHTS.iter().find_map(of).into_iter().flatten());
+        all.extend(names.iter().filter(|(name, _)| is_small(name)).map(|(_, file)| *file));
+        let weights = WEIGHTS.iter().map(|weights| files_of(weights, names));
+        all.extend(weights.into_iter().find(|files| !files.is_empty()).into_iter().flatten());
     }
     all
+}
+
+/// The files of the weights called `weights` among (name, path): the whole, or an index and its shards.
+fn files_of<'a>(weights: &str, names: &[(&str, &'a str)]) -> Vec<&'a str> {
+    let select = |wanted: &dyn Fn(&str) -> bool| -> Vec<&'a str> {
+        names.iter().filter(|(name, _)| wanted(name)).map(|(_, file)| *file).collect()
+    };
+    let whole = select(&|name| name == weights);
+    let index = folder::indices(weights).into_iter().find(|index| names.iter().any(|(name, _)| name == index));
+    let (Some(index), true) = (index, whole.is_empty()) else { return whole };
+    let (stem, kind) = weights.rsplit_once('.').unwrap_or((weights, ""));
+    let half = index.contains(".fp16.");
+    let is_shard = |name: &str| {
+        name.starts_with(stem) && name.contains("-of-") && name.ends_with(kind) && name.contains(".fp16") == half
+    };
+    select(&|name| name == index || is_shard(name))
 }
 
 #[cfg(test)]

@@ -1,26 +1,33 @@
-//! Layers as diffusers and transformers name them: each loads itself by path and has one `forward`.
+//! Layers under the names of diffusers and transformers. Each loads itself by path and has one `forward`.
 
 use anyhow::Result;
 use candle_core::{Result as Candle, Tensor};
 
 use crate::{loader::Loader, lora::Adapter};
 
+/// y = x W^T + b, and what an adapter adds.
 pub struct Linear {
-    weight: Tensor, // (out, in), or (out, in, 1, 1) where it was stored as a 1x1 convolution
+    weight: Tensor, // (out, in), or (out, in, 1, 1) if it is stored as a 1x1 convolution
     bias: Option<Tensor>,
     adapter: Option<Adapter>,
 }
 
 impl Linear {
+    /// Loads `weight` and `bias`.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape; here and in all layers.
     pub fn load(p: Loader, inner: usize, out: usize) -> Result<Self> {
         Self::with(p, &[out, inner], true)
     }
 
+    /// Loads `weight` alone.
     pub fn load_no_bias(p: Loader, inner: usize, out: usize) -> Result<Self> {
         Self::with(p, &[out, inner], false)
     }
 
-    /// A 1x1 convolution used on tokens: the tensor keeps its four dimensions, so that it is written back as it came.
+    /// Loads a 1x1 convolution that is used on tokens. The tensor keeps its four dimensions, so that it is written as it was
+    /// read.
     pub fn load_1x1(p: Loader, inner: usize, out: usize) -> Result<Self> {
         Self::with(p, &[out, inner, 1, 1], true)
     }
@@ -33,6 +40,7 @@ impl Linear {
         })
     }
 
+    /// x (.., in) -> (.., out)
     pub fn forward(&self, x: &Tensor) -> Candle<Tensor> {
         let y = ops::linear(x, &self.weight, self.bias.as_ref())?;
         match &self.adapter {
@@ -42,6 +50,7 @@ impl Linear {
     }
 }
 
+/// A convolution with a square kernel.
 pub struct Conv2d {
     weight: Tensor, // (out, in, k, k)
     bias: Tensor,
@@ -50,54 +59,63 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
+    /// `k`: side of the kernel.
     pub fn load(p: Loader, inner: usize, out: usize, k: usize, stride: usize, padding: usize) -> Result<Self> {
         p.refuse_adapter()?;
         Ok(Self { weight: p.get("weight", &[out, inner, k, k])?, bias: p.get("bias", &[out])?, stride, padding })
     }
 
+    /// x (B, in, H, W) -> (B, out, H', W')
     pub fn forward(&self, x: &Tensor) -> Candle<Tensor> {
         ops::conv2d(x, &self.weight, &self.bias, self.stride, self.padding)
     }
 }
 
+/// Normalisation over groups of channels.
 pub struct GroupNorm {
-    weight: Tensor,
-    bias: Tensor,
+    weight: Tensor, // (channels)
+    bias: Tensor,   // (channels)
     groups: usize,
     eps: f64,
 }
 
 impl GroupNorm {
+    /// # Errors
+    /// The channels do not divide into the groups.
     pub fn load(p: Loader, channels: usize, groups: usize, eps: f64) -> Result<Self> {
         anyhow::ensure!(
             groups > 0 && channels.is_multiple_of(groups),
-            "{channels} channels do not divide into norm_num_groups = {groups}; the config does not fit itself"
+            "{channels} channels do not divide into norm_num_groups = {groups}; the config contradicts itself"
         );
         Ok(Self { weight: p.get("weight", &[channels])?, bias: p.get("bias", &[channels])?, groups, eps })
     }
 
+    /// x (B, channels, ..); `then` is applied to the result.
     pub fn forward(&self, x: &Tensor, then: ops::Activation) -> Candle<Tensor> {
         ops::group_norm(x, &self.weight, &self.bias, self.groups, self.eps, then)
     }
 }
 
+/// Normalisation over the last dimension.
 pub struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
+    weight: Tensor, // (width)
+    bias: Tensor,   // (width)
     eps: f64,
 }
 
 impl LayerNorm {
+    /// Loads `weight` and `bias`.
     pub fn load(p: Loader, width: usize, eps: f64) -> Result<Self> {
         Ok(Self { weight: p.get("weight", &[width])?, bias: p.get("bias", &[width])?, eps })
     }
 
+    /// x (.., width)
     pub fn forward(&self, x: &Tensor) -> Candle<Tensor> {
         ops::layer_norm(x, &self.weight, &self.bias, self.eps)
     }
 }
 
-/// norm, SiLU, convolution, twice, around a shortcut; in the UNet the timestep enters between.
+/// Twice norm, SiLU and convolution, beside a shortcut. In the UNet the timestep is added between the two.
 pub struct ResnetBlock {
     norm1: GroupNorm,
     conv1: Conv2d,
@@ -108,7 +126,7 @@ pub struct ResnetBlock {
 }
 
 impl ResnetBlock {
-    /// `time_width`: width of the timestep embedding, `None` in the VAE.
+    /// `time_width`: the width of the timestep embedding; `None` in the VAE.
     pub fn load(
         p: Loader,
         inner: usize,
@@ -130,7 +148,7 @@ impl ResnetBlock {
         })
     }
 
-    /// `x` (B, in, H, W), `temb` the timestep embedding after SiLU (B, time_width) -> (B, out, H, W)
+    /// x (B, in, H, W) -> (B, out, H, W). `temb` (B, time_width): the timestep embedding after SiLU.
     pub fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Candle<Tensor> {
         let mut h = self.conv1.forward(&self.norm1.forward(x, ops::Activation::Silu)?)?;
         if let (Some(proj), Some(temb)) = (&self.time_emb_proj, temb) {

@@ -1,6 +1,6 @@
-//! File bytes to pixels: what `Image.open(file).convert('RGB')` of Pillow gives, to the bit.
+//! Decoding: the pixels that Pillow's `Image.open(file).convert('RGB')` gives, to the bit.
 //!
-//! EXIF orientation, ICC profiles and gamma are ignored and alpha is dropped, as Pillow (and transformers 4.30) do.
+//! EXIF orientation, ICC profiles and gamma are ignored and alpha is dropped, as in Pillow (and transformers 4.30).
 
 use std::{
     cell::Cell,
@@ -20,10 +20,10 @@ use super::Rgb;
 /// The largest image that is decoded, in pixels: Pillow's limit for a decompression bomb (twice its MAX_IMAGE_PIXELS).
 pub const MAX_PIXELS: usize = 2 * 89_478_485;
 
-/// Decodes a JPEG, PNG or WebP, recognised by content, into the pixels that Pillow's `convert('RGB')` gives.
+/// Decodes a JPEG, PNG or WebP, recognised by its content.
 ///
 /// # Errors
-/// Another format, damaged or truncated bytes, no pixels, or more than [`MAX_PIXELS`] (refused before any is decoded).
+/// Another format, damaged or truncated bytes, no pixels, or more than [`MAX_PIXELS`] (refused before decoding).
 pub fn decode(bytes: &[u8]) -> Result<Rgb> {
     if bytes.starts_with(&[0xff, 0xd8]) {
         jpeg(bytes).context("the JPEG cannot be decoded")
@@ -55,15 +55,16 @@ fn check_size(width: usize, height: usize) -> Result<()> {
     Ok(())
 }
 
-/// Whether the header says that a PNG is grey and has no alpha channel. The decoder makes one of a transparent level (tRNS), Pillow
-/// does not.
+/// Whether the header says that a PNG is grey and has no alpha channel. Given a transparent level (tRNS), the decoder adds an
+/// alpha channel, but Pillow does not.
 fn is_grey_png(bytes: &[u8]) -> bool {
     const COLOUR_TYPE: usize = 25; // after the signature, the chunk's length and name, width, height and depth
     bytes.get(COLOUR_TYPE) == Some(&0)
 }
 
-/// Any decoder of the `image` crate. `grey16` turns 16-bit grey into 8 bits, and all 16 bits of a file that `is_grey`; 16-bit
-/// colour and grey with alpha keep their high bytes, as Pillow's raw modes `RGB;16B` and `LA;16B` do.
+/// The pixels of any decoder of the `image` crate. `grey16` turns 16-bit grey into 8 bits, also the grey of a file that
+/// `is_grey` and got an alpha channel. 16-bit colour and grey with alpha keep their high bytes, as in Pillow's raw modes
+/// `RGB;16B` and `LA;16B`.
 fn pixels(decoder: impl ImageDecoder, is_grey: bool, grey16: fn(u16) -> u8) -> Result<Rgb> {
     let (width, height) = decoder.dimensions();
     let (width, height) = (width as usize, height as usize);
@@ -74,39 +75,40 @@ fn pixels(decoder: impl ImageDecoder, is_grey: bool, grey16: fn(u16) -> u8) -> R
     let high = |pair: &[u8]| (u16::from_ne_bytes([pair[0], pair[1]]) >> 8) as u8;
     let data = match color {
         ColorType::Rgb8 => raw,
-        ColorType::L8 => spread(raw.chunks_exact(1), |p| [p[0]; 3]),
-        ColorType::La8 => spread(raw.chunks_exact(2), |p| [p[0]; 3]),
-        ColorType::Rgba8 => spread(raw.chunks_exact(4), |p| [p[0], p[1], p[2]]),
-        ColorType::L16 => spread(raw.chunks_exact(2), |p| [grey16(u16::from_ne_bytes([p[0], p[1]])); 3]),
-        ColorType::La16 if is_grey => spread(raw.chunks_exact(4), |p| [grey16(u16::from_ne_bytes([p[0], p[1]])); 3]),
-        ColorType::La16 => spread(raw.chunks_exact(4), |p| [high(p); 3]),
-        ColorType::Rgb16 => spread(raw.chunks_exact(6), |p| [high(p), high(&p[2..]), high(&p[4..])]),
-        ColorType::Rgba16 => spread(raw.chunks_exact(8), |p| [high(p), high(&p[2..]), high(&p[4..])]),
+        ColorType::L8 => to_rgb(raw.chunks_exact(1), |p| [p[0]; 3]),
+        ColorType::La8 => to_rgb(raw.chunks_exact(2), |p| [p[0]; 3]),
+        ColorType::Rgba8 => to_rgb(raw.chunks_exact(4), |p| [p[0], p[1], p[2]]),
+        ColorType::L16 => to_rgb(raw.chunks_exact(2), |p| [grey16(u16::from_ne_bytes([p[0], p[1]])); 3]),
+        ColorType::La16 if is_grey => to_rgb(raw.chunks_exact(4), |p| [grey16(u16::from_ne_bytes([p[0], p[1]])); 3]),
+        ColorType::La16 => to_rgb(raw.chunks_exact(4), |p| [high(p); 3]),
+        ColorType::Rgb16 => to_rgb(raw.chunks_exact(6), |p| [high(p), high(&p[2..]), high(&p[4..])]),
+        ColorType::Rgba16 => to_rgb(raw.chunks_exact(8), |p| [high(p), high(&p[2..]), high(&p[4..])]),
         other => bail!("its pixels are {other:?}, which is not supported"),
     };
     Ok(Rgb { width, height, data })
 }
 
-fn spread<'a>(pixels: impl Iterator<Item = &'a [u8]>, rgb: impl Fn(&[u8]) -> [u8; 3]) -> Vec<u8> {
+fn to_rgb<'a>(pixels: impl Iterator<Item = &'a [u8]>, rgb: impl Fn(&[u8]) -> [u8; 3]) -> Vec<u8> {
     pixels.flat_map(rgb).collect()
 }
 
-/// libjpeg-turbo's arithmetic (islow DCT, fancy upsampling), which is Pillow's.
+/// Decodes with libjpeg-turbo's arithmetic (islow DCT, fancy upsampling), which Pillow uses.
 fn jpeg(bytes: &[u8]) -> Result<Rgb> {
     let ended = Cell::new(false);
-    // libjpeg reports an error by unwinding with its message, past the panic hook: nothing is printed.
-    let decoded = catch_unwind(AssertUnwindSafe(|| jpeg_unwinding(Source { rest: bytes, ended: &ended })));
+    // libjpeg reports an error by unwinding with its message. The panic hook is not called, so nothing is printed.
+    let decoded = catch_unwind(AssertUnwindSafe(|| jpeg_unwinding(Reader { rest: bytes, ended: &ended })));
     let image = decoded.map_err(|cause| match cause.downcast::<String>() {
         Ok(message) => anyhow!("{}", message.trim_start_matches("libjpeg fatal error: ")),
         Err(_) => anyhow!("libjpeg gave up"),
     })??;
-    // libjpeg fills what is missing with grey; Pillow refuses such a file.
+    // libjpeg fills missing parts with grey; Pillow refuses such a file.
     ensure!(!ended.get(), "it is truncated");
     Ok(image)
 }
 
-fn jpeg_unwinding(source: Source<'_>) -> Result<Rgb> {
-    let header = Decompress::new_reader(source)?;
+/// [`jpeg`], which may unwind.
+fn jpeg_unwinding(reader: Reader<'_>) -> Result<Rgb> {
+    let header = Decompress::new_reader(reader)?;
     let (width, height) = header.size();
     check_size(width, height)?;
     let (channels, space) = match header.components().len() {
@@ -129,8 +131,9 @@ fn jpeg_unwinding(source: Source<'_>) -> Result<Rgb> {
     Ok(Rgb { width, height, data })
 }
 
+/// Decodes row by row into RGB.
 fn by_row(
-    started: &mut DecompressStarted<Source<'_>>,
+    started: &mut DecompressStarted<Reader<'_>>,
     width: usize,
     height: usize,
     channels: usize,
@@ -155,18 +158,18 @@ fn cmyk(p: &[u8]) -> [u8; 3] {
 }
 
 /// A byte slice that remembers whether it was read past its end.
-struct Source<'a> {
+struct Reader<'a> {
     rest: &'a [u8],
     ended: &'a Cell<bool>,
 }
 
-impl Read for Source<'_> {
+impl Read for Reader<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.rest.read(buf)
     }
 }
 
-impl BufRead for Source<'_> {
+impl BufRead for Reader<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.rest.is_empty() {
             self.ended.set(true);

@@ -1,4 +1,4 @@
-//! torch's float bicubic resize of an image tensor: results are not clamped and not rounded.
+//! torch's bicubic resize of a float image tensor. The results are neither clamped nor rounded.
 
 use std::ops::Range;
 
@@ -7,17 +7,17 @@ use multiversion::multiversion;
 use super::Rgb;
 
 pipe::names! {
-    /// What `torchvision.transforms.functional.resize` of a tensor means: it depends on its version.
+    /// How `torchvision.transforms.functional.resize` resizes a tensor, which depends on its version.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Antialias {
         /// torchvision 0.17 and later: antialiased, a = -0.5.
         On = "antialias",
-        /// torchvision 0.16 and earlier: four taps whatever the scale, a = -0.75.
+        /// torchvision 0.16 and earlier: four taps at any scale, a = -0.75.
         Legacy = "legacy",
     }
 }
 
-/// For each output position the source positions it reads (clamped to the image) and their weights.
+/// For each output position: the input positions that it reads (clamped to the image) and their weights.
 struct Taps(Vec<(Range<usize>, Vec<f32>)>);
 
 impl Taps {
@@ -30,7 +30,8 @@ impl Taps {
     }
 }
 
-/// ATen UpSampleKernel.cpp, `_compute_indices_min_size_weights_aa`, in its types: f32 with f64 where a literal brings it.
+/// The taps of ATen's UpSampleKernel.cpp, `_compute_indices_min_size_weights_aa`, in its types: f32, and f64 where a literal
+/// is a double.
 fn antialiased(i: usize, size_in: usize, scale: f32) -> (Range<usize>, Vec<f32>) {
     const A: f32 = -0.5;
     let filter = |x: f32| match x.abs() {
@@ -52,7 +53,7 @@ fn antialiased(i: usize, size_in: usize, scale: f32) -> (Range<usize>, Vec<f32>)
     (first..end, weights)
 }
 
-/// ATen `get_cubic_upsample_coefficients` with a = -0.75; a tap outside the image falls on its border.
+/// The taps of ATen's `get_cubic_upsample_coefficients` with a = -0.75. A tap outside the image falls on its border.
 fn legacy(i: usize, size_in: usize, scale: f32) -> (Range<usize>, Vec<f32>) {
     const A: f32 = -0.75;
     let inner = |x: f32| ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0;
@@ -69,8 +70,8 @@ fn legacy(i: usize, size_in: usize, scale: f32) -> (Range<usize>, Vec<f32>) {
     (first..clamped(2) + 1, weights)
 }
 
-/// `resize(to_tensor(image), (height, width), BICUBIC)`: (height, width, 3) values, 1.0 = white, beyond [0, 1] at
-/// sharp edges.
+/// `resize(to_tensor(image), (height, width), BICUBIC)`: (height, width, 3) values. White is 1.0; at sharp edges values lie
+/// outside [0, 1].
 pub(super) fn resize(image: &Rgb, width: usize, height: usize, antialias: Antialias) -> Vec<f32> {
     let columns = (width != image.width).then(|| Taps::new(image.width, width, antialias));
     let rows = (height != image.height).then(|| Taps::new(image.height, height, antialias));
@@ -107,8 +108,8 @@ fn horizontal_row(row: &[u8], wide: &mut [[f32; 4]], taps: &Taps, out: &mut [f32
 }
 
 #[multiversion(targets("x86_64+avx2", "x86_64+sse4.1"))]
-fn vertical_row(source: &[f32], weights: &[f32], out: &mut [f32]) {
-    for (row, &w) in source.chunks_exact(out.len()).zip(weights) {
+fn vertical_row(rows: &[f32], weights: &[f32], out: &mut [f32]) {
+    for (row, &w) in rows.chunks_exact(out.len()).zip(weights) {
         for (sum, &p) in out.iter_mut().zip(row) {
             *sum += p * w;
         }

@@ -1,5 +1,5 @@
-//! Images as the Python peers see them: the same bytes decoded (Pillow), resized (Pillow, torch) and normalised
-//! (transformers, open_clip, torchvision), each step named and exact.
+//! Images as the Python peers see them: decoded as by Pillow, resized as by Pillow or torch, and normalised as by
+//! transformers, open_clip or torchvision. Each step is exact.
 
 mod decode;
 mod float;
@@ -23,12 +23,12 @@ pub struct Rgb {
 }
 
 impl Rgb {
-    /// True where every byte is 0: what a safety checker returns instead of a picture.
+    /// Whether every byte is 0: a safety checker returns such an image instead of the picture.
     pub fn is_black(&self) -> bool {
         self.data.iter().all(|&v| v == 0)
     }
 
-    /// Left and right exchanged.
+    /// The image with left and right exchanged.
     pub fn mirrored(&self) -> Self {
         let mirror = |row: &[u8]| row.chunks_exact(3).rev().flatten().copied().collect::<Vec<u8>>();
         let data = self.data.chunks_exact(3 * self.width.max(1)).flat_map(mirror).collect();

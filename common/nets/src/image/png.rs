@@ -1,11 +1,11 @@
-//! Images out, as PNG.
+//! Writing images as PNG.
 
 use anyhow::{Context, Result};
 use png::{BitDepth, ColorType, Encoder};
 
 use super::Rgb;
 
-/// A PNG of the image. The same pixels give the same bytes.
+/// The image as PNG. The same pixels give the same bytes.
 ///
 /// # Errors
 /// The image has no pixels.
@@ -13,7 +13,7 @@ pub fn png(image: &Rgb) -> Result<Vec<u8>> {
     encode(image, None)
 }
 
-/// The same with a text under a key.
+/// The image as PNG with a text under a key.
 ///
 /// # Errors
 /// As [`png`].
@@ -28,15 +28,15 @@ fn encode(image: &Rgb, text: Option<(&str, &str)>) -> Result<Vec<u8>> {
     encoder.set_depth(BitDepth::Eight);
     if let Some((key, text)) = text {
         let (key, text) = (key.to_owned(), text.replace('\0', " "));
-        // As Pillow: Latin-1 where that can say it, UTF-8 elsewhere.
+        // As Pillow does: Latin-1 if that can express the text, else UTF-8.
         match text.chars().all(|c| u32::from(c) < 256) {
             true => encoder.add_text_chunk(key, text)?,
             false => encoder.add_itxt_chunk(key, text)?,
         }
     }
-    let say = || format!("cannot write a PNG of {} x {}", image.width, image.height);
-    let mut writer = encoder.write_header().with_context(say)?;
-    writer.write_image_data(&image.data).with_context(say)?;
-    writer.finish().with_context(say)?;
+    let cannot = || format!("cannot write a PNG of {} x {}", image.width, image.height);
+    let mut writer = encoder.write_header().with_context(cannot)?;
+    writer.write_image_data(&image.data).with_context(cannot)?;
+    writer.finish().with_context(cannot)?;
     Ok(out)
 }

@@ -1,4 +1,5 @@
-//! What each peer feeds its network: the HF CLIP processor, the HPS and CLIP letterbox, Diffusion-DPO's training crop.
+//! The inputs that each peer gives its network: those of HF's CLIP processor, of the letterbox of HPS and CLIP, and of
+//! Diffusion-DPO's training crop.
 
 use super::{
     Rgb,
@@ -6,30 +7,28 @@ use super::{
     resize::{Filter, Window, resize_window},
 };
 
-/// (value - mean) / std for each of red, green, blue; values are in [0, 1].
+/// (value - mean) / std for each of red, green and blue, of values in [0, 1].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normalise {
     pub mean: [f32; 3],
     pub std: [f32; 3],
 }
 
-/// OpenAI's constants, which every published CLIP keeps.
+/// OpenAI's constants, which all published CLIPs use.
 pub const CLIP: Normalise =
     Normalise { mean: [0.48145466, 0.4578275, 0.40821073], std: [0.26862954, 0.261_302_6, 0.275_777_1] };
 
-/// A preprocessing, with all that decides its numbers.
+/// How an image becomes a scorer's input, with everything that decides the numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Preprocess {
     /// [`hf_clip`]
     HfClip { size: usize, crop: usize, normalise: Normalise },
     /// [`letterbox`]
     Letterbox { size: usize, normalise: Normalise, antialias: Antialias },
-    /// [`dpo_train`]
-    DpoTrain { resolution: usize },
 }
 
 impl Preprocess {
-    /// A stable name of the arithmetic, for provenance: two equal names give equal numbers.
+    /// A stable name of the arithmetic, for provenance: equal names give equal numbers.
     pub fn id(&self) -> String {
         let constants = |n: &Normalise| match *n == CLIP {
             true => String::new(),
@@ -43,7 +42,6 @@ impl Preprocess {
             Self::Letterbox { size, normalise, antialias } => {
                 format!("letterbox-{antialias}/{size}{}", constants(normalise))
             }
-            Self::DpoTrain { resolution } => format!("dpo-train/{resolution}"),
         }
     }
 
@@ -52,7 +50,6 @@ impl Preprocess {
         match *self {
             Self::HfClip { crop, .. } => crop,
             Self::Letterbox { size, .. } => size,
-            Self::DpoTrain { resolution } => resolution,
         }
     }
 
@@ -61,22 +58,23 @@ impl Preprocess {
         match self {
             Self::HfClip { size, crop, normalise } => hf_clip(image, *size, *crop, normalise),
             Self::Letterbox { size, normalise, antialias } => letterbox(image, *size, normalise, *antialias),
-            Self::DpoTrain { resolution } => dpo_train(image, *resolution).0,
         }
     }
 }
 
-/// The shorter side becomes `size`, the longer `int(size * long / short)`: transformers and torchvision agree.
+/// Width and height after a resize that makes the shorter side `size` and the longer `int(size * long / short)`, as
+/// transformers and torchvision do.
 fn shortest_side(image: &Rgb, size: usize) -> (usize, usize) {
     let (short, long) = (image.width.min(image.height), image.width.max(image.height));
     let long = ((size * long) as f64 / short as f64) as usize;
     if image.width <= image.height { (size, long) } else { (long, size) }
 }
 
-/// transformers' CLIPImageProcessor 4.30 before rescaling: bicubic bytes, floor centre crop. (crop, crop, 3) bytes.
+/// transformers' CLIPImageProcessor 4.30 before rescaling: a bicubic resize of bytes, then a centre crop (offsets rounded
+/// down). Gives (crop, crop, 3) bytes.
 pub fn hf_clip_u8(image: &Rgb, size: usize, crop: usize) -> Rgb {
     let (width, height) = shortest_side(image, size);
-    // Where the image is smaller than the crop, zeros stand around it (transformers' center_crop).
+    // An image that is smaller than the crop is surrounded by zeros (transformers' center_crop).
     let side = |length: usize| match length.checked_sub(crop) {
         Some(spare) => (spare / 2, crop, 0),
         None => (0, length, (crop - length).div_ceil(2)),
@@ -101,7 +99,7 @@ pub fn hf_clip(image: &Rgb, size: usize, crop: usize, normalise: &Normalise) -> 
     planes_of_bytes(&hf_clip_u8(image, size, crop), value)
 }
 
-/// (3, H, W) from (H, W, 3) bytes, through a table of 256 values a channel.
+/// (3, H, W) values from (H, W, 3) bytes, through a table of 256 values per channel.
 fn planes_of_bytes(image: &Rgb, value: impl Fn(u8, usize) -> f32) -> Vec<f32> {
     let mut out = Vec::with_capacity(image.data.len());
     for c in 0..3 {
@@ -111,13 +109,13 @@ fn planes_of_bytes(image: &Rgb, value: impl Fn(u8, usize) -> f32) -> Vec<f32> {
     out
 }
 
-/// The eval transform of HPSv2's and Diffusion-DPO's vendored open_clip (ResizeMaxSize): the float image's longer side
-/// becomes `size`, black fills the square, then the constants apply. (3, size, size) values.
+/// The evaluation transform of the open_clip that HPSv2 and Diffusion-DPO carry (ResizeMaxSize): the float image is resized
+/// so that its longer side is `size`, black fills the square, and then the constants apply. Gives (3, size, size) values.
 ///
-/// An oblong image whose longer side is `size` already is padded too; the peers forget to, and then fail on its shape.
+/// An oblong image whose longer side already is `size` is padded too. The peers do not pad it, and then fail on its shape.
 pub fn letterbox(image: &Rgb, size: usize, normalise: &Normalise, antialias: Antialias) -> Vec<f32> {
     let scale = size as f64 / image.width.max(image.height) as f64;
-    // Python's round(); an image 500 times as long as wide would otherwise vanish.
+    // Python's round(). The clamp keeps an image that is 500 times as long as wide from vanishing.
     let side = |length: usize| ((length as f64 * scale).round_ties_even() as usize).clamp(1, size);
     let (width, height) = (side(image.width), side(image.height));
     let inner = float::resize(image, width, height, antialias);
@@ -137,7 +135,7 @@ pub fn letterbox(image: &Rgb, size: usize, normalise: &Normalise, antialias: Ant
     out
 }
 
-/// What was cut where, for SDXL's time ids. Pixels.
+/// The original size and the crop, in pixels, for SDXL's time ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrainCrop {
     pub original_width: usize,
@@ -147,8 +145,8 @@ pub struct TrainCrop {
     pub top: usize,
 }
 
-/// Diffusion-DPO's `train_transforms` before ToTensor: Resize(resolution, BILINEAR), CenterCrop. Bytes (resolution,
-/// resolution, 3).
+/// Diffusion-DPO's `train_transforms` before ToTensor: Resize(resolution, BILINEAR) and CenterCrop. Gives (resolution,
+/// resolution, 3) bytes.
 pub fn dpo_train_u8(image: &Rgb, resolution: usize) -> (Rgb, TrainCrop) {
     let (width, height) = shortest_side(image, resolution);
     // torchvision: int(round((side - crop) / 2.0)), halves to even.
@@ -159,7 +157,7 @@ pub fn dpo_train_u8(image: &Rgb, resolution: usize) -> (Rgb, TrainCrop) {
     (resize_window(image, width, height, Filter::Bilinear, window), crop)
 }
 
-/// Diffusion-DPO's `train_transforms` without the flip: (3, resolution, resolution) values in [-1, 1].
+/// Diffusion-DPO's `train_transforms` without the flip. Gives (3, resolution, resolution) values in [-1, 1].
 pub fn dpo_train(image: &Rgb, resolution: usize) -> (Vec<f32>, TrainCrop) {
     let (bytes, crop) = dpo_train_u8(image, resolution);
     (planes_of_bytes(&bytes, |v, _| (f32::from(v) / 255.0 - 0.5) / 0.5), crop)

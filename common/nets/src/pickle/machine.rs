@@ -1,7 +1,7 @@
 //! The pickle machine, reduced to data: it builds numbers, texts, containers and descriptions of tensors, and calls
 //! nothing. A pickle that names any other class is refused.
 //!
-//! Values live in one list and refer to each other by index, so that shared and even cyclic objects need no care.
+//! All values are in one list and refer to each other by index, so shared and even cyclic objects need no special care.
 
 use std::collections::HashMap;
 
@@ -12,11 +12,11 @@ pub(super) type Id = usize;
 
 #[derive(Clone, Debug)]
 pub(super) enum Value {
-    /// Anything that weights do not need: None, booleans, floats, bytes, devices, dtypes.
+    /// A value that weights do not need: None, a boolean, a float, bytes, a device, a dtype.
     Other,
     Int(i64),
     Text(String),
-    /// Tuples, lists and sets.
+    /// A tuple, a list or a set.
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
     Class(&'static str),
@@ -24,14 +24,14 @@ pub(super) enum Value {
     Tensor(View),
 }
 
-/// Elements that several tensors may look into.
+/// Elements that several tensors may share.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Storage {
-    /// `torch.FloatStorage` and so on.
+    /// The element type, as `torch.FloatStorage`.
     pub class: &'static str,
     /// The name of the file in the archive's `data/`.
     pub key: String,
-    /// In elements.
+    /// The number of elements.
     pub len: usize,
 }
 
@@ -44,7 +44,8 @@ pub(super) struct View {
     pub strides: Vec<usize>,
 }
 
-/// All that a checkpoint of weights may name. None of it is run: each stands for a case of `reduce` or `persistent`.
+/// All classes that a checkpoint of weights may name. None of them is run: each stands for a case of `reduce` or
+/// `persistent`.
 const CLASSES: &[&str] = &[
     "collections.OrderedDict",
     "torch._utils._rebuild_tensor_v2",
@@ -69,7 +70,7 @@ const CLASSES: &[&str] = &[
     "torch.BoolStorage",
 ];
 
-/// What a pickle held.
+/// All values of a pickle.
 pub(super) struct Heap(Vec<Value>);
 
 impl std::ops::Index<Id> for Heap {
@@ -79,10 +80,10 @@ impl std::ops::Index<Id> for Heap {
     }
 }
 
-/// Reads one pickle of protocol 0 to 5 and returns its values and which of them is the whole.
+/// Reads one pickle of protocol 0 to 5. Returns its values, and the index of the object that was pickled.
 ///
 /// # Errors
-/// A class outside the list above, an instruction that could run code, damaged bytes.
+/// The pickle names a class outside the list above, has an instruction that could run code, or is damaged.
 pub(super) fn load(bytes: &[u8]) -> Result<(Heap, Id)> {
     let mut machine =
         Machine { rest: bytes, heap: Heap(vec![Value::Other]), stack: vec![], marks: vec![], memo: HashMap::new() };
@@ -101,12 +102,13 @@ struct Machine<'a> {
     rest: &'a [u8],
     heap: Heap,
     stack: Vec<Id>,
-    /// Heights of the stack.
+    /// The heights of the stack at the open MARKs.
     marks: Vec<usize>,
     memo: HashMap<usize, Id>,
 }
 
 impl<'a> Machine<'a> {
+    /// Runs one instruction.
     fn step(&mut self, code: u8) -> Result<()> {
         match code {
             0x80 => self.skip(1), // PROTO
@@ -216,7 +218,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Nothing below the last mark can be reached.
+    /// The top of the stack; values below the last mark cannot be reached.
     fn top(&self) -> Result<Id> {
         let floor = self.marks.last().copied().unwrap_or(0);
         self.stack.get(floor..).and_then(<[Id]>::last).copied().context("the stack is too short")
@@ -241,7 +243,7 @@ impl<'a> Machine<'a> {
                 list.extend(items);
                 Ok(())
             }
-            _ => bail!("it appends to what is no list"),
+            _ => bail!("it appends to a value that is not a list"),
         }
     }
 
@@ -253,7 +255,7 @@ impl<'a> Machine<'a> {
                 dict.extend(pairs.iter().map(|&[key, value]| (key, value)));
                 Ok(())
             }
-            _ => bail!("it sets a key of what is no dict"),
+            _ => bail!("it sets a key of a value that is not a dict"),
         }
     }
 
@@ -274,11 +276,11 @@ impl<'a> Machine<'a> {
         self.push(Value::Class(known))
     }
 
-    /// REDUCE and NEWOBJ: what calling one of the known classes would give.
+    /// REDUCE and NEWOBJ: pushes what a call of one of the known classes would give.
     fn reduce(&mut self) -> Result<()> {
         let (args, class) = (self.pop()?, self.pop()?);
         let (Value::Class(class), Value::List(args)) = (&self.heap[class], &self.heap[args]) else {
-            bail!("it calls what is no class")
+            bail!("it calls a value that is not a class")
         };
         let made = match (*class, &args[..]) {
             ("collections.OrderedDict", []) => Value::Dict(vec![]),
@@ -301,26 +303,26 @@ impl<'a> Machine<'a> {
         self.push(made)
     }
 
-    /// `OrderedDict([(key, value), ..])`
+    /// The entries of `OrderedDict([(key, value), ..])`.
     fn pairs(&self, list: Id) -> Result<Vec<(Id, Id)>> {
-        let Value::List(items) = &self.heap[list] else { bail!("a dict is made of what is no list") };
+        let Value::List(items) = &self.heap[list] else { bail!("a dict is made of a value that is not a list") };
         let pair = |&item: &Id| match &self.heap[item] {
             Value::List(two) if two.len() == 2 => Ok((two[0], two[1])),
-            _ => bail!("a dict is made of what are no pairs"),
+            _ => bail!("a dict is made of values that are not pairs"),
         };
         items.iter().map(pair).collect()
     }
 
-    /// BUILD: a state_dict carries `_metadata` as an attribute, which weights do not need.
+    /// BUILD: drops attributes. A state_dict has `_metadata`, which weights do not need.
     fn build(&mut self) -> Result<()> {
         self.pop()?;
         match self.heap[self.top()?] {
             Value::Dict(_) | Value::Tensor(_) => Ok(()),
-            _ => bail!("it gives attributes to what is neither dict nor tensor"),
+            _ => bail!("it gives attributes to a value that is neither a dict nor a tensor"),
         }
     }
 
-    /// `('storage', class, key, location, elements)`
+    /// BINPERSID of `('storage', class, key, location, elements)`: pushes the storage.
     fn persistent(&mut self) -> Result<()> {
         let id = self.pop()?;
         let Value::List(parts) = &self.heap[id] else { bail!("a storage is not described by a tuple") };
@@ -392,12 +394,12 @@ impl<'a> Machine<'a> {
         self.push(Value::Int(i64::try_from(n)?))
     }
 
-    /// LONG1 and LONG4: two's complement of a stated length.
+    /// LONG1 and LONG4: an integer in two's complement after its length.
     fn long(&mut self, width: usize) -> Result<()> {
         let len = self.number_of(width)?;
         let bytes = self.take(len)?;
         if len > 8 {
-            return self.push(Value::Other); // no size and no key is that long
+            return self.push(Value::Other); // too long for a size or a key
         }
         let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
         let mut wide = [if negative { 0xff } else { 0 }; 8];
@@ -405,7 +407,7 @@ impl<'a> Machine<'a> {
         self.push(Value::Int(i64::from_le_bytes(wide)))
     }
 
-    /// INT and LONG of protocol 0; `01` and `00` are its True and False.
+    /// INT and LONG of protocol 0, in which `01` and `00` are True and False.
     fn decimal(&mut self) -> Result<()> {
         let value = match self.line()?.trim_end_matches('L') {
             "00" | "01" => Value::Other,

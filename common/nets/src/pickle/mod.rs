@@ -1,4 +1,4 @@
-//! torch's zip-pickles (`.bin`, `.pt`, `.pth`): data only, no code of theirs is ever run.
+//! torch's zip pickles (`.bin`, `.pt`, `.pth`), read as data: no code in them is ever run.
 
 mod machine;
 
@@ -18,13 +18,14 @@ use machine::{Heap, Id, Storage, Value, View};
 
 type Archive = ZipArchive<BufReader<File>>;
 
-/// Reads all named tensors, on the CPU and in their stored type: of the dict `state_dict` where the file has one among
-/// other keys, else of the file's own dict. Values that are no tensors are left out.
+/// Reads all named tensors onto the CPU, in the type in which they are stored. They are the values of the file's dict
+/// `state_dict` if it has one, else of the file's dict itself. Values that are not tensors are left out.
 ///
 /// A tensor that fills its storage is read straight into place; only views into larger storages are copied.
 ///
 /// # Errors
-/// No torch archive, a pickle that asks for a class that weights do not need, a tensor outside its storage, no tensor.
+/// The file is not a torch archive, its pickle asks for a class that weights do not need, a tensor lies outside its storage,
+/// or there is no tensor.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     read_archive(path).with_context(|| format!("cannot read {}", path.display()))
 }
@@ -34,7 +35,7 @@ fn read_archive(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let mut magic = [0; 2];
     ensure!(
         file.read_exact(&mut magic).is_ok() && &magic == b"PK",
-        "it is no torch archive; a file of torch before 1.6 has to be loaded and saved with a later torch once"
+        "it is not a torch archive; load a file of torch before 1.6 in a later torch and save it again"
     );
     let mut archive = ZipArchive::new(BufReader::with_capacity(1 << 20, File::open(path)?))?;
     let pickle = pickle_name(&archive)?;
@@ -58,7 +59,7 @@ fn read_archive(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     Ok(tensors)
 }
 
-/// `<name>/data.pkl`, whatever the folder is called.
+/// The name of the pickle: `data.pkl` in a folder of any name.
 fn pickle_name(archive: &Archive) -> Result<String> {
     let names = archive.file_names().collect::<zip::result::ZipResult<Vec<_>>>()?;
     let mut found: Vec<_> = names.iter().filter(|name| *name == "data.pkl" || name.ends_with("/data.pkl")).collect();
@@ -66,7 +67,7 @@ fn pickle_name(archive: &Archive) -> Result<String> {
     Ok(found.first().context("it is a zip file without data.pkl, so torch did not write it")?.to_string())
 }
 
-/// A small entry, whole. torch never compresses, so that no entry can be larger than the file.
+/// The bytes of a small entry. torch never compresses, so no entry can be larger than the file.
 fn entry(archive: &mut Archive, name: &str) -> Result<Vec<u8>> {
     let mut entry = archive.by_name(name)?;
     ensure!(entry.compression() == CompressionMethod::Stored, "{name} is compressed, so torch did not write it");
@@ -75,7 +76,7 @@ fn entry(archive: &mut Archive, name: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The last tensor of each name.
+/// The tensors by name; the last one where a name comes twice.
 fn tensors_of(heap: &Heap, whole: Id) -> Result<BTreeMap<String, View>> {
     let Value::Dict(mut dict) = heap[whole].clone() else { bail!("it holds no dict of tensors") };
     let named = |name: &str| dict.iter().rfind(|(key, _)| matches!(&heap[*key], Value::Text(k) if k == name));
@@ -93,7 +94,7 @@ fn tensors_of(heap: &Heap, whole: Id) -> Result<BTreeMap<String, View>> {
     Ok(tensors)
 }
 
-/// The tensors that look into one storage, in the order of `views`.
+/// The tensors that are views into one storage, in the order of `views`.
 fn views_of(archive: &mut Archive, file: &str, views: &[(&str, &View)]) -> Result<Vec<Tensor>> {
     let storage = &views[0].1.storage;
     ensure!(views.iter().all(|(_, view)| view.storage == *storage), "its storage is described in two ways");
@@ -110,6 +111,7 @@ fn views_of(archive: &mut Archive, file: &str, views: &[(&str, &View)]) -> Resul
     }
 }
 
+/// [`views_of`] for elements of one type.
 fn typed<T: WithDType, const N: usize>(
     archive: &mut Archive,
     file: &str,
@@ -135,7 +137,7 @@ fn typed<T: WithDType, const N: usize>(
     views.iter().map(found).collect()
 }
 
-/// `len` elements of a storage, through a small buffer.
+/// Reads `len` elements of a storage through a small buffer.
 fn elements<T, const N: usize>(
     archive: &mut Archive,
     file: &str,
@@ -146,17 +148,17 @@ fn elements<T, const N: usize>(
     ensure!(entry.compression() == CompressionMethod::Stored, "{file} is compressed, so torch did not write it");
     let mut data: Vec<T> = vec![];
     let mut buffer = vec![0; (1 << 16) * N];
-    // Room is made as bytes arrive: what a damaged header claims costs nothing.
+    // No more memory is reserved than the entry has bytes, whatever a damaged header claims.
     let room = len.min(usize::try_from(entry.size())? / N);
     data.try_reserve_exact(room)?;
     while data.len() < len {
         let want = buffer.len().min((len - data.len()).saturating_mul(N));
         let filled = fill(&mut entry, &mut buffer[..want])?;
-        // Part of an element at the end is as little as none.
+        // Part of an element at the end does not count.
         data.extend(buffer[..filled].as_chunks::<N>().0.iter().map(|&bytes| from(bytes)));
         ensure!(filled == want, "its storage has {} elements instead of {len}: the file is damaged", data.len());
     }
-    // To the end of the entry, so that its checksum is compared.
+    // Reads to the end of the entry, so that its checksum is compared.
     std::io::copy(&mut entry, &mut std::io::sink())?;
     Ok(data)
 }
@@ -173,9 +175,9 @@ fn fill(entry: &mut impl Read, buffer: &mut [u8]) -> Result<usize> {
     Ok(filled)
 }
 
-/// Whether all elements lie in the storage.
+/// Checks that all elements lie in the storage.
 fn check(view: &View) -> Result<()> {
-    ensure!(view.shape.len() == view.strides.len(), "it has {:?} strides for {:?}", view.strides, view.shape);
+    ensure!(view.shape.len() == view.strides.len(), "it has strides {:?} for shape {:?}", view.strides, view.shape);
     let product = view.shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size)).context("its shape overflows")?;
     let reach =
         view.shape.iter().zip(&view.strides).try_fold(view.offset, |end, (&size, &stride)| {
@@ -192,6 +194,7 @@ fn check(view: &View) -> Result<()> {
     Ok(())
 }
 
+/// Whether the view's elements follow each other from the start of the storage.
 fn contiguous(view: &View) -> bool {
     let mut step = 1;
     view.offset == 0
@@ -202,7 +205,7 @@ fn contiguous(view: &View) -> bool {
         })
 }
 
-/// The view's elements in row-major order. The view has been checked.
+/// The view's elements in row-major order. The view must have passed [`check`].
 fn gather<T: Copy>(data: &[T], view: &View) -> Vec<T> {
     let count = view.shape.iter().product();
     let mut out = Vec::with_capacity(count);

@@ -1,4 +1,4 @@
-//! LAION's aesthetic predictor: a head on CLIP-L's image embedding of unit length; the caption does not matter.
+//! LAION's aesthetic predictor: a head on CLIP-L's image embedding of unit length. The caption does not matter.
 
 use std::{
     collections::BTreeMap,
@@ -10,40 +10,43 @@ use candle_core::{DType, Tensor};
 use pipe::id;
 
 use super::{
-    Band, Files, Metric, Options, Picture, Role, Scorer, Source,
     clip_model::{ClipModel, Reading},
+    metric::{Band, Metric, ModelFiles, Needs, Options, Role},
+    model::{Model, Scorer, Towers},
+    picture::Picture,
 };
-use crate::{image::Preprocess, weights::Weights};
+use crate::weights::Weights;
 
 pub const METRIC: Metric = Metric {
     name: "aesthetic",
     role: Role::Voter,
-    files: Files::TowerAndHead,
+    needs: Needs::TowerAndHead,
     band: Band { mean: [5.0, 6.5], sd: [0.3, 0.7] },
-    letterboxed: false,
+    choices: &[],
     open,
 };
 
 struct Aesthetic {
     tower: ClipModel,
     head: Head,
-    id: String,
 }
 
-fn open(source: &Source, options: &Options) -> Result<Box<dyn Scorer>> {
-    let file = match &source.head {
+fn open(files: &ModelFiles, options: &Options) -> Result<Scorer> {
+    let file = match &files.head {
         Some(file) if !file.is_dir() => file.clone(),
         Some(folder) => head_in(folder)?,
-        None => head_in(&source.tower)?,
+        None => head_in(&files.tower)?,
     };
-    let tower = ClipModel::open(&source.tower, Reading::HuggingFace, false, options).with_context(|| {
-        format!("the aesthetic head needs CLIP-L's image tower (--model {}=TOWER,HEAD)", METRIC.name)
-    })?;
+    let tower = ClipModel::open(&files.tower, Reading::HuggingFace, false, options)
+        .context("the aesthetic head needs CLIP-L's image tower")?;
     let weights = Weights::open(&file)?;
     let head = Head::read(&weights, tower.width())?;
-    let hash = id::sha256_of(&[tower.hash.as_bytes(), weights.hash()?.as_bytes()]);
-    let id = format!("sha256:{}; {}", id::hex(&hash), tower.preprocess.id());
-    Ok(Box::new(Aesthetic { tower, head, id }))
+    let hash = id::hex(&id::sha256_of(&[tower.hash.as_bytes(), weights.hash()?.as_bytes()]));
+    Ok(Scorer {
+        id: format!("sha256:{hash}; {}", tower.preprocess.id()),
+        preprocess: Some(tower.preprocess),
+        model: Model::Towers(Box::new(Aesthetic { tower, head })),
+    })
 }
 
 /// `head.pth`, or the only `.pth` file of a folder.
@@ -52,19 +55,19 @@ fn head_in(folder: &Path) -> Result<PathBuf> {
     if usual.is_file() {
         return Ok(usual);
     }
-    let say = || format!("cannot read {}", folder.display());
-    ensure!(folder.is_dir(), "no head was named for {}: --model {}=TOWER,HEAD", folder.display(), METRIC.name);
+    ensure!(folder.is_dir(), "no head was named for the tower {}", folder.display());
+    let cannot = || format!("cannot read {}", folder.display());
     let mut heads = vec![];
-    for entry in folder.read_dir().with_context(say)? {
-        let path = entry.with_context(say)?.path();
+    for entry in folder.read_dir().with_context(cannot)? {
+        let path = entry.with_context(cannot)?.path();
         if path.extension().is_some_and(|e| e == "pth") {
             heads.push(path);
         }
     }
     match &heads[..] {
         [one] => Ok(one.clone()),
-        [] => bail!("{} holds no head (a .pth file); name it: --model {}=TOWER,HEAD", folder.display(), METRIC.name),
-        _ => bail!("{} holds several .pth files; name the head: --model {}=TOWER,HEAD", folder.display(), METRIC.name),
+        [] => bail!("{} holds no head (a .pth file); name it", folder.display()),
+        _ => bail!("{} holds several .pth files; name the head", folder.display()),
     }
 }
 
@@ -80,7 +83,7 @@ impl Layer {
         rows.map(|(row, b)| row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>() + b).collect()
     }
 
-    /// This layer after `before`, as one.
+    /// One layer that does what `before` and then this layer do.
     fn after(&self, before: &Layer) -> Layer {
         let (inner, width) = (before.bias.len(), before.weight.len() / before.bias.len());
         let mut weight = Vec::with_capacity(self.bias.len() * width);
@@ -95,16 +98,18 @@ impl Layer {
     }
 }
 
-/// Layers with ReLU between them; one layer where the file has none between.
+/// Layers with ReLU between them. A head without activations is one layer.
 pub(super) struct Head(Vec<Layer>);
 
-/// Which numbers the linear layers of the published heads have: the numbers between belong to dropout and activations.
+/// The numbers of the linear layers in the published heads. The numbers between them belong to dropout and activations.
 const LINEAR: [usize; 5] = [0, 2, 4, 6, 7]; // sac+logos+ava1-l14-linearMSE, ava+logos-l14-linearMSE
 const RELU: [usize; 5] = [0, 3, 6, 9, 11]; // ava+logos-l14-reluMSE
 
 impl Head {
+    /// Reads a head for vectors of `width` numbers.
+    ///
     /// # Errors
-    /// The layers are not numbered as in a published head, or do not fit each other or the tower's `width`.
+    /// The layers are not numbered as in a published head, or do not fit each other or the width.
     pub(super) fn read(weights: &Weights, width: usize) -> Result<Self> {
         let mut numbers = BTreeMap::new();
         for name in weights.names() {
@@ -115,7 +120,7 @@ impl Head {
         let numbers: Vec<usize> = numbers.into_keys().flatten().collect();
         ensure!(
             numbers == LINEAR || numbers == RELU,
-            "{} is no aesthetic head that is known: its linear layers are {numbers:?}, expected layers.{LINEAR:?} (nothing between them) or {RELU:?} (ReLU between them)",
+            "{} is not a known aesthetic head: its linear layers are {numbers:?}, expected layers.{LINEAR:?} (nothing between them) or {RELU:?} (ReLU between them)",
             weights.name
         );
         let mut layers: Vec<Layer> = vec![];
@@ -131,13 +136,13 @@ impl Head {
         }
         ensure!(inner == 1, "{}: the last layer gives {inner} numbers, expected one", weights.name);
         if numbers == LINEAR {
-            // Without activations five layers are one affine map.
+            // Without activations, five layers are one affine map.
             layers = layers.into_iter().reduce(|before, layer| layer.after(&before)).into_iter().collect();
         }
         Ok(Self(layers))
     }
 
-    /// `x`: (width), of unit length.
+    /// The score of a vector `x` (width) of unit length.
     pub(super) fn apply(&self, x: &[f32]) -> f32 {
         let mut x: Vec<f64> = x.iter().map(|&v| f64::from(v)).collect();
         for (i, layer) in self.0.iter().enumerate() {
@@ -154,25 +159,9 @@ fn doubles(x: &Tensor) -> Result<Vec<f64>> {
     Ok(x.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
 }
 
-impl Scorer for Aesthetic {
-    fn id(&self) -> &str {
-        &self.id
-    }
-
-    fn preprocess(&self) -> Option<Preprocess> {
-        Some(self.tower.preprocess)
-    }
-
-    fn reads_captions(&self) -> bool {
-        false
-    }
-
+impl Towers for Aesthetic {
     fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>> {
         self.tower.image_features(pictures)
-    }
-
-    fn caption_features(&self, captions: &[&str]) -> Result<Vec<Vec<f32>>> {
-        Ok(vec![vec![]; captions.len()])
     }
 
     fn score(&self, image: &[f32], _caption: &[f32]) -> f32 {

@@ -3,19 +3,20 @@
 use anyhow::Result;
 
 use super::{
-    Band, Files, Metric, Options, Role, Scorer, Source,
-    clip_model::{ClipModel, Reading},
+    clip_model::{ClipModel, RESIZE, Reading},
+    metric::{Band, Metric, ModelFiles, Needs, Options, Role},
+    model::Scorer,
 };
 
 pub const METRIC: Metric = Metric {
     name: "clip",
     role: Role::Voter,
-    files: Files::Tower,
+    needs: Needs::Tower,
     band: Band { mean: [0.28, 0.42], sd: [0.03, 0.07] },
-    letterboxed: true,
+    choices: &[&RESIZE],
     open,
 };
 
-fn open(source: &Source, options: &Options) -> Result<Box<dyn Scorer>> {
-    Ok(Box::new(ClipModel::open(&source.tower, Reading::OpenClip(options.antialias), true, options)?))
+fn open(files: &ModelFiles, options: &Options) -> Result<Scorer> {
+    Ok(ClipModel::open(&files.tower, Reading::open_clip(options)?, true, options)?.scorer())
 }

@@ -1,4 +1,4 @@
-//! A CLIP as a scorer uses it: both towers, tokenizer and preprocessing, out of either published layout.
+//! A CLIP as scorers use it: both towers, tokenizer and preprocessing, read from either published layout.
 
 use std::{
     collections::BTreeMap,
@@ -7,16 +7,23 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
-use pipe::id;
+use pipe::{id, names::Names};
 use rayon::prelude::*;
 
-use super::{Options, Picture, Scorer, hugging_face, open_clip};
+use super::{
+    description::Description,
+    hugging_face,
+    metric::{Choice, Options},
+    model::{Model, Scorer, Towers},
+    open_clip,
+    picture::Picture,
+};
 use crate::{
-    image::{Antialias, Normalise, Preprocess},
+    image::{Antialias, Preprocess},
     loader::Loader,
-    text::{TextConfig, TextModel},
+    text::TextModel,
     tokenizer::{Style, Tokenizer},
-    vit::{VisionConfig, VisionModel},
+    vit::VisionModel,
     weights::Weights,
 };
 
@@ -29,6 +36,24 @@ pub enum Reading {
     HuggingFace,
 }
 
+/// How open_clip's letterbox resizes, for all metrics that follow it.
+pub const RESIZE: Choice = Choice {
+    name: "hps-resize",
+    help: "How `hps` and `clip` resize images",
+    values: Antialias::FORMS,
+    default: Some("antialias"),
+};
+
+impl Reading {
+    /// open_clip's, with the resizing that the user chose.
+    ///
+    /// # Errors
+    /// There is no such resizing.
+    pub fn open_clip(options: &Options) -> Result<Self> {
+        Ok(Self::OpenClip(options.choice(&RESIZE)?.unwrap_or(Antialias::On)))
+    }
+}
+
 /// Whose names the tensors of a file have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
@@ -36,26 +61,16 @@ pub enum Layout {
     HuggingFace,
 }
 
-/// What the files say of a model, in transformers' terms.
-pub struct Description {
-    pub vision: VisionConfig,
-    pub text: TextConfig,
-    /// What the file says of the image; the rest is CLIP's.
-    pub size: Option<usize>,
-    pub crop: Option<usize>,
-    pub normalise: Normalise,
-}
-
+/// Both towers of a CLIP, or the image tower alone.
 pub struct ClipModel {
     pub layout: Layout,
-    /// The weight file, the first where there are several.
+    /// The weight file, the first if there are several.
     pub file: PathBuf,
     pub preprocess: Preprocess,
-    /// See [`Scorer::version`].
-    pub version: Option<String>,
-    /// Over weights, settings and vocabulary.
+    /// SHA-256 over weights, settings and vocabulary, in hexadecimal.
     pub hash: String,
-    pub id: String,
+    /// See [`Scorer::id`].
+    id: String,
     vision: VisionModel,
     text: Option<(TextModel, Tokenizer)>,
     device: Device,
@@ -64,7 +79,7 @@ pub struct ClipModel {
 }
 
 impl ClipModel {
-    /// `tower`: a weight file, or a folder with one; configuration and vocabulary lie beside it.
+    /// Opens a CLIP. `tower`: a weight file, or a folder with one; configuration and vocabulary lie beside it.
     ///
     /// # Errors
     /// A file is missing, damaged, or does not fit the others.
@@ -95,7 +110,7 @@ impl ClipModel {
                 let vocabulary = about.text.vocab_size;
                 ensure!(
                     (tokenizer.eos as usize) < vocabulary,
-                    "{}: the text tower has {vocabulary} tokens, and its tokenizer's end token is number {}: they belong to different models",
+                    "{}: the text tower has {vocabulary} tokens, but its tokenizer's end token is number {}: they belong to different models",
                     folder.display(),
                     tokenizer.eos
                 );
@@ -112,7 +127,6 @@ impl ClipModel {
             layout,
             file,
             preprocess,
-            version: None,
             id: format!("sha256:{hash}; {id}"),
             hash,
             vision,
@@ -123,9 +137,14 @@ impl ClipModel {
         })
     }
 
-    /// Length of the vectors.
+    /// The length of its vectors.
     pub fn width(&self) -> usize {
         self.vision.config.projection_dim
+    }
+
+    /// A CLIP by itself scores by its cosine.
+    pub fn scorer(self) -> Scorer {
+        Scorer { id: self.id.clone(), preprocess: Some(self.preprocess), model: Model::Towers(Box::new(self)) }
     }
 
     /// A vector of unit length for each picture.
@@ -147,11 +166,11 @@ impl ClipModel {
 
     /// A vector of unit length for each caption.
     ///
-    /// What follows the end token changes nothing before it, so a caption is padded to a multiple of eight tokens only, and
-    /// captions of one padded length go through the tower together.
+    /// What follows the end token changes nothing before it, so a caption is only padded to a multiple of eight tokens, and
+    /// captions of one padded length go through the tower in batches.
     ///
     /// # Errors
-    /// The vocabulary is another model's.
+    /// The model was opened without its text tower, or the vocabulary belongs to another model.
     pub fn caption_features(&self, captions: &[&str]) -> Result<Vec<Vec<f32>>> {
         let Some((model, tokenizer)) = &self.text else { bail!("this model was opened without its text tower") };
         let context = model.config.max_position_embeddings;
@@ -186,24 +205,7 @@ impl ClipModel {
     }
 }
 
-/// A CLIP by itself scores by its cosine.
-impl Scorer for ClipModel {
-    fn id(&self) -> &str {
-        &self.id
-    }
-
-    fn version(&self) -> Option<String> {
-        self.version.clone()
-    }
-
-    fn preprocess(&self) -> Option<Preprocess> {
-        Some(self.preprocess)
-    }
-
-    fn reads_captions(&self) -> bool {
-        true
-    }
-
+impl Towers for ClipModel {
     fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>> {
         self.image_features(pictures)
     }
@@ -232,6 +234,7 @@ fn units(x: &Tensor) -> Result<Vec<Vec<f32>>> {
     Ok(rows)
 }
 
+/// The folder in which a tower's configuration lies.
 fn folder_of(tower: &Path) -> PathBuf {
     match tower.is_dir() {
         true => tower.to_owned(),
@@ -239,7 +242,7 @@ fn folder_of(tower: &Path) -> PathBuf {
     }
 }
 
-/// What the shapes of the weights leave open.
+/// The settings of a tower that do not follow from the shapes of its weights.
 fn tower_settings(heads: usize, act: &str, eps: f64) -> String {
     format!("heads {heads}, {act}, eps {eps}; ")
 }
@@ -251,7 +254,7 @@ fn preprocess(about: &Description, reading: Reading) -> Result<Preprocess> {
     match reading {
         Reading::OpenClip(antialias) => Ok(Preprocess::Letterbox { size: side, normalise, antialias }),
         Reading::HuggingFace => {
-            ensure!(crop == side, "its images are cropped to {crop} pixels, and its image tower takes {side}");
+            ensure!(crop == side, "its images are cropped to {crop} pixels, but its image tower takes {side}");
             Ok(Preprocess::HfClip { size, crop, normalise })
         }
     }

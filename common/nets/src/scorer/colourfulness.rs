@@ -1,30 +1,34 @@
-//! Colourfulness after Hasler and Suesstrunk, "Measuring colourfulness in natural images" (2003): needs no weights, and
-//! shares nothing with what the other metrics look at.
+//! Colourfulness after Hasler and Suesstrunk, "Measuring colourfulness in natural images" (2003). It needs no weights and
+//! has nothing in common with the other metrics.
 
 use anyhow::Result;
 
-use super::{Band, Files, Metric, Options, Picture, Role, Scorer, Source};
-use crate::image::{Preprocess, Rgb};
+use super::{
+    metric::{Band, Metric, ModelFiles, Needs, Options, Role},
+    model::{Model, Scorer, Towers},
+    picture::Picture,
+};
+use crate::image::Rgb;
 
 pub const METRIC: Metric = Metric {
     name: "colourfulness",
     role: Role::Judge,
-    files: Files::Nothing,
+    needs: Needs::Nothing,
     band: Band { mean: [20.0, 80.0], sd: [10.0, 40.0] },
-    letterboxed: false,
+    choices: &[],
     open,
 };
 
 struct Colourfulness;
 
-fn open(_: &Source, _: &Options) -> Result<Box<dyn Scorer>> {
-    Ok(Box::new(Colourfulness))
+fn open(_: &ModelFiles, _: &Options) -> Result<Scorer> {
+    Ok(Scorer { id: "hasler-suesstrunk-2003".into(), preprocess: None, model: Model::Towers(Box::new(Colourfulness)) })
 }
 
 /// M = sqrt(sd_rg^2 + sd_yb^2) + 0.3 sqrt(mean_rg^2 + mean_yb^2) with rg = R - G and yb = (R + G) / 2 - B over all pixels:
 /// 0 for grey, above 100 for the most colourful.
 pub(super) fn colourfulness(image: &Rgb) -> f64 {
-    // Whole numbers: rg and 2 yb. Their sums of squares stay below 2^64 for every image that is decoded.
+    // Whole numbers, rg and 2 yb. Their sums of squares stay below 2^63 for every image that is decoded.
     let (mut n, mut rg, mut yb, mut rg_2, mut yb_2) = (0i64, 0i64, 0i64, 0i64, 0i64);
     for p in image.data.chunks_exact(3) {
         let [r, g, b] = [p[0], p[1], p[2]].map(i64::from);
@@ -37,25 +41,9 @@ pub(super) fn colourfulness(image: &Rgb) -> f64 {
     variance.max(0.0).sqrt() + 0.3 * mean_rg.hypot(mean_yb)
 }
 
-impl Scorer for Colourfulness {
-    fn id(&self) -> &str {
-        "hasler-suesstrunk-2003"
-    }
-
-    fn preprocess(&self) -> Option<Preprocess> {
-        None
-    }
-
-    fn reads_captions(&self) -> bool {
-        false
-    }
-
+impl Towers for Colourfulness {
     fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>> {
         Ok(pictures.iter().map(|p| vec![colourfulness(&p.rgb) as f32]).collect())
-    }
-
-    fn caption_features(&self, captions: &[&str]) -> Result<Vec<Vec<f32>>> {
-        Ok(vec![vec![]; captions.len()])
     }
 
     fn score(&self, image: &[f32], _caption: &[f32]) -> f32 {

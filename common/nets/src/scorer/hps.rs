@@ -3,66 +3,84 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
+use pipe::names::Names;
 
 use super::{
-    Band, Files, HpsVersion, Metric, Options, Role, Scorer, Source,
-    clip_model::{ClipModel, Layout, Reading},
+    clip_model::{ClipModel, Layout, RESIZE, Reading},
+    metric::{Band, Choice, Metric, ModelFiles, Needs, Options, Role},
+    model::Scorer,
 };
-
 pub const METRIC: Metric = Metric {
     name: "hps",
     role: Role::Voter,
-    files: Files::Tower,
+    needs: Needs::Tower,
     band: Band { mean: [0.2, 0.3], sd: [0.01, 0.04] },
-    letterboxed: true,
+    choices: &[&VERSION, &RESIZE],
     open,
 };
 
-fn open(source: &Source, options: &Options) -> Result<Box<dyn Scorer>> {
-    let tower = published_file(&source.tower, options.hps_version)?;
-    let mut model = ClipModel::open(&tower, Reading::OpenClip(options.antialias), true, options)?;
-    model.version = version(&model.file, model.layout, options.hps_version)?;
-    Ok(Box::new(model))
+pipe::names! {
+    /// Editions of HPSv2: the same arithmetic with other weights, and so other scores.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Version {
+        V2_0 = "2.0",
+        V2_1 = "2.1",
+    }
+}
+
+/// The edition that the weights are.
+const VERSION: Choice = Choice {
+    name: "hps-version",
+    help: "Which HPS an open_clip file (HPS_v2.1_compressed.pt) is; nothing in it says so, and the scores differ",
+    values: Version::FORMS,
+    default: None,
+};
+
+fn open(files: &ModelFiles, options: &Options) -> Result<Scorer> {
+    let chosen = options.choice(&VERSION)?;
+    let tower = published_file(&files.tower, chosen)?;
+    let model = ClipModel::open(&tower, Reading::open_clip(options)?, true, options)?;
+    check_version(&model.file, model.layout, chosen)?;
+    Ok(model.scorer())
 }
 
 /// Both editions may lie in one folder, as on the hub.
-fn published_file(tower: &Path, version: Option<HpsVersion>) -> Result<PathBuf> {
+fn published_file(tower: &Path, chosen: Option<Version>) -> Result<PathBuf> {
     let file = |version| match version {
-        HpsVersion::V2_0 => tower.join("HPS_v2_compressed.pt"),
-        HpsVersion::V2_1 => tower.join("HPS_v2.1_compressed.pt"),
+        Version::V2_0 => tower.join("HPS_v2_compressed.pt"),
+        Version::V2_1 => tower.join("HPS_v2.1_compressed.pt"),
     };
-    let there = [HpsVersion::V2_0, HpsVersion::V2_1].map(|v| file(v).is_file());
-    match version {
+    match chosen {
         Some(version) if file(version).is_file() => Ok(file(version)),
-        None if there == [true, true] => {
-            bail!("{} holds HPS 2.0 and 2.1; choose with --hps-version 2.0 or 2.1", tower.display())
+        None if [Version::V2_0, Version::V2_1].into_iter().all(|v| file(v).is_file()) => {
+            bail!("{} holds HPS 2.0 and 2.1; choose one of them", tower.display())
         }
         _ => Ok(tower.to_owned()),
     }
 }
 
-/// The edition, which only the flag can say: the arithmetic is the same, so nothing would notice a mistake, and a file's
-/// name is whatever somebody called it. A name that contradicts the flag is refused all the same.
-fn version(file: &Path, layout: Layout, flag: Option<HpsVersion>) -> Result<Option<String>> {
+/// Only the user can say which edition a file is: the arithmetic is the same, so nothing would notice a mistake, and a file
+/// may have any name. A name that contradicts the user is refused all the same.
+fn check_version(file: &Path, layout: Layout, chosen: Option<Version>) -> Result<()> {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let named = match &*name {
-        n if n.contains("v2.1") => Some(HpsVersion::V2_1),
-        n if n.contains("v2.0") || n.contains("HPS_v2_") => Some(HpsVersion::V2_0),
+        n if n.contains("v2.1") => Some(Version::V2_1),
+        n if n.contains("v2.0") || n.contains("HPS_v2_") => Some(Version::V2_0),
         _ => None,
     };
-    match (flag, named) {
-        (Some(flag), Some(named)) if flag != named => {
-            bail!("--hps-version {} was given, but {} says {}", flag, file.display(), named)
+    match (chosen, named) {
+        (Some(chosen), Some(named)) if chosen != named => {
+            bail!("version {chosen} was chosen, but {} says {named}", file.display())
         }
-        (Some(flag), _) => Ok(Some(flag.to_string())),
+        (Some(_), _) => Ok(()),
         (None, _) => {
             ensure!(
                 layout == Layout::HuggingFace,
-                "{} does not say which HPS it is, and the editions give different scores; add --hps-version {}",
+                "{} does not say which HPS it is, and the editions give different scores; choose version {}",
                 file.display(),
-                named.map_or("2.0 or 2.1".into(), |named| named.to_string())
+                named.map_or("2.0 or 2.1".into(), |v| v.to_string())
             );
-            Ok(None)
+            Ok(())
         }
     }
 }

@@ -1,4 +1,4 @@
-//! transformers' files: what their configurations say.
+//! What the configurations of transformers' files say.
 
 use std::path::Path;
 
@@ -6,18 +6,13 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::clip_model::Description;
-use crate::{
-    image::{CLIP, Normalise},
-    json,
-    text::TextConfig,
-    vit::VisionConfig,
-};
+use super::description::{Description, normalise};
+use crate::{image::CLIP, json, text::TextConfig, vit::VisionConfig};
 
-/// `config.json` of a CLIPModel and `preprocessor_config.json` beside it, where it is.
+/// Reads `config.json` of a CLIPModel, and `preprocessor_config.json` beside it if there is one.
 ///
 /// # Errors
-/// A preprocessing that is not CLIP's.
+/// A file is missing or damaged, or asks for a preprocessing that is not CLIP's.
 pub fn describe(folder: &Path) -> Result<Description> {
     #[derive(Deserialize)]
     struct Config {
@@ -38,19 +33,19 @@ pub fn describe(folder: &Path) -> Result<Description> {
     let path = folder.join("preprocessor_config.json");
     if path.is_file() {
         let config: Value = json::read(&path)?;
-        let say = || format!("{} asks for a preprocessing that CLIP does not have", path.display());
+        let unlike_clip = || format!("{} asks for a preprocessing that CLIP does not have", path.display());
         for step in ["do_resize", "do_center_crop", "do_normalize", "do_rescale"] {
-            ensure!(config[step] != false, "{}: {step} is off", say());
+            ensure!(config[step] != false, "{}: {step} is off", unlike_clip());
         }
-        ensure!(config["resample"].as_u64().unwrap_or(3) == 3, "{}: resample is not 3 (bicubic)", say());
-        about.size = side(&config["size"], "shortest_edge").with_context(say)?;
-        about.crop = side(&config["crop_size"], "height").with_context(say)?;
-        about.normalise = normalise(&config["image_mean"], &config["image_std"]).with_context(say)?;
+        ensure!(config["resample"].as_u64().unwrap_or(3) == 3, "{}: resample is not 3 (bicubic)", unlike_clip());
+        about.size = side(&config["size"], "shortest_edge").with_context(unlike_clip)?;
+        about.crop = side(&config["crop_size"], "height").with_context(unlike_clip)?;
+        about.normalise = normalise(&config["image_mean"], &config["image_std"]).with_context(unlike_clip)?;
     }
     Ok(about)
 }
 
-/// 224, or {"shortest_edge": 224}, or {"height": 224, "width": 224}.
+/// A size in pixels, written as 224, or {"shortest_edge": 224}, or {"height": 224, "width": 224}.
 fn side(value: &Value, key: &str) -> Result<Option<usize>> {
     let number = match value {
         Value::Null => return Ok(None),
@@ -63,20 +58,4 @@ fn side(value: &Value, key: &str) -> Result<Option<usize>> {
     };
     let number = number.filter(|&n| n > 0).with_context(|| format!("{value} is not a size"))?;
     Ok(Some(usize::try_from(number)?))
-}
-
-/// The constants of a configuration, or CLIP's where it has none.
-pub fn normalise(mean: &Value, std: &Value) -> Result<Normalise> {
-    let three = |value: &Value, default: [f32; 3]| -> Result<[f32; 3]> {
-        if value.is_null() {
-            return Ok(default);
-        }
-        let numbers: Option<Vec<f32>> =
-            value.as_array().and_then(|a| a.iter().map(|v| v.as_f64().map(|v| v as f32)).collect());
-        let numbers = numbers.and_then(|n| <[f32; 3]>::try_from(n).ok());
-        numbers.with_context(|| format!("{value} is not one number for each of red, green and blue"))
-    };
-    let normalise = Normalise { mean: three(mean, CLIP.mean)?, std: three(std, CLIP.std)? };
-    ensure!(normalise.std.iter().all(|&s| s > 0.0), "{std} holds a deviation that is not positive");
-    Ok(normalise)
 }

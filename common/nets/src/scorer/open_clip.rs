@@ -7,10 +7,10 @@ use candle_core::Tensor;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{clip_model::Description, hugging_face::normalise};
+use super::description::{Description, normalise};
 use crate::{image::CLIP, json, text::TextConfig, vit::VisionConfig, weights::Weights};
 
-/// `open_clip_config.json`; missing keys take open_clip's defaults, a missing file is ViT-H-14.
+/// `open_clip_config.json`. Missing keys take open_clip's defaults; a missing file means ViT-H-14.
 #[derive(Deserialize)]
 struct Config {
     model_cfg: ModelCfg,
@@ -83,7 +83,7 @@ impl Default for TextCfg {
     }
 }
 
-/// ViT-H-14: what HPS and CLIP-H are.
+/// ViT-H-14, the architecture of HPS and CLIP-H.
 fn vit_h_14() -> Config {
     let vision = VisionCfg { layers: 32.into(), width: 1280, head_width: 80, patch_size: 14, ..VisionCfg::default() };
     let text = TextCfg { width: 1024, heads: 16, layers: 24, ..TextCfg::default() };
@@ -96,31 +96,32 @@ fn vit_h_14() -> Config {
 /// The configuration beside an open_clip file, in transformers' terms.
 ///
 /// # Errors
-/// A tower that is no plain transformer.
+/// The file is damaged, or a tower is not a plain transformer.
 pub fn describe(folder: &Path, tower: &Path) -> Result<Description> {
     let path = folder.join("open_clip_config.json");
     let Config { model_cfg: model, preprocess_cfg } = if path.is_file() { json::read(&path)? } else { vit_h_14() };
-    let say = || format!("{} describes a model that is not supported", path.display());
+    let unsupported = || format!("{} describes a model that is not supported", path.display());
     let (v, t) = (&model.vision_cfg, &model.text_cfg);
     if let Some(name) = v.timm_model_name.as_ref().or(t.hf_model_name.as_ref()) {
-        bail!("{}: its tower is {name}, expected a plain transformer", say());
+        bail!("{}: its tower is {name}, expected a plain transformer", unsupported());
     }
-    ensure!(!v.attentional_pool.as_bool().unwrap_or(true), "{}: it pools by attention", say());
-    let layers = v.layers.as_u64().with_context(|| format!("{}: its image tower is a ResNet", say()))?;
+    ensure!(!v.attentional_pool.as_bool().unwrap_or(true), "{}: it pools by attention", unsupported());
+    let layers = v.layers.as_u64().with_context(|| format!("{}: its image tower is a ResNet", unsupported()))?;
     let side = v.image_size.as_u64().or_else(|| match &v.image_size.as_array()?[..] {
         [a, b] if a == b => a.as_u64(),
         _ => None,
     });
-    let image_size = side.filter(|&s| s > 0).with_context(|| format!("{}: image_size {}", say(), v.image_size))?;
+    let image_size =
+        side.filter(|&s| s > 0).with_context(|| format!("{}: image_size {}", unsupported(), v.image_size))?;
     let fits = v.head_width > 0 && v.width % v.head_width == 0 && v.patch_size > 0;
-    ensure!(fits, "{}: width {} does not divide into heads of {}", say(), v.width, v.head_width);
+    ensure!(fits, "{}: width {} does not divide into heads of {}", unsupported(), v.width, v.head_width);
     // As in open_clip's names of models; a folder on the way may be called anything.
     let named = tower.file_name().is_some_and(|n| n.to_string_lossy().to_lowercase().contains("quickgelu"));
     let hidden_act = if model.quick_gelu || named { "quick_gelu" } else { "gelu" };
     let constants = match &preprocess_cfg {
         Value::Object(cfg) => {
             let get = |key| cfg.get(key).unwrap_or(&Value::Null);
-            normalise(get("mean"), get("std")).with_context(say)?
+            normalise(get("mean"), get("std")).with_context(unsupported)?
         }
         _ => CLIP,
     };
@@ -154,7 +155,7 @@ pub fn describe(folder: &Path, tower: &Path) -> Result<Description> {
     })
 }
 
-/// The weights under transformers' names; what no tower needs is left out.
+/// The weights under transformers' names. What neither tower needs is left out.
 ///
 /// # Errors
 /// A tensor has a shape that cannot be converted.

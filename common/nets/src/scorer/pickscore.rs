@@ -3,19 +3,20 @@
 use anyhow::Result;
 
 use super::{
-    Band, Files, Metric, Options, Role, Scorer, Source,
     clip_model::{ClipModel, Reading},
+    metric::{Band, Metric, ModelFiles, Needs, Options, Role},
+    model::Scorer,
 };
 
 pub const METRIC: Metric = Metric {
     name: "pickscore",
     role: Role::Voter,
-    files: Files::Tower,
+    needs: Needs::Tower,
     band: Band { mean: [0.18, 0.23], sd: [0.008, 0.02] },
-    letterboxed: false,
+    choices: &[],
     open,
 };
 
-fn open(source: &Source, options: &Options) -> Result<Box<dyn Scorer>> {
-    Ok(Box::new(ClipModel::open(&source.tower, Reading::HuggingFace, true, options)?))
+fn open(files: &ModelFiles, options: &Options) -> Result<Scorer> {
+    Ok(ClipModel::open(&files.tower, Reading::HuggingFace, true, options)?.scorer())
 }

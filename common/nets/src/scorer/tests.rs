@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::{
     aesthetic::Head,
@@ -10,10 +10,14 @@ use super::{
     colourfulness::colourfulness,
     *,
 };
-use crate::{weights::Weights, write};
+use crate::{
+    image::{Antialias, Rgb},
+    weights::Weights,
+    write,
+};
 
 fn options() -> Options {
-    Options { device: Device::Cpu, dtype: DType::F32, antialias: Antialias::On, hps_version: None, batch: 3 }
+    Options { device: Device::Cpu, dtype: DType::F32, batch: 3, chosen: Default::default() }
 }
 
 /// Weight (out * in) and bias (out) of a linear layer.
@@ -129,19 +133,34 @@ fn features_are_the_peers_on_the_parity_kit() {
 }
 
 #[test]
-fn a_caption_has_the_same_features_in_any_company() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../pipelines/mini/scorers/pickscore");
-    let model = ClipModel::open(&folder, Reading::HuggingFace, true, &options()).unwrap();
+fn the_features_of_a_caption_do_not_depend_on_its_batch() {
+    let tower = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../pipelines/mini/scorers/pickscore");
+    let model = ClipModel::open(&tower, Reading::HuggingFace, true, &options()).unwrap();
     let captions = ["", "a cat", "one two three four five six seven eight", "a dog", "x, y, z", "ü"];
-    let together = model.caption_features(&captions).unwrap();
-    for (caption, together) in captions.iter().zip(&together) {
-        assert_eq!(&model.caption_features(&[caption]).unwrap()[0], together);
+    let all = model.caption_features(&captions).unwrap();
+    for (caption, features) in captions.iter().zip(&all) {
+        assert_eq!(&model.caption_features(&[caption]).unwrap()[0], features);
     }
 }
 
 #[test]
+fn each_choice_is_offered_once_and_its_default_is_one_of_its_values() {
+    let all = choices(|_| true);
+    assert_eq!(all.iter().map(|c| c.name).collect::<Vec<_>>(), ["hps-version", "hps-resize"]);
+    assert_eq!(choices(|m| m.name == "clip").iter().map(|c| c.name).collect::<Vec<_>>(), ["hps-resize"]);
+    for choice in all {
+        let mut values = choice.values.iter().map(|form| form.form);
+        assert!(choice.default.is_none_or(|default| values.any(|v| v == default)), "{}", choice.name);
+    }
+    let mut options = options();
+    options.chosen.insert("hps-resize".into(), "sharp".into());
+    let error = Reading::open_clip(&options).unwrap_err().to_string();
+    assert_eq!(error, "hps-resize: 'sharp' is not known; expected `antialias` or `legacy`");
+}
+
+#[test]
 fn an_unknown_metric_names_those_there_are() {
-    let error = Metric::named("beauty").err().unwrap().to_string();
+    let error = named("beauty").err().unwrap().to_string();
     assert_eq!(error, "there is no metric 'beauty'; there are hps, clip, pickscore, aesthetic, clip-l, colourfulness");
 }
 

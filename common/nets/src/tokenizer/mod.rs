@@ -1,7 +1,7 @@
-//! CLIP's byte-pair tokenizer, in the two readings that the peers have of one vocabulary.
+//! CLIP's byte-pair tokenizer, as the peers have it in two styles over one vocabulary.
 //!
 //! Hugging Face's fast tokenizer (NFC, lower case) serves Stable Diffusion and PickScore; open_clip's (ftfy, HTML
-//! entities, lower case) serves HPS and CLIP. Special tokens, padding and the end of a long text differ as theirs do.
+//! entities, lower case) serves HPS and CLIP. The styles differ in special tokens, padding and how a long text ends.
 
 use std::{fs, path::Path, sync::LazyLock};
 
@@ -12,47 +12,47 @@ use tokenizers::{AddedToken, Model, ModelWrapper, Tokenizer as Hf, models::bpe::
 
 use crate::clean;
 
-/// The merges of OpenAI's CLIP (bpe_simple_vocab_16e6, MIT licence), from which its vocabulary follows.
+/// The merges of OpenAI's CLIP (bpe_simple_vocab_16e6, MIT licence). Its vocabulary follows from them.
 const MERGES: &str = include_str!("clip_merges.txt");
 
-/// CLIP's split into words.
+/// The pattern by which CLIP splits a text into words.
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-/// open_clip's, with its two special tokens in front, and without regard to case. Of the classes only the last depends on it:
-/// Python's `regex` leaves out U+0345, a mark whose capital is a letter, so that no word holds it.
+/// open_clip's pattern: its two special tokens come first, and case is ignored. Case matters in the last class only: Python's
+/// `regex` leaves out U+0345, a mark whose capital is a letter, so that no word holds it.
 const OPEN_CLIP_WORDS: &str =
     r"(?i:<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\u{345}]+";
 
-/// Whose reading of a text.
+/// Whose tokenizer reads a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
-    /// transformers' CLIPTokenizerFast: what `pickscore`, `sample`, `train` and `encode` use.
+    /// transformers' CLIPTokenizerFast, for `pickscore`, `sample`, `train` and `encode`.
     Hf,
-    /// open_clip's SimpleTokenizer: what `hps` and `clip` use.
+    /// open_clip's SimpleTokenizer, for `hps` and `clip`.
     OpenClip,
 }
 
-/// Texts to token ids.
+/// Turns texts into token ids.
 pub struct Tokenizer {
     style: Style,
-    /// With the added tokens, for [`Style::Hf`].
+    /// The tokenizer with the added tokens, for [`Style::Hf`].
     hf: Hf,
     /// The merges alone, for [`Style::OpenClip`].
     bpe: BPE,
     /// Begin of text.
     pub bos: u32,
-    /// End of text; a text that is cut ends with it too.
+    /// End of text. A text that is cut ends with it too.
     pub eos: u32,
-    /// What fills the context: 0 for open_clip, else what `special_tokens_map.json` says.
+    /// The token that fills the context: 0 for open_clip, else the one of `special_tokens_map.json`.
     pub pad: u32,
 }
 
 impl Tokenizer {
     /// Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, with `special_tokens_map.json` and
-    /// `tokenizer_config.json` where they stand; a folder without a vocabulary means CLIP's own.
+    /// `tokenizer_config.json` if they exist. A folder without a vocabulary means CLIP's own of 49,408 tokens.
     ///
     /// # Errors
-    /// A file is damaged, is not a byte-pair tokenizer, or lacks a special token.
+    /// A file is damaged, does not hold a byte-pair tokenizer, or lacks a special token.
     pub fn from_folder(folder: &Path, style: Style) -> Result<Self> {
         let has = |name: &str| folder.join(name).is_file();
         let whole = || format!("{} holds no CLIP tokenizer", folder.display());
@@ -69,26 +69,21 @@ impl Tokenizer {
         Self::new(hf.with_context(whole)?, style, &Specials::read(folder)?).with_context(whole)
     }
 
-    /// CLIP's own vocabulary of 49,408 tokens; pads with `<|endoftext|>` in [`Style::Hf`].
-    pub fn builtin(style: Style) -> Result<Self> {
-        Self::new(clip(builtin_vocab(), MERGES)?, style, &Specials::default())
-    }
-
     fn new(mut hf: Hf, style: Style, specials: &Specials) -> Result<Self> {
         let ModelWrapper::BPE(bpe) = hf.get_model().clone() else { bail!("its model is not byte-pair encoding") };
         // The context length is the caller's.
         hf.with_padding(None).with_truncation(None).map_err(|e| anyhow!("{e}"))?;
         let id = |token: &str| hf.token_to_id(token).with_context(|| format!("its vocabulary lacks '{token}'"));
         let (bos, eos, pad) = (id(&specials.bos)?, id(&specials.eos)?, id(&specials.pad)?);
-        // As transformers does: each special token is found in the text before anything else is, so that Stable
-        // Diffusion 2, which pads with `!`, reads every `!` of a prompt as padding.
+        // As in transformers, special tokens are found in the text first: Stable Diffusion 2, which pads with `!`, reads every
+        // `!` of a prompt as padding.
         let added = [&specials.bos, &specials.eos, &specials.pad].map(|t| AddedToken::from(t.clone(), true));
         hf.add_special_tokens(&added);
         let pad = if style == Style::OpenClip { 0 } else { pad };
         Ok(Self { style, hf, bpe, bos, eos, pad })
     }
 
-    /// A stable name of the reading, for provenance; the vocabulary is the folder's.
+    /// A stable name of the style, for provenance.
     pub fn id(&self) -> &'static str {
         match self.style {
             Style::Hf => "hf-clip-fast",
@@ -96,7 +91,7 @@ impl Tokenizer {
         }
     }
 
-    /// SHA-256 over vocabulary and special tokens, in hexadecimal: equal for CLIP's own, whichever files it came in.
+    /// SHA-256 over vocabulary and special tokens, in hexadecimal. CLIP's own vocabulary has the same hash in any files.
     pub fn hash(&self) -> String {
         let mut tokens: Vec<(u32, String)> = self.hf.get_vocab(false).into_iter().map(|(t, id)| (id, t)).collect();
         tokens.sort_unstable();
@@ -106,12 +101,12 @@ impl Tokenizer {
         pipe::id::hex(&pipe::id::sha256_of(&parts.chain([&specials[..]]).collect::<Vec<_>>()))
     }
 
-    /// How many ids there are: the rows that the text tower's embedding needs.
+    /// The number of ids: the text tower's embedding needs as many rows.
     pub fn vocab_size(&self) -> usize {
         self.hf.get_vocab_size(true)
     }
 
-    /// BOS, the text cut to `context - 2` tokens, EOS: at most `context` ids.
+    /// The ids of BOS, the text cut to `context - 2` tokens, and EOS: at most `context` ids.
     ///
     /// # Errors
     /// The context has no room for BOS and EOS.
@@ -125,7 +120,7 @@ impl Tokenizer {
         Ok([&[self.bos], body, &[self.eos]].concat())
     }
 
-    /// [`Tokenizer::ids`], padded: exactly `context` ids.
+    /// [`Tokenizer::ids`], padded to exactly `context` ids.
     ///
     /// # Errors
     /// As [`Tokenizer::ids`].
@@ -194,7 +189,7 @@ impl Specials {
     }
 }
 
-/// What transformers makes of `vocab.json` and `merges.txt` (CLIPConverter of convert_slow_tokenizer.py).
+/// The tokenizer that transformers makes of `vocab.json` and `merges.txt` (CLIPConverter in convert_slow_tokenizer.py).
 fn clip(vocab: Value, merges: &str) -> Result<Hf> {
     let id = |token: &str| vocab[token].as_u64().with_context(|| format!("the vocabulary lacks '{token}'"));
     let (bos, eos) = (id(BOS)?, id(EOS)?);
@@ -225,7 +220,7 @@ fn clip(vocab: Value, merges: &str) -> Result<Hf> {
     tokenizer.to_string().parse().map_err(|e| anyhow!("{e}"))
 }
 
-/// 256 byte characters, the same at the end of a word, every merge joined, BOS, EOS: OpenAI's order of ids.
+/// CLIP's vocabulary in OpenAI's order: 256 byte characters, the same at the end of a word, all merges joined, BOS, EOS.
 fn builtin_vocab() -> Value {
     let printable = |b: &u8| char::from(*b) == byte_char(*b);
     let bytes = (0..=255).filter(printable).chain((0..=255).filter(|b| !printable(b))).map(byte_char);

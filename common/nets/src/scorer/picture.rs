@@ -1,0 +1,45 @@
+//! A decoded image with the inputs that the scorers' networks take.
+
+use anyhow::{Context, Result};
+
+use super::model::Scorer;
+use crate::image::{self, Preprocess, Rgb};
+
+/// A decoded image and what each preprocessing makes of its pixels, each computed once.
+pub struct Picture {
+    pub rgb: Rgb,
+    inputs: Vec<(Preprocess, Vec<f32>)>,
+}
+
+impl Picture {
+    /// Decodes and prepares an image. `bytes`: JPEG, PNG or WebP.
+    ///
+    /// # Errors
+    /// The bytes cannot be decoded, or claim too many pixels.
+    pub fn decode(bytes: &[u8], preprocesses: &[Preprocess]) -> Result<Self> {
+        let rgb = image::decode(bytes)?;
+        let inputs = preprocesses.iter().map(|p| (*p, p.apply(&rgb))).collect();
+        Ok(Self { rgb, inputs })
+    }
+
+    /// The network's input, (3, side, side) values.
+    ///
+    /// # Errors
+    /// The picture was decoded without this preprocessing.
+    pub fn pixels(&self, preprocess: &Preprocess) -> Result<&[f32]> {
+        let found = self.inputs.iter().find(|(p, _)| p == preprocess);
+        let (_, pixels) = found.with_context(|| format!("the picture was not prepared for {}", preprocess.id()))?;
+        Ok(pixels)
+    }
+}
+
+/// The distinct preprocessings of some scorers.
+pub fn preprocesses<'a>(scorers: impl Iterator<Item = &'a Scorer>) -> Vec<Preprocess> {
+    let mut all = vec![];
+    for preprocess in scorers.filter_map(|s| s.preprocess) {
+        if !all.contains(&preprocess) {
+            all.push(preprocess);
+        }
+    }
+    all
+}

@@ -1,0 +1,130 @@
+//! The engine with made-up scorers of both kinds.
+
+use std::sync::{Arc, Mutex};
+
+use arrow::array::{ArrayRef, BinaryArray, RecordBatch, StringArray};
+use nets::{
+    image::{Rgb, png},
+    scorer::{Joint, Scorer, Towers},
+};
+
+use super::*;
+
+/// What the scorers were asked, by the images' first bytes.
+type Asked = Arc<Mutex<(Vec<u8>, Vec<(u8, String)>)>>;
+
+/// Reads an image's first byte and a caption's length together.
+struct Reader(Asked);
+
+impl Joint for Reader {
+    fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>> {
+        let first = |p: &&Picture| p.rgb.data[0];
+        self.0.lock().unwrap().0.extend(pictures.iter().map(first));
+        Ok(pictures.iter().map(|p| vec![f32::from(first(p)); 5]).collect())
+    }
+
+    fn scores(&self, images: &[&[f32]], captions: &[&str]) -> Result<Vec<f32>> {
+        assert_eq!(images.len(), captions.len());
+        let asked = images.iter().zip(captions).map(|(image, caption)| (image[4] as u8, (*caption).to_owned()));
+        self.0.lock().unwrap().1.extend(asked);
+        Ok(images.iter().zip(captions).map(|(image, caption)| joint(image[0] as u8, caption)).collect())
+    }
+}
+
+fn joint(image: u8, caption: &str) -> f32 {
+    (f32::from(image) + 0.1).ln() * (caption.len() as f32).sqrt()
+}
+
+/// An image's first byte, whatever the caption.
+struct First;
+
+impl Towers for First {
+    fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>> {
+        Ok(pictures.iter().map(|p| vec![f32::from(p.rgb.data[0])]).collect())
+    }
+
+    fn score(&self, image: &[f32], _caption: &[f32]) -> f32 {
+        image[0]
+    }
+}
+
+/// Pairs of images whose first bytes are these, with their captions; a first byte of 0 is an image that cannot be read.
+fn rows(pairs: &[(u8, u8, &str)]) -> Rows {
+    let file = |first: u8| match first {
+        0 => b"no image".to_vec(),
+        _ => png(&Rgb { width: 1, height: 1, data: vec![first, 1, 2] }).unwrap(),
+    };
+    let images = |side: fn(&(u8, u8, &str)) -> u8| -> ArrayRef {
+        Arc::new(BinaryArray::from_iter_values(pairs.iter().map(|p| file(side(p)))))
+    };
+    let captions: ArrayRef = Arc::new(StringArray::from_iter_values(pairs.iter().map(|p| p.2)));
+    let columns = [("caption", captions), ("jpg_0", images(|p| p.0)), ("jpg_1", images(|p| p.1))];
+    Rows { table: "pairs".into(), first: 0, batch: RecordBatch::try_from_iter(columns).unwrap() }
+}
+
+fn engine(asked: &Asked, batch: usize, parallel: Parallel) -> Engine {
+    let scorer = |id: &str, model| Scorer { id: id.into(), preprocess: None, model };
+    let scorers = vec![
+        ("first", scorer("first", Model::Towers(Box::new(First)))),
+        ("reader", scorer("reader", Model::Joint(Box::new(Reader(asked.clone()))))),
+    ];
+    Engine::new(scorers, Kind::Pairs, &std::env::temp_dir(), batch, parallel, Bad::Skip).unwrap()
+}
+
+#[test]
+fn a_joint_scorer_sees_each_image_once_and_each_pair_once_in_any_batch_and_on_any_threads() {
+    let pairs =
+        [(7, 9, "a cat"), (9, 7, "a cat"), (7, 200, "a dog!"), (0, 30, "a dog!"), (30, 31, ""), (7, 7, "a cat")];
+    let table = rows(&pairs);
+    let places: Vec<(u8, &str)> = pairs.iter().flat_map(|p| [(p.0, p.2), (p.1, p.2)]).collect();
+    let score = |of: fn(u8, &str) -> f32| -> Vec<Option<f32>> {
+        places.iter().map(|&(image, caption)| (image > 0).then(|| of(image, caption))).collect()
+    };
+    let expected = [score(|image, _| f32::from(image)), score(joint)];
+    let distinct = |mut all: Vec<(u8, String)>| {
+        all.sort();
+        all.dedup();
+        all
+    };
+    for (batch, parallel, threads) in [
+        (1, Parallel::Batches, 1),
+        (1, Parallel::Batches, 3),
+        (2, Parallel::Decoding, 2),
+        (4, Parallel::Batches, 2),
+        (100, Parallel::Decoding, 1),
+    ] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let asked = Asked::default();
+        let mut engine = engine(&asked, batch, parallel);
+        let mut score = |rows: &Rows| pool.install(|| engine.score(rows)).unwrap();
+        assert_eq!(score(&table), expected, "batches of {batch}");
+        assert_eq!(score(&table), expected, "batches of {batch}, again");
+        // An image that is known, with a caption that is not.
+        assert_eq!(score(&rows(&[(31, 9, "new")]))[1], [Some(joint(31, "new")), Some(joint(9, "new"))]);
+        let (mut images, scored) = asked.lock().unwrap().clone();
+        images.sort();
+        assert_eq!(images, [7, 9, 30, 31, 200], "batches of {batch}");
+        let more = [(31, "new"), (9, "new")];
+        let all = places.iter().filter(|p| p.0 > 0).chain(&more).map(|(i, c)| (*i, (*c).to_owned()));
+        assert_eq!(scored.len(), distinct(scored.clone()).len(), "batches of {batch}");
+        assert_eq!(distinct(scored), distinct(all.collect()), "batches of {batch}");
+        assert_eq!((engine.counts.images_embedded, engine.counts.undecodable), (5, 2));
+    }
+}
+
+#[test]
+fn a_score_that_is_not_a_number_names_row_and_metric() {
+    struct Damaged;
+    impl Towers for Damaged {
+        fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>> {
+            First.image_features(pictures)
+        }
+        fn score(&self, image: &[f32], _caption: &[f32]) -> f32 {
+            if image[0] == 5.0 { f32::NAN } else { image[0] }
+        }
+    }
+    let mut engine = engine(&Asked::default(), 2, Parallel::Batches);
+    engine.scorers[0].1.model = Model::Towers(Box::new(Damaged));
+    let error = engine.score(&rows(&[(4, 6, "x"), (6, 5, "x")])).unwrap_err().to_string();
+    assert!(error.contains("row 1") && error.contains("'jpg_1': first gives NaN"), "{error}");
+}
