@@ -101,6 +101,117 @@ fn every_sampler_gives_the_images_of_the_parity_kit() {
     }
 }
 
+/// Euler ancestral, Karras' sigmas and other spacings on SD 1.5, 2.1 and SDXL.
+#[test]
+#[ignore = "needs ../shared/parity/given"]
+fn further_samplers_give_the_latents_of_the_parity_kit() {
+    let kit = parity("");
+    let all: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(kit.join("expected/flow.json")).unwrap()).unwrap();
+    let dir = Dir::new();
+    let noise = kit.join("expected/flow/samplers_noise.safetensors").display().to_string();
+    for (case, settings) in all["samplers"].as_object().unwrap() {
+        let (model, name) = case.split_once('_').unwrap();
+        let expected =
+            &tensors(&kit.join("expected").join(settings["file"].as_str().unwrap()))[&format!("{name}.latents")];
+        dir.write("prompts.json", serde_json::to_vec(&[&settings["prompt"]]).unwrap());
+        let scheduler = if name.starts_with("euler_a") { "euler-a" } else { name.split('_').next().unwrap() };
+        let rest = format!(
+            "--base {} --scheduler {scheduler} --steps {} --guidance {} --spacing {} {} --latents {noise} --dump-latents final",
+            kit.join("models").join(model).display(),
+            settings["steps"],
+            settings["guidance"],
+            settings["config"]["timestep_spacing"].as_str().unwrap(),
+            if name.contains("karras") { "--karras" } else { "" },
+        );
+        sample(&dir, "prompts.json", "out.parquet", &rest).ok();
+        let far = max_abs(&tensors(&dir.path("final"))["latents"], expected);
+        println!("{case}: latents off by {far:.1e}");
+        assert!(far < 2e-4, "{case}: {far}");
+    }
+}
+
+/// The noise that Euler ancestral adds follows from the image alone, or comes from a file.
+#[test]
+fn added_noise_is_the_image_s_own() {
+    let dir = world();
+    let flags = "-n 2 --scheduler euler-a --dump-latents a";
+    sample(&dir, "prompts.txt", "a.parquet", flags).ok();
+    for rest in ["--batch 3", "--batch 1 --threads 1", "--threads 2"] {
+        sample(&dir, "prompts.txt", "b.parquet", &format!("-n 2 --scheduler euler-a {rest}")).ok();
+        assert!(dir.bytes("a.parquet") == dir.bytes("b.parquet"), "{rest}");
+    }
+    for shard in ["1/2", "0/2"] {
+        sample(&dir, "prompts.txt", "parts", &format!("-n 2 --scheduler euler-a --shard {shard}")).ok();
+    }
+    assert_eq!(dir.get("parts").columns(), dir.get("a.parquet").columns());
+    dir.write("one.txt", "an old tree\n");
+    sample(&dir, "one.txt", "c.parquet", "-n 2 --scheduler euler-a").ok();
+    assert_eq!(pngs(&dir.get("c.parquet")), pngs(&dir.get("a.parquet"))[8..]);
+    // From a file: other noise in the steps leads elsewhere, and each image has its own.
+    let latents = Tensor::ones((2, 4, 8, 8), DType::F32, &candle_core::Device::Cpu).unwrap();
+    let last = |level: f64| {
+        let steps = Tensor::stack(&[&(&latents * level).unwrap(); 4], 0).unwrap();
+        let second = (steps.narrow(1, 1, 1).unwrap() * 2.0).unwrap();
+        let steps = Tensor::cat(&[&steps.narrow(1, 0, 1).unwrap(), &second], 1).unwrap();
+        write_tensors(&dir.path("noise"), &[("latents".into(), latents.clone()), ("step_noise".into(), steps)].into());
+        sample(&dir, "one.txt", "d.parquet", "-n 2 --scheduler euler-a --latents noise --dump-latents d --batch 1")
+            .ok();
+        tensors(&dir.path("d"))["latents"].clone()
+    };
+    let (one, two) = (last(0.1), last(0.2));
+    let image = |x: &Tensor, i| x.narrow(0, i, 1).unwrap();
+    assert!(max_abs(&image(&one, 1), &image(&two, 0)) < 1e-5);
+    assert!(max_abs(&image(&one, 0), &image(&one, 1)) > 0.01);
+    let error = sample(&dir, "one.txt", "e.parquet", "-n 2 --scheduler euler-a --latents noise --steps 5").fails(2);
+    says(&error, &["--latents", "4 steps", "takes 5"]);
+    sample(&dir, "one.txt", "e.parquet", "-n 2 --scheduler euler --latents noise --steps 5").ok();
+    let flat = Tensor::zeros((4, 2, 4, 8), DType::F32, &candle_core::Device::Cpu).unwrap();
+    write_tensors(&dir.path("noise"), &[("latents".into(), latents), ("step_noise".into(), flat)].into());
+    let error = sample(&dir, "one.txt", "x.parquet", "-n 2 --scheduler euler-a --latents noise").fails(2);
+    says(&error, &["'step_noise' has shape [4, 2, 4, 8]"]);
+}
+
+/// Karras' sigmas and another spacing change the picture, its name and what the PNG says of itself.
+#[test]
+fn karras_and_spacing_are_recorded() {
+    let dir = Dir::new();
+    dir.write("one.txt", "a red bicycle\n");
+    let drawn = |rest: &str| {
+        sample(&dir, "one.txt", "x.parquet", rest).ok();
+        let table = dir.get("x.parquet");
+        let origin: serde_json::Value = serde_json::from_str(&table.schema().metadata()["origin"]).unwrap();
+        (parameters(&pngs(&table)[0]), column_text(&table, "image_uid")[0].clone(), origin["args"].clone())
+    };
+    let mut uids = std::collections::HashSet::new();
+    for (rest, label) in [
+        ("--scheduler euler", "Euler"),
+        ("--scheduler euler --karras", "Euler Karras"),
+        ("--scheduler euler --spacing trailing", "Euler"),
+        ("--scheduler euler-a", "Euler a"),
+        ("--scheduler euler_a --karras", "Euler a Karras"),
+        ("--scheduler dpmpp --karras", "DPM++ 2M Karras"),
+        ("--scheduler ddim --spacing linspace", "DDIM"),
+    ] {
+        let (parameters, uid, args) = drawn(rest);
+        assert!(parameters.contains(&format!("Sampler: {label}, ")), "{rest}: {parameters}");
+        assert!(uids.insert(uid), "{rest}: another setting gave the same image_uid");
+        assert_eq!(args.get("karras").is_some(), rest.contains("karras"), "{rest}");
+        assert_eq!(args.get("spacing").is_some(), rest.contains("spacing"), "{rest}");
+    }
+    says(&sample(&dir, "one.txt", "y.parquet", "--scheduler pndm --karras").fails(2), &["pndm has no Karras sigmas"]);
+    says(&sample(&dir, "one.txt", "y.parquet", "--spacing even").fails(2), &["--spacing", "leading", "linspace"]);
+    // The base's own configuration may ask for Karras' sigmas too.
+    copy(&oracle("base"), &dir.path("base"));
+    let file = dir.path("base/scheduler/scheduler_config.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen('{', "{\"use_karras_sigmas\": true,", 1)).unwrap();
+    sample(&dir, "one.txt", "k.parquet", &format!("--base {} --scheduler euler", dir.path("base").display())).ok();
+    sample(&dir, "one.txt", "l.parquet", "--scheduler euler --karras").ok();
+    let (k, l) = (pngs(&dir.get("k.parquet")), pngs(&dir.get("l.parquet")));
+    assert!(pixels(&k[0]) == pixels(&l[0]) && parameters(&k[0]).contains("Euler Karras"));
+}
+
 /// `tests/oracle/sample.py`: SD 2.1 and SDXL in their own layouts, all samplers, negative prompts, other sizes told.
 #[test]
 fn sd21_and_sdxl_give_the_images_of_diffusers_pipelines() {
@@ -357,7 +468,7 @@ fn latents_in_and_out() {
     says(&sample(&dir, "prompts.txt", "x.parquet", "--latents noise").fails(2), &["tensor 'latents' is missing"]);
     let three = Tensor::zeros((5, 3, 8, 8), DType::F32, &candle_core::Device::Cpu).unwrap();
     write_tensors(&dir.path("noise"), &[("latents".into(), three)].into());
-    says(&sample(&dir, "prompts.txt", "x.parquet", "--latents noise").fails(2), &["3 channels, the UNet takes 4"]);
+    says(&sample(&dir, "prompts.txt", "x.parquet", "--latents noise").fails(2), &["3 channels, the denoiser takes 4"]);
     assert!(!dir.path("x.parquet").exists() && !dir.path("x.parquet.partial").exists());
 }
 
@@ -398,7 +509,7 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
         ("prompts.txt", "--unet plain", &["plain"]),
         ("prompts.txt", "--guidance nan", &["--guidance"]),
         ("prompts.txt", "--guidance 1 --negative grey", &["--negative says what guidance leads away from"]),
-        ("prompts.txt", "--time-ids 8,8,0,0,8,8", &["--time-ids is SDXL's"]),
+        ("prompts.txt", "--time-ids 8,8,0,0,8,8", &["--time-ids is for SDXL"]),
         (
             "prompts.txt",
             "--scheduler dpmpp --steps 1000",

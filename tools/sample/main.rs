@@ -11,11 +11,18 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use draw::{Drawing, Painter, Settings};
-use nets::{device, folder, hub, prompt::TimeIds, sampler::Method, weights::Weights, write};
+use nets::{
+    conditioning::TimeIds,
+    device, folder, hub,
+    process::Spacing,
+    sampler::{GivenNoise, Noise, Sampling, Scheduler},
+    weights::Weights,
+    write,
+};
 use pipe::{
     atomic,
     cli::{Answer, Common, Networks, Sharding, named, run},
@@ -58,9 +65,15 @@ struct Args {
     /// Images a prompt
     #[arg(short = 'n', long = "images-per-prompt", value_name = "N", default_value_t = 1)]
     n: u32,
-    /// How the noise is taken away
-    #[arg(long, default_value_t = Method::Ddim, value_parser = named::<Method>())]
-    scheduler: Method,
+    /// How the noise is removed
+    #[arg(long, default_value_t = Scheduler::Ddim, value_parser = named::<Scheduler>())]
+    scheduler: Scheduler,
+    /// Take Karras' sigmas with dpmpp, euler or euler-a [default: as the base's scheduler_config.json says]
+    #[arg(long)]
+    karras: bool,
+    /// The training timesteps to visit [default: as the base's scheduler_config.json says]
+    #[arg(long, value_parser = named::<Spacing>())]
+    spacing: Option<Spacing>,
     /// Sampling steps an image
     #[arg(long, value_name = "N", default_value_t = 50)]
     steps: usize,
@@ -86,7 +99,8 @@ struct Args {
     /// What column `model` says [default: the name of the checkpoint folder]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Initial noise from a safetensors file: `latents` (N, C, h, w), row k for the k-th image (prompt, then k)
+    /// Noise from a safetensors file: `latents` (N, C, h, w), the initial noise, row k for the k-th image (prompt, then k);
+    /// where it is there, `step_noise` (steps, N, C, h, w), the noise that euler-a adds
     #[arg(long, value_name = "FILE")]
     latents: Option<PathBuf>,
     /// Write the final `latents` (N, C, h, w), f32, as the UNet sees them
@@ -113,8 +127,7 @@ fn sample(args: Args) -> Result<Answer> {
     ensure!(args.batch > 0, "--batch is 0: no image to draw");
     ensure!(args.guidance.is_finite(), "--guidance must be a number, it is {}", args.guidance);
     let settings = Settings {
-        method: args.scheduler,
-        steps: args.steps,
+        sampling: Sampling { scheduler: args.scheduler, steps: args.steps, karras: args.karras, spacing: args.spacing },
         guidance: args.guidance,
         negative: args.negative.clone(),
         time_ids: args.time_ids,
@@ -140,11 +153,11 @@ fn sample(args: Args) -> Result<Answer> {
     ensure!(!prompts.prompts.is_empty(), "there is no prompt to draw");
     let unet_of = folder::unet(unet.as_deref().unwrap_or(&base))?;
     let painter = Painter::open(&base, &unet_of, settings.clone(), dtype, &device)?;
-    let given = args.latents.as_ref().map(|path| read_latents(path)).transpose()?;
+    let given = args.latents.as_ref().map(|path| GivenNoise::open(path)).transpose()?;
     let total = prompts.prompts.len() * args.n as usize;
     let latent = painter.latent_size(args.height, args.width, given.as_ref())?;
     if let Some(given) = &given {
-        let rows = given.dim(0)?;
+        let rows = given.latents.dim(0)?;
         ensure!(
             rows == total,
             "--latents holds {rows} rows for {} prompts with {} images each",
@@ -158,7 +171,7 @@ fn sample(args: Args) -> Result<Answer> {
     let unet_hash = weights.hash()?;
     // What decides the pictures, then what decides the table.
     let mut origin = Origin::new("sample")
-        .arg("scheduler", format!("{:?}", args.scheduler).to_lowercase())
+        .arg("scheduler", args.scheduler.to_string())
         .arg("steps", args.steps)
         .arg("guidance", args.guidance)
         .arg("negative", args.negative.clone())
@@ -172,12 +185,24 @@ fn sample(args: Args) -> Result<Answer> {
     if let Some(TimeIds(ids)) = args.time_ids {
         origin = origin.arg("time_ids", serde_json::json!(ids));
     }
+    if args.karras {
+        origin = origin.arg("karras", true);
+    }
+    if let Some(spacing) = args.spacing {
+        origin = origin.arg("spacing", spacing.to_string());
+    }
     if let Some(path) = &args.latents {
         origin = origin.arg("latents", id::file_hash(path)?);
     }
     // How the policy came to be, so that `winrate` knows which metrics voted on its labels.
     let policy = weights.origin().map(|o| InputOrigin { sha256: Some(unet_hash.clone()), origin: Some(o.into()) });
-    let artist = Artist { name: name.clone(), unet: unet_hash, content: origin.to_json(), settings };
+    let artist = Artist {
+        name: name.clone(),
+        unet: unet_hash,
+        content: origin.to_json(),
+        sampler: painter.sampler_label(),
+        settings,
+    };
     let origin = origin
         .arg("n", args.n)
         .arg("name", name.clone())
@@ -204,12 +229,9 @@ fn sample(args: Args) -> Result<Answer> {
         }
         let images: Vec<Image> =
             part.clone().map(|row| Image::of(row, args.n, args.common.seed, &prompts.prompts)).collect();
-        let noise = match &given {
-            Some(given) => given.narrow(0, part.start, part.len())?,
-            None => rows::noise(&images, latent)?,
-        };
+        let noise = Noise::new(images.iter().map(|i| i.seed).collect(), part.clone(), given.as_ref())?;
         let texts: Vec<&str> = images.iter().map(|i| i.prompt.prompt.as_str()).collect();
-        let Drawing { latents, images: drawn } = painter.draw(&texts, &noise)?;
+        let Drawing { latents, images: drawn } = painter.draw(&texts, &noise, latent)?;
         if !work.has(i) {
             work.put(i, &artist.table(&images, &drawn)?)?;
         }
@@ -224,14 +246,6 @@ fn sample(args: Args) -> Result<Answer> {
     let drawn = work.finish(parts.len())?;
     args.common.say(format_args!("{drawn} images of {} prompts by {name}", prompts.prompts.len()));
     Ok(Answer::Yes)
-}
-
-fn read_latents(path: &Path) -> Result<Tensor> {
-    let say = || format!("{} is not a whole safetensors file", path.display());
-    let mut all = candle_core::safetensors::load(path, &Device::Cpu).with_context(say)?;
-    let latents = all.remove("latents").with_context(|| format!("{}: tensor 'latents' is missing", path.display()))?;
-    ensure!(latents.rank() == 4, "{}: 'latents' has shape {:?}, expected (N, C, h, w)", path.display(), latents.dims());
-    Ok(latents.to_dtype(DType::F32)?)
 }
 
 /// `runs/policy/unet` -> `policy`

@@ -4,11 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use arrow::array::{ArrayRef, BinaryArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
-use candle_core::{Device, Tensor};
-use nets::{
-    image::{self, Rgb},
-    sampler::Method,
-};
+use nets::image::{self, Rgb};
 use pipe::{id, prompt_source::Prompt, schema, seed};
 use rayon::prelude::*;
 
@@ -18,7 +14,7 @@ use crate::draw::Settings;
 pub struct Image<'a> {
     pub prompt: &'a Prompt,
     k: u32,
-    seed: u64,
+    pub seed: u64,
 }
 
 impl<'a> Image<'a> {
@@ -30,12 +26,6 @@ impl<'a> Image<'a> {
     }
 }
 
-/// Standard normal noise (B, C, h, w), each image from its own seed.
-pub fn noise(images: &[Image], [c, h, w]: [usize; 3]) -> Result<Tensor> {
-    let all: Vec<f32> = images.iter().flat_map(|i| seed::draws(i.seed, "latents", "", 0).normals(c * h * w)).collect();
-    Ok(Tensor::from_vec(all, (images.len(), c, h, w), &Device::Cpu)?)
-}
-
 /// What drew them.
 pub struct Artist {
     /// What column `model` says.
@@ -44,6 +34,8 @@ pub struct Artist {
     pub unet: String,
     /// Everything else than prompt and seed that an image follows from, as JSON.
     pub content: String,
+    /// The sampler's name in AUTOMATIC1111's web UI.
+    pub sampler: String,
     pub settings: Settings,
 }
 
@@ -76,23 +68,18 @@ impl Artist {
 
     /// The settings in the form that AUTOMATIC1111's web UI writes into its PNGs, and that other programs read.
     fn parameters(&self, image: &Image, drawn: &Rgb) -> String {
-        let Settings { method, steps, guidance, negative, .. } = &self.settings;
+        let (Settings { sampling, guidance, negative, .. }, sampler) = (&self.settings, &self.sampler);
         let negative = match negative {
             Some(text) if !text.is_empty() => format!("\nNegative prompt: {text}"),
             _ => String::new(),
         };
-        let sampler = match method {
-            Method::Ddim => "DDIM",
-            Method::Pndm => "PLMS",
-            Method::Dpmpp => "DPM++ 2M",
-            Method::Euler => "Euler",
-        };
         // A value that would look like two is quoted there.
         let name = if self.name.contains([',', ':', '\n']) { format!("{:?}", self.name) } else { self.name.clone() };
         format!(
-            "{}{negative}\nSteps: {steps}, Sampler: {sampler}, CFG scale: {guidance}, Seed: {}, Size: {}x{}, \
+            "{}{negative}\nSteps: {}, Sampler: {sampler}, CFG scale: {guidance}, Seed: {}, Size: {}x{}, \
              Model hash: {}, Model: {name}, Version: balanced-dpo {}",
             image.prompt.prompt,
+            sampling.steps,
             image.seed,
             drawn.width,
             drawn.height,

@@ -2,6 +2,8 @@
 //! schedules and samplers, optimisers, checkpoints, scorers.
 
 pub mod clean;
+pub mod conditioning;
+pub mod denoiser;
 pub mod device;
 pub mod folder;
 pub mod hub;
@@ -15,6 +17,7 @@ pub mod optim;
 pub mod params;
 pub mod pickle;
 mod pool;
+pub mod process;
 pub mod prompt;
 pub mod sampler;
 pub mod scorer;

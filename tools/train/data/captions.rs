@@ -67,7 +67,7 @@ impl Captions {
                 let states = lists(&found, "states")?.reshape((captions.len(), *t, *d))?;
                 let pooled =
                     pooled.map(|p| Ok::<_, anyhow::Error>(lists(&found, "pooled")?.reshape((captions.len(), p))?));
-                Ok(Conditioning { states, pooled: pooled.transpose()? })
+                Ok(Conditioning { states, pooled: pooled.transpose()?, sizes: vec![] })
             }
         }
     }

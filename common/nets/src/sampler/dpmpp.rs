@@ -1,39 +1,45 @@
 //! DPM-Solver++ of second order, multistep, midpoint: "DPM++ 2M".
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use candle_core::{Result as Candle, Tensor};
 
-use super::{Sampler, mix, refuse_other_sigmas, sigmas_at, spread::spread_before_end, x0_and_eps};
-use crate::noise::{FinalSigma, PredictionType, Schedule, Spacing};
+use super::{Noise, Sampler, sigmas, spacing::spaced_before_end};
+use crate::process::{Ddpm, FinalSigma, Spacing, mix};
 
 pub struct Dpmpp {
     timesteps: Vec<f32>,
     /// sigma / alpha, one more than there are timesteps.
     sigmas: Vec<f64>,
-    predicts: PredictionType,
+    process: Ddpm,
     /// The last step is of first order.
     first_order_last: bool,
-    /// x_0 as the step before saw it.
+    /// x_0 as predicted at the step before.
     before: Option<Tensor>,
 }
 
 impl Dpmpp {
-    pub fn new(schedule: &Schedule, steps: usize) -> Result<Self> {
-        let c = &schedule.config;
-        refuse_other_sigmas(c)?;
-        let plain = |setting: &Option<String>, usual: &str| setting.as_deref().is_none_or(|s| s == usual);
-        ensure!(plain(&c.algorithm_type, "dpmsolver++"), "an algorithm_type other than dpmsolver++ is not supported");
-        ensure!(plain(&c.solver_type, "midpoint"), "a solver_type other than midpoint is not supported");
-        ensure!(c.solver_order == 2, "a solver_order other than 2 is not supported");
-        ensure!(!c.thresholding, "thresholding is not supported; it is not meant for latents");
-        let timesteps = spread_before_end(c, c.timestep_spacing.unwrap_or(Spacing::Linspace), steps)?;
+    pub fn new(process: &Ddpm, steps: usize, karras: bool) -> Result<Self> {
+        let c = &process.config;
+        sigmas::refuse_others(process)?;
+        c.expect("algorithm_type", "dpmsolver++")?;
+        c.expect("solver_type", "midpoint")?;
+        c.expect("solver_order", 2)?;
+        c.expect("thresholding", false)?; // which is not meant for latents
+        let training = sigmas::of_training(process);
+        let mut timesteps = spaced_before_end(c, c.timestep_spacing.unwrap_or(Spacing::Linspace), steps)?;
+        let mut sigmas = sigmas::at(&training, &timesteps);
+        if karras {
+            // Over all training timesteps, whatever the spacing is.
+            sigmas = sigmas::karras(training[training.len() - 1].into(), training[0].into(), steps);
+            timesteps = sigmas.iter().map(|&s| sigmas::timestep_of(s, &training).round_ties_even()).collect();
+        }
         Ok(Self {
-            sigmas: sigmas_at(&timesteps, schedule),
+            sigmas: sigmas::with_end(&sigmas, &training, c.final_sigmas_type),
             timesteps: timesteps.iter().map(|&t| t as f32).collect(),
-            predicts: c.prediction_type,
             first_order_last: c.euler_at_final
                 || (c.lower_order_final && steps < 15)
                 || c.final_sigmas_type == FinalSigma::Zero,
+            process: process.clone(),
             before: None,
         })
     }
@@ -55,10 +61,10 @@ impl Sampler for Dpmpp {
     ///   x' = sigma'/sigma x - alpha' (e^-h - 1) D,   D = x_0 + (x_0 - x_0 before) / (2 r)
     ///
     /// and D = x_0 in a step of first order (DPM-Solver++, Algorithm 2).
-    fn step(&mut self, i: usize, x: &Tensor, answer: &Tensor) -> Candle<Tensor> {
+    fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, _: &Noise) -> Candle<Tensor> {
         let (now, next) = (self.sigmas[i], self.sigmas[i + 1]);
         let ((alpha, sigma), (alpha_next, sigma_next)) = (alpha_sigma(now), alpha_sigma(next));
-        let (x0, _) = x0_and_eps(self.predicts, x, answer, alpha, sigma)?;
+        let (x0, _) = self.process.x0_and_eps(x, prediction, alpha, sigma)?;
         let last = i + 1 == self.timesteps.len();
         let d = match self.before.replace(x0.clone()) {
             Some(before) if !(last && self.first_order_last) => {

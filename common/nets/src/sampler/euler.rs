@@ -1,36 +1,57 @@
 //! Euler's method on sigmas: SDXL's own sampler. Here x = x_0 + sigma eps, not scaled down as in the schedule.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use candle_core::{Result as Candle, Tensor};
 
-use super::{Sampler, mix, refuse_other_sigmas, sigmas_at, spread::spread};
-use crate::noise::{PredictionType, Schedule, Spacing};
+use super::{Noise, Sampler, sigmas, spacing::spaced};
+use crate::process::{Ddpm, FinalSigma, PredictionType, Spacing, mix};
 
 pub struct Euler {
     timesteps: Vec<f32>,
     /// One more than there are timesteps.
-    sigmas: Vec<f64>,
+    pub(super) sigmas: Vec<f64>,
     initial_sigma: f64,
     predicts: PredictionType,
 }
 
 impl Euler {
-    pub fn new(schedule: &Schedule, steps: usize) -> Result<Self> {
-        let c = &schedule.config;
-        refuse_other_sigmas(c)?;
-        let plain = |setting: &Option<String>, usual: &str| setting.as_deref().is_none_or(|s| s == usual);
-        ensure!(plain(&c.interpolation_type, "linear"), "an interpolation_type other than linear is not supported");
-        ensure!(plain(&c.timestep_type, "discrete"), "a timestep_type other than discrete is not supported");
+    pub fn new(process: &Ddpm, steps: usize, karras: bool) -> Result<Self> {
+        sigmas::refuse_others(process)?;
+        process.config.expect("interpolation_type", "linear")?;
+        process.config.expect("timestep_type", "discrete")?;
+        Self::ending_at(process, steps, karras, process.config.final_sigmas_type)
+    }
+
+    pub(super) fn ending_at(process: &Ddpm, steps: usize, karras: bool, end: FinalSigma) -> Result<Self> {
+        let c = &process.config;
         let spacing = c.timestep_spacing.unwrap_or(Spacing::Linspace);
-        // diffusers looks sigmas up at the timesteps as f32 stores them
-        let timesteps: Vec<f32> = spread(c, spacing, steps)?.iter().map(|&t| t as f32).collect();
-        let sigmas = sigmas_at(&timesteps.iter().map(|&t| t as f64).collect::<Vec<_>>(), schedule);
+        let training = sigmas::of_training(process);
+        // diffusers looks sigmas up at the timesteps as f32 stores them.
+        let mut timesteps: Vec<f32> = spaced(c, spacing, steps)?.iter().map(|&t| t as f32).collect();
+        let mut sigmas = sigmas::at(&training, &timesteps.iter().map(|&t| t as f64).collect::<Vec<_>>());
+        if karras {
+            sigmas = sigmas::karras(sigmas[0], sigmas[steps - 1], steps);
+            timesteps = sigmas.iter().map(|&sigma| sigmas::timestep_of(sigma, &training) as f32).collect();
+        }
+        let sigmas = sigmas::with_end(&sigmas, &training, end);
         let largest = sigmas.iter().copied().fold(0.0, f64::max);
         let initial_sigma = match spacing {
             Spacing::Leading => (largest * largest + 1.0).sqrt(),
             Spacing::Linspace | Spacing::Trailing => largest,
         };
         Ok(Self { timesteps, sigmas, initial_sigma, predicts: c.prediction_type })
+    }
+
+    /// dx/dsigma = (x - x_0) / sigma at step i.
+    pub(super) fn slope(&self, i: usize, x: &Tensor, prediction: &Tensor) -> Candle<Tensor> {
+        match self.predicts {
+            PredictionType::Epsilon => Ok(prediction.clone()),
+            PredictionType::VPrediction => {
+                let sigma = self.sigmas[i];
+                let size = sigma * sigma + 1.0;
+                mix(sigma / size, x, 1.0 / size.sqrt(), prediction)
+            }
+        }
     }
 }
 
@@ -48,16 +69,8 @@ impl Sampler for Euler {
         x / (sigma * sigma + 1.0).sqrt()
     }
 
-    /// x + dx/dsigma (sigma' - sigma), where dx/dsigma = (x - x_0) / sigma.
-    fn step(&mut self, i: usize, x: &Tensor, answer: &Tensor) -> Candle<Tensor> {
-        let (now, next) = (self.sigmas[i], self.sigmas[i + 1]);
-        match self.predicts {
-            PredictionType::Epsilon => mix(1.0, x, next - now, answer),
-            PredictionType::VPrediction => {
-                let size = now * now + 1.0;
-                let slope = mix(now / size, x, 1.0 / size.sqrt(), answer)?;
-                mix(1.0, x, next - now, &slope)
-            }
-        }
+    /// x + dx/dsigma (sigma' - sigma)
+    fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, _: &Noise) -> Candle<Tensor> {
+        mix(1.0, x, self.sigmas[i + 1] - self.sigmas[i], &self.slope(i, x, prediction)?)
     }
 }

@@ -1,36 +1,36 @@
-//! PNDM: Stable Diffusion 1.5's own sampler. It combines the last four answers (linear multistep), and warms up either by
-//! calling the UNet twice at the second timestep (`skip_prk_steps`, as Stable Diffusion asks) or by three Runge-Kutta
+//! PNDM: Stable Diffusion 1.5's own sampler. It combines the last four predictions (linear multistep). It warms up either by
+//! calling the denoiser twice at the second timestep (`skip_prk_steps`, as Stable Diffusion asks) or by three Runge-Kutta
 //! steps of four calls each.
 
 use anyhow::{Result, ensure};
 use candle_core::{Result as Candle, Tensor};
 
-use super::{Sampler, final_alpha, mix, spread::spread_whole};
-use crate::noise::{PredictionType, Schedule, Spacing};
+use super::{Noise, Sampler, final_alpha, spacing::spaced_whole};
+use crate::process::{Ddpm, PredictionType, Spacing, mix};
 
 pub struct Pndm {
     timesteps: Vec<f32>,
-    /// How many of them are Runge-Kutta's: 12 or none.
+    /// Number of timesteps that belong to Runge-Kutta steps: 12 or 0.
     runge_kutta: usize,
-    schedule: Schedule,
+    process: Ddpm,
     final_alpha: f32,
     stride: usize,
-    /// The UNet's last answers, the newest last, at most four.
-    answers: Vec<Tensor>,
-    /// Where the step under way began.
+    /// The last predictions, the newest last, at most four.
+    predictions: Vec<Tensor>,
+    /// x at the beginning of the present step.
     start: Option<Tensor>,
-    /// Runge-Kutta's sum so far.
+    /// The weighted sum of a Runge-Kutta step's predictions so far.
     sum: Option<Tensor>,
 }
 
 impl Pndm {
-    pub fn new(schedule: &Schedule, steps: usize) -> Result<Self> {
-        let c = &schedule.config;
+    pub fn new(process: &Ddpm, steps: usize) -> Result<Self> {
+        let c = &process.config;
         ensure!(
             !c.rescale_betas_zero_snr,
             "rescale_betas_zero_snr: pndm does not go with a zero terminal SNR; choose ddim, euler or dpmpp"
         );
-        let mut whole = spread_whole(c, c.timestep_spacing.unwrap_or(Spacing::Leading), steps)?;
+        let mut whole = spaced_whole(c, c.timestep_spacing.unwrap_or(Spacing::Leading), steps)?;
         let stride = c.num_train_timesteps / steps;
         let runge_kutta = if c.skip_prk_steps { 0 } else { 12 };
         let timesteps = if c.skip_prk_steps {
@@ -51,25 +51,25 @@ impl Pndm {
         Ok(Self {
             timesteps: timesteps.iter().map(|&t| t as f32).collect(),
             runge_kutta,
-            final_alpha: final_alpha(schedule, false),
+            final_alpha: final_alpha(process, false),
             stride,
-            schedule: schedule.clone(),
-            answers: vec![],
+            process: process.clone(),
+            predictions: vec![],
             start: None,
             sum: None,
         })
     }
 
     /// One of the four calls of a Runge-Kutta step: at its beginning, twice in its middle, at its end.
-    fn runge_kutta(&mut self, i: usize, x: &Tensor, answer: &Tensor) -> Candle<Tensor> {
+    fn runge_kutta(&mut self, i: usize, x: &Tensor, prediction: &Tensor) -> Candle<Tensor> {
         let (t, began) = (self.timesteps[i] as i64, self.timesteps[i / 4 * 4] as i64);
         let to = if i.is_multiple_of(2) { t - (self.stride / 2) as i64 } else { t };
         let weight = if matches!(i % 4, 0 | 3) { 1.0 / 6.0 } else { 1.0 / 3.0 };
         if i.is_multiple_of(4) {
-            self.answers.push(answer.clone());
+            self.predictions.push(prediction.clone());
             self.start = Some(x.clone());
         }
-        let part = (answer * weight)?;
+        let part = (prediction * weight)?;
         let sum = match self.sum.take() {
             Some(sum) => (sum + part)?,
             None => part,
@@ -79,22 +79,22 @@ impl Pndm {
             return self.transfer(&start, &sum, began, to);
         }
         self.sum = Some(sum);
-        self.transfer(&start, answer, began, to)
+        self.transfer(&start, prediction, began, to)
     }
 
-    fn multistep(&mut self, i: usize, x: &Tensor, answer: &Tensor) -> Candle<Tensor> {
+    fn multistep(&mut self, i: usize, x: &Tensor, prediction: &Tensor) -> Candle<Tensor> {
         let (t, stride) = (self.timesteps[i] as i64, self.stride as i64);
         if let (1, 0, Some(start)) = (i, self.runge_kutta, self.start.take()) {
-            // The warm-up: again over the first step, now with the mean of its two ends.
-            let mean = mix(0.5, answer, 0.5, &self.answers[0])?;
+            // The warm-up: the first step once more, with the mean of the predictions at its two ends.
+            let mean = mix(0.5, prediction, 0.5, &self.predictions[0])?;
             return self.transfer(&start, &mean, t + stride, t);
         }
-        if self.answers.len() == 4 {
-            self.answers.remove(0);
+        if self.predictions.len() == 4 {
+            self.predictions.remove(0);
         }
-        self.answers.push(answer.clone());
-        let e = &self.answers;
-        // Adams-Bashforth's weights of the last one, two, three and four answers (PNDM Eq. 12)
+        self.predictions.push(prediction.clone());
+        let e = &self.predictions;
+        // Adams-Bashforth's weights of the last one, two, three and four predictions (PNDM Eq. 12)
         let combined = match e.len() {
             1 => {
                 self.start = Some(x.clone());
@@ -108,13 +108,13 @@ impl Pndm {
     }
 
     /// x_t to x_{t'} along eps (PNDM Eq. 9 and 11), alpha and beta = 1 - alpha of the products.
-    fn transfer(&self, x: &Tensor, answer: &Tensor, from: i64, to: i64) -> Candle<Tensor> {
-        let all = &self.schedule.alphas_cumprod;
+    fn transfer(&self, x: &Tensor, prediction: &Tensor, from: i64, to: i64) -> Candle<Tensor> {
+        let all = &self.process.alphas_cumprod;
         let at = |t: i64| usize::try_from(t).map_or(self.final_alpha, |t| all[t]) as f64;
         let (now, next) = (at(from), at(to));
-        let eps = match self.schedule.config.prediction_type {
-            PredictionType::Epsilon => answer.clone(),
-            PredictionType::VPrediction => mix(now.sqrt(), answer, (1.0 - now).sqrt(), x)?,
+        let eps = match self.process.config.prediction_type {
+            PredictionType::Epsilon => prediction.clone(),
+            PredictionType::VPrediction => mix(now.sqrt(), prediction, (1.0 - now).sqrt(), x)?,
         };
         let denominator = now * (1.0 - next).sqrt() + (now * (1.0 - now) * next).sqrt();
         mix((next / now).sqrt(), x, -(next - now) / denominator, &eps)
@@ -126,10 +126,10 @@ impl Sampler for Pndm {
         &self.timesteps
     }
 
-    fn step(&mut self, i: usize, x: &Tensor, answer: &Tensor) -> Candle<Tensor> {
+    fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, _: &Noise) -> Candle<Tensor> {
         match i < self.runge_kutta {
-            true => self.runge_kutta(i, x, answer),
-            false => self.multistep(i, x, answer),
+            true => self.runge_kutta(i, x, prediction),
+            false => self.multistep(i, x, prediction),
         }
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail, ensure};
 use serde::Deserialize;
 
-use crate::lora::kohya::Naming;
+use crate::{conditioning::Widths, lora::kohya::Naming};
 
 /// A number for every block, or one for all.
 #[derive(Clone, Debug, Deserialize)]
@@ -139,6 +139,11 @@ impl UNetConfig {
         let takes = self.pooled_width();
         ensure!(pooled == takes, "the UNet takes {}, the text encoder makes {}", say(takes), say(pooled));
         Ok(())
+    }
+
+    /// Widths of the text states that the UNet attends to and of the pooled state that SDXL's takes.
+    pub fn widths(&self) -> Widths {
+        Widths { states: self.cross_attention_dim, pooled: self.pooled_width() }
     }
 
     pub(super) fn time_width(&self) -> usize {

@@ -23,7 +23,7 @@ use crate::{
     weights::Weights,
 };
 
-/// SDXL's extra conditioning; [`crate::prompt::Conditioning::added`] makes it.
+/// SDXL's extra conditioning; [`crate::conditioning::Conditioning::added`] makes it.
 pub struct Added {
     /// Pooled text state of the second encoder, (B, D).
     pub text_embeds: Tensor,

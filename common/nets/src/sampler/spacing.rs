@@ -1,14 +1,14 @@
-//! How the steps of a walk are spread over the training timesteps (arXiv 2305.08891, Table 2), with numpy's rounding.
+//! The training timesteps that a sampler visits (arXiv 2305.08891, Table 2), with numpy's rounding.
 
 use anyhow::{Result, ensure};
 
-use crate::noise::{SchedulerConfig, Spacing};
+use crate::process::{SchedulerConfig, Spacing};
 
-/// `steps` timesteps, the latest first; those of linspace may lie between two.
+/// `steps` timesteps, the latest first; with linspace they are fractions.
 ///
 /// # Errors
 /// `steps_offset` pushes one beyond the last training timestep.
-pub fn spread(c: &SchedulerConfig, spacing: Spacing, steps: usize) -> Result<Vec<f64>> {
+pub fn spaced(c: &SchedulerConfig, spacing: Spacing, steps: usize) -> Result<Vec<f64>> {
     let (n, count) = (c.num_train_timesteps as f64, steps as f64);
     let all: Vec<f64> = match spacing {
         Spacing::Leading => {
@@ -16,7 +16,7 @@ pub fn spread(c: &SchedulerConfig, spacing: Spacing, steps: usize) -> Result<Vec
             (0..steps).rev().map(|i| (i * stride + c.steps_offset) as f64).collect()
         }
         Spacing::Trailing => {
-            let stride = (n - n / count) - n; // numpy.arange's: the second less the first
+            let stride = (n - n / count) - n; // as numpy.arange computes it, the second less the first
             (0..steps).map(|i| (n + i as f64 * stride).round_ties_even() - 1.0).collect()
         }
         Spacing::Linspace => {
@@ -33,22 +33,22 @@ pub fn spread(c: &SchedulerConfig, spacing: Spacing, steps: usize) -> Result<Vec
     Ok(all)
 }
 
-/// The same on whole timesteps.
-pub fn spread_whole(c: &SchedulerConfig, spacing: Spacing, steps: usize) -> Result<Vec<f64>> {
-    Ok(spread(c, spacing, steps)?.into_iter().map(f64::round_ties_even).collect())
+/// The same, rounded to whole timesteps.
+pub fn spaced_whole(c: &SchedulerConfig, spacing: Spacing, steps: usize) -> Result<Vec<f64>> {
+    Ok(spaced(c, spacing, steps)?.into_iter().map(f64::round_ties_even).collect())
 }
 
-/// The same where the walk's end counts as a step of its own: DPM-Solver++.
-pub fn spread_before_end(c: &SchedulerConfig, spacing: Spacing, steps: usize) -> Result<Vec<f64>> {
+/// The same where the end of the sampling counts as one more step, as in DPM-Solver++.
+pub fn spaced_before_end(c: &SchedulerConfig, spacing: Spacing, steps: usize) -> Result<Vec<f64>> {
     if spacing == Spacing::Trailing {
-        return spread_whole(c, spacing, steps);
+        return spaced_whole(c, spacing, steps);
     }
     ensure!(
         steps < c.num_train_timesteps,
         "{steps} sampling steps and the end do not fit {} training timesteps; take fewer steps",
         c.num_train_timesteps
     );
-    let mut all = spread_whole(c, spacing, steps + 1)?;
+    let mut all = spaced_whole(c, spacing, steps + 1)?;
     all.truncate(steps);
     Ok(all)
 }

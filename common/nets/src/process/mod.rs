@@ -1,0 +1,99 @@
+//! The process that turns an image into noise, and what a denoiser learns to predict of it. It hides whether a model was
+//! trained by DDPM or by flow matching.
+
+mod config;
+mod ddpm;
+
+use std::path::Path;
+
+use anyhow::Result;
+use candle_core::{Result as Candle, Tensor};
+use pipe::seed::Draws;
+
+pub use config::{FinalSigma, PredictionType, SchedulerConfig, Spacing};
+pub use ddpm::Ddpm;
+
+/// How images become noise. A time `t` is the number that the denoiser is given: a whole timestep in DDPM.
+#[derive(Clone, Debug)]
+pub enum Process {
+    Ddpm(Ddpm),
+}
+
+pipe::names! {
+    /// Of what the squared error is taken.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum ErrorOf {
+        /// What the denoiser predicts: in a v-prediction model a weight of 1 + 1/SNR on the error of epsilon, else 1
+        Prediction = "prediction",
+        /// The noise, whatever the denoiser predicts: a weight of alpha_t^2 on the error of v
+        Epsilon = "epsilon",
+    }
+}
+
+impl Process {
+    /// Where a model folder says which process it was trained by.
+    pub const FILE: &str = "scheduler/scheduler_config.json";
+
+    /// From the model folder `base`.
+    ///
+    /// # Errors
+    /// The file is missing or damaged, or asks for a schedule that is not supported.
+    pub fn open(base: &Path) -> Result<Self> {
+        Ok(Process::Ddpm(Ddpm::open(&base.join(Self::FILE))?))
+    }
+
+    /// Draws the time of one training pair.
+    pub fn draw(&self, draws: &mut Draws) -> f32 {
+        let Process::Ddpm(ddpm) = self;
+        ddpm.draw(draws)
+    }
+
+    /// # Errors
+    /// The process has no such time.
+    pub fn check_time(&self, t: f64) -> Result<f32> {
+        let Process::Ddpm(ddpm) = self;
+        ddpm.check_time(t)
+    }
+
+    /// x_t of the images `x0` and the noise `eps`, both (B, C, h, w), each image at its own time `t` (B).
+    pub fn add_noise(&self, x0: &Tensor, eps: &Tensor, t: &[f32]) -> Candle<Tensor> {
+        let Process::Ddpm(ddpm) = self;
+        ddpm.add_noise(x0, eps, t)
+    }
+
+    /// What the denoiser should predict from x_t, (B, C, h, w).
+    pub fn target(&self, x0: &Tensor, eps: &Tensor, t: &[f32]) -> Candle<Tensor> {
+        let Process::Ddpm(ddpm) = self;
+        ddpm.target(x0, eps, t)
+    }
+
+    /// w(lambda_t): the weight of the squared error of the prediction at time `t`.
+    pub fn weight(&self, error: ErrorOf, t: f32) -> f64 {
+        let Process::Ddpm(ddpm) = self;
+        ddpm.weight(error, t)
+    }
+
+    /// Whether the configuration looks like that of a model that was distilled to a few steps.
+    pub fn looks_distilled(&self) -> bool {
+        let Process::Ddpm(ddpm) = self;
+        ddpm.looks_distilled()
+    }
+
+    /// The process by which a model that was distilled to a few steps is trained on.
+    pub fn distilled(self) -> Self {
+        let Process::Ddpm(ddpm) = self;
+        Process::Ddpm(ddpm.distilled())
+    }
+
+    /// The times that training draws from and how many the schedule has, if it draws from some of them only.
+    pub fn few_times(&self) -> Option<(&[u32], usize)> {
+        let Process::Ddpm(ddpm) = self;
+        let all = ddpm.config.num_train_timesteps;
+        (ddpm.trained.len() != all).then_some((&ddpm.trained, all))
+    }
+}
+
+/// a x + b y
+pub(crate) fn mix(a: f64, x: &Tensor, b: f64, y: &Tensor) -> Candle<Tensor> {
+    (x * a)? + (y * b)?
+}
