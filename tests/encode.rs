@@ -109,19 +109,30 @@ fn threads_and_batches_change_nothing() {
 }
 
 #[test]
-fn a_cache_does_not_take_the_place_of_its_pairs() {
+fn a_rerun_keeps_other_files_in_the_folder() {
     let dir = Dir::new();
     dir.put("pairs.parquet", &pairs(3));
     encode(&dir, "pairs.parquet", "cache", &[]).ok();
-    std::fs::rename(dir.path("pairs.parquet"), dir.path("cache/mine.parquet")).unwrap();
-    let error = encode(&dir, "cache/mine.parquet", "cache", &[]).fails(2);
-    says(&error, &["cache/mine.parquet lies in cache, which would be replaced", "name another output"]);
-    assert!(dir.path("cache/mine.parquet").exists());
+    dir.write("cache/labels.parquet", "a table of the user");
+    std::fs::create_dir(dir.path("cache/notes")).unwrap();
+    encode(&dir, "pairs.parquet", "cache", &["--augment", "pair-flip"]).ok();
+    assert_eq!(flipped(&tables(&dir, "cache")[0])[..2], [false, true], "the tables are replaced");
+    assert_eq!(dir.bytes("cache/labels.parquet"), b"a table of the user");
+    assert!(dir.path("cache/notes").is_dir());
+    // A table that encode did not make is not replaced, and neither is an input.
+    std::fs::create_dir(dir.path("data")).unwrap();
+    dir.put("data/pairs.parquet", &pairs(3));
+    let before = tree(&dir.path("data"));
+    for (input, part) in [("data/pairs.parquet", "is also an input"), ("pairs.parquet", "was not made by encode")] {
+        says(&encode(&dir, input, "data", &[]).fails(2), &["data/pairs.parquet", part, "another"]);
+    }
+    assert!(tree(&dir.path("data")) == before);
     std::fs::create_dir(dir.path("parts")).unwrap();
-    std::fs::rename(dir.path("cache/mine.parquet"), dir.path("parts/part-00000-of-00001.parquet")).unwrap();
+    dir.put("parts/part-00000-of-00001.parquet", &pairs(3));
     for rest in [&[][..], &["--shard", "0/2"]] {
         says(&encode(&dir, "parts", "parts", rest).fails(2), &["parts is also an input"]);
     }
+    assert_eq!(dir.list(), ["cache", "data", "pairs.parquet", "parts"]);
 }
 
 #[test]
@@ -199,8 +210,6 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
     dir.put("none", &good.slice(0, 0));
     dir.write("cut", &dir.bytes("good")[..9000]);
     dir.write("plain", "a file");
-    std::fs::create_dir(dir.path("folder")).unwrap();
-    dir.write("folder/mine", "not a cache");
     let before = dir.list();
     let mini = mini().display().to_string();
     for (input, rest, parts) in [
@@ -219,7 +228,7 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
         says(&encode(&dir, input, "out", rest).fails(2), parts);
         assert_eq!(dir.list(), before, "{input} {rest:?}");
     }
-    for (out, parts) in [("plain", "plain exists and is not a cache"), ("folder", "not a cache"), ("-", "a folder")] {
+    for (out, parts) in [("plain", "plain: it is not a folder"), ("-", "a folder")] {
         says(&encode(&dir, "good", out, &[]).fails(2), &[parts]);
     }
     says(&encode(&dir, "good", "plain/out", &[]).fails(2), &["plain/out"]);
@@ -227,7 +236,6 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
     let args = ["good", "-o", "out", "--resolution", "15", "--base", &base];
     says(&dir.tool("encode").args(args).fails(2), &["--resolution 15 is not a multiple of the VAE's 2"]);
     assert_eq!(dir.list(), before);
-    assert_eq!(dir.bytes("folder/mine"), b"not a cache");
     // An earlier cache is replaced only by a whole one.
     encode(&dir, "good", "out", &[]).ok();
     let cache = tree(&dir.path("out"));
@@ -264,6 +272,6 @@ fn shards_put_together_are_the_whole() {
     }
     // Over a whole cache no parts are written, and the other way round.
     let error = encode(&dir, "pairs.parquet", "whole", &["--shard", "0/3"]).fails(2);
-    says(&error, &["whole holds a whole cache"]);
-    says(&encode(&dir, "pairs.parquet", "parts", &[]).fails(2), &["parts exists and is not a cache"]);
+    says(&error, &["whole/pairs.parquet is a whole table"]);
+    says(&encode(&dir, "pairs.parquet", "parts", &[]).fails(2), &["parts/pairs.parquet", "it is a folder"]);
 }

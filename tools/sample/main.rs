@@ -7,6 +7,7 @@ mod draw;
 mod rows;
 
 use std::{
+    ops::Range,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -27,11 +28,11 @@ use pipe::{
     atomic,
     cli::{Answer, Common, Networks, Sharding, named, run},
     id,
+    job::{Job, Keep, Spec},
     origin::{InputOrigin, Origin},
-    parts::Work,
-    progress, prompt_source, schema,
+    parts::Tables,
+    prompt_source, schema,
     shard::target,
-    stop,
 };
 use rows::{Artist, Image};
 
@@ -209,41 +210,44 @@ fn sample(args: Args) -> Result<Answer> {
         .arg("seed", args.common.seed)
         .inputs(prompts.origins)
         .inputs(policy);
-    stop::watch()?;
 
     // An image is row `prompt * n + k`; `--shard` takes a range of rows.
     let rows = args.sharding.shard.map_or(0..total, |s| s.range(total));
-    let parts: Vec<_> = rows.clone().step_by(args.batch).map(|from| from..(from + args.batch).min(rows.end)).collect();
-    let mut work = Work::open(
-        &target(out, args.sharding.shard),
-        schema::images(),
+    let mut job = Job::open(Spec {
+        tool: "sample",
+        tables: Tables::file(&target(out, args.sharding.shard), schema::images())?,
         origin,
-        &format!("rows {rows:?} by {}", args.batch),
-    )?;
-    let bar = progress::bar("sample", Some(rows.len() as u64), args.common.quiet);
+        cut: format!("rows {rows:?} by {}", args.batch),
+        keep: Keep::Parts,
+        rows: Some(rows.len()),
+        quiet: args.common.quiet,
+    })?;
+    let mut next = rows.start;
+    if args.dump_latents.is_none() {
+        job.resume(|part| {
+            next += part[0].len();
+            Ok(true)
+        })?;
+    }
+    let batch = args.batch;
+    let parts = (next..rows.end).step_by(batch).map(move |from| Ok(from..(from + batch).min(rows.end)));
     let mut finals = vec![];
-    for (i, part) in parts.iter().enumerate() {
-        if args.dump_latents.is_none() && work.has(i) {
-            bar.inc(part.len() as u64);
-            continue;
-        }
+    let drawn = job.run(parts, |part: Range<usize>| {
         let images: Vec<Image> =
             part.clone().map(|row| Image::of(row, args.n, args.common.seed, &prompts.prompts)).collect();
         let noise = Noise::new(images.iter().map(|i| i.seed).collect(), part.clone(), given.as_ref())?;
         let texts: Vec<&str> = images.iter().map(|i| i.prompt.prompt.as_str()).collect();
         let Drawing { latents, images: drawn } = painter.draw(&texts, &noise, latent)?;
-        if !work.has(i) {
-            work.put(i, &artist.table(&images, &drawn)?)?;
+        if args.dump_latents.is_some() {
+            finals.push(latents.to_device(&Device::Cpu)?);
         }
-        finals.push(latents.to_device(&Device::Cpu)?);
-        bar.inc(part.len() as u64);
-        stop::check()?;
-    }
+        Ok(vec![artist.table(&images, &drawn)?])
+    })?;
     if let Some(path) = &args.dump_latents {
         let latents = Tensor::cat(&finals, 0)?.to_dtype(DType::F32)?;
         write::tensors(path, &[("latents".to_owned(), latents)].into(), Default::default())?;
     }
-    let drawn = work.finish(parts.len())?;
+    let drawn = drawn[0];
     args.common.say(format_args!("{drawn} images of {} prompts by {name}", prompts.prompts.len()));
     Ok(Answer::Yes)
 }

@@ -150,11 +150,6 @@ impl Engine {
         Ok(all)
     }
 
-    /// What was done. The models and their memory are given back.
-    pub fn finish(self) -> Counts {
-        self.counts
-    }
-
     fn refuse_nulls(&self, rows: &Rows, places: &[Place]) -> Result<()> {
         if self.bad == Bad::Skip {
             return Ok(());

@@ -11,13 +11,13 @@ mod rows;
 mod summary;
 mod verify;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use anyhow::{Result, ensure};
-use arrow::{
-    array::{ArrayRef, Float32Array, RecordBatch},
-    datatypes::SchemaRef,
-};
 use candle_core::DType;
 use clap::Parser;
 use engine::{Bad, Engine, Parallel};
@@ -29,13 +29,12 @@ use options::Choices;
 use pipe::{
     atomic::create_parent,
     cli::{Answer, Common, Networks, Sharding, run},
-    column::Rows,
+    job::{Job, Keep, Spec},
     origin::Origin,
-    parts::Work,
-    place, progress,
+    parts::Tables,
+    place,
     shard::target,
-    stop,
-    table::{Inputs, Output},
+    table::Inputs,
 };
 use rows::Kind;
 use summary::Summary;
@@ -96,90 +95,91 @@ struct Args {
     common: Common,
 }
 
-/// Rows of a part, which a killed run loses at most: 64, and on a GPU enough to fill several batches of `batch` images.
-fn part_rows(on_cpu: bool, batch: usize) -> usize {
-    if on_cpu { 64 } else { batch.saturating_mul(4).max(64) }
-}
-
 fn main() -> ExitCode {
     run("score", |args| device::on_workers(|| score(args)))
 }
 
 fn score(args: Args) -> Result<Answer> {
-    let common = &args.common;
-    let output =
-        if args.verify.is_some() { common.output()? } else { args.sharding.output_beside(common, &args.tables)? };
-    let shard = args.sharding.shard;
-    let out = target(output, shard);
-    let kept = args.verify.is_none() && !place::is_stream(&out);
+    let output = output(&args)?;
     let metrics = models::metrics(&args.metrics)?;
+    let options = options(&args)?;
+    let mut inputs = Inputs::open(&args.tables)?;
+    let kind = Kind::of(&inputs)?;
+    let sources = models::files(&metrics, args.models.as_deref(), &args.model, args.allow_download)?;
+    let scratch = scratch_folder(&args, &output)?;
+    let scorers = models::open(&metrics, &sources, &options)?;
+    let range = inputs.range(args.sharding.shard)?;
+    let origin = origin(&args, &metrics, &scorers, &options).inputs(inputs.origins_of(&range)?);
+    let (batch, on_cpu) = (options.batch, options.device.is_cpu());
+    let parallel = if on_cpu { Parallel::Batches } else { Parallel::Decoding };
+    let bad = if args.skip_bad { Bad::Skip } else { Bad::Refuse };
+    let mut engine = Engine::new(scorers, kind, &scratch, batch, parallel, bad)?;
+    if let Some(n) = args.verify {
+        return verify::verify(&mut engine, kind, &inputs, &output, n as usize, &args.common);
+    }
+
+    let schema = kind.schema(&metrics);
+    let part_rows = part_rows(on_cpu, batch);
+    let mut job = Job::open(Spec {
+        tool: "score",
+        tables: Tables::file(&output, schema.clone())?,
+        origin,
+        cut: format!("rows {range:?} by {part_rows}"),
+        keep: if inputs.rows().is_some() { Keep::Parts } else { Keep::Nothing },
+        rows: inputs.rows_in(&range),
+        quiet: args.common.quiet,
+    })?;
+    let mut summary = Summary::new(&metrics, kind);
+    job.resume(|part| summary.add_kept(&part[0]).map(|()| true))?;
+    let rest = range.start.saturating_add(summary.rows)..range.end;
+    let rows = inputs.read(Some(&kind.columns()), rest, part_rows)?;
+    let schema = Arc::new(schema);
+    job.run(rows, |rows| {
+        let batch = kind.table(&schema, &rows, &engine.score(&rows)?)?;
+        summary.add(&batch)?;
+        Ok(vec![batch])
+    })?;
+    summary.print(&args.common, &engine.counts)?;
+    Ok(Answer::Yes)
+}
+
+/// The file that is written, or with `--verify` the table that is checked.
+fn output(args: &Args) -> Result<PathBuf> {
+    let shard = args.sharding.shard;
+    if args.verify.is_some() {
+        ensure!(shard.is_none(), "--verify draws its own rows; leave out --shard");
+        return args.common.output().cloned();
+    }
+    let output = target(args.sharding.output_beside(&args.common, &args.tables)?, shard);
+    ensure!(!output.is_dir(), "cannot write {}: it is a folder", output.display());
+    Ok(output)
+}
+
+fn options(args: &Args) -> Result<scorer::Options> {
     ensure!(args.batch != Some(0), "--batch is 0: no image to score");
     let device = device::open(args.networks.device)?;
-    let options = scorer::Options {
+    Ok(scorer::Options {
         dtype: device::dtype(args.networks.dtype, &device)?,
         chosen: args.choices.0.clone(),
         batch: args.batch.unwrap_or(if device.is_cpu() { 4 } else { 64 }),
         device,
-    };
-    let mut inputs = Inputs::open(&args.tables)?;
-    let kind = Kind::of(&inputs)?;
-    let sources = models::files(&metrics, args.models.as_deref(), &args.model, args.allow_download)?;
-    if kept {
-        ensure!(!out.is_dir(), "cannot write {}: it is a folder", out.display());
-        create_parent(&out)?;
-    }
-    let scorers = models::open(&metrics, &sources, &options)?;
-    let range = inputs.range(shard)?;
-    let origin = origin(&args, &metrics, &scorers, &options).inputs(inputs.origins_of(&range)?);
-    let parallel = if options.device.is_cpu() { Parallel::Batches } else { Parallel::Decoding };
-    let bad = if args.skip_bad { Bad::Skip } else { Bad::Refuse };
-    let part_rows = part_rows(options.device.is_cpu(), options.batch);
-    let folder = match out.parent() {
-        Some(folder) if kept => folder.join("."),
-        _ => std::env::temp_dir(),
-    };
-    let mut engine = Engine::new(scorers, kind, &folder, options.batch, parallel, bad)?;
-    if let Some(n) = args.verify {
-        ensure!(shard.is_none(), "--verify draws its own rows; leave out --shard");
-        return verify::verify(&mut engine, kind, &inputs, &out, n as usize, common);
-    }
-    stop::watch()?;
+    })
+}
 
-    let schema = kind.schema(&metrics);
-    // What a pipe brings cannot be told from what it brought before: nothing of it is kept for another run.
-    let mut work = match inputs.rows() {
-        Some(_) => Work::open(&out, schema.clone(), origin, &format!("rows {range:?} by {part_rows}"))?,
-        None => Work::Stream(Box::new(Output::create(&out, schema.clone(), &origin)?)),
-    };
-    let schema = Arc::new(schema);
-    let mut summary = Summary::new(&metrics, kind);
-    let mut parts = 0;
-    while let Some(mut part) = work.get(parts)? {
-        for rows in part.read(None, 0..usize::MAX, part_rows)? {
-            summary.add_kept(&rows?)?;
+/// Where temporary files go: beside the output, which has room for much data, where a file is written.
+fn scratch_folder(args: &Args, output: &Path) -> Result<PathBuf> {
+    match output.parent() {
+        Some(folder) if args.verify.is_none() && !place::is_stream(output) => {
+            create_parent(output)?;
+            Ok(folder.join("."))
         }
-        parts += 1;
+        _ => Ok(std::env::temp_dir()),
     }
-    let total = inputs.rows().map(|rows| range.end.min(rows).saturating_sub(range.start) as u64);
-    let bar = progress::bar("score", total, common.quiet);
-    bar.inc(summary.rows as u64);
-    let rest = range.start.saturating_add(summary.rows)..range.end;
-    for rows in read_ahead(inputs.read(Some(&kind.columns()), rest, part_rows)?) {
-        let rows = rows?;
-        let scores = engine.score(&rows)?;
-        let batch = table(kind, &schema, &rows, &scores)?;
-        summary.add(&batch)?;
-        work.put(parts, &batch)?;
-        parts += 1;
-        bar.inc(rows.len() as u64);
-        stop::check()?;
-    }
-    ensure!(summary.rows > 0 || shard.is_some(), "{} has no rows", inputs.name());
-    let done = engine.finish();
-    work.finish(parts)?;
-    bar.finish_and_clear();
-    summary.tell(common, &done)?;
-    Ok(Answer::Yes)
+}
+
+/// Rows per part, which is the most that a killed run loses: 64, and on a GPU enough to fill several batches of `batch` images.
+fn part_rows(on_cpu: bool, batch: usize) -> usize {
+    if on_cpu { 64 } else { batch.saturating_mul(4).max(64) }
 }
 
 /// What decided the scores. Batch, threads and device do not.
@@ -196,41 +196,4 @@ fn origin(args: &Args, metrics: &[&Metric], scorers: &models::Scorers, options: 
         origin = origin.arg("dtype", options.dtype.as_str());
     }
     scorers.iter().fold(origin, |origin, (name, scorer)| origin.model(name, scorer.id.as_str()))
-}
-
-fn table(kind: Kind, schema: &SchemaRef, rows: &Rows, scores: &[Vec<Option<f32>>]) -> Result<RecordBatch> {
-    let mut columns = kind.keys(rows)?;
-    let sides = kind.image_columns().len();
-    for scores in scores {
-        for side in 0..sides {
-            let column: ArrayRef = Arc::new(scores.iter().skip(side).step_by(sides).copied().collect::<Float32Array>());
-            columns.push(column);
-        }
-    }
-    Ok(RecordBatch::try_new(schema.clone(), columns)?)
-}
-
-/// The batches, the next one being read while one is scored.
-fn read_ahead(batches: pipe::table::Batches) -> impl Iterator<Item = Result<Rows>> {
-    use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-    let (send, receive) = sync_channel(0);
-    std::thread::spawn(move || {
-        for rows in batches {
-            if send.send(rows).is_err() {
-                return;
-            }
-        }
-    });
-    std::iter::from_fn(move || {
-        loop {
-            match receive.recv_timeout(std::time::Duration::from_millis(200)) {
-                Ok(rows) => return Some(rows),
-                Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) => match stop::check() {
-                    Ok(()) => continue,
-                    Err(stopped) => return Some(Err(stopped)),
-                },
-            }
-        }
-    })
 }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use arrow::{
-    array::{Array, ArrayRef, BinaryArray, Float32Array, StringArray, UInt32Array},
-    datatypes::Schema,
+    array::{Array, ArrayRef, BinaryArray, Float32Array, RecordBatch, StringArray, UInt32Array},
+    datatypes::{Schema, SchemaRef},
 };
 use nets::scorer::{Metric, Role};
 use pipe::{
     column::Rows,
-    id,
+    pairs::PairKeys,
     schema::{self, images, pairs, prompts},
     table::Inputs,
 };
@@ -90,21 +90,26 @@ impl Kind {
         metrics.iter().flat_map(of).collect()
     }
 
+    /// Rows of the output: keys and scores. `scores` has one list per metric, in the order of `Places`.
+    pub fn table(self, schema: &SchemaRef, rows: &Rows, scores: &[Vec<Option<f32>>]) -> Result<RecordBatch> {
+        let mut columns = self.keys(rows)?;
+        let sides = self.image_columns().len();
+        for scores in scores {
+            columns.extend((0..sides).map(|side| -> ArrayRef {
+                Arc::new(scores.iter().skip(side).step_by(sides).copied().collect::<Float32Array>())
+            }));
+        }
+        Ok(RecordBatch::try_new(schema.clone(), columns)?)
+    }
+
     /// Everything but the scores. A null caption becomes an empty one here.
-    pub fn keys(self, rows: &Rows) -> Result<Vec<ArrayRef>> {
+    fn keys(self, rows: &Rows) -> Result<Vec<ArrayRef>> {
         let captions = rows.text_or_null(self.caption_column())?;
         let captions = StringArray::from_iter_values(captions.iter().map(Option::unwrap_or_default));
         match self {
             Self::Pairs => {
-                let uids = [rows.text(pairs::UID[0])?, rows.text(pairs::UID[1])?];
-                let ranking = rows.text_if_there(pairs::RANKING_ID)?;
-                let pair_id = |i: usize| {
-                    let ranking = if ranking.is_valid(i) { ranking.value(i) } else { "" };
-                    id::pair_id(captions.value(i), uids[0].value(i), uids[1].value(i), ranking)
-                };
-                let ids = StringArray::from_iter_values((0..rows.len()).map(pair_id));
+                let PairKeys { captions, uids: [uid_0, uid_1], ids } = PairKeys::of(rows, captions)?;
                 let label_0 = labels(rows)?;
-                let [uid_0, uid_1] = uids;
                 Ok(vec![Arc::new(ids), Arc::new(captions), Arc::new(uid_0), Arc::new(uid_1), Arc::new(label_0)])
             }
             Self::Images => {

@@ -75,9 +75,9 @@ fn run(args: Args) -> Result<Answer> {
     let judge = Judge { tally, ties, seed: common.seed };
     // Three steps, side by side where there are threads: reading, deciding, writing.
     let waiting = if common.threads.is_some_and(|n| n.get() == 1) { 0 } else { WAITING };
-    let ballots = Ahead::of(source.read(Columns::All, shard)?, waiting);
+    let ballots = Ahead::new(source.read(Columns::All, shard)?, waiting)?;
     let decide = move |ballot: Result<ballot::Ballot>| ballot.map(|ballot| (judge.decide(&ballot), ballot));
-    for decided in Ahead::of(ballots.map(decide), waiting) {
+    for decided in Ahead::new(ballots.map(decide), waiting)? {
         let (mut decided, mut ballot) = decided?;
         bar.inc(decided.len() as u64);
         if let Some(pairs) = args.pairs {

@@ -1,43 +1,106 @@
-//! One step of the work ahead of the next: an iterator that runs in a thread of its own.
+//! Read-ahead: an iterator that runs on a thread of its own while its earlier items are in use.
 
 use std::{
-    sync::mpsc::{Receiver, sync_channel},
-    thread::{JoinHandle, spawn},
+    any::Any,
+    mem,
+    sync::mpsc::{Receiver, RecvTimeoutError, sync_channel},
+    thread::{Builder, JoinHandle},
+    time::Duration,
 };
 
-/// The items of an iterator, in their order, made while earlier ones are still in use.
-pub enum Ahead<T> {
-    Here(Box<dyn Iterator<Item = T> + Send>),
-    There { items: Receiver<T>, thread: Option<JoinHandle<()>> },
+use anyhow::{Context, Error, Result, anyhow};
+
+use crate::stop;
+
+/// The items of `I`, in order. An error or a panic on the other thread arrives here as an error: it is never taken for the
+/// end of the items. A signal (see `stop`) also ends the waiting, as an error.
+pub struct Ahead<I: Iterator>(State<I>);
+
+enum State<I: Iterator> {
+    /// Without a thread: an item is made when it is asked for.
+    Inline(I),
+    Threaded {
+        items: Receiver<I::Item>,
+        thread: JoinHandle<I>,
+    },
+    /// The thread has ended. It gave the iterator back unless it panicked.
+    Ended(Option<I>),
 }
 
-impl<T: Send + 'static> Ahead<T> {
-    /// At most `waiting` items are made before they are asked for; with 0 there is no thread.
-    pub fn of(items: impl Iterator<Item = T> + Send + 'static, waiting: usize) -> Self {
-        if waiting == 0 {
-            return Ahead::Here(Box::new(items));
-        }
-        let (to, from) = sync_channel(waiting);
-        // Whoever stops asking stops the work.
-        let thread = spawn(move || items.map(|item| to.send(item)).take_while(Result::is_ok).for_each(drop));
-        Ahead::There { items: from, thread: Some(thread) }
-    }
-}
+/// How often a waiting reader looks whether a signal has arrived.
+const PATIENCE: Duration = Duration::from_millis(200);
 
-impl<T> Iterator for Ahead<T> {
-    type Item = T;
-    fn next(&mut self) -> Option<T> {
-        match self {
-            Ahead::Here(items) => items.next(),
-            Ahead::There { items, thread } => items.recv().ok().or_else(|| {
-                // The end, unless the thread broke down: half of a table must not pass for a whole one.
-                if let Some(Err(panic)) = thread.take().map(JoinHandle::join) {
-                    std::panic::resume_unwind(panic);
+impl<T: Send + 'static, I: Iterator<Item = Result<T>> + Send + 'static> Ahead<I> {
+    /// Makes up to `ready` items before they are asked for; 0 starts no thread.
+    ///
+    /// # Errors
+    /// The system allows no further thread.
+    pub fn new(mut items: I, ready: usize) -> Result<Self> {
+        // The thread itself holds one of the items.
+        let Some(waiting) = ready.checked_sub(1) else { return Ok(Self(State::Inline(items))) };
+        let (send, receive) = sync_channel(waiting);
+        let work = move || {
+            for item in items.by_ref() {
+                if send.send(item).is_err() {
+                    break; // nobody wants the rest
                 }
-                None
-            }),
+            }
+            items
+        };
+        let thread = Builder::new().name("read-ahead".into()).spawn(work).context("cannot start a thread")?;
+        Ok(Self(State::Threaded { items: receive, thread }))
+    }
+
+    /// Stops reading ahead and gives the iterator back. It may be up to `ready` items further than what was taken from here.
+    ///
+    /// # Errors
+    /// The thread has panicked.
+    pub fn into_inner(self) -> Result<I> {
+        match self.0 {
+            State::Inline(items) | State::Ended(Some(items)) => Ok(items),
+            State::Ended(None) => Err(anyhow!("the thread that reads ahead has panicked")),
+            State::Threaded { items, thread } => {
+                drop(items); // the thread ends at its next item
+                thread.join().map_err(panicked)
+            }
         }
     }
+}
+
+impl<T: Send + 'static, I: Iterator<Item = Result<T>> + Send + 'static> Iterator for Ahead<I> {
+    type Item = Result<T>;
+
+    fn next(&mut self) -> Option<Result<T>> {
+        loop {
+            let items = match &mut self.0 {
+                State::Inline(items) => return items.next(),
+                State::Ended(_) => return None,
+                State::Threaded { items, .. } => items,
+            };
+            match items.recv_timeout(PATIENCE) {
+                Ok(item) => return Some(item),
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Err(stopped) = stop::check() {
+                        return Some(Err(stopped));
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    let State::Threaded { thread, .. } = mem::replace(&mut self.0, State::Ended(None)) else {
+                        continue;
+                    };
+                    match thread.join() {
+                        Ok(items) => self.0 = State::Ended(Some(items)),
+                        Err(panic) => return Some(Err(panicked(panic))),
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn panicked(panic: Box<dyn Any + Send>) -> Error {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    anyhow!("the thread that reads ahead has panicked: {}", text.unwrap_or("without a message"))
 }
 
 #[cfg(test)]
@@ -46,15 +109,31 @@ mod tests {
 
     #[test]
     fn items_keep_their_order() {
-        for waiting in [0, 1, 4] {
-            assert!(Ahead::of(0..1000, waiting).eq(0..1000));
-            assert!(Ahead::of(0.., waiting).take(3).eq(0..3));
+        for ready in [0, 1, 4] {
+            let ahead = Ahead::new((0..1000).map(Ok), ready).unwrap();
+            assert!(ahead.map(Result::unwrap).eq(0..1000));
+            let endless = Ahead::new((0..).map(Ok), ready).unwrap();
+            assert!(endless.take(3).map(Result::unwrap).eq(0..3));
         }
     }
 
     #[test]
-    #[should_panic(expected = "broke down")]
-    fn a_panic_is_no_end() {
-        Ahead::of((0..5).map(|i| if i < 3 { i } else { panic!("broke down") }), 1).for_each(drop);
+    fn a_panic_is_an_error_and_not_the_end() {
+        let items = (0..5).map(|i| if i < 3 { Ok(i) } else { panic!("broke down at {i}") });
+        let mut ahead = Ahead::new(items, 1).unwrap();
+        assert_eq!(ahead.by_ref().take(3).map(Result::unwrap).sum::<i32>(), 3);
+        let error = ahead.next().unwrap().unwrap_err().to_string();
+        assert!(error.contains("broke down at 3"), "{error}");
+        assert!(ahead.next().is_none() && ahead.into_inner().is_err());
+    }
+
+    #[test]
+    fn the_iterator_comes_back() {
+        for ready in [0, 1, 3] {
+            let mut ahead = Ahead::new((0..100).map(Ok::<usize, Error>), ready).unwrap();
+            assert_eq!(ahead.next().unwrap().unwrap(), 0);
+            let rest = ahead.into_inner().unwrap().map(Result::unwrap).collect::<Vec<_>>();
+            assert!((99 - ready..=99).contains(&rest.len()) && rest.last() == Some(&99), "{} items left", rest.len());
+        }
     }
 }

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod column;
 pub mod device;
 pub mod id;
+pub mod job;
 pub mod kappa;
 pub mod key;
 pub mod metrics;

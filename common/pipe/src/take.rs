@@ -14,7 +14,7 @@ use parquet::{
 
 use crate::{
     column::Rows,
-    table::{Builder, Inputs, Source},
+    table::{Builder, Inputs, Storage},
 };
 
 /// Parquet tables opened for access by row number, counted through all of them.
@@ -38,7 +38,7 @@ impl Taker {
         for (name, path) in inputs.parquet_files()? {
             let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
             let metadata =
-                Source::open(&path)?.metadata(options).with_context(|| format!("{name} is not a whole table"))?;
+                Storage::open(&path)?.metadata(options).with_context(|| format!("{name} is not a whole table"))?;
             let rows = metadata.metadata().file_metadata().num_rows().max(0) as usize;
             let first = tables.last().map_or(0, |t| t.first + t.rows);
             tables.push(Table { name, first, rows, path, metadata });
@@ -58,9 +58,9 @@ impl Taker {
                 continue;
             }
             let say = || format!("{} is not a whole table", table.name);
-            let source = Source::open(&table.path)?;
-            source.learn(&table.metadata);
-            let builder = Builder::new_with_metadata(source, table.metadata.clone());
+            let storage = Storage::open(&table.path)?;
+            storage.learn(&table.metadata);
+            let builder = Builder::new_with_metadata(storage, table.metadata.clone());
             let roots = builder.parquet_schema().root_schema().get_fields().iter().enumerate();
             let keep: Vec<_> = roots.filter(|(_, f)| columns.contains(&f.name())).map(|(i, _)| i).collect();
             let mask = ProjectionMask::roots(builder.parquet_schema(), keep);

@@ -1,77 +1,99 @@
 //! From tables to batches of rows: projection, row ranges, one table after the other.
 
-use std::{collections::VecDeque, fs::File, ops::Range, path::PathBuf, sync::Arc};
+use std::{collections::VecDeque, fs::File, ops::Range, path::Path, sync::Arc};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use arrow::{array::RecordBatch, ipc::reader::FileReader};
-use parquet::arrow::ProjectionMask;
+use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReader};
 
-use super::{source::Source, stream::Stream};
+use super::{
+    opened::{Body, Opened},
+    storage::Storage,
+};
 use crate::column::Rows;
 
-/// What one table still has to give.
-pub(super) struct Part {
-    pub(super) name: Arc<str>,
-    pub(super) path: PathBuf,
-    pub(super) parquet: bool,
-    pub(super) stream: Option<Stream>,
-    pub(super) columns: Option<Vec<String>>,
-    pub(super) rows: Range<usize>,
+/// What is to be read of one table.
+pub(super) struct Selection {
+    name: Arc<str>,
+    body: Body,
+    columns: Option<Vec<String>>,
+    rows: Range<usize>,
 }
 
 type BatchIter = Box<dyn Iterator<Item = Result<RecordBatch>> + Send>;
 
-impl Part {
-    fn open(self, batch: usize) -> Result<(Arc<str>, usize, BatchIter)> {
-        let name = self.name.clone();
-        let first = self.rows.start;
-        let say = {
+impl Selection {
+    /// # Errors
+    /// The table is a pipe that was read before.
+    pub(super) fn of(table: &mut Opened, columns: Option<&[&str]>, rows: Range<usize>) -> Result<Self> {
+        let body = match &mut table.body {
+            Body::Parquet(path) => Body::Parquet(path.clone()),
+            Body::ArrowFile(path) => Body::ArrowFile(path.clone()),
+            Body::Stream(stream) => {
+                Body::Stream(Some(stream.take().context("a pipe can be read only once; write it to a file first")?))
+            }
+        };
+        let columns = columns.map(|c| c.iter().map(|s| s.to_string()).collect());
+        Ok(Self { name: table.name.clone(), body, columns, rows })
+    }
+
+    fn is_stream(&self) -> bool {
+        matches!(self.body, Body::Stream(_))
+    }
+
+    fn read(self, batch: usize) -> Result<BatchIter> {
+        let Self { name, body, columns, rows } = self;
+        let whole = {
             let name = name.clone();
             move || format!("{name} is not a whole table")
         };
-        let iter: BatchIter = if let Some(stream) = self.stream {
-            let whole = Box::new(stream.map(move |b| b.with_context(&say)));
-            Box::new(Projected { inner: whole, columns: self.columns })
-        } else if self.parquet {
-            let builder = Source::open(&self.path)?.builder().with_context(&say)?;
-            let mask = match &self.columns {
-                Some(wanted) => {
-                    let roots = builder.parquet_schema().root_schema().get_fields().iter().enumerate();
-                    let keep: Vec<_> =
-                        roots.filter(|(_, f)| wanted.iter().any(|w| w == f.name())).map(|(i, _)| i).collect();
-                    ProjectionMask::roots(builder.parquet_schema(), keep)
-                }
-                None => ProjectionMask::all(),
-            };
-            let reader = builder
-                .with_projection(mask)
-                .with_batch_size(batch)
-                .with_offset(self.rows.start)
-                .with_limit(self.rows.len())
-                .build()
-                .with_context(&say)?;
-            Box::new(reader.map(move |b| b.with_context(&say)))
-        } else {
-            let file = File::open(&self.path).with_context(|| format!("cannot read {name}"))?;
-            let reader = FileReader::try_new_buffered(file, None).with_context(&say)?;
-            let whole = Box::new(reader.map(move |b| b.with_context(&say)));
-            Box::new(Projected {
-                inner: Box::new(Window { inner: whole, rows: self.rows, at: 0 }),
-                columns: self.columns,
-            })
-        };
-        Ok((name, first, iter))
+        Ok(match body {
+            Body::Parquet(path) => {
+                let reader = parquet(&path, columns, rows, batch).with_context(&whole)?;
+                Box::new(reader.map(move |b| b.with_context(&whole)))
+            }
+            Body::ArrowFile(path) => {
+                let file = File::open(&path).with_context(|| format!("cannot read {name}"))?;
+                let reader = FileReader::try_new_buffered(file, None).with_context(&whole)?;
+                let inner = Box::new(reader.map(move |b| b.with_context(&whole)));
+                Box::new(Projected { inner: Box::new(RowRange { inner, rows, at: 0 }), columns })
+            }
+            Body::Stream(stream) => {
+                let inner = stream.into_iter().flatten().map(move |b| b.with_context(&whole));
+                Box::new(Projected { inner: Box::new(inner), columns })
+            }
+        })
     }
 }
 
-/// Cuts a row range out of batches that cannot seek.
-struct Window {
+/// A reader of some columns and rows of a Parquet table.
+fn parquet(
+    path: &Path,
+    columns: Option<Vec<String>>,
+    rows: Range<usize>,
+    batch: usize,
+) -> Result<ParquetRecordBatchReader> {
+    let builder = Storage::open(path)?.builder()?;
+    let mask = match columns {
+        Some(wanted) => {
+            let roots = builder.parquet_schema().root_schema().get_fields().iter().enumerate();
+            let keep: Vec<_> = roots.filter(|(_, f)| wanted.iter().any(|w| w == f.name())).map(|(i, _)| i).collect();
+            ProjectionMask::roots(builder.parquet_schema(), keep)
+        }
+        None => ProjectionMask::all(),
+    };
+    let builder = builder.with_projection(mask).with_batch_size(batch);
+    Ok(builder.with_offset(rows.start).with_limit(rows.len()).build()?)
+}
+
+/// Cuts a row range out of batches that come from the first row on.
+struct RowRange {
     inner: BatchIter,
     rows: Range<usize>,
     at: usize,
 }
 
-impl Iterator for Window {
+impl Iterator for RowRange {
     type Item = Result<RecordBatch>;
     fn next(&mut self) -> Option<Self::Item> {
         loop {
@@ -93,6 +115,7 @@ impl Iterator for Window {
     }
 }
 
+/// Takes some columns out of batches that have all.
 struct Projected {
     inner: BatchIter,
     columns: Option<Vec<String>>,
@@ -113,49 +136,66 @@ impl Iterator for Projected {
 
 /// The batches of one or several tables, in order. Each holds at most the asked number of rows, all from one table.
 pub struct Batches {
-    queue: VecDeque<Part>,
-    current: Option<(Arc<str>, usize, BatchIter, Option<RecordBatch>)>,
+    selections: VecDeque<Selection>,
+    current: Option<Current>,
+    /// Largest number of rows in a batch.
     batch: usize,
+    /// A pipe that has not brought a row yet, by its name.
+    empty: Option<Arc<str>>,
+}
+
+/// The table at hand.
+struct Current {
+    name: Arc<str>,
+    /// Number of the next row.
+    row: usize,
+    batches: BatchIter,
+    /// What did not fit into the last batch.
+    rest: Option<RecordBatch>,
 }
 
 impl Batches {
-    pub(super) fn new(queue: VecDeque<Part>, batch: usize) -> Self {
-        Self { queue, current: None, batch }
+    pub(super) fn new(selections: VecDeque<Selection>, batch: usize) -> Self {
+        let empty = match selections.iter().all(Selection::is_stream) {
+            true => selections.front().map(|table| table.name.clone()),
+            false => None, // files are known to have rows
+        };
+        Self { selections, current: None, batch, empty }
+    }
+
+    fn read(&mut self) -> Result<Option<Rows>> {
+        loop {
+            let Some(current) = &mut self.current else {
+                let Some(next) = self.selections.pop_front() else { break };
+                let (name, row) = (next.name.clone(), next.rows.start);
+                self.current = Some(Current { name, row, batches: next.read(self.batch)?, rest: None });
+                continue;
+            };
+            let Some(batch) = current.rest.take().map(Ok).or_else(|| current.batches.next()).transpose()? else {
+                self.current = None;
+                continue;
+            };
+            let n = batch.num_rows().min(self.batch);
+            if n < batch.num_rows() {
+                current.rest = Some(batch.slice(n, batch.num_rows() - n));
+            }
+            if n > 0 {
+                let rows = Rows { table: current.name.clone(), first: current.row, batch: batch.slice(0, n) };
+                current.row += n;
+                self.empty = None;
+                return Ok(Some(rows));
+            }
+        }
+        match self.empty.take() {
+            Some(name) => bail!("{name} has no rows"),
+            None => Ok(None),
+        }
     }
 }
 
 impl Iterator for Batches {
     type Item = Result<Rows>;
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let Some((table, first, iter, rest)) = &mut self.current else {
-                match self.queue.pop_front()?.open(self.batch) {
-                    Ok((table, first, iter)) => self.current = Some((table, first, iter, None)),
-                    Err(error) => return Some(Err(error)),
-                }
-                continue;
-            };
-            let batch = match rest.take() {
-                Some(batch) => batch,
-                None => match iter.next() {
-                    Some(Ok(batch)) => batch,
-                    Some(Err(error)) => return Some(Err(error)),
-                    None => {
-                        self.current = None;
-                        continue;
-                    }
-                },
-            };
-            let n = batch.num_rows().min(self.batch);
-            if n < batch.num_rows() {
-                *rest = Some(batch.slice(n, batch.num_rows() - n));
-            }
-            if n == 0 {
-                continue;
-            }
-            let rows = Rows { table: table.clone(), first: *first, batch: batch.slice(0, n) };
-            *first += n;
-            return Some(Ok(rows));
-        }
+        self.read().transpose()
     }
 }

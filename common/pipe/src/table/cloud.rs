@@ -61,8 +61,8 @@ impl Object {
         self.0.length
     }
 
-    pub(super) fn window(&self, start: u64) -> Window {
-        Window { object: self.clone(), at: start }
+    pub(super) fn reader(&self, start: u64) -> ObjectReader {
+        ObjectReader { object: self.clone(), at: start }
     }
 
     /// Exactly these bytes, out of what was read ahead where it holds them.
@@ -103,12 +103,12 @@ impl Object {
 }
 
 /// An object's bytes from some place on.
-pub(crate) struct Window {
+pub(crate) struct ObjectReader {
     object: Object,
     at: u64,
 }
 
-impl Read for Window {
+impl Read for ObjectReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if buf.is_empty() || self.at >= self.object.len() {
             return Ok(0);

@@ -8,54 +8,32 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use arrow::datatypes::SchemaRef;
-use parquet::file::reader::{ChunkReader, Length};
 
 use super::{
-    batches::{Batches, Part},
+    batches::{Batches, Selection},
     open::{is_folder, open_file, open_stdin, open_stream, parts_of},
-    source::{Source, is_url},
-    stream::Stream,
+    opened::{Body, Opened},
 };
 use crate::{
-    id::file_hash,
-    origin::{self, InputOrigin, Origin},
+    origin::{InputOrigin, Origin},
     shard::Shard,
 };
 
-/// Rows a batch where the caller has no reason for another number.
+/// Rows per batch where the caller has no reason for another number.
 pub const BATCH: usize = 1024;
 
 /// One or several tables of the same kind, read one after the other.
 pub struct Inputs {
-    tables: Vec<Input>,
-}
-
-pub(super) struct Input {
-    pub(super) name: Arc<str>,
-    pub(super) schema: SchemaRef,
-    pub(super) body: Body,
-}
-
-pub(super) enum Body {
-    Parquet {
-        path: PathBuf,
-        rows: usize,
-    },
-    IpcFile {
-        path: PathBuf,
-        rows: usize,
-    },
-    /// Taken by the first `read`.
-    Stream(Option<Stream>),
+    tables: Vec<Opened>,
 }
 
 impl Inputs {
     /// Opens files, objects, `-`, and folders of `part-00000-of-00008.parquet`; reads schemas and row counts only.
     ///
     /// # Errors
-    /// A file that cannot be read, is no table, is cut off, or a folder with a part missing; a table without rows.
+    /// A file cannot be read, is not a table or is cut off; a folder lacks a part; there are no rows.
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         let tables = Self::open_each(paths)?.into_iter().flat_map(|inputs| inputs.tables).collect();
         let inputs = Self { tables };
@@ -63,26 +41,28 @@ impl Inputs {
         Ok(inputs)
     }
 
-    /// As `open`, but each path stays by itself, for tables that are not read one after the other.
+    /// As `open`, but each path stays by itself, for tables that are not read one after the other. They may have no rows.
     pub fn open_each(paths: &[PathBuf]) -> Result<Vec<Self>> {
         ensure!(
             paths.iter().filter(|p| p.as_os_str() == "-").count() <= 1,
             "standard input (`-`) can be named only once"
         );
-        let open = |path: &PathBuf| -> Result<Self> {
-            let tables = if path.as_os_str() == "-" {
-                vec![open_stdin()?]
-            } else if is_folder(path) {
-                parts_of(path)?.iter().map(|part| open_file(part)).collect::<Result<_>>()?
-            } else {
-                vec![open_file(path)?]
-            };
-            Ok(Self { tables })
-        };
-        paths.iter().map(open).collect()
+        paths.iter().map(|path| Self::open_one(path)).collect()
     }
 
-    /// An Arrow stream of which the beginning was looked at already.
+    /// One table, or one folder of parts, which may have no rows.
+    pub fn open_one(path: &Path) -> Result<Self> {
+        let tables = if path.as_os_str() == "-" {
+            vec![open_stdin()?]
+        } else if is_folder(path) {
+            parts_of(path)?.iter().map(|part| open_file(part)).collect::<Result<_>>()?
+        } else {
+            vec![open_file(path)?]
+        };
+        Ok(Self { tables })
+    }
+
+    /// An Arrow stream that the caller has opened and looked into; `bytes` begin with what was looked at.
     pub fn stream(name: &str, bytes: impl Read + Send + 'static) -> Result<Self> {
         Ok(Self { tables: vec![open_stream(name.into(), bytes)?] })
     }
@@ -126,16 +106,21 @@ impl Inputs {
 
     /// Rows in all tables together; `None` where a pipe is among them.
     pub fn rows(&self) -> Option<usize> {
-        self.tables.iter().map(Input::rows).sum()
+        self.tables.iter().map(|table| table.rows).sum()
+    }
+
+    /// How many rows `range` holds; `None` where a pipe is among the tables.
+    pub fn rows_in(&self, range: &Range<usize>) -> Option<usize> {
+        self.rows().map(|rows| range.end.min(rows).saturating_sub(range.start))
     }
 
     /// Name and path of every table, all of which must be Parquet files.
     pub fn parquet_files(&self) -> Result<Vec<(Arc<str>, PathBuf)>> {
-        let path_of = |t: &Input| match &t.body {
-            Body::Parquet { path, .. } => Ok((t.name.clone(), path.clone())),
+        let path_of = |table: &Opened| match &table.body {
+            Body::Parquet(path) => Ok((table.name.clone(), path.clone())),
             _ => bail!(
-                "{} is an Arrow stream; rows are visited in a random order here: write a Parquet file first",
-                t.name
+                "{} is an Arrow stream, but its rows are needed in random order: write a Parquet file first",
+                table.name
             ),
         };
         self.tables.iter().map(path_of).collect()
@@ -146,92 +131,46 @@ impl Inputs {
         match (shard, self.rows()) {
             (None, _) => Ok(0..usize::MAX),
             (Some(shard), Some(rows)) => Ok(shard.range(rows)),
-            (Some(_), None) => bail!("--shard needs tables in files: how many rows a pipe will bring is not known"),
+            (Some(_), None) => bail!("--shard needs tables in files: the number of rows in a pipe is not known"),
         }
+    }
+
+    /// The origin of the first table, if it carries one.
+    pub fn own_origin(&self) -> Option<Origin> {
+        self.tables.first().and_then(Opened::own_origin)
     }
 
     /// The origin and content hash of each table, for the output's own origin.
     pub fn origins(&self) -> Result<Vec<InputOrigin>> {
-        self.tables.iter().map(Input::origin).collect()
+        self.tables.iter().map(Opened::input_origin).collect()
     }
 
-    /// Of the tables with rows in `range` alone: one shard of many must not read all tables only to name them.
+    /// The same, only for the tables that have rows in `range`: one shard of many should not read every table to hash it.
     pub fn origins_of(&self, range: &Range<usize>) -> Result<Vec<InputOrigin>> {
         let mut start = 0;
         let with_rows = self.tables.iter().filter(|table| {
-            let end = table.rows().map_or(usize::MAX, |rows| start + rows);
+            let end = table.rows.map_or(usize::MAX, |rows| start + rows);
             let meets = start < range.end && range.start < end;
             start = end;
             meets
         });
-        with_rows.map(Input::origin).collect()
+        with_rows.map(Opened::input_origin).collect()
     }
 
-    /// Reads `columns` (those that are there; `None`: all) of the rows in `range`, at most `batch` rows at a time.
-    /// Files can be read any number of times, a pipe once and whole.
+    /// Reads the rows in `range`, at most `batch` at a time: those of `columns` that exist, or all columns for `None`.
+    /// Files can be read any number of times, a pipe once and to its end.
     pub fn read(&mut self, columns: Option<&[&str]>, range: Range<usize>, batch: usize) -> Result<Batches> {
-        let mut queue = VecDeque::new();
+        let mut selections = VecDeque::new();
         let mut start = 0;
         for table in &mut self.tables {
-            let rows = table.rows().unwrap_or(usize::MAX - start);
+            let rows = table.rows.unwrap_or(usize::MAX - start);
             let from = range.start.clamp(start, start + rows) - start;
             let to = range.end.clamp(start, start + rows) - start;
             start += rows;
             if from < to {
-                queue.push_back(table.part(columns, from..to)?);
+                selections.push_back(Selection::of(table, columns, from..to)?);
             }
         }
-        Ok(Batches::new(queue, batch))
+        Ok(Batches::new(selections, batch))
     }
-}
-
-impl Input {
-    fn rows(&self) -> Option<usize> {
-        match &self.body {
-            Body::Parquet { rows, .. } | Body::IpcFile { rows, .. } => Some(*rows),
-            Body::Stream(_) => None,
-        }
-    }
-
-    fn origin(&self) -> Result<InputOrigin> {
-        let sha256 = match &self.body {
-            Body::Parquet { path, .. } | Body::IpcFile { path, .. } => Some(content_hash(path)?),
-            Body::Stream(_) => None,
-        };
-        let origin = self.schema.metadata().get(origin::KEY).and_then(|text| Origin::from_json(text)).map(Box::new);
-        Ok(InputOrigin { sha256, origin })
-    }
-
-    fn part(&mut self, columns: Option<&[&str]>, rows: Range<usize>) -> Result<Part> {
-        let columns = columns.map(|c| c.iter().map(|s| s.to_string()).collect());
-        let stream = match &mut self.body {
-            Body::Stream(stream) => {
-                Some(stream.take().context("a pipe can be read only once; write it to a file first")?)
-            }
-            _ => None,
-        };
-        let path = match &self.body {
-            Body::Parquet { path, .. } | Body::IpcFile { path, .. } => path.clone(),
-            Body::Stream(_) => PathBuf::new(),
-        };
-        let parquet = matches!(self.body, Body::Parquet { .. });
-        Ok(Part { name: self.name.clone(), path, parquet, stream, columns, rows })
-    }
-}
-
-/// The identity of a table. Above 1 GiB, and in an object store, a Parquet file is known by its footer, which holds the size and
-/// the statistics of every column chunk: reading 335 GB twice to name them is not worth it.
-fn content_hash(path: &Path) -> Result<String> {
-    const WHOLE: u64 = 1 << 30;
-    let source = Source::open(path)?;
-    let size = source.len();
-    if size <= WHOLE && !is_url(path) {
-        return file_hash(path);
-    }
-    let tail = source.get_bytes(size - 8, 8)?;
-    let footer = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]) as u64;
-    let footer = footer.min(size - 8) + 8;
-    let mut bytes = size.to_le_bytes().to_vec();
-    bytes.extend(source.get_bytes(size - footer, footer as usize)?);
-    Ok(format!("footer-{}", crate::id::hex(&crate::id::sha256(&bytes))))
 }

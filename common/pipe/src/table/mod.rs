@@ -5,13 +5,14 @@ mod batches;
 mod cloud;
 mod input;
 mod open;
+mod opened;
 mod output;
-mod source;
+mod storage;
 mod stream;
 
 pub use batches::Batches;
 pub use input::{BATCH, Inputs};
 pub use open::is_table;
 pub use output::Output;
-pub use source::is_url;
-pub(crate) use source::{Builder, Source};
+pub use storage::is_url;
+pub(crate) use storage::{Builder, Storage};

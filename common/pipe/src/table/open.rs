@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use arrow::ipc::reader::FileReader;
 
 use super::{
-    input::{Body, Input},
-    source::{Source, is_url},
+    opened::{Body, Opened},
+    storage::{Storage, is_url},
     stream::Stream,
 };
 
@@ -26,7 +26,7 @@ pub fn is_table(begin: &[u8]) -> bool {
     [PARQUET, IPC_FILE, IPC_STREAM].iter().any(|magic| begin.starts_with(magic))
 }
 
-pub(super) fn open_file(path: &Path) -> Result<Input> {
+pub(super) fn open_file(path: &Path) -> Result<Opened> {
     let name: Arc<str> = path.display().to_string().into();
     if is_url(path) {
         return open_parquet(name, path);
@@ -45,7 +45,7 @@ pub(super) fn open_file(path: &Path) -> Result<Input> {
         for batch in reader {
             rows += batch.with_context(whole)?.num_rows();
         }
-        Ok(Input { schema, body: Body::IpcFile { path: path.to_owned(), rows }, name })
+        Ok(Opened { schema, rows: Some(rows), body: Body::ArrowFile(path.to_owned()), name })
     } else if magic.starts_with(IPC_STREAM) {
         // Not opened again: it may be a named pipe, which gives its bytes once.
         open_stream(name.clone(), Cursor::new(magic).chain(file))
@@ -56,18 +56,18 @@ pub(super) fn open_file(path: &Path) -> Result<Input> {
     }
 }
 
-fn open_parquet(name: Arc<str>, path: &Path) -> Result<Input> {
-    let builder = Source::open(path)?.builder().with_context(|| format!("{name} is not a whole table"))?;
+fn open_parquet(name: Arc<str>, path: &Path) -> Result<Opened> {
+    let builder = Storage::open(path)?.builder().with_context(|| format!("{name} is not a whole table"))?;
     let rows = builder.metadata().file_metadata().num_rows().max(0) as usize;
-    Ok(Input { schema: builder.schema().clone(), body: Body::Parquet { path: path.to_owned(), rows }, name })
+    Ok(Opened { schema: builder.schema().clone(), rows: Some(rows), body: Body::Parquet(path.to_owned()), name })
 }
 
-pub(super) fn open_stream(name: Arc<str>, bytes: impl Read + Send + 'static) -> Result<Input> {
+pub(super) fn open_stream(name: Arc<str>, bytes: impl Read + Send + 'static) -> Result<Opened> {
     let stream = Stream::open(Box::new(bytes)).with_context(|| format!("{name} is not a whole table"))?;
-    Ok(Input { schema: stream.schema(), body: Body::Stream(Some(stream)), name })
+    Ok(Opened { schema: stream.schema(), rows: None, body: Body::Stream(Some(stream)), name })
 }
 
-pub(super) fn open_stdin() -> Result<Input> {
+pub(super) fn open_stdin() -> Result<Opened> {
     let name: Arc<str> = "standard input".into();
     let mut stdin = std::io::stdin();
     ensure!(!stdin.is_terminal(), "standard input is a terminal; pipe a table into it, or name a file");
@@ -96,7 +96,7 @@ fn list(folder: &Path) -> Result<Vec<String>> {
         return super::cloud::list(folder.to_str().unwrap_or_default());
     }
     if is_url(folder) {
-        Source::open(folder)?; // a build without object stores says so
+        Storage::open(folder)?; // a build without object stores says so
     }
     let say = || format!("cannot read {}", folder.display());
     let names = std::fs::read_dir(folder).with_context(say)?.map(|entry| Ok(entry?.file_name()));

@@ -15,7 +15,7 @@ use parquet::{
 };
 
 #[cfg(feature = "cloud")]
-use super::cloud::{Object, Window};
+use super::cloud::{Object, ObjectReader};
 
 /// Whether a path names an object rather than a file: `s3://`, `gs://`, `http://` or `https://`.
 pub fn is_url(path: &Path) -> bool {
@@ -24,28 +24,28 @@ pub fn is_url(path: &Path) -> bool {
 }
 
 /// Something that Parquet can be read from, at any place.
-pub(crate) enum Source {
+pub(crate) enum Storage {
     File(File),
     #[cfg(feature = "cloud")]
     Object(Object),
 }
 
 /// Parquet of any source, about to be read.
-pub(crate) type Builder = ParquetRecordBatchReaderBuilder<Source>;
+pub(crate) type Builder = ParquetRecordBatchReaderBuilder<Storage>;
 
-impl Source {
+impl Storage {
     /// # Errors
     /// It is not there, or may not be read; an object, in a build that reads none.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         if is_url(path) {
             return Self::object(path);
         }
-        Ok(Source::File(File::open(path).with_context(|| format!("cannot read {}", path.display()))?))
+        Ok(Storage::File(File::open(path).with_context(|| format!("cannot read {}", path.display()))?))
     }
 
     #[cfg(feature = "cloud")]
     fn object(url: &Path) -> Result<Self> {
-        Ok(Source::Object(Object::open(url.to_str().unwrap_or_default())?))
+        Ok(Storage::Object(Object::open(url.to_str().unwrap_or_default())?))
     }
 
     #[cfg(not(feature = "cloud"))]
@@ -73,38 +73,38 @@ impl Source {
     /// Column chunks are what may be read ahead; a file needs no telling.
     pub(crate) fn learn(&self, _metadata: &ArrowReaderMetadata) {
         #[cfg(feature = "cloud")]
-        if let Source::Object(object) = self {
+        if let Storage::Object(object) = self {
             object.learn(_metadata.metadata());
         }
     }
 }
 
-impl Length for Source {
+impl Length for Storage {
     fn len(&self) -> u64 {
         match self {
-            Source::File(file) => file.len(),
+            Storage::File(file) => file.len(),
             #[cfg(feature = "cloud")]
-            Source::Object(object) => object.len(),
+            Storage::Object(object) => object.len(),
         }
     }
 }
 
-impl ChunkReader for Source {
+impl ChunkReader for Storage {
     type T = Reader;
 
     fn get_read(&self, start: u64) -> ParquetResult<Reader> {
         match self {
-            Source::File(file) => file.get_read(start).map(Reader::File),
+            Storage::File(file) => file.get_read(start).map(Reader::File),
             #[cfg(feature = "cloud")]
-            Source::Object(object) => Ok(Reader::Object(object.window(start))),
+            Storage::Object(object) => Ok(Reader::Object(object.reader(start))),
         }
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
         match self {
-            Source::File(file) => file.get_bytes(start, length),
+            Storage::File(file) => file.get_bytes(start, length),
             #[cfg(feature = "cloud")]
-            Source::Object(object) => Ok(object.bytes(start, length)?),
+            Storage::Object(object) => Ok(object.bytes(start, length)?),
         }
     }
 }
@@ -113,7 +113,7 @@ impl ChunkReader for Source {
 pub(crate) enum Reader {
     File(BufReader<File>),
     #[cfg(feature = "cloud")]
-    Object(Window),
+    Object(ObjectReader),
 }
 
 impl Read for Reader {
@@ -121,7 +121,7 @@ impl Read for Reader {
         match self {
             Reader::File(file) => file.read(buf),
             #[cfg(feature = "cloud")]
-            Reader::Object(window) => window.read(buf),
+            Reader::Object(object) => object.read(buf),
         }
     }
 }

@@ -1,0 +1,71 @@
+//! One table that has been opened: its name, schema and row count, and where its rows come from.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Result;
+use arrow::datatypes::SchemaRef;
+use parquet::file::reader::{ChunkReader, Length};
+
+use super::{
+    storage::{Storage, is_url},
+    stream::Stream,
+};
+use crate::{
+    id::{file_hash, hex, sha256},
+    origin::{self, InputOrigin, Origin},
+};
+
+pub(super) struct Opened {
+    /// The name to use in messages.
+    pub(super) name: Arc<str>,
+    pub(super) schema: SchemaRef,
+    /// `None` where a stream brings the rows.
+    pub(super) rows: Option<usize>,
+    pub(super) body: Body,
+}
+
+pub(super) enum Body {
+    Parquet(PathBuf),
+    ArrowFile(PathBuf),
+    /// Taken by the first reading.
+    Stream(Option<Stream>),
+}
+
+impl Opened {
+    /// The table's own origin, if it carries one.
+    pub(super) fn own_origin(&self) -> Option<Origin> {
+        self.schema.metadata().get(origin::KEY).and_then(|text| Origin::from_json(text))
+    }
+
+    /// What a table made from this one says about it.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(super) fn input_origin(&self) -> Result<InputOrigin> {
+        let sha256 = match &self.body {
+            Body::Parquet(path) | Body::ArrowFile(path) => Some(content_hash(path)?),
+            Body::Stream(_) => None,
+        };
+        Ok(InputOrigin { sha256, origin: self.own_origin().map(Box::new) })
+    }
+}
+
+/// Identifies the content of a table. Above 1 GiB, and in an object store, it is the hash of the Parquet footer, which holds
+/// the size and the statistics of every column chunk: reading 335 GB a second time only to identify them is not worth it.
+fn content_hash(path: &Path) -> Result<String> {
+    const WHOLE: u64 = 1 << 30;
+    let storage = Storage::open(path)?;
+    let size = storage.len();
+    if size <= WHOLE && !is_url(path) {
+        return file_hash(path);
+    }
+    let tail = storage.get_bytes(size - 8, 8)?;
+    let footer = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]) as u64;
+    let footer = footer.min(size - 8) + 8;
+    let mut bytes = size.to_le_bytes().to_vec();
+    bytes.extend(storage.get_bytes(size - footer, footer as usize)?);
+    Ok(format!("footer-{}", hex(&sha256(&bytes))))
+}

@@ -1,0 +1,46 @@
+//! Which images and captions have been encoded already: each is encoded once.
+
+use std::collections::HashSet;
+
+use anyhow::Result;
+use pipe::{
+    column::Rows,
+    key::{Key, key},
+    pairs::PairKeys,
+    schema::{images, labels, pairs},
+};
+
+use crate::encoder::{CAPTIONS, LATENTS, PAIRS};
+
+#[derive(Default)]
+pub struct Seen {
+    images: HashSet<Key>,
+    captions: HashSet<Key>,
+}
+
+impl Seen {
+    /// Whether this is the first time that an image of this uid comes.
+    pub fn is_new_image(&mut self, uid: &str) -> bool {
+        self.images.insert(key(&[uid.as_bytes()]))
+    }
+
+    /// Whether this is the first time that the caption comes.
+    pub fn is_new_caption(&mut self, caption: &str) -> bool {
+        self.captions.insert(key(&[caption.as_bytes()]))
+    }
+
+    /// Takes note of what is in a part that an earlier run finished, and answers whether it was made of these `rows`.
+    pub fn add_part(&mut self, part: &[Rows], rows: Option<&Rows>) -> Result<bool> {
+        let Some(rows) = rows else { return Ok(false) };
+        if part[PAIRS].text(labels::PAIR_ID)? != PairKeys::of(rows, rows.text(pairs::CAPTION)?)?.ids {
+            return Ok(false);
+        }
+        for uid in part[LATENTS].text(images::IMAGE_UID)?.iter().flatten() {
+            self.is_new_image(uid);
+        }
+        for caption in part[CAPTIONS].text(pairs::CAPTION)?.iter().flatten() {
+            self.is_new_caption(caption);
+        }
+        Ok(true)
+    }
+}
