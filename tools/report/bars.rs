@@ -1,130 +1,146 @@
-//! Win rates as bars with their intervals: a chart a comparison, a panel a metric, a bar a group of prompts; of training seeds
-//! taken together a chart a baseline, a bar a model.
+//! Win rates as bars with their intervals. A comparison has a chart with a panel per metric and a bar per group of prompts. Over
+//! several training seeds, a baseline has a chart with a panel per metric and a bar per model.
 
 use maud::{Markup, html};
+use pipe::grid::{Cell, Grid};
 
 use crate::{
-    cast::Cast,
-    plot::{Scale, TOP, chart, panel, px},
-    winrates::{Comparison, Pooled, Winrates, interval, percent},
+    models::Models,
+    plot::{Lines, Plot, TOP, chart, panel, px},
+    results::p_value,
+    table::{interval, percent, points, signed, table},
+    winrates::{self, Group, Winrates},
 };
 
 const WIDTH: f64 = 280.0;
+/// Height of a bar, and from one bar to the next.
 const BAR: f64 = 16.0;
-/// From one bar to the next.
 const STEP: f64 = 26.0;
-/// Letters of a group's name that are shown.
+/// The longest label, in characters.
 const LETTERS: usize = 14;
 
-/// One bar.
-struct Bar<'a> {
+/// One row of a chart: a bar in each panel, and a row in each table.
+struct Row<'a> {
     label: &'a str,
-    /// In the darkest ink.
-    strong: bool,
-    /// Classes of the style: the model's colour, and who is ahead.
-    class: String,
-    n: u64,
-    rate: f64,
-    low: f64,
-    high: f64,
-    /// Rates that `rate` is the mean of.
-    marks: &'a [f64],
+    /// Whose colour the bar has.
+    model: &'a str,
+    /// The number of training seeds, where there are several.
+    seeds: Option<u64>,
+    group: &'a Group,
 }
 
-pub fn section(all: &Winrates, cast: &Cast) -> Markup {
+/// The section "Win rates".
+pub fn section(file: &Winrates, models: &Models) -> Markup {
+    let panels = |rows: &[Row], compared: &str| -> Vec<Markup> {
+        file.metrics.iter().map(|metric| bars(metric, compared, rows, models)).collect()
+    };
     html! {
         p.note {
-            "Share of prompts on which the best of " (all.best_of) " images scores strictly higher than the other model's best, with its 95 % interval. "
-            @if all.seeds.is_empty() {
+            "The share of prompts on which the best of " (file.best_of) " images scores strictly higher than the other model's best, with its 95 % interval. "
+            @if file.seeds.is_empty() {
                 "Pale bars: no winner is named."
             } @else {
-                "Training seeds together: a bar is their mean, the points are the seeds, and the interval tells what other seeds and other prompts could have given. No winner is named."
+                "A bar is the mean of the training seeds, the points are the seeds, and the interval says what other seeds and other prompts could have given. No winner is named."
             }
         }
-        @for c in &all.comparisons {
-            @let panels: Vec<_> = all.metrics.iter().map(|m| groups(c, m, cast)).collect();
-            (chart(html! { h3 { (c.a) " vs " (c.b) } }, &panels, html! {}, html! { (all.rates(c)) (all.means(c)) }))
+        @for c in &file.comparisons {
+            @let rows: Vec<_> = c.groups().map(|group| Row { label: group.label(), model: &c.a, seeds: None, group }).collect();
+            @let rates = format!("Win rate of {} over {} [95 % interval]; wins / ties / losses, p corrected (Holm)", c.a, c.b);
+            @let means = format!("Mean score of {} · of {}; the change in standard deviations of {} [95 % interval]; win rate by the mean of a prompt's images", c.a, c.b, c.b);
+            (chart(&html! { h3 { (c.a) " vs " (c.b) } }, &panels(&rows, &format!("of {} over {}", c.a, c.b)), &html! {}, &html! {
+                (table(&numbers(file, rates, &file.by, &rows, rate)))
+                (table(&numbers(file, means, &file.by, &rows, mean)))
+            }))
         }
-        @for (b, models) in all.pooled() {
-            @let panels: Vec<_> = all.metrics.iter().map(|m| of_seeds(b, &models, m, cast)).collect();
-            (chart(html! { h3 { "Models against " (b) } }, &panels, html! {}, all.rates_of_seeds(b, &models)))
+        @for (b, pooled) in file.by_baseline() {
+            @let rows: Vec<_> = pooled.iter().map(|p| Row { label: &p.a, model: &p.a, seeds: Some(p.seeds), group: &p.all }).collect();
+            @let rates = format!("Win rate over {b}, mean of the seeds [95 % interval], each seed; change of the mean score in standard deviations of {b} [95 % interval]");
+            (chart(&html! { h3 { "Models against " (b) } }, &panels(&rows, &format!("over {b}, mean of the seeds,")), &html! {}, &table(&numbers(file, rates, "model", &rows, rate))))
         }
     }
 }
 
-/// A bar a group of prompts.
-fn groups(c: &Comparison, metric: &str, cast: &Cast) -> Markup {
-    let mut all = vec![];
-    for (i, row) in c.rows().enumerate() {
-        let cell = row.cell(metric);
-        all.push(Bar {
-            label: row.label(),
-            strong: i == 0,
-            class: format!("{} {}", cast.class(&c.a), cell.class()),
-            n: row.n,
-            rate: cell.rate,
-            low: cell.low,
-            high: cell.high,
-            marks: &[],
-        });
-    }
-    bars(metric, &format!("of {} over {}", c.a, c.b), &all)
-}
-
-/// A bar a model, its seeds together.
-fn of_seeds(b: &str, models: &[&Pooled], metric: &str, cast: &Cast) -> Markup {
-    let mut all = vec![];
-    for p in models {
-        let cell = p.cell(metric);
-        all.push(Bar {
-            label: &p.a,
-            strong: false,
-            class: format!("{} open", cast.class(&p.a)),
-            n: p.n,
-            rate: cell.rate,
-            low: cell.low,
-            high: cell.high,
-            marks: &cell.rates,
-        });
-    }
-    bars(metric, &format!("over {b}, mean of the seeds,"), &all)
-}
-
-/// One panel; `whose` says what is compared.
-fn bars(metric: &str, whose: &str, bars: &[Bar]) -> Markup {
-    let longest = bars.iter().map(|bar| bar.label.chars().count().min(LETTERS)).max().unwrap_or(0);
-    let left = 9.0 + 6.9 * longest as f64;
-    let x = Scale::new((0.0, 100.0), (left, WIDTH - 48.0));
-    let bottom = TOP + STEP * bars.len() as f64;
+/// One panel; `compared` says of which models.
+fn bars(metric: &str, compared: &str, rows: &[Row], models: &Models) -> Markup {
+    let longest = rows.iter().map(|row| row.label.chars().count().min(LETTERS)).max().unwrap_or(0);
+    let size = (WIDTH, TOP + STEP * rows.len() as f64 + 22.0);
+    let plot = Plot::with_margins((0.0, 100.0), (0.0, 1.0), size, (9.0 + 6.9 * longest as f64, 48.0, 22.0));
+    let at = |share: f64| plot.x.at(100.0 * share);
+    let ticks = [0, 25, 50, 75, 100].map(|t| (f64::from(t), format!("{t}{}", if t == 100 { " %" } else { "" })));
+    let words = |row: &Row| {
+        let [rate, low, high] = row.group.cell(metric).rate();
+        format!("{} {} {}", row.label, percent(rate), interval(low, high))
+    };
     let body = html! {
-        @for share in [0.0, 25.0, 50.0, 75.0, 100.0] {
-            line.(if share == 50.0 { "zero" } else { "grid" }) x1=(px(x.at(share))) x2=(px(x.at(share))) y1=(TOP - 4.0) y2=(bottom) {}
-            text.tick.mid x=(px(x.at(share))) y=(bottom + 14.0) { (share) @if share == 100.0 { " %" } }
-        }
-        @for (i, bar) in bars.iter().enumerate() {
-            @let y = TOP + STEP * i as f64 + (STEP - BAR) / 2.0 - 3.0;
-            @let middle = y + BAR / 2.0;
-            @let (low, high) = (px(x.at(100.0 * bar.low)), px(x.at(100.0 * bar.high)));
-            text.end.name.all[bar.strong] x=(px(left - 7.0)) y=(middle + 4.0) { (short(bar.label)) }
-            g class=(bar.class) {
-                title { (bar.label) ": " (percent(bar.rate)) " " (interval(bar.low, bar.high)) ", " (bar.n) " prompts" }
-                rect.bar x=(px(x.at(0.0))) y=(y) width=(px(x.at(100.0 * bar.rate) - x.at(0.0))) height=(BAR) rx="2" {}
-                path.whisker d={ "M" (low) " " (middle) "H" (high) "M" (low) " " (middle - 4.0) "v8M" (high) " " (middle - 4.0) "v8" } {}
-                @for mark in bar.marks { circle.mean cx=(px(x.at(100.0 * mark))) cy=(middle) r="2.6" {} }
+        (plot.x_axis(&ticks, Lines::Through("grid")))
+        (plot.vertical("zero", 50.0, TOP))
+        @for (i, row) in rows.iter().enumerate() {
+            @let (cell, middle) = (row.group.cell(metric), TOP + STEP * (i as f64 + 0.5) - 3.0);
+            @let [rate, low, high] = cell.rate().map(at);
+            // The first row of several groups is over all prompts, and stands out.
+            @let total = i == 0 && row.seeds.is_none();
+            text.end.name.all[total] x=(plot.left - 7.0) y=(middle + 4.0) { (short(row.label)) }
+            g.(models.class(row.model)).(cell.class()) {
+                title { (words(row)) ", " (row.group.n) " prompts" }
+                rect.bar x=(px(plot.left)) y=(middle - BAR / 2.0) width=(px(rate - plot.left)) height=(BAR) rx="2" {}
+                path.whisker d={ "M" (px(low)) " " (middle) "H" (px(high)) "M" (px(low)) " " (middle - 4.0) "v8M" (px(high)) " " (middle - 4.0) "v8" } {}
+                @for rate in &cell.rates { circle.mean cx=(px(at(*rate))) cy=(middle) r="2.6" {} }
             }
-            text.value.end.all[bar.strong] x=(WIDTH - 2.0) y=(middle + 4.0) { (percent(bar.rate)) }
+            text.value.end.all[total] x=(WIDTH - 2.0) y=(middle + 4.0) { (percent(cell.rate)) }
         }
     };
-    let each = bars.iter().map(|bar| format!("{} {} {}", bar.label, percent(bar.rate), interval(bar.low, bar.high)));
-    let words = each.collect::<Vec<_>>().join("; ");
-    let label = format!("Win rate {whose} on {metric}: {words}.");
-    panel(metric, &label, (WIDTH, bottom + 22.0), body)
+    let each = rows.iter().map(words).collect::<Vec<_>>().join("; ");
+    panel(metric, &format!("Win rate {compared} on {metric}: {each}."), size, &body)
 }
 
 fn short(label: &str) -> String {
-    if label.chars().count() <= LETTERS {
-        label.into()
-    } else {
-        label.chars().take(LETTERS - 1).chain(['…']).collect()
+    match label.chars().count() > LETTERS {
+        true => label.chars().take(LETTERS - 1).chain(['…']).collect(),
+        false => label.into(),
+    }
+}
+
+/// The numbers behind the bars, a column per metric; `first` is the head of the labels.
+fn numbers(file: &Winrates, title: String, first: &str, rows: &[Row], cell: fn(&winrates::Cell) -> Cell) -> Grid {
+    let seeds = rows.iter().any(|row| row.seeds.is_some());
+    let head = [first].into_iter().chain(seeds.then_some("seeds")).chain(["n"]).map(String::from);
+    let named = |m: &String| if file.is_held_out(m) { format!("{m} (held out)") } else { m.clone() };
+    let cells = |row: &Row| {
+        let counts = row.seeds.into_iter().chain([row.group.n]).map(|n| n.to_string().into());
+        let metrics = file.metrics.iter().map(|m| cell(row.group.cell(m)));
+        [row.label.into()].into_iter().chain(counts).chain(metrics).collect()
+    };
+    Grid {
+        title,
+        head: head.chain(file.metrics.iter().map(named)).collect(),
+        rows: rows.iter().map(cells).collect(),
+        left: 1,
+    }
+}
+
+/// The win rate, and its counts or seeds.
+fn rate(cell: &winrates::Cell) -> Cell {
+    let mut shown = Cell::new().estimate(cell.rate(), points, " %").line_break();
+    if let Some(t) = &cell.test {
+        shown = shown.count(t.wins).text(" / ").count(t.ties).text(" / ").count(t.losses);
+        return shown.text(", p ").number(t.p_holm, p_value(t.p_holm));
+    }
+    for (i, rate) in cell.rates.iter().enumerate() {
+        shown = shown.text(if i > 0 { " / " } else { "" }).number(*rate, points(*rate));
+    }
+    change(shown.text("; "), cell)
+}
+
+fn mean(cell: &winrates::Cell) -> Cell {
+    let Some(t) = &cell.test else { return "–".into() };
+    let means = Cell::new().number(t.mean_a, format!("{:.4}", t.mean_a)).text(" · ");
+    let means = means.number(t.mean_b, format!("{:.4}", t.mean_b)).line_break();
+    change(means, cell).text("; ").number(t.mean_of_n.rate, percent(t.mean_of_n.rate))
+}
+
+fn change(shown: Cell, cell: &winrates::Cell) -> Cell {
+    match cell.change() {
+        Some(estimate) => shown.estimate(estimate, |x| signed(x, 2), ""),
+        None => shown.text("–"),
     }
 }

@@ -1,26 +1,28 @@
 //! How training went: curves of each run's log, with the steps after which the reference was replaced.
 
-use std::path::Path;
+use std::{f64::consts::LN_2, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use maud::{Markup, html};
+use pipe::grid::{Cell, Grid};
 use serde::Deserialize;
 
 use crate::{
-    cast::Cast,
-    plot::{Plot, Size, TOP, chart, data, extent, list, panel, px, table},
+    models::Models,
+    plot::{Entry, Plot, Size, TOP, chart, legend, panel, roomy},
+    table::{list, table},
 };
 
-/// `train`'s log.jsonl.
+/// A run's log.jsonl, as `train` writes it.
 pub struct Run {
-    /// The folder that the log lies in: the policy's name.
+    /// The folder of the log: the name of the policy.
     pub name: String,
-    lines: Vec<Line>,
+    steps: Vec<Step>,
 }
 
-/// What is drawn of a step.
+/// The fields of a line of the log that are drawn.
 #[derive(Deserialize)]
-struct Line {
+struct Step {
     step: u64,
     loss: f64,
     implicit_acc: f64,
@@ -34,71 +36,72 @@ struct Line {
     refreshed: bool,
 }
 
-type Value = fn(&Line) -> f64;
+/// A number of each step; `None` where it was not measured.
+type Value = fn(&Step) -> Option<f64>;
 type Points = Vec<(f64, f64)>;
 
-/// Three in a row, and four.
+/// The sizes of panels that stand three in a row, and four.
 const WIDE: Size = (330.0, 215.0);
 const NARROW: Size = (280.0, 200.0);
-/// Points a curve is drawn with, at the most: one a unit of width is more than an eye can tell.
+/// The largest number of points of a curve: one per unit of the panel's width is more than an eye can tell apart.
 const POINTS: usize = 320;
-const LOSS: Value = |l| l.loss;
-const ACCURACY: Value = |l| l.implicit_acc;
+/// More refreshes than this are marked at the axis only; lines through the plot would hide the curves.
+const LINES: usize = 40;
+
+const LOSS: Value = |s| Some(s.loss);
+const ACCURACY: Value = |s| Some(s.implicit_acc);
+const DRIFT: Value = |s| s.drift;
+/// Name, class in the style, value.
 const ERRORS: [(&str, &str, Value); 4] = [
-    ("policy, winner", "policy winner", |l| l.policy_winner_mse),
-    ("policy, loser", "policy loser", |l| l.policy_loser_mse),
-    ("reference, winner", "reference winner", |l| l.reference_winner_mse),
-    ("reference, loser", "reference loser", |l| l.reference_loser_mse),
+    ("policy, winner", "policy winner", |s| Some(s.policy_winner_mse)),
+    ("policy, loser", "policy loser", |s| Some(s.policy_loser_mse)),
+    ("reference, winner", "reference winner", |s| Some(s.reference_winner_mse)),
+    ("reference, loser", "reference loser", |s| Some(s.reference_loser_mse)),
 ];
-/// The policy's error as a share of the reference's: what is left when the luck of timestep and noise is taken out.
+/// How far the policy's error lies above the reference's, in percent. The chance of timestep and noise cancels out.
 const RELATIVE: [(&str, &str, Value); 2] = [
-    ("winner", "policy winner", |l| 100.0 * (l.policy_winner_mse / l.reference_winner_mse - 1.0)),
-    ("loser", "policy loser", |l| 100.0 * (l.policy_loser_mse / l.reference_loser_mse - 1.0)),
+    ("winner", "policy winner", |s| Some(100.0 * (s.policy_winner_mse / s.reference_winner_mse - 1.0))),
+    ("loser", "policy loser", |s| Some(100.0 * (s.policy_loser_mse / s.reference_loser_mse - 1.0))),
 ];
 
 impl Run {
     /// # Errors
-    /// No such file; a line that is not what `train` writes; no lines; a number that is none.
+    /// The file cannot be read, has no lines, or has a line that `train` does not write.
     pub fn read(path: &Path) -> Result<Self> {
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
-        let line = |(i, text): (usize, &str)| {
-            let say = || format!("{name}, line {}, is not what `train` writes into log.jsonl", i + 1);
-            serde_json::from_str::<Line>(text).with_context(say)
+        let file = path.display();
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {file}"))?;
+        let step = |(i, line): (usize, &str)| {
+            let foreign = || format!("{file}, line {}, is not what `train` writes into log.jsonl", i + 1);
+            serde_json::from_str(line).with_context(foreign)
         };
-        let lines: Vec<Line> = text.lines().enumerate().map(line).collect::<Result<_>>()?;
-        ensure!(!lines.is_empty(), "{name} has no lines; a run that has not done a step has no curves");
+        let steps: Vec<Step> = text.lines().enumerate().map(step).collect::<Result<_>>()?;
+        ensure!(!steps.is_empty(), "{file} has no lines; a run that has not done a step has no curves");
         let folder = path.parent().and_then(|p| p.file_name()).map(|f| f.to_string_lossy().into_owned());
-        Ok(Self { name: folder.unwrap_or(name), lines })
+        Ok(Self { name: folder.unwrap_or_else(|| file.to_string()), steps })
     }
 
-    /// Steps over which curves are averaged.
+    /// The number of steps over which curves are averaged.
     fn window(&self) -> usize {
-        (self.lines.len() / 12).clamp(1, 100)
+        (self.steps.len() / 12).clamp(1, 100)
     }
 
     fn points(&self, value: Value) -> Points {
-        self.lines.iter().map(|l| (l.step as f64, value(l))).collect()
+        self.steps.iter().filter_map(|s| Some((s.step as f64, value(s)?))).collect()
     }
 
+    /// The running mean of a value. One that is measured only now and then, as drift is, stays as it is.
     fn smooth(&self, value: Value) -> Points {
-        thin(&running_mean(&self.points(value), self.window()))
+        let points = self.points(value);
+        let window = if points.len() < self.steps.len() { 1 } else { self.window() };
+        thin(&running_mean(&points, window))
     }
 
-    fn drift(&self) -> Points {
-        self.lines.iter().filter_map(|l| Some((l.step as f64, l.drift?))).collect()
-    }
-
-    fn refreshes(&self) -> impl Iterator<Item = u64> {
-        self.lines.iter().filter(|l| l.refreshed).map(|l| l.step)
-    }
-
-    fn last(&self) -> u64 {
-        self.lines.last().map_or(0, |l| l.step)
+    fn refreshes(&self) -> Vec<u64> {
+        self.steps.iter().filter(|s| s.refreshed).map(|s| s.step).collect()
     }
 }
 
-/// The mean of each point and its neighbours, `window` in all where there are as many.
+/// The mean of each point and its neighbours; `window` points where there are as many.
 fn running_mean(points: &[(f64, f64)], window: usize) -> Points {
     let mut sums = vec![0.0];
     points.iter().for_each(|(_, y)| sums.push(sums[sums.len() - 1] + y));
@@ -109,143 +112,124 @@ fn running_mean(points: &[(f64, f64)], window: usize) -> Points {
     (0..points.len()).map(mean).collect()
 }
 
-/// Every n-th point and the last.
+/// Every n-th point, and the last one.
 fn thin(points: &[(f64, f64)]) -> Points {
     let every = points.len().div_ceil(POINTS).max(1);
     let kept = points.iter().enumerate().filter(|(i, _)| i % every == 0 || i + 1 == points.len());
     kept.map(|(_, p)| *p).collect()
 }
 
-/// The whole section.
-pub fn section(runs: &[Run], cast: &Cast) -> Markup {
+/// One curve of a panel.
+struct Curve<'a> {
+    name: &'a str,
+    class: String,
+    points: Points,
+    /// The single steps behind a running mean; may be empty.
+    single: Points,
+    /// Whose mark stands at the end of the curve.
+    mark: Option<&'a Models>,
+}
+
+/// The section "Training".
+pub fn section(runs: &[Run], models: &Models) -> Markup {
     let names: Vec<&str> = runs.iter().map(|r| r.name.as_str()).collect();
     let mut windows: Vec<String> = runs.iter().map(|r| r.window().to_string()).collect();
     windows.dedup();
-    let drift = runs.iter().any(|r| !r.drift().is_empty());
-    let mut together = vec![
-        overlaid("loss", runs, cast, LOSS, Some(std::f64::consts::LN_2)),
-        overlaid("implicit accuracy", runs, cast, ACCURACY, Some(0.5)),
-    ];
-    if drift {
-        together.push(drifts(runs, cast));
+    let of_all = |heading, value, start| all_runs(heading, runs, models, value, start);
+    let mut of_runs = vec![of_all("loss", LOSS, LN_2), of_all("implicit accuracy", ACCURACY, 0.5)];
+    if runs.iter().any(|r| !r.points(DRIFT).is_empty()) {
+        of_runs.push(of_all("drift from the base", DRIFT, 0.0));
     }
-    let apart = runs.iter().flat_map(|run| {
+    let of_errors = runs.iter().flat_map(|run| {
         [
-            several(&format!("{}, squared error", run.name), run, &ERRORS, None),
-            several(&format!("{}, policy to reference, %", run.name), run, &RELATIVE, Some(0.0)),
+            one_run(&format!("{}, squared error", run.name), run, &ERRORS, None),
+            one_run(&format!("{}, policy to reference, %", run.name), run, &RELATIVE, Some(0.0)),
         ]
     });
+    let errors = ERRORS.map(|(name, class, _)| Entry {
+        name,
+        class: format!("error {class}"),
+        sample: html! { path.curve d="M0 7H22" {} },
+        width: 22,
+    });
+    let refresh = match runs.iter().all(|r| r.refreshes().is_empty()) {
+        true => "The reference was not replaced.",
+        false => "At a dashed vertical line the policy replaced the reference.",
+    };
+    let numbers = html! { @for run in runs { (table(&numbers(run))) } };
     html! {
         (chart(
-            cast.legend(&names),
-            &together,
-            html! { "Running means over " (list(&windows)) " steps, single steps behind them. The thin line is where training begins: ln 2 = 0.693 of the loss, half of the pairs. Drift is the distance of the weights from the base's, as a share of the base's norm. " (refresh_note(runs)) },
-            html! { @for run in runs { (numbers(run)) } },
+            &models.legend(&names),
+            &of_runs,
+            &html! { "Running means over " (list(&windows)) " steps, with the single steps behind them. The thin line is where training begins: a loss of ln 2 = 0.693, an accuracy of one half, no drift. Drift is the distance of the weights from the base's, as a share of the base's norm. " (refresh) },
+            &numbers,
         ))
         h3 { "Errors of winner and loser" }
         (chart(
-            html! {
-                ul.legend {
-                    @for (name, class, _) in ERRORS {
-                        li { svg class={ "error " (class) } viewBox="0 0 22 14" aria-hidden="true" { path.curve d="M0 7H22" {} } (name) }
-                    }
-                }
-            },
-            &apart.collect::<Vec<_>>(),
-            html! { "Mean squared prediction errors, running means. Both images of a pair share timestep and noise, so policy and reference rise and fall together; the second panel of a run takes that out: the policy's error less the reference's, as a share of it; below 0 the policy predicts better. A preference is learned as the loser's curve rises above the winner's. " (refresh_note(runs)) },
-            html! { @for run in runs { (numbers(run)) } },
+            &legend(&errors),
+            &of_errors.collect::<Vec<_>>(),
+            &html! { "Mean squared errors of the prediction, as running means. Both images of a pair share timestep and noise, so policy and reference rise and fall together. The second panel of a run takes this out: it shows how far the policy's error lies above the reference's; below 0 the policy predicts better. A run learns a preference as the loser's curve rises above the winner's. " (refresh) },
+            &numbers,
         ))
     }
 }
 
-fn refresh_note(runs: &[Run]) -> &'static str {
-    if runs.iter().any(|r| r.refreshes().next().is_some()) {
-        "Dashed uprights: the reference was replaced by the policy."
-    } else {
-        "The reference stayed as it was."
+/// One value of all runs; `start` is the value before the first step.
+fn all_runs(heading: &str, runs: &[Run], models: &Models, value: Value, start: f64) -> Markup {
+    let (mut refreshes, mut of_runs) = (vec![], vec![]);
+    for run in runs {
+        let (class, points, single) = (models.class(&run.name), run.smooth(value), thin(&run.points(value)));
+        refreshes.push((run, class.clone()));
+        of_runs.push(Curve { name: &run.name, class, points, single, mark: Some(models) });
     }
-}
-
-/// One value of all runs.
-fn overlaid(heading: &str, runs: &[Run], cast: &Cast, value: Value, begins: Option<f64>) -> Markup {
-    let smooth: Vec<_> = runs.iter().map(|r| r.smooth(value)).collect();
-    let plot = frame(runs, smooth.iter().flatten().map(|p| p.1).chain(begins), WIDE);
-    let faint = |run: &Run| plot.curve(&thin(&run.points(value)));
-    let body = html! {
-        (plot.axes("step"))
-        @if let Some(y) = begins { (plot.mark_y(y)) }
-        (clip(&plot, html! { @for run in runs { path.faint.(cast.class(&run.name)) d=(faint(run)) {} } }))
-        @for run in runs { (refreshes(&plot, run, &cast.class(&run.name))) }
-        @for (run, points) in runs.iter().zip(&smooth) { (curve(&plot, cast, run, points)) }
-    };
-    let words = runs.iter().zip(&smooth).map(|(r, p)| told(&r.name, p)).collect::<Vec<_>>().join("; ");
-    panel(heading, &format!("{heading} over the steps: {words}."), WIDE, body)
-}
-
-fn drifts(runs: &[Run], cast: &Cast) -> Markup {
-    let all: Vec<_> = runs.iter().map(|r| thin(&r.drift())).collect();
-    let plot = frame(runs, all.iter().flatten().map(|p| p.1).chain([0.0]), WIDE);
-    let body = html! {
-        (plot.axes("step"))
-        @for run in runs { (refreshes(&plot, run, &cast.class(&run.name))) }
-        @for (run, points) in runs.iter().zip(&all) { (curve(&plot, cast, run, points)) }
-    };
-    let words = runs.iter().zip(&all).map(|(r, p)| told(&r.name, p)).collect::<Vec<_>>().join("; ");
-    panel("drift from the base", &format!("Drift from the base over the steps: {words}."), WIDE, body)
+    curves(heading, WIDE, Some(start), &refreshes, &of_runs)
 }
 
 /// Several values of one run.
-fn several(heading: &str, run: &Run, values: &[(&str, &str, Value)], begins: Option<f64>) -> Markup {
-    let smooth: Vec<_> = values.iter().map(|(_, _, value)| run.smooth(*value)).collect();
-    let plot = frame(std::slice::from_ref(run), smooth.iter().flatten().map(|p| p.1).chain(begins), NARROW);
+fn one_run(heading: &str, run: &Run, values: &[(&str, &str, Value)], start: Option<f64>) -> Markup {
+    let curve = |&(name, class, value)| Curve {
+        name,
+        class: format!("error {class}"),
+        points: run.smooth(value),
+        single: vec![],
+        mark: None,
+    };
+    curves(heading, NARROW, start, &[(run, "plain".into())], &values.iter().map(curve).collect::<Vec<_>>())
+}
+
+/// A panel. The refreshes of each run in `refreshes` are drawn in the class beside it.
+fn curves(heading: &str, size: Size, start: Option<f64>, refreshes: &[(&Run, String)], curves: &[Curve]) -> Markup {
+    let last = refreshes.iter().filter_map(|(run, _)| run.steps.last()).map(|s| s.step).max();
+    let y = roomy(curves.iter().flat_map(|c| &c.points).map(|p| p.1).chain(start));
+    let plot = Plot::new((0.0, last.unwrap_or(1) as f64), y, size);
+    let single = curves.iter().filter(|c| !c.single.is_empty());
     let body = html! {
-        (plot.axes("step"))
-        @if let Some(y) = begins { (plot.mark_y(y)) }
-        (refreshes(&plot, run, "plain"))
-        @for ((_, class, _), points) in values.iter().zip(&smooth).rev() {
-            g.error.(class) { path.curve d=(plot.curve(points)) {} }
+        (plot.y_axis(5))
+        (plot.x_axis_named("step"))
+        @if let Some(start) = start { (plot.horizontal("zero", start)) }
+        (plot.clip(&html! { @for c in single { path.faint.(c.class) d=(plot.path(&c.single)) {} } }))
+        @for (run, class) in refreshes {
+            @let steps = run.refreshes();
+            @let top = if steps.len() > LINES { plot.bottom - 8.0 } else { TOP };
+            @for step in steps {
+                g.refresh.(class) {
+                    title { (run.name) ": reference replaced after step " (step) }
+                    (plot.vertical("", step as f64, top))
+                }
+            }
+        }
+        @for c in curves.iter().rev() {
+            g.(c.class) {
+                path.curve d=(plot.path(&c.points)) {}
+                @if let (Some(models), Some((x, y))) = (c.mark, c.points.last()) { (models.mark(c.name, plot.x.at(*x), plot.y.at(*y))) }
+            }
         }
     };
-    let words = values.iter().zip(&smooth).map(|((name, _, _), p)| told(name, p)).collect::<Vec<_>>().join("; ");
-    panel(heading, &format!("{heading}, over the steps: {words}."), NARROW, body)
+    let words = curves.iter().map(|c| from_to(c.name, &c.points)).collect::<Vec<_>>().join("; ");
+    panel(heading, &format!("{heading}, over the steps: {words}."), size, &body)
 }
 
-/// Axes for values, with some room about them.
-fn frame(runs: &[Run], values: impl Iterator<Item = f64>, size: Size) -> Plot {
-    let (low, high) = extent(values.filter(|v| v.is_finite()));
-    let room = 0.08 * (high - low).max(1e-6);
-    let last = runs.iter().map(Run::last).max().unwrap_or(1);
-    Plot::new((0.0, last as f64), (if low == 0.0 { low } else { low - room }, high + room), size)
-}
-
-fn curve(plot: &Plot, cast: &Cast, run: &Run, points: &[(f64, f64)]) -> Markup {
-    html! {
-        g class=(cast.class(&run.name)) {
-            path.curve d=(plot.curve(points)) {}
-            @if let Some((x, y)) = points.last() { (cast.mark(&run.name, plot.x.at(*x), plot.y.at(*y))) }
-        }
-    }
-}
-
-fn refreshes(plot: &Plot, run: &Run, class: &str) -> Markup {
-    let steps: Vec<u64> = run.refreshes().collect();
-    // So many that they would be a wall: the axis alone is marked.
-    let top = if steps.len() > 40 { plot.bottom() - 8.0 } else { TOP };
-    html! {
-        @for step in &steps {
-            @let x = px(plot.x.at(*step as f64));
-            g.refresh.(class) { title { (run.name) ": reference replaced after step " (step) } line x1=(x) x2=(x) y1=(top) y2=(plot.bottom()) {} }
-        }
-    }
-}
-
-/// Keeps what is drawn inside the plot: single steps reach further than their means.
-fn clip(plot: &Plot, inside: Markup) -> Markup {
-    let (x, right) = (plot.left(), plot.right());
-    html! { svg x=(x) y=(TOP) width=(right - x) height=(plot.bottom() - TOP) viewBox={ (x) " " (TOP) " " (right - x) " " (plot.bottom() - TOP) } { (inside) } }
-}
-
-fn told(name: &str, points: &[(f64, f64)]) -> String {
+fn from_to(name: &str, points: &[(f64, f64)]) -> String {
     match points {
         [] => format!("{name} was not measured"),
         [first, .., last] => format!("{name} from {:.4} to {:.4}", first.1, last.1),
@@ -253,36 +237,30 @@ fn told(name: &str, points: &[(f64, f64)]) -> String {
     }
 }
 
-/// At most a dozen steps of a run: means over the steps since the row before.
-fn numbers(run: &Run) -> Markup {
-    let every = run.lines.len().div_ceil(12);
-    let mean = |lines: &[Line], value: Value| lines.iter().map(value).sum::<f64>() / lines.len() as f64;
-    table(
-        &format!("{}: means over {every} steps each", run.name),
-        html! {
-            tr {
-                th.num scope="col" { "to step" } th.num scope="col" { "loss" } th.num scope="col" { "implicit accuracy" } th.num scope="col" { "drift" }
-                @for (name, _, _) in ERRORS { th.num scope="col" { (name) } }
-                th scope="col" { "reference" }
-            }
-        },
-        html! {
-            @for lines in run.lines.chunks(every) {
-                tr {
-                    th.num scope="row" { (lines[lines.len() - 1].step) }
-                    td.num { (four(mean(lines, LOSS))) }
-                    td.num { (four(mean(lines, ACCURACY))) }
-                    td.num { @match lines.iter().rev().find_map(|l| l.drift) { Some(drift) => (data(drift, format!("{drift:.6}"))), None => "–" } }
-                    @for (_, _, value) in ERRORS { td.num { (four(mean(lines, value))) } }
-                    td { @if lines.iter().any(|l| l.refreshed) { "replaced" } }
-                }
-            }
-        },
-    )
-}
-
-fn four(value: f64) -> Markup {
-    data(value, format!("{value:.4}"))
+/// The means of at most a dozen spans of steps.
+fn numbers(run: &Run) -> Grid {
+    let every = run.steps.len().div_ceil(12);
+    let mut head = vec!["to step".into(), "loss".into(), "implicit accuracy".into(), "drift".into()];
+    head.extend(ERRORS.iter().map(|e| e.0.to_owned()));
+    head.push("reference".into());
+    let row = |steps: &[Step]| {
+        let mean = |value: Value| {
+            let mean = steps.iter().filter_map(value).sum::<f64>() / steps.len() as f64;
+            Cell::new().number(mean, format!("{mean:.4}"))
+        };
+        let drift = steps.iter().rev().find_map(|s| s.drift);
+        let drift = drift.map_or("–".into(), |drift| Cell::new().number(drift, format!("{drift:.6}")));
+        let last = steps[steps.len() - 1].step.to_string().into();
+        let replaced = if steps.iter().any(|s| s.refreshed) { "replaced" } else { "" };
+        let errors = ERRORS.iter().map(|e| mean(e.2));
+        [last, mean(LOSS), mean(ACCURACY), drift].into_iter().chain(errors).chain([replaced.into()]).collect()
+    };
+    Grid {
+        title: format!("{}: means over {every} steps each", run.name),
+        head,
+        rows: run.steps.chunks(every).map(row).collect(),
+        left: 0,
+    }
 }
 
 #[cfg(test)]

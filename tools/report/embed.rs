@@ -1,98 +1,74 @@
-//! Pictures inside the page: as they are where there is room, else as JPEG, smaller and smaller until they fit.
+//! Images inside the page: unchanged where there is room, else as JPEG, smaller and smaller until the page fits.
 
 use anyhow::{Context, Result, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use mozjpeg::{ColorSpace, Compress};
 use nets::image::{self, Filter, Rgb};
 
-/// How pictures are written into the page, and of how many prompts all seeds are shown.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// How images are written into the page.
+#[derive(Clone, Copy)]
 pub struct Fit {
-    pub form: Form,
-    pub seeds: Seeds,
+    /// The longest side in pixels and the quality (0 to 100) of a JPEG; `None`: unchanged.
+    jpeg: Option<(usize, f32)>,
+    /// The number of prompts, evenly spaced, that show all their seeds.
+    pub seeds: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Form {
-    AsIs,
-    /// The longer side at most so many pixels; quality from 0 to 100.
-    Jpeg {
-        side: usize,
-        quality: f32,
-    },
+const ALL: usize = usize::MAX;
+
+/// From the best to the smallest. Some prompts lose their other seeds before images become too small to judge.
+pub const LADDER: [Fit; 12] = [
+    Fit { jpeg: None, seeds: ALL },
+    Fit { jpeg: Some((ALL, 93.0)), seeds: ALL },
+    Fit { jpeg: Some((512, 88.0)), seeds: ALL },
+    Fit { jpeg: Some((384, 85.0)), seeds: ALL },
+    Fit { jpeg: None, seeds: 24 },
+    Fit { jpeg: Some((512, 88.0)), seeds: 24 },
+    Fit { jpeg: Some((384, 85.0)), seeds: 24 },
+    Fit { jpeg: Some((320, 82.0)), seeds: 24 },
+    Fit { jpeg: Some((256, 80.0)), seeds: 24 },
+    Fit { jpeg: Some((192, 78.0)), seeds: 12 },
+    Fit { jpeg: Some((128, 75.0)), seeds: 12 },
+    Fit { jpeg: Some((96, 70.0)), seeds: 0 },
+];
+
+/// An image inside the page.
+pub struct Embedded {
+    /// The `src` of an `img`.
+    pub src: String,
+    /// Of the image as it was drawn, in pixels.
+    pub width: usize,
+    pub height: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Seeds {
-    OfAll,
-    /// Of so many prompts, evenly spread.
-    Of(usize),
-}
-
-/// From the best to the smallest. Seeds of every prompt are given up before pictures become too small to judge.
-pub const LADDER: [Fit; 12] = {
-    const fn fit(side: usize, quality: f32, seeds: Seeds) -> Fit {
-        Fit { form: Form::Jpeg { side, quality }, seeds }
-    }
-    [
-        Fit { form: Form::AsIs, seeds: Seeds::OfAll },
-        fit(usize::MAX, 93.0, Seeds::OfAll),
-        fit(512, 88.0, Seeds::OfAll),
-        fit(384, 85.0, Seeds::OfAll),
-        Fit { form: Form::AsIs, seeds: Seeds::Of(24) },
-        fit(512, 88.0, Seeds::Of(24)),
-        fit(384, 85.0, Seeds::Of(24)),
-        fit(320, 82.0, Seeds::Of(24)),
-        fit(256, 80.0, Seeds::Of(24)),
-        fit(192, 78.0, Seeds::Of(12)),
-        fit(128, 75.0, Seeds::Of(12)),
-        fit(96, 70.0, Seeds::Of(0)),
-    ]
-};
-
-impl Form {
-    /// For readers of the page.
+impl Fit {
+    /// The form of the images, for readers of the page.
     pub fn words(self) -> String {
-        match self {
-            Form::AsIs => "Images are embedded as they were drawn.".into(),
-            Form::Jpeg { side: usize::MAX, quality } => {
-                format!("To keep the page small, images are embedded as JPEG of quality {quality}.")
-            }
-            Form::Jpeg { side, quality } => {
-                format!(
-                    "To keep the page small, images are embedded as JPEG of quality {quality}, at most {side} pixels wide and high."
-                )
-            }
-        }
+        let Some((side, quality)) = self.jpeg else { return "Images are embedded as they were drawn.".into() };
+        let most = if side == ALL { String::new() } else { format!(", at most {side} pixels wide and high") };
+        format!("To keep the page small, images are embedded as JPEG of quality {quality}{most}.")
     }
 
-    /// An encoded image as the `src` of an `img`, with its width and height in pixels.
+    /// Embeds an encoded image.
     ///
     /// # Errors
-    /// It is no JPEG, PNG or WebP, or damaged.
+    /// It is not a JPEG, PNG or WebP, or it is damaged.
     pub fn embed(self, bytes: &[u8]) -> Result<Embedded> {
         let pixels = image::decode(bytes)?;
         let (width, height) = (pixels.width, pixels.height);
-        let src = match self {
-            Form::AsIs => uri(kind(bytes), bytes),
-            Form::Jpeg { side, quality } => uri("jpeg", &jpeg(&shrink(pixels, side), quality)?),
+        let src = match self.jpeg {
+            None => uri(kind(bytes), bytes),
+            Some((side, quality)) => uri("jpeg", &jpeg(&shrink(pixels, side), quality)?),
         };
         Ok(Embedded { src, width, height })
     }
-}
-
-pub struct Embedded {
-    pub src: String,
-    /// Of the image as it was drawn.
-    pub width: usize,
-    pub height: usize,
 }
 
 fn uri(kind: &str, bytes: &[u8]) -> String {
     format!("data:image/{kind};base64,{}", STANDARD.encode(bytes))
 }
 
-/// Of bytes that could be decoded.
+/// The format of bytes that could be decoded.
 fn kind(bytes: &[u8]) -> &'static str {
     match bytes {
         [0xff, 0xd8, ..] => "jpeg",
@@ -110,7 +86,7 @@ fn shrink(pixels: Rgb, side: usize) -> Rgb {
     image::resize(&pixels, scaled(pixels.width), scaled(pixels.height), Filter::Bicubic)
 }
 
-/// JPEG with full colour resolution from quality 90 on, and half of it below, as cameras do.
+/// JPEG with full colour resolution from quality 90, and half of it below 90, as cameras do.
 fn jpeg(pixels: &Rgb, quality: f32) -> Result<Vec<u8>> {
     let (width, height) = (pixels.width, pixels.height);
     ensure!(width.max(height) <= 65_500, "{width} x {height} is more than a JPEG can hold");
@@ -143,14 +119,15 @@ mod tests {
     #[test]
     fn as_it_is_or_as_jpeg_that_looks_the_same() {
         let png = image::png(&picture(96, 64)).unwrap();
-        let same = Form::AsIs.embed(&png).unwrap();
+        let embed = |jpeg| Fit { jpeg, seeds: ALL }.embed(&png).unwrap();
+        let same = embed(None);
         assert!(bytes(&same) == png && same.src.starts_with("data:image/png"));
-        let jpeg = Form::Jpeg { side: usize::MAX, quality: 93.0 }.embed(&png).unwrap();
+        let jpeg = embed(Some((ALL, 93.0)));
         assert_eq!((jpeg.width, jpeg.height), (96, 64));
         let again = image::decode(&bytes(&jpeg)).unwrap();
         let worst = again.data.iter().zip(&picture(96, 64).data).map(|(a, b)| a.abs_diff(*b)).max();
         assert!(worst < Some(12), "{worst:?}");
-        let small = image::decode(&bytes(&Form::Jpeg { side: 48, quality: 75.0 }.embed(&png).unwrap())).unwrap();
+        let small = image::decode(&bytes(&embed(Some((48, 75.0))))).unwrap();
         assert_eq!((small.width, small.height), (48, 32));
     }
 }

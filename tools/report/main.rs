@@ -1,25 +1,27 @@
-//! report: shows what alignment changed: win rates, training, scores, votes and the images themselves, on one page.
+//! report: shows on one page what alignment changed: win rates, training, scores, votes and the images themselves.
 //!
 //!   report --winrates winrate.json --images base.parquet policy.parquet --scored base-scored.parquet policy-scored.parquet -o report.html
 //!   report --images base.parquet dpo.parquet balanced.parquet --sheet sheet.png --prompts 20 --k 3
 
 mod agreement;
+mod assemble;
 mod bars;
-mod cast;
 mod choose;
 mod curves;
-mod drawn;
 mod embed;
+mod font;
 mod gallery;
 mod histograms;
-mod made;
+mod images;
+mod model_table;
+mod models;
+mod origins;
 mod page;
 mod plot;
 mod profile;
-mod scored;
+mod results;
 mod sheet;
-mod text;
-mod whole;
+mod table;
 mod winrates;
 
 use std::{
@@ -36,61 +38,59 @@ use pipe::{
     stdout::print,
 };
 
-use drawn::Drawn;
+use images::ModelImages;
 use sheet::Sheet;
 
 /// Show what alignment changed: win rates, training, scores, votes and the images themselves
 ///
 /// With `-o` it writes one HTML file that needs no network and no server: win rates with their intervals, all models over all
 /// metrics, histograms of the scores before and after, training curves, who agrees with whom, and a gallery of the same prompts
-/// drawn by every model, to sort and to filter. Each part is there when its files are named. With `--sheet` it draws a contact
-/// sheet for papers: one prompt a row, one model a column. The same files give the same bytes.
+/// drawn by every model, to sort and to filter. The page has a section for each kind of file that is named. With `--sheet` it
+/// draws a contact sheet for papers: a row per prompt, a column per model. The same files give the same bytes.
 #[derive(Parser)]
 #[command(name = "report", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Args {
-    /// What `winrate --json` wrote
+    /// Files that `winrate --json` wrote
     #[arg(long, num_args = 1.., value_name = "FILE")]
     winrates: Vec<PathBuf>,
-    /// Images tables of the same prompts, one a model, in the order of the columns; several of one model go by their file names
+    /// Images tables of the same prompts, one per model, in the order of the columns; several of one model are called after
+    /// their files
     #[arg(long, num_args = 1.., value_name = "TABLE")]
     images: Vec<PathBuf>,
-    /// Scored tables, one a model; with --images, one of each images table
+    /// Scored tables, one per model; with --images, one for each images table
     #[arg(long, num_args = 1.., value_name = "TABLE")]
     scored: Vec<PathBuf>,
-    /// log.jsonl of runs of `train`; a run is called after its folder, or as the images whose table has the folder's name
+    /// log.jsonl of runs of `train`; a run is called after its folder, or after the model whose images table has the folder's name
     #[arg(long, num_args = 1.., value_name = "FILE")]
     logs: Vec<PathBuf>,
-    /// Labels tables; who agrees with whom is counted from their votes, and each table's label is a voter too, called after the file
+    /// Labels tables; their votes tell who agrees with whom, and the label of each table is a voter too, called after the file
     #[arg(long, num_args = 1.., value_name = "TABLE")]
     labels: Vec<PathBuf>,
-    /// What `vote --json` printed; who agrees with whom is taken from it
-    #[arg(long, num_args = 1.., value_name = "FILE")]
-    votes: Vec<PathBuf>,
-    /// The model that the others are compared with [default: the last baseline of the win rates, else the first table's]
+    /// The model that the others are compared with [default: the baseline of the first comparison, else the first table's model]
     #[arg(long, value_name = "MODEL")]
     base: Option<String>,
-    /// Heading of the page [default: the models' names]
+    /// The heading of the page [default: the names of the models]
     #[arg(long, value_name = "TEXT")]
     title: Option<String>,
-    /// A remark that stands below the heading
+    /// A remark below the heading
     #[arg(long, value_name = "TEXT")]
     note: Option<String>,
-    /// The page's size at most, in MB of a million bytes; images are made smaller until it holds
+    /// The largest size of the page, in MB of a million bytes; images are made smaller until it fits
     #[arg(long, value_name = "MB", default_value = "20", value_parser = clap::value_parser!(u32).range(1..))]
     max_mb: u32,
     /// Where to write the contact sheet, a PNG (`-`: standard output)
     #[arg(long, value_name = "PATH", requires = "images")]
     sheet: Option<PathBuf>,
-    /// Prompts that are shown, spread evenly over their sets [default: 12 on the sheet, 240 in the gallery]
+    /// The number of prompts that are shown, spread evenly over their sets [default: 12 on the sheet, 240 in the gallery]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     prompts: Option<u32>,
-    /// Which of a prompt's images, from 0; the gallery holds the others too
+    /// Which of a prompt's images is shown, counted from 0; the gallery holds the others too
     #[arg(long, value_name = "K", default_value_t = 0)]
     k: u64,
-    /// The sheet shows all images of this one prompt: an image a column, a model a row
+    /// Show all images of this one prompt on the sheet: a column per image, a row per model
     #[arg(long, value_name = "TEXT", requires = "sheet")]
     seeds_of: Option<String>,
-    /// How many times larger the sheet is drawn, letters too; 3 prints sharply across a page
+    /// How many times larger to draw the sheet and its letters; 3 is sharp across a printed page
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     scale: u8,
     #[command(flatten)]
@@ -115,14 +115,13 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<Answer> {
     ensure!(
         args.sheet.is_some() || args.common.output.is_some(),
-        "no output was named; `-o report.html` writes the page, `--sheet sheet.png` a contact sheet"
+        "no output was named; add `-o report.html` for the page or `--sheet sheet.png` for a contact sheet"
     );
-    let read = [&args.winrates, &args.images, &args.scored, &args.logs, &args.labels, &args.votes];
+    let read = [&args.winrates, &args.images, &args.scored, &args.logs, &args.labels];
     for written in args.sheet.iter().chain(&args.common.output) {
         place::refuse_inputs(written, read.into_iter().flatten())?;
     }
-    let mut tables = args.images.iter().map(|path| Drawn::open(path)).collect::<Result<Vec<_>>>()?;
-    drawn::by_file(tables.iter_mut().map(|t| (&mut t.model, t.table.as_str())));
+    let tables = ModelImages::open_all(&args.images)?;
     if let Some(path) = &args.sheet {
         let sheet = match &args.seeds_of {
             Some(prompt) => Sheet::of_seeds(&tables, prompt)?,
@@ -131,7 +130,7 @@ fn run(args: Args) -> Result<Answer> {
         write(path, &sheet.png(args.scale.into())?)?;
     }
     if let Some(path) = &args.common.output {
-        write(path, whole::html(&args, &tables)?.as_bytes())?;
+        write(path, assemble::html(&args, &tables)?.as_bytes())?;
     }
     Ok(Answer::Yes)
 }

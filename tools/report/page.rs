@@ -1,19 +1,18 @@
-//! The page: one HTML file that holds everything, its style and its script too, and may fetch nothing.
+//! The page: one HTML file that holds its images, style and script, and loads nothing.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-/// What stands above the sections.
+/// What is above the sections.
 pub struct Head {
     pub title: String,
-    /// A remark of whoever made the experiment.
+    /// A remark from the command line.
     pub note: Option<String>,
-    /// Numbers at a glance: what, how many.
+    /// Names and values at a glance.
     pub facts: Vec<(&'static str, String)>,
 }
 
-#[derive(Clone)]
 pub struct Section {
-    /// For links within the page.
+    /// The target of links within the page.
     pub id: &'static str,
     pub title: &'static str,
     pub body: Markup,
@@ -21,10 +20,10 @@ pub struct Section {
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
-/// Nothing from outside, whatever a prompt may say: images are in the page, and so are its style and script.
+/// A prompt may contain anything, so the page may load nothing from outside: images, style and script are inside it.
 const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
-pub fn page(head: &Head, sections: &[Section]) -> String {
+pub fn page<'a>(head: &Head, sections: impl Iterator<Item = &'a Section> + Clone) -> String {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -42,9 +41,9 @@ pub fn page(head: &Head, sections: &[Section]) -> String {
                 header.top {
                     h1 { (head.title) }
                     @if let Some(note) = &head.note { p.remark { (note) } }
-                    dl.facts { @for (what, value) in &head.facts { div { dt { (what) } dd { (value) } } } }
+                    dl.facts { @for (name, value) in &head.facts { div { dt { (name) } dd { (value) } } } }
                 }
-                nav aria-label="Sections" { @for section in sections { a href={ "#" (section.id) } { (section.title) } } }
+                nav aria-label="Sections" { @for section in sections.clone() { a href={ "#" (section.id) } { (section.title) } } }
                 main #main {
                     @for section in sections {
                         section id=(section.id) aria-labelledby={ (section.id) "-title" } {

@@ -1,18 +1,17 @@
-//! Small panels of inline SVG: scales, axes, curves. Colours are classes, which the page's style gives by day, by night and on paper.
+//! What all plots share: scale, axes, legend, the panel and the chart around panels. The plots are inline SVG; a colour is a class,
+//! which the style of the page sets for light and dark screens and for paper.
 
 use maud::{Markup, html};
 
-/// Width and height of a panel in its own units; its text is 11 of them high. So a panel is as wide as it is likely to be shown.
+/// Width and height of a panel in SVG units. Text is 11 units high, so the width is about what a panel has on a screen, in pixels.
 pub type Size = (f64, f64);
 
-/// The edges of the plot within its panel.
-const LEFT: f64 = 40.0;
-const RIGHT: f64 = 12.0;
+/// The upper edge of every plot within its panel.
 pub const TOP: f64 = 10.0;
-/// Below the plot: the ticks and what they count.
-const FOOT: f64 = 34.0;
+/// Left of the plot (labels of the y axis), right of it, and below it (labels and name of the x axis).
+const MARGINS: (f64, f64, f64) = (40.0, 12.0, 34.0);
 
-/// From values to units.
+/// A linear map from the values `low..high` to SVG units.
 #[derive(Clone, Copy)]
 pub struct Scale {
     pub low: f64,
@@ -22,6 +21,7 @@ pub struct Scale {
 }
 
 impl Scale {
+    /// Of values that are all the same, the range becomes 1 wide around them.
     pub fn new((low, high): (f64, f64), (from, to): (f64, f64)) -> Self {
         let (low, high) = if high > low { (low, high) } else { (low - 0.5, low + 0.5) };
         Self { low, high, from, to }
@@ -31,7 +31,7 @@ impl Scale {
         self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
     }
 
-    /// About `n` round values (1, 2 or 5 times a power of ten apart) within the scale, each with its words.
+    /// About `n` round values within the scale (1, 2 or 5 times a power of ten apart), each with its label.
     pub fn ticks(&self, n: usize) -> Vec<(f64, String)> {
         let rough = (self.high - self.low) / n.max(1) as f64;
         let power = 10f64.powf(rough.log10().floor());
@@ -44,75 +44,101 @@ impl Scale {
     }
 }
 
-/// The plot of a panel.
+/// The lines of an axis at its ticks.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Lines {
+    /// A short mark outside the plot.
+    Outside,
+    /// A line through the plot, of this class.
+    Through(&'static str),
+}
+
+/// The area of a panel that holds the data.
 pub struct Plot {
     pub x: Scale,
     pub y: Scale,
-    pub size: Size,
+    pub left: f64,
+    pub right: f64,
+    pub bottom: f64,
 }
 
 impl Plot {
+    /// The plot of a panel of this size, for values within these ranges.
     pub fn new(x: (f64, f64), y: (f64, f64), size: Size) -> Self {
-        Self { x: Scale::new(x, (LEFT, size.0 - RIGHT)), y: Scale::new(y, (size.1 - FOOT, TOP)), size }
+        Self::with_margins(x, y, size, MARGINS)
     }
 
-    pub fn left(&self) -> f64 {
-        LEFT
+    /// The same with margins to the left, to the right and below.
+    pub fn with_margins(x: (f64, f64), y: (f64, f64), size: Size, (left, right, below): (f64, f64, f64)) -> Self {
+        let (right, bottom) = (size.0 - right, size.1 - below);
+        Self { x: Scale::new(x, (left, right)), y: Scale::new(y, (bottom, TOP)), left, right, bottom }
     }
 
-    pub fn right(&self) -> f64 {
-        self.size.0 - RIGHT
-    }
-
-    pub fn bottom(&self) -> f64 {
-        self.size.1 - FOOT
-    }
-
-    /// Grid and ticks of both axes; `x_name` stands below.
-    pub fn axes(&self, x_name: &str) -> Markup {
-        html! { (self.y_axis(5)) (self.x_axis(x_name)) }
-    }
-
-    pub fn y_axis(&self, ticks: usize) -> Markup {
+    /// The y axis: about `n` labels, a grid line at each.
+    pub fn y_axis(&self, n: usize) -> Markup {
         html! {
-            @for (value, words) in self.y.ticks(ticks) {
-                line.grid x1=(LEFT) x2=(self.right()) y1=(px(self.y.at(value))) y2=(px(self.y.at(value))) {}
-                text.tick.end x=(LEFT - 6.0) y=(px(self.y.at(value) + 3.5)) { (words) }
+            @for (value, label) in self.y.ticks(n) {
+                (self.horizontal("grid", value))
+                text.tick.end x=(self.left - 6.0) y=(px(self.y.at(value) + 3.5)) { (label) }
             }
         }
     }
 
-    pub fn x_axis(&self, name: &str) -> Markup {
-        let bottom = self.bottom();
+    /// The x axis: a label below each tick. Where labels would touch each other, every second one stands lower.
+    pub fn x_axis(&self, ticks: &[(f64, String)], lines: Lines) -> Markup {
+        let longest = ticks.iter().map(|t| t.1.chars().count()).max().unwrap_or(0) as f64;
+        let crowded = 6.2 * longest > (self.right - self.left) / ticks.len().max(1) as f64;
+        let (class, from, to) = match lines {
+            Lines::Outside => ("axis", self.bottom, self.bottom + 4.0),
+            Lines::Through(class) => (class, TOP, self.bottom),
+        };
         html! {
-            line.axis x1=(LEFT) x2=(self.right()) y1=(bottom) y2=(bottom) {}
-            @for (value, words) in self.x.ticks(5) {
-                line.axis x1=(px(self.x.at(value))) x2=(px(self.x.at(value))) y1=(bottom) y2=(bottom + 4.0) {}
-                text.tick.mid x=(px(self.x.at(value))) y=(bottom + 15.0) { (words) }
+            @for (i, (value, label)) in ticks.iter().enumerate() {
+                @let (x, lower) = (px(self.x.at(*value)), if crowded && i % 2 == 1 { 13.0 } else { 0.0 });
+                line class=(class) x1=(x) x2=(x) y1=(from) y2=(to) {}
+                text.tick.mid x=(x) y=(self.bottom + 15.0 + lower) { (label) }
             }
-            text.tick.mid x=((LEFT + self.right()) / 2.0) y=(self.size.1 - 4.0) { (name) }
         }
     }
 
-    /// A thin line across at a value that means something.
-    pub fn mark_y(&self, value: f64) -> Markup {
+    /// A numeric x axis with its name below.
+    pub fn x_axis_named(&self, name: &str) -> Markup {
+        html! {
+            (self.horizontal("axis", self.y.low))
+            (self.x_axis(&self.x.ticks(5), Lines::Outside))
+            text.tick.mid x=((self.left + self.right) / 2.0) y=(self.bottom + MARGINS.2 - 4.0) { (name) }
+        }
+    }
+
+    /// A line across the plot at a value of y.
+    pub fn horizontal(&self, class: &str, value: f64) -> Markup {
         let y = px(self.y.at(value));
-        html! { line.zero x1=(LEFT) x2=(self.right()) y1=(y) y2=(y) {} }
+        html! { line class=(class) x1=(self.left) x2=(self.right) y1=(y) y2=(y) {} }
     }
 
-    /// The `d` of a curve.
-    pub fn curve(&self, points: &[(f64, f64)]) -> String {
-        let mut d = String::new();
-        for (x, y) in points {
-            d += if d.is_empty() { "M" } else { "L" };
-            d += &format!("{} {}", px(self.x.at(*x)), px(self.y.at(*y)));
-        }
-        d
+    /// A line from the bottom to the height `top` at a value of x.
+    pub fn vertical(&self, class: &str, value: f64, top: f64) -> Markup {
+        let x = px(self.x.at(value));
+        html! { line class=(class) x1=(x) x2=(x) y1=(top) y2=(self.bottom) {} }
+    }
+
+    /// The `d` attribute of a path through these points.
+    pub fn path(&self, points: &[(f64, f64)]) -> String {
+        let at = |(i, (x, y)): (usize, &(f64, f64))| {
+            format!("{}{} {}", if i == 0 { "M" } else { "L" }, px(self.x.at(*x)), px(self.y.at(*y)))
+        };
+        points.iter().enumerate().map(at).collect()
+    }
+
+    /// Cuts off what lies outside the plot.
+    pub fn clip(&self, inside: &Markup) -> Markup {
+        let (x, width, height) = (self.left, self.right - self.left, self.bottom - TOP);
+        html! { svg x=(x) y=(TOP) width=(width) height=(height) viewBox={ (x) " " (TOP) " " (width) " " (height) } { (inside) } }
     }
 }
 
 /// A panel with its heading; `label` says in words what it shows.
-pub fn panel(heading: &str, label: &str, (width, height): Size, body: Markup) -> Markup {
+pub fn panel(heading: &str, label: &str, (width, height): Size, body: &Markup) -> Markup {
     html! {
         div.panel {
             p.heading { (heading) }
@@ -121,8 +147,8 @@ pub fn panel(heading: &str, label: &str, (width, height): Size, body: Markup) ->
     }
 }
 
-/// A chart: panels side by side where there is room, what they mean, and their numbers as a table.
-pub fn chart(legend: Markup, panels: &[Markup], caption: Markup, numbers: Markup) -> Markup {
+/// A chart: its legend or heading, panels side by side where there is room, what they mean, and their numbers as tables.
+pub fn chart(legend: &Markup, panels: &[Markup], caption: &Markup, numbers: &Markup) -> Markup {
     html! {
         figure.chart {
             (legend)
@@ -133,85 +159,78 @@ pub fn chart(legend: Markup, panels: &[Markup], caption: Markup, numbers: Markup
     }
 }
 
-/// A table that scrolls by itself where the screen is narrow.
-pub fn table(name: &str, head: Markup, body: Markup) -> Markup {
+/// What a name in a legend stands for: the class of its colour, and a sample, `width` by 14 units, drawn in it.
+pub struct Entry<'a> {
+    pub name: &'a str,
+    pub class: String,
+    pub sample: Markup,
+    pub width: u32,
+}
+
+pub fn legend(entries: &[Entry]) -> Markup {
     html! {
-        div.scroll role="region" aria-label=(name) tabindex="0" {
-            table { caption { (name) } thead { (head) } tbody { (body) } }
+        ul.legend {
+            @for entry in entries {
+                li { svg class=(entry.class) viewBox={ "0 0 " (entry.width) " 14" } aria-hidden="true" { (entry.sample) } (entry.name) }
+            }
         }
     }
 }
 
-/// A coordinate, to a tenth of a unit.
+/// A coordinate, rounded to a tenth of a unit.
 pub fn px(value: f64) -> String {
     let text = format!("{value:.1}");
     text.strip_suffix(".0").unwrap_or(&text).to_owned()
 }
 
-/// A number as it is in the data, with what a reader sees of it.
-pub fn data(value: f64, words: String) -> Markup {
-    html! { data value=(value) { (words) } }
-}
-
-/// A true minus sign.
+/// The text with true minus signs.
 pub fn minus(text: &str) -> String {
     text.replace('-', "\u{2212}")
 }
 
-/// "+0.12" or "−0.12"; "±0.00" where nothing is left of it.
-pub fn signed(value: f64, decimals: usize) -> String {
-    let size = format!("{:.decimals$}", value.abs());
-    let sign =
-        if size.bytes().all(|b| matches!(b, b'0' | b'.')) { "±" } else { ["\u{2212}", "+"][usize::from(value > 0.0)] };
-    format!("{sign}{size}")
-}
-
-/// A name as part of a sentence: "a", "a and b", "a, b and c".
-pub fn list<S: AsRef<str>>(names: &[S]) -> String {
-    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
-    match &names[..] {
-        [] => String::new(),
-        [one] => (*one).to_owned(),
-        [first @ .., last] => format!("{} and {last}", first.join(", ")),
-    }
-}
-
-/// The smallest and largest of some values; 0 to 1 of none.
+/// The least and the greatest value; 0 and 1 where there is none.
 pub fn extent(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let ends = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
     if ends.0 <= ends.1 { ends } else { (0.0, 1.0) }
+}
+
+/// The extent of some values and a margin of 8 % on both sides; none below a least value of 0.
+pub fn roomy(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (low, high) = extent(values.filter(|v| v.is_finite()));
+    let room = 0.08 * (high - low).max(1e-6);
+    (if low == 0.0 { low } else { low - room }, high + room)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn words(low: f64, high: f64, n: usize) -> Vec<String> {
+    fn labels(low: f64, high: f64, n: usize) -> Vec<String> {
         Scale::new((low, high), (0.0, 1.0)).ticks(n).into_iter().map(|t| t.1).collect()
     }
 
     #[test]
     fn ticks_are_round_and_inside() {
-        assert_eq!(words(0.0, 100.0, 5), ["0", "20", "40", "60", "80", "100"]);
-        assert_eq!(words(-0.03, 0.11, 4), ["0.00", "0.05", "0.10"]);
-        assert_eq!(words(-3.0, 3.0, 3), ["\u{2212}2", "0", "2"]);
-        assert_eq!(words(0.0, 0.0, 2), ["\u{2212}0.5", "0.0", "0.5"]);
-        assert_eq!(words(1e-9, 5e-9, 2), ["0.000000002", "0.000000004"]);
+        assert_eq!(labels(0.0, 100.0, 5), ["0", "20", "40", "60", "80", "100"]);
+        assert_eq!(labels(-0.03, 0.11, 4), ["0.00", "0.05", "0.10"]);
+        assert_eq!(labels(-3.0, 3.0, 3), ["\u{2212}2", "0", "2"]);
+        assert_eq!(labels(0.0, 0.0, 2), ["\u{2212}0.5", "0.0", "0.5"]);
+        assert_eq!(labels(1e-9, 5e-9, 2), ["0.000000002", "0.000000004"]);
     }
 
     #[test]
-    fn a_scale_turns_over_where_asked() {
+    fn a_scale_can_run_downwards() {
         let y = Scale::new((0.0, 2.0), (100.0, 0.0));
         assert_eq!([y.at(0.0), y.at(0.5), y.at(2.0)], [100.0, 75.0, 0.0]);
     }
 
     #[test]
-    fn signs_are_true() {
-        assert_eq!([signed(0.126, 2), signed(-0.126, 2), signed(-0.001, 2)], ["+0.13", "\u{2212}0.13", "±0.00"]);
-    }
-
-    #[test]
-    fn names_in_a_sentence() {
-        assert_eq!([list(&["a"]), list(&["a", "b"]), list(&["a", "b", "c"])], ["a", "a and b", "a, b and c"]);
+    fn crowded_labels_alternate() {
+        let plot = Plot::new((-0.5, 1.5), (0.0, 1.0), (252.0, 100.0));
+        let lowest = |label: &str| {
+            let ticks = [(0.0, label.to_owned()), (1.0, label.to_owned())];
+            plot.x_axis(&ticks, Lines::Outside).into_string().contains("y=\"94\"")
+        };
+        assert_eq!([lowest("clip"), lowest("a long name of a metric")], [false, true]);
     }
 }

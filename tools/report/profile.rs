@@ -1,99 +1,97 @@
-//! All models over all metrics, on parallel axes: each against the baseline.
+//! All models over all metrics on parallel axes, each model against the baseline.
 
 use maud::{Markup, html};
+use pipe::grid::{Cell, Grid};
 
 use crate::{
-    cast::Cast,
-    plot::{Plot, Size, TOP, chart, data, extent, panel, px, signed, table},
-    winrates::{Cell, Comparison, Winrates, percent},
+    models::Models,
+    plot::{Lines, Plot, Size, chart, panel, px, roomy},
+    table::{percent, signed, table},
+    winrates::{self, Comparison, Winrates},
 };
 
 const SIZE: Size = (430.0, 240.0);
-/// Names of metrics fit side by side up to so many; above it every other stands lower.
-const ABREAST: usize = 5;
 
-/// A value of a cell, and its interval if it has one.
-type Value = fn(&Cell) -> Option<(f64, Option<(f64, f64)>)>;
-const RATE: Value = |cell| Some((100.0 * cell.rate, Some((100.0 * cell.low, 100.0 * cell.high))));
-const CHANGE: Value = |cell| Some((cell.change_sd?, cell.change_sd_low.zip(cell.change_sd_high)));
+/// A value of a comparison, and the ends of its interval.
+type Value = fn(&winrates::Cell) -> Option<[f64; 3]>;
+const RATE: Value = |cell| Some(cell.rate().map(|x| 100.0 * x));
+const CHANGE: Value = |cell| cell.change();
 
-/// The section; `None` where nothing is compared with the baseline.
-pub fn section(all: &Winrates, cast: &Cast) -> Option<Markup> {
-    let baseline = cast.baseline()?;
-    let against: Vec<&Comparison> = all.comparisons.iter().filter(|c| c.b == baseline).collect();
+/// The chart; `None` where no model is compared with the baseline.
+pub fn section(file: &Winrates, models: &Models) -> Option<Markup> {
+    let baseline = models.baseline()?;
+    let against: Vec<&Comparison> = file.comparisons.iter().filter(|c| c.b == baseline).collect();
     if against.is_empty() {
         return None;
     }
     let names: Vec<&str> = against.iter().map(|c| c.a.as_str()).collect();
     let panels = [
-        parallel("win rate, %", all, &against, cast, RATE, 50.0),
-        parallel("change of the mean score, in standard deviations", all, &against, cast, CHANGE, 0.0),
+        parallel("win rate, %", file, &against, models, RATE, 50.0),
+        parallel("change of the mean score, in standard deviations", file, &against, models, CHANGE, 0.0),
     ];
     let caption = html! {
-        "Each model against " strong { (baseline) } " over all prompts, one axis a metric. Left: win rate, best of " (all.best_of)
-        " images; the line is 50 %. Right: change of the mean score over all images, which a few lucky ones cannot lift, in standard deviations of "
-        (baseline) "'s images; the line is no change. Both with 95 % intervals."
+        "Each model against " strong { (baseline) } " over all prompts, with one axis per metric. Left: win rate, best of " (file.best_of)
+        " images; the line is 50 %. Right: change of the mean score over all images, which a few lucky images cannot lift, in standard deviations of "
+        (baseline) "'s images; the line is no change. Both have 95 % intervals."
     };
-    let head = html! {
-        tr {
-            th scope="col" { "model" }
-            @for m in &all.metrics { th.num scope="col" { (m) ", win rate" } th.num scope="col" { (m) ", change" } }
-        }
+    let row = |c: &&Comparison| {
+        let cells = file.metrics.iter().flat_map(|m| {
+            let cell = c.all.cell(m);
+            let change = cell.change().map(|[x, ..]| Cell::new().number(x, signed(x, 2)));
+            [Cell::new().number(cell.rate, percent(cell.rate)), change.unwrap_or("–".into())]
+        });
+        std::iter::once(c.a.as_str().into()).chain(cells).collect()
     };
-    let body = html! {
-        @for c in &against {
-            tr {
-                th scope="row" { (c.a) }
-                @for m in &all.metrics {
-                    @let cell = c.all.cell(m);
-                    td.num { (data(cell.rate, percent(cell.rate))) }
-                    td.num { @match cell.change_sd { Some(x) => (data(x, signed(x, 2))), None => "–" } }
-                }
-            }
-        }
+    let head = file.metrics.iter().flat_map(|m| [format!("{m}, win rate"), format!("{m}, change")]);
+    let numbers = Grid {
+        title: format!("Models against {baseline}"),
+        head: std::iter::once("model".into()).chain(head).collect(),
+        rows: against.iter().map(row).collect(),
+        left: 1,
     };
-    Some(chart(cast.legend(&names), &panels, caption, table(&format!("Models against {baseline}"), head, body)))
+    Some(chart(&models.legend(&names), &panels, &caption, &table(&numbers)))
 }
 
-/// One panel; `zero` is where nothing has changed.
-fn parallel(heading: &str, all: &Winrates, against: &[&Comparison], cast: &Cast, f: Value, zero: f64) -> Markup {
-    let values = |c: &Comparison| all.metrics.iter().map(|m| f(c.all.cell(m))).collect::<Vec<_>>();
-    let ends = |(value, interval): (f64, Option<(f64, f64)>)| {
-        [value, interval.map_or(value, |i| i.0), interval.map_or(value, |i| i.1)]
+/// One panel; at `zero` nothing has changed.
+fn parallel(
+    heading: &str,
+    file: &Winrates,
+    against: &[&Comparison],
+    models: &Models,
+    value: Value,
+    zero: f64,
+) -> Markup {
+    // The index of the metric, and its value if it has one.
+    let values = |c: &Comparison| -> Vec<(usize, [f64; 3])> {
+        let each = file.metrics.iter().enumerate();
+        each.filter_map(|(m, metric)| Some((m, value(c.all.cell(metric))?))).collect()
     };
-    let (low, high) = extent(against.iter().flat_map(|c| values(c)).flatten().flat_map(ends).chain([zero]));
-    let room = 0.08 * (high - low).max(0.01);
-    let plot = Plot::new((-0.4, all.metrics.len() as f64 - 0.6), (low - room, high + room), SIZE);
-    // Models side by side at each axis, so that intervals do not hide one another.
-    let aside = |i: usize| 10.0 * (i as f64 - (against.len() as f64 - 1.0) / 2.0);
-    let at = |m: usize, i: usize| plot.x.at(m as f64) + aside(i);
+    let y = roomy(against.iter().flat_map(|c| values(c)).flat_map(|(_, estimate)| estimate).chain([zero]));
+    let plot = Plot::new((-0.4, file.metrics.len() as f64 - 0.6), y, SIZE);
+    // The models stand side by side at each axis, so that no interval hides another.
+    let at = |m: usize, i: usize| plot.x.at(m as f64) + 10.0 * (i as f64 - (against.len() as f64 - 1.0) / 2.0);
+    let axes: Vec<_> = file.metrics.iter().enumerate().map(|(m, name)| (m as f64, name.clone())).collect();
     let body = html! {
         (plot.y_axis(5))
-        @for (m, name) in all.metrics.iter().enumerate() {
-            @let x = px(plot.x.at(m as f64));
-            @let lower = if m % 2 == 1 && all.metrics.len() > ABREAST { 13.0 } else { 0.0 };
-            line.axis x1=(x) x2=(x) y1=(TOP) y2=(plot.bottom()) {}
-            text.mid x=(x) y=(plot.bottom() + 16.0 + lower) { (name) }
-        }
-        (plot.mark_y(zero))
+        g.names { (plot.x_axis(&axes, Lines::Through("axis"))) }
+        (plot.horizontal("zero", zero))
         @for (i, c) in against.iter().enumerate() {
             @let values = values(c);
-            @let known = values.iter().enumerate().filter_map(|(m, v)| Some((m, (*v)?)));
-            @let points: Vec<_> = known.clone().map(|(m, (v, _))| format!("{},{}", px(at(m, i)), px(plot.y.at(v)))).collect();
-            g.(cast.class(&c.a)) {
+            @let points: Vec<_> = values.iter().map(|(m, [v, ..])| format!("{},{}", px(at(*m, i)), px(plot.y.at(*v)))).collect();
+            g.(models.class(&c.a)) {
                 polyline.curve points=(points.join(" ")) {}
-                @for (m, (value, interval)) in known {
+                @for (m, [value, low, high]) in values {
                     @let x = px(at(m, i));
-                    @if let Some((low, high)) = interval { line.curve x1=(x) x2=(x) y1=(px(plot.y.at(low))) y2=(px(plot.y.at(high))) {} }
-                    (cast.mark(&c.a, at(m, i), plot.y.at(value)))
+                    line.curve x1=(x) x2=(x) y1=(px(plot.y.at(low))) y2=(px(plot.y.at(high))) {}
+                    (models.mark(&c.a, at(m, i), plot.y.at(value)))
                 }
             }
         }
     };
-    let each = |c: &Comparison| {
-        let known = all.metrics.iter().filter_map(|m| Some(format!("{m} {:.2}", f(c.all.cell(m))?.0)));
-        format!("{}: {}", c.a, known.collect::<Vec<_>>().join(", "))
+    let each = |c: &&Comparison| {
+        let words = values(c).into_iter().map(|(m, [v, ..])| format!("{} {v:.2}", file.metrics[m]));
+        format!("{}: {}", c.a, words.collect::<Vec<_>>().join(", "))
     };
-    let words = against.iter().map(|c| each(c)).collect::<Vec<_>>().join("; ");
-    panel(heading, &format!("{heading}. {words}."), SIZE, body)
+    let words = against.iter().map(each).collect::<Vec<_>>().join("; ");
+    panel(heading, &format!("{heading}. {words}."), SIZE, &body)
 }

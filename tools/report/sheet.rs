@@ -1,4 +1,4 @@
-//! A contact sheet: one prompt a row, one model a column. The words are rendered from SVG, the pictures laid over it.
+//! A contact sheet: images in rows and columns. Its words are rendered from SVG, and the images are laid over it.
 
 use std::fmt::Write;
 
@@ -10,74 +10,76 @@ use resvg::{
 };
 
 use crate::{
-    choose::{Prompt, common_prompts, spread},
-    drawn::{Drawn, Key},
-    text::{FAMILY, FONT, Face, escape},
+    choose::{common_prompts, evenly},
+    font::{FAMILY, FONT, Face, escape},
+    images::{ModelImages, same_noise},
+    model_table::Prompt,
 };
 
-/// What a sheet shows.
 pub struct Sheet {
-    /// Heads of the columns.
-    pub columns: Vec<String>,
-    pub rows: Vec<Row>,
-    /// A line below the pictures.
-    pub note: String,
+    /// The heads of the columns.
+    columns: Vec<String>,
+    rows: Vec<Row>,
+    /// A line below the images.
+    note: String,
 }
 
-pub struct Row {
-    pub title: String,
+struct Row {
+    title: String,
     /// Small, below the title.
-    pub remark: Option<String>,
-    /// One a column.
-    pub pictures: Vec<Rgb>,
+    remark: Option<String>,
+    /// One per column.
+    pictures: Vec<Rgb>,
 }
 
-/// Everything in pixels.
+/// In pixels, as everything below.
 const MARGIN: usize = 20;
 const GAP: usize = 8;
+/// The width of the titles of the rows.
 const HEAD: usize = 220;
-/// Pictures are at least about this large, and at most so large.
+/// The least and the greatest side of an image.
 const SMALL: usize = 128;
 const LARGE: usize = 256;
-/// Beyond this a viewer gives up, and so does memory.
+/// The greatest height of a sheet; viewers open no taller ones.
 const TALLEST: usize = 32_000;
 
 impl Sheet {
-    /// The k-th image of `n` prompts: a prompt a row, a model a column.
+    /// The k-th images of `n` prompts: a row per prompt, a column per model.
     ///
     /// # Errors
-    /// Tables of other prompts; a prompt without a k-th image; an image that cannot be read.
-    pub fn of_prompts(tables: &[Drawn], n: usize, k: u64) -> Result<Self> {
+    /// The tables are of different prompts, a prompt has no k-th image, or an image cannot be read.
+    pub fn of_prompts(tables: &[ModelImages], n: usize, k: u64) -> Result<Self> {
         let prompts = common_prompts(tables)?;
-        tables.iter().try_for_each(|t| t.require_k(k))?;
-        let shown = spread(prompts, n);
-        let row = |(key, text): &Prompt| -> Result<Row> {
-            let pictures = tables.iter().map(|t| t.picture(key, k)).collect::<Result<_>>()?;
-            Ok(Row { title: text.clone(), remark: key.0.clone(), pictures })
+        tables.iter().try_for_each(|t| t.table.require_k(k))?;
+        let shown = evenly(&prompts, n);
+        let row = |prompt: &&Prompt| -> Result<Row> {
+            let pictures = tables.iter().map(|t| t.picture(&prompt.key, k)).collect::<Result<_>>()?;
+            Ok(Row { title: prompt.text.clone(), remark: prompt.key.0.clone(), pictures })
         };
-        let noise = if shown.iter().all(|(key, _)| same_noise(tables, key, &[k])) { SAME_NOISE } else { "" };
+        let same = shown.iter().all(|prompt| same_noise(tables, &prompt.key, &[k]));
+        let noise = if same { ", from the same noise in each row" } else { "" };
         Ok(Self {
-            columns: tables.iter().map(|t| t.model.clone()).collect(),
-            rows: shown.iter().copied().map(row).collect::<Result<_>>()?,
+            columns: tables.iter().map(|t| t.table.model.clone()).collect(),
+            rows: shown.iter().map(row).collect::<Result<_>>()?,
             note: format!("image {k} of {} of {} prompts{noise}", shown.len(), prompts.len()),
         })
     }
 
-    /// All images of one prompt: a model a row, an image a column.
+    /// All images of one prompt: a row per model, a column per image.
     ///
     /// # Errors
-    /// A table without the prompt; an image that cannot be read.
-    pub fn of_seeds(tables: &[Drawn], prompt: &str) -> Result<Self> {
-        let found = |t: &Drawn| t.prompts.iter().find(|(_, text)| text == prompt).map(|(key, _)| key.clone());
-        for table in tables {
-            ensure!(found(table).is_some(), "{}: there is no prompt '{prompt}'", table.table);
-        }
-        let key = found(&tables[0]).context("a sheet is of one table at least")?;
-        let mut ks = tables[0].ks(&key);
-        ks.retain(|k| tables.iter().all(|t| t.image(&key, *k).is_some()));
-        let row = |t: &Drawn| -> Result<Row> {
+    /// A table lacks the prompt, or an image cannot be read.
+    pub fn of_seeds(tables: &[ModelImages], prompt: &str) -> Result<Self> {
+        let found = |t: &ModelImages| {
+            let found = t.table.prompts.iter().find(|p| p.text == prompt).map(|p| p.key.clone());
+            found.with_context(|| format!("{}: there is no prompt '{prompt}'", t.table.file))
+        };
+        let key = tables.iter().map(found).collect::<Result<Vec<_>>>()?.swap_remove(0);
+        let everywhere = |k: &u64| tables.iter().all(|t| t.table.image(&key, *k).is_some());
+        let ks: Vec<u64> = tables[0].table.ks(&key).filter(everywhere).collect();
+        let row = |t: &ModelImages| -> Result<Row> {
             let pictures = ks.iter().map(|k| t.picture(&key, *k)).collect::<Result<_>>()?;
-            Ok(Row { title: t.model.clone(), remark: None, pictures })
+            Ok(Row { title: t.table.model.clone(), remark: None, pictures })
         };
         let noise = if same_noise(tables, &key, &ks) { ", each column from the same noise" } else { "" };
         Ok(Self {
@@ -87,7 +89,7 @@ impl Sheet {
         })
     }
 
-    /// The sheet as PNG, `scale` times as large.
+    /// The sheet as a PNG, `scale` times as large.
     ///
     /// # Errors
     /// It would be too tall.
@@ -141,7 +143,7 @@ impl Sheet {
         pixels.encode_png().context("the sheet cannot be written as PNG")
     }
 
-    /// The side of the square that each picture lies in.
+    /// The side of the square around each image.
     fn cell(&self) -> usize {
         let pictures = || self.rows.iter().flat_map(|r| &r.pictures);
         let longest = pictures().map(|p| p.width.max(p.height)).max().unwrap_or(SMALL).max(1);
@@ -149,15 +151,7 @@ impl Sheet {
     }
 }
 
-const SAME_NOISE: &str = ", from the same noise in each row";
-
-/// Whether each of these images began from the same noise in every table; not so of one table.
-fn same_noise(tables: &[Drawn], key: &Key, ks: &[u64]) -> bool {
-    let seed = |t: &Drawn, k: u64| t.image(key, k).and_then(|image| image.seed);
-    tables.len() > 1 && ks.iter().all(|&k| tables.iter().all(|t| seed(t, k) == seed(&tables[0], k)))
-}
-
-/// Fits a picture into a square: small ones pixel by pixel, so that they stay crisp, large ones averaged.
+/// Fits an image into a square: a small one grows by whole pixels, so that it stays sharp; a large one is resized.
 fn fit(picture: &Rgb, cell: usize) -> Rgb {
     let longest = picture.width.max(picture.height).max(1);
     let times = cell / longest;
@@ -182,14 +176,14 @@ fn text(svg: &mut String, line: &str, (x, y): (usize, usize), face: &Face, colou
 fn render(svg: &str) -> Result<Pixmap> {
     let mut options = Options { font_family: FAMILY.into(), ..Options::default() };
     options.fontdb_mut().load_font_data(FONT.to_vec());
-    let tree = Tree::from_str(svg, &options).context("the sheet is no SVG")?;
+    let tree = Tree::from_str(svg, &options).context("the sheet is not an SVG")?;
     let size = tree.size().to_int_size();
     let mut pixels = Pixmap::new(size.width(), size.height()).context("there is no memory for the sheet")?;
     resvg::render(&tree, Transform::identity(), &mut pixels.as_mut());
     Ok(pixels)
 }
 
-/// Puts a picture, which must lie inside, at (x, y).
+/// Copies an image to (x, y); it must lie inside.
 fn lay(pixels: &mut Pixmap, picture: &Rgb, x: usize, y: usize) {
     let width = pixels.width() as usize;
     for (i, row) in picture.data.chunks_exact(3 * picture.width.max(1)).enumerate() {

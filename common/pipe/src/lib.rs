@@ -7,6 +7,7 @@ pub mod augment;
 pub mod cli;
 pub mod column;
 pub mod device;
+pub mod grid;
 pub mod id;
 pub mod job;
 pub mod kappa;

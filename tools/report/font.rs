@@ -1,4 +1,4 @@
-//! Text of a known width: the font that the program carries, so that a sheet looks the same on every machine.
+//! Text of a known width, in a font that the program carries, so that a sheet looks the same on every machine.
 
 use anyhow::{Context, Result};
 use skrifa::{
@@ -8,7 +8,7 @@ use skrifa::{
     metrics::GlyphMetrics,
 };
 
-/// DejaVu Sans, Latin, Greek and Cyrillic; its licence lies beside it.
+/// DejaVu Sans for Latin, Greek and Cyrillic; the licence is in the file beside it.
 pub const FONT: &[u8] = include_bytes!("DejaVuSans.ttf");
 pub const FAMILY: &str = "DejaVu Sans";
 
@@ -32,8 +32,8 @@ impl Face {
         text.chars().map(|c| self.glyphs.advance_width(glyph(c)).unwrap_or(self.size)).sum()
     }
 
-    /// Lines of at most `width` pixels, broken between words, a word that is too long anywhere; no more than `lines`, the last
-    /// of which then ends in dots. A letter that the font lacks becomes a question mark, U+FFFD.
+    /// Breaks a text between words into lines of at most `width` pixels; a word that is too long is broken anywhere. Of more than
+    /// `lines` lines the first are kept, and the last of these ends in an ellipsis. A letter that the font lacks becomes U+FFFD.
     pub fn wrap(&self, text: &str, width: f32, lines: usize) -> Vec<String> {
         let known = |c: char| if c.is_whitespace() || self.charmap.map(c).is_some() { c } else { '\u{fffd}' };
         let text: String = text.chars().map(known).collect();
@@ -72,7 +72,7 @@ impl Face {
     }
 }
 
-/// Text as XML wants it; what XML cannot hold becomes a space.
+/// Text for XML: markup is escaped, and a character that XML cannot hold becomes a space.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,0 +1,86 @@
+//! The section "Results": who wins, in sentences and in the layout of the paper's Table I.
+
+use maud::{Markup, PreEscaped, html};
+
+use crate::{
+    table::{interval, list, percent},
+    winrates::{Comparison, Group, Side, Winrates},
+};
+
+/// The findings of the first file that compares single tables, then the win rates of all files.
+pub fn section(files: &[Winrates]) -> Markup {
+    html! {
+        @if let Some(found) = files.iter().find(|file| !file.comparisons.is_empty()) { (findings(found)) }
+        @for file in files {
+            @let title = format!("Win rate over all prompts, best of {} images, ", file.best_of);
+            @let single = file.comparisons.iter().map(|c| (&c.a, &c.b, vec![("prompts", c.all.n)], &c.all));
+            @let pooled = file.seeds.iter().map(|p| (&p.a, &p.b, vec![("seeds", p.seeds), ("prompts", p.all.n)], &p.all));
+            (overview(file, &(title.clone() + "with its 95 % interval"), single.collect()))
+            (overview(file, &(title + "mean of the training seeds, with its 95 % interval over seeds and prompts"), pooled.collect()))
+        }
+    }
+}
+
+/// One sentence per comparison: who wins on which metrics, and where nobody does.
+fn findings(file: &Winrates) -> Markup {
+    let verdicts =
+        [("ahead", "wins on ", Some(Side::A)), ("behind", "loses on ", Some(Side::B)), ("open", "no winner on ", None)];
+    let sentence = |c: &Comparison| {
+        let parts = verdicts.iter().filter_map(|(class, words, winner)| {
+            let on: Vec<_> = file.metrics.iter().filter(|m| c.all.cell(m).winner() == *winner).collect();
+            (!on.is_empty()).then(|| html! { span class=(class) { (words) (list(&on)) } }.into_string())
+        });
+        PreEscaped(parts.collect::<Vec<_>>().join("; "))
+    };
+    html! {
+        ul.findings { @for c in &file.comparisons { li { strong { (c.a) } " vs " (c.b) ": " (sentence(c)) "." } } }
+        p.note { "A winner is named where the sign test over the prompts, corrected for all rates of the table (Holm), stays below 0.05. Elsewhere the difference is within the noise." }
+    }
+}
+
+/// Candidate, baseline, counts with the names of their columns, and the comparison over all prompts.
+type Row<'a> = (&'a String, &'a String, Vec<(&'a str, u64)>, &'a Group);
+
+/// One row per comparison; nothing without rows. On narrow screens the cells stand below each other, and a browser then no longer
+/// takes them for a table: hence the roles.
+fn overview(file: &Winrates, title: &str, rows: Vec<Row>) -> Markup {
+    let Some((_, _, counts, _)) = rows.first() else { return html! {} };
+    html! {
+        div.overview {
+            table role="table" {
+                caption { (title) }
+                thead role="rowgroup" {
+                    tr role="row" {
+                        th role="columnheader" scope="col" { "comparison" }
+                        @for (name, _) in counts { th.num role="columnheader" scope="col" { (name) } }
+                        @for m in &file.metrics {
+                            th.num role="columnheader" scope="col" { (m) @if file.is_held_out(m) { " " span.held title="it did not vote on the labels" { "(held out)" } } }
+                        }
+                    }
+                }
+                tbody role="rowgroup" {
+                    @for (a, b, counts, group) in &rows {
+                        tr role="row" {
+                            th role="rowheader" scope="row" { (a) span.vs { " vs " } (b) }
+                            @for (name, n) in counts { td.num role="cell" data-of=(name) { (n) } }
+                            @for m in &file.metrics {
+                                @let (cell, [rate, low, high]) = (group.cell(m), group.cell(m).rate());
+                                td.num.rate.(cell.class()) role="cell" data-of=(m) {
+                                    span.big { (percent(rate)) } " " span.interval { (interval(low, high)) }
+                                    @if let Some(test) = &cell.test {
+                                        " " span.p title="exact sign test, corrected for the table (Holm)" { "p " (p_value(test.p_holm)) }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// "0.032", "< 0.001".
+pub fn p_value(p: f64) -> String {
+    if p < 0.001 { "< 0.001".into() } else { format!("{p:.3}") }
+}
