@@ -263,6 +263,27 @@ mod safe {
         assert!(column_f32(&dir.get("p.parquet"), "nsfw_prob")[0] < 0.1);
     }
 
+    /// The filter watches for signals and looks for them between its batches; after it nobody looks any more.
+    #[test]
+    fn a_signal_after_the_filter_ends_the_program() {
+        use std::{io::Read, os::unix::process::ExitStatusExt, process::Stdio};
+
+        let dir = Dir::new();
+        // More than a pipe holds, so that the program cannot finish while nobody reads.
+        let prompts: Vec<String> = (0..64).map(|i| format!("{i}{}", " cat".repeat(1000))).collect();
+        dir.write("a.txt", prompts.join("\n"));
+        let safe = fixture();
+        let args = ["a.txt", "-q", "-o", "-", "--threshold", "1", "--safe", safe.to_str().unwrap()];
+        let mut tool = dir.tool("prompts").args(args);
+        let mut child = tool.command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut pipe = child.stdout.take().unwrap();
+        pipe.read_exact(&mut [0; 100]).unwrap(); // the table has begun, so the filter has ended
+        let kill = ["-INT", &child.id().to_string()];
+        assert!(std::process::Command::new("kill").args(kill).status().unwrap().success());
+        pipe.read_to_end(&mut vec![]).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(2));
+    }
+
     #[test]
     fn another_model_is_refused() {
         let dir = Dir::new();

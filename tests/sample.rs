@@ -260,12 +260,13 @@ fn parameters(png: &[u8]) -> String {
 fn each_png_says_how_it_was_drawn() {
     let dir = Dir::new();
     dir.write("prompts.txt", "a red bicycle\nein Bär, 熊\n");
-    sample(&dir, "prompts.txt", "a.parquet", "--scheduler dpmpp --guidance 3.5 --negative grey --name red,blue").ok();
+    sample(&dir, "prompts.txt", "a.parquet", "--scheduler dpmpp --guidance 3.5 --negative --no_text --name red,blue")
+        .ok();
     let a = dir.get("a.parquet");
     let unet = id::file_hash(&oracle("base/unet/diffusion_pytorch_model.safetensors")).unwrap();
     let of = |prompt: &str, row: usize| {
         format!(
-            "{prompt}\nNegative prompt: grey\nSteps: 4, Sampler: DPM++ 2M, CFG scale: 3.5, Seed: {}, Size: 16x16, \
+            "{prompt}\nNegative prompt: --no_text\nSteps: 4, Sampler: DPM++ 2M, CFG scale: 3.5, Seed: {}, Size: 16x16, \
              Model hash: {}, Model: \"red,blue\", Version: balanced-dpo {}",
             seeds(&a)[row],
             &unet[..10],
@@ -276,7 +277,7 @@ fn each_png_says_how_it_was_drawn() {
     assert_eq!(parameters(&pngs(&a)[1]), of("ein Bär, 熊", 1));
     let origin: serde_json::Value = serde_json::from_str(&a.schema().metadata()["origin"]).unwrap();
     assert_eq!(origin["args"]["scheduler"], "dpmpp");
-    assert_eq!((&origin["args"]["negative"], &origin["args"]["guidance"]), (&"grey".into(), &3.5.into()));
+    assert_eq!((&origin["args"]["negative"], &origin["args"]["guidance"]), (&"--no_text".into(), &3.5.into()));
     for part in ["unet", "vae", "text_encoder", "scheduler"] {
         assert_eq!(origin["models"][part].as_str().map(str::len), Some(64), "{part}");
     }

@@ -96,6 +96,19 @@ fn underscores_are_dashes() {
 }
 
 #[test]
+fn underscores_stay_in_values_and_operands() {
+    let case = cases(3).remove(0);
+    let dir = case.dir();
+    for name in ["--my_scores.parquet", "--best_of"] {
+        dir.put(name, &case.input);
+        dir.tool("vote").args(["-o", "out", "--", name]).ok();
+    }
+    // The rule is at fault, not its spelling.
+    let error = dir.tool("vote").args(["given", "-o", "out", "--rule", "single:my_metric"]).fails(2);
+    says(&error, &["'my_metric'"]);
+}
+
+#[test]
 fn the_last_of_two_equal_flags_holds() {
     let dir = Dir::new();
     dir.put("given", &table(vec![("prompt", texts((0..4).map(|i| format!("prompt {i}"))))]));
@@ -322,5 +335,19 @@ fn a_reader_that_leaves_early_is_no_error() {
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}: {}", case.tool, String::from_utf8_lossy(&output.stderr));
         assert_eq!(String::from_utf8(output.stderr).unwrap(), "", "{}", case.tool);
+    }
+}
+
+/// A reader of our standard output that leaves has what it wanted. A named pipe is an output like a file: half of it is an error.
+#[test]
+fn a_broken_pipe_that_is_not_standard_output_is_an_error() {
+    for case in cases(50_000).into_iter().filter(|case| !case.prints) {
+        let dir = case.dir();
+        let path = dir.path("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let reader = std::thread::spawn(move || std::fs::File::open(path).unwrap().read_exact(&mut [0; 100]).unwrap());
+        let error = dir.tool(case.tool).args(["given", "-q", "-o", "fifo"]).fails(2);
+        reader.join().unwrap();
+        says(&error, &["Broken pipe"]);
     }
 }

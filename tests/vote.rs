@@ -243,7 +243,7 @@ fn fitted_weights_know_the_good_voters() {
     };
     let (fitted, majority) = (right(&dir.get("l.parquet")), right(&vote(&table, &[])));
     assert!(fitted > majority + 0.01, "{fitted}, majority {majority}");
-    says(&dir.tool("vote").args(args).ok().err, &["fitted voter", "nothing says that voters err together"]);
+    says(&dir.tool("vote").args(args).ok().err, &["fitted voter", "no sign that voters err together"]);
     let error =
         dir.tool("vote").args(["-", "-o", "-", "--rule", "weighted", "--fit", "dawid-skene"]).stdin(stream(&table));
     says(&error.fails(2), &["--fit", "first pass", "standard input can be read only once"]);
@@ -308,7 +308,7 @@ fn images_of_a_prompt_become_pairs() {
     assert_eq!(origin["args"]["pairs"], "best-worst");
     says(
         &dir.tool("vote").args(["images.parquet", "-o", "two.parquet", "--pairs", "all"]).ok().err,
-        &["1 whose preferences run in a circle"],
+        &["1 whose preferences form a cycle"],
     );
     // A pipe, other rules.
     let piped = dir
@@ -611,6 +611,17 @@ fn summary_counts() {
     assert_eq!(text.out, b"");
 }
 
+/// `score`, `vote` and `winrate` print the sample's: numpy.std([1, 2, 3, 4], ddof=1).
+#[test]
+fn the_standard_deviation_is_the_samples() {
+    let dir = Dir::new();
+    dir.put("s.parquet", &scores(&[None, None], &[("hps", &[Some(1.0), Some(2.0)], &[Some(3.0), Some(4.0)])]));
+    let json = dir.tool("vote").args(["s.parquet", "-o", "l.parquet", "--json"]).ok().json();
+    let sd = json["voters"]["hps"]["sd"].as_f64().unwrap();
+    assert!((sd - 1.290_994_448_7).abs() < 1e-9, "{sd}");
+    assert_eq!(json["voters"]["hps"]["mean"], 2.5);
+}
+
 #[test]
 fn a_collapsed_metric_is_a_warning() {
     let dir = Dir::new();
@@ -650,11 +661,11 @@ fn what_is_missing_is_said() {
     says(&vote(&["s.parquet", "--rule", "single:hps", "--metrics", "clip"]), &["'hps'", "clip"]);
     says(&vote(&["s.parquet", "--rule", "quorum:5"]), &["quorum:5", "only 4 vote"]);
     says(&vote(&["s.parquet", "--rule", "weighted"]), &["--weights", "--fit dawid-skene"]);
-    says(&vote(&["s.parquet", "--weights", "hps=1"]), &["--weights has no meaning under --rule majority"]);
+    says(&vote(&["s.parquet", "--weights", "hps=1"]), &["--weights has no effect under --rule majority"]);
     says(&vote(&["s.parquet", "--rule", "weighted", "--weights", "hps=1,clip=1"]), &["does not name pickscore"]);
     says(&vote(&["s.parquet", "--rule", "sum", "--weights", "hps=0,clip=0,pickscore=0,aesthetic=0"]), &["all 0"]);
-    says(&vote(&["s.parquet", "--rule", "sum", "--fit", "dawid-skene"]), &["--fit has no meaning under --rule sum"]);
-    says(&vote(&["s.parquet", "--scales", "data"]), &["--scales has no meaning under --rule majority"]);
+    says(&vote(&["s.parquet", "--rule", "sum", "--fit", "dawid-skene"]), &["--fit has no effect under --rule sum"]);
+    says(&vote(&["s.parquet", "--scales", "data"]), &["--scales has no effect under --rule majority"]);
     says(&vote(&["s.parquet", "--margin", "blip=1"]), &["--margin", "'blip'", "hps, clip"]);
     says(&vote(&["s.parquet", "--margin", "hps=1,hps=2"]), &["'hps' twice"]);
     for bad in [

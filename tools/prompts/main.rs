@@ -1,4 +1,4 @@
-//! prompts: makes one prompts table of whatever a benchmark publishes.
+//! prompts: makes one prompts table from whatever a benchmark publishes.
 //!
 //!   prompts PartiPrompts.tsv -o partiprompts.parquet
 //!   prompts anime.json photo.json drawbench.txt -o safe.parquet --safe inappropriate_text_classifier/ --max 400
@@ -22,26 +22,26 @@ use pipe::{
 use safe::Safe;
 use serde_json::{Map, Value, json};
 
-/// Make one prompts table of whatever a benchmark publishes
+/// Make one prompts table from whatever a benchmark publishes
 ///
 /// Reads TSV with a header (PartiPrompts), JSON (an array of strings as HPSv2's, or of objects with `prompt` as HPD v2's
-/// and ImageReward's), one prompt a line, and tables with a column `prompt` or `caption` (Pick-a-Pic). What a source is,
-/// its content says, not its name. Order is kept; a text is kept once in each set.
+/// and ImageReward's), text with one prompt per line, and tables with a column `prompt` or `caption` (Pick-a-Pic). The format
+/// is recognised by the content, not by the name. The order is kept, and each text is kept once per set.
 #[derive(Parser)]
 #[command(name = "prompts", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Args {
     /// Files, folders of parts, or `-`
     #[arg(required = true, value_name = "SOURCE")]
     sources: Vec<PathBuf>,
-    /// Name of the set, for all sources [default: the table's own, else the file's name without ending]
+    /// Name of the set, for all sources [default: the table's own, else the file's name without its extension]
     ///
-    /// Win rates are printed set by set.
+    /// `winrate` prints its rates set by set.
     #[arg(long, value_name = "NAME")]
     set: Option<String>,
     /// Keep only the prompts of these sets, separated by commas
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     only_set: Vec<String>,
-    /// Keep only the first N prompts, after duplicates and unsafe ones are gone
+    /// Keep only the first N prompts, counted after duplicates and unsafe prompts are removed
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max: Option<u32>,
     #[command(flatten)]
@@ -103,10 +103,10 @@ fn run(args: Args) -> Result<Answer> {
     tell(common, &source.prompts, source.counts, left)
 }
 
-/// Leaves the prompts of `sets` (none named: all) and returns how many others there were.
+/// Keeps the prompts of `sets` (all if none is named) and returns how many others there were.
 ///
 /// # Errors
-/// No prompt is of one of these sets.
+/// One of these sets has no prompt.
 fn keep_sets(prompts: &mut Vec<Prompt>, sets: &[String]) -> Result<usize> {
     let found = prompts.len();
     if sets.is_empty() {
@@ -125,7 +125,7 @@ fn keep_sets(prompts: &mut Vec<Prompt>, sets: &[String]) -> Result<usize> {
     Ok(found - prompts.len())
 }
 
-/// Prompts that flags left out.
+/// How many prompts the flags left out.
 struct Left {
     other_sets: usize,
     /// Under `--safe`.
@@ -147,7 +147,7 @@ fn batch(schema: &SchemaRef, prompts: &[Prompt]) -> Result<RecordBatch> {
         optional(|p| p.challenge.as_deref()),
         Arc::new(prompts.iter().map(|p| p.nsfw_prob).collect::<Float32Array>()),
     ];
-    RecordBatch::try_new(schema.clone(), columns).context("cannot put the prompts together")
+    RecordBatch::try_new(schema.clone(), columns).context("cannot make a table of the prompts")
 }
 
 fn tell(common: &Common, prompts: &[Prompt], counts: Counts, left: Left) -> Result<Answer> {

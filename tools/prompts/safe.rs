@@ -74,6 +74,7 @@ pub fn filter(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe,
         stop::check()?;
     }
     bar.finish_and_clear();
+    stop::unwatch()?;
     let (dropped, beyond_max) = (seen - kept.len(), prompts.len() - seen);
     *prompts = kept;
     Ok(Filtered { model: model.hash, dropped, beyond_max })

@@ -1,4 +1,4 @@
-//! refresh-ref: make the next reference from a policy and the present reference.
+//! refresh-ref: makes the next reference from a policy and the current reference.
 //!
 //!   refresh-ref --policy out --reference sd15 -o reference
 //!   refresh-ref --policy out --reference reference --rate 0.5 -o reference
@@ -15,29 +15,33 @@ use pipe::{
     origin::{InputOrigin, Origin},
 };
 
-/// Make the next reference: theta_ref + rate * (theta - theta_ref).
+/// Make the next reference: theta_ref + rate * (theta - theta_ref)
 ///
-/// Rate 1 copies the policy (BalancedDPO's hard refresh); below 1 it is an exponential moving average (TR-DPO's soft update).
+/// With rate 1 the policy is copied (BalancedDPO's hard refresh). Below 1 the reference is an exponential moving average of the
+/// policies (TR-DPO's soft update).
 #[derive(Parser, Debug)]
 #[command(
     name = "refresh-ref",
     version,
+    max_term_width = 100,
     after_help = "\
 Examples:
   refresh-ref --policy out --reference sd15 -o reference
-  refresh-ref --policy out --reference reference --rate 0.5 -o reference"
+  refresh-ref --policy out --reference reference --rate 0.5 -o reference
+
+Exit status: 0 done, 2 trouble."
 )]
 struct Args {
     /// Checkpoint folder of the policy
     #[arg(long, value_name = "DIR")]
     policy: PathBuf,
-    /// Checkpoint folder of the present reference
+    /// Checkpoint folder of the current reference
     #[arg(long, value_name = "DIR")]
     reference: PathBuf,
-    /// How far the reference moves towards the policy, 0..1
+    /// How far the reference moves towards the policy, from 0 to 1
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     rate: f64,
-    /// Fetch models that are named by a hub id (org/name[@revision]) and are not in the cache
+    /// Download models that are named by a hub id (org/name[@revision]) and are not in the cache
     #[arg(long)]
     allow_download: bool,
     /// Where the average is computed
@@ -54,7 +58,7 @@ fn main() -> ExitCode {
 fn refresh(args: Args) -> Result<Answer> {
     let out = args.common.output()?;
     ensure!(out.as_os_str() != "-", "a checkpoint is a folder; name one with -o");
-    ensure!((0.0..=1.0).contains(&args.rate), "--rate is a share between 0 and 1, it is {}", args.rate);
+    ensure!((0.0..=1.0).contains(&args.rate), "--rate must lie between 0 and 1, but it is {}", args.rate);
     let device = device::open(args.device)?;
     let folder = |arg: &PathBuf| folder::unet(&hub::resolve(arg, args.allow_download)?);
     let (policy_folder, reference_folder) = (folder(&args.policy)?, folder(&args.reference)?);

@@ -1,4 +1,4 @@
-//! The command line, and what of it decides the content.
+//! The command line, and which arguments decide the content.
 
 use std::path::{Path, PathBuf};
 
@@ -19,18 +19,18 @@ use crate::{
     tournament::Pairs,
 };
 
-/// Turn the scores of several metrics into one preference a pair
+/// Turn the scores of several metrics into one preference per pair
 ///
-/// Each metric votes for the image that it scores higher; the images' labels follow the rule, by default the majority
-/// (BalancedDPO, Eq. 6 and 7). Rows keep their order, one label a pair, in Pick-a-Pic's form too (label_0, label_1), so
-/// that Diffusion-DPO trains on the result unchanged. A null score is no vote. A summary of the vote is printed, and kept in
-/// the table's metadata.
+/// Each metric votes for the image that it scores higher. The rule turns the votes into a label, by default that of the
+/// majority (BalancedDPO, Eq. 6 and 7). The output has one row per pair, in the order of the input. It also has Pick-a-Pic's
+/// columns label_0 and label_1, so that Diffusion-DPO can train on it unchanged. A null score is not a vote. A summary of the
+/// votes is printed, and stored in the table's metadata.
 #[derive(Parser)]
 #[command(name = "vote", version, max_term_width = 100, after_help = EXAMPLES)]
 pub struct Args {
-    /// Scores tables (Parquet, Arrow, a folder of parts, or `-`); with --pairs, scored images
+    /// Scores tables (Parquet, Arrow, a folder of parts, or `-`); with --pairs, tables of scored images
     ///
-    /// Tables with the same metrics are read one after the other; tables with different metrics are read side by side
+    /// Tables with the same metrics are read one after the other. Tables with different metrics are read side by side,
     /// and must hold the same pairs in the same order.
     #[arg(required = true, value_name = "SCORES")]
     pub scores: Vec<PathBuf>,
@@ -39,30 +39,31 @@ pub struct Args {
     pub rule: Rule,
     /// Metrics that vote, separated by commas [default: every m with columns m_0 and m_1 that is not marked as a judge]
     ///
-    /// `score` marks clip-l and colourfulness as judges: they vote only where they are named here.
+    /// `score` marks clip-l and colourfulness as judges: they vote only if they are named here.
     #[arg(long, value_name = "M,...", value_delimiter = ',')]
     pub metrics: Vec<String>,
-    /// People vote too: label_0 is one more voter, called `human`
+    /// Let people vote too: label_0 is one more voter, called `human`
     #[arg(long)]
     pub human_voter: bool,
-    /// Who decides where the votes tie; four voters tie in 15 to 35 % of pairs, and the paper gives no rule
+    /// Who decides where the votes tie: four voters tie in 15 to 35 % of pairs, and the paper gives no rule
     #[arg(long, value_name = "POLICY", default_value_t = Ties::Abstain, value_parser = named::<Ties>())]
     pub ties: Ties,
-    /// Least difference of scores that is a vote, in the metric's own units: a difference of at most X is none [default: 0]
+    /// Difference of scores, in the metric's own units, that must be exceeded for a vote [default: 0]
     #[arg(long, value_name = "M=X,...", value_delimiter = ',')]
     pub margin: Vec<PerMetric>,
-    /// Weight of every voter, under weighted, soft, sum, zsum and minmax [default: all alike]
+    /// Weight of every voter, under the rules weighted, soft, sum, zsum and minmax [default: 1 each]
     #[arg(long, value_name = "M=X,...", value_delimiter = ',', conflicts_with = "fit")]
     pub weights: Vec<PerMetric>,
-    /// Weights from the votes themselves, under weighted and soft
+    /// Learn the weights from the votes themselves, under the rules weighted and soft
     #[arg(long, value_name = "METHOD", value_parser = named::<FitMethod>())]
     pub fit: Option<FitMethod>,
-    /// Spreads that zsum and minmax divide by: `data`, this table's own (a first pass, so not from a pipe), or a JSON file
+    /// Spreads by which zsum and minmax divide: `data` (this table's own, by a first pass, which a pipe does not allow) or a
+    /// JSON file [default: data]
     ///
-    /// FILE holds {"hps": {"sd": 0.013, "min": 0.22, "max": 0.31}, ...}; what `vote --json` printed for another table will do.
+    /// FILE holds {"hps": {"sd": 0.013, "min": 0.22, "max": 0.31}, ...}. The output of `vote --json` for another table works too.
     #[arg(long, value_name = "data|FILE")]
     pub scales: Option<ScalesFrom>,
-    /// Read scored images and make pairs of each prompt's images
+    /// Read tables of scored images and make pairs of each prompt's images
     #[arg(long, value_name = "WHICH", value_parser = named::<Pairs>())]
     pub pairs: Option<Pairs>,
     #[command(flatten)]
@@ -75,7 +76,7 @@ pipe::names! {
     /// How weights are found.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum FitMethod {
-        /// Each voter's accuracy by how the voters agree (EM); voters that err together share their weight
+        /// Estimate each voter's accuracy from how often the voters agree (EM); voters that err together share their weight
         DawidSkene = "dawid-skene",
     }
 }
@@ -92,15 +93,16 @@ Examples:
 Exit status: 0 done, 2 trouble.";
 
 impl Args {
-    /// Flags that would be without effect are refused.
+    /// # Errors
+    /// A flag would have no effect, or a flag that the rule needs is missing.
     pub fn check(&self) -> Result<()> {
         let rule = &self.rule;
         ensure!(
             self.weights.is_empty() || rule.is_weighted(),
-            "--weights has no meaning under --rule {rule}; use --rule weighted"
+            "--weights has no effect under --rule {rule}; use --rule weighted"
         );
         let fits = matches!(rule, Rule::Weighted | Rule::Soft);
-        ensure!(self.fit.is_none() || fits, "--fit has no meaning under --rule {rule}; use --rule weighted or soft");
+        ensure!(self.fit.is_none() || fits, "--fit has no effect under --rule {rule}; use --rule weighted or soft");
         ensure!(
             *rule != Rule::Weighted || self.fit.is_some() || !self.weights.is_empty(),
             "--rule weighted needs weights: --weights hps=1,clip=0.5,... or --fit dawid-skene"
@@ -108,7 +110,7 @@ impl Args {
         let scaled = rule::scale(rule).is_some();
         ensure!(
             self.scales.is_none() || scaled,
-            "--scales has no meaning under --rule {rule}; use --rule zsum or minmax"
+            "--scales has no effect under --rule {rule}; use --rule zsum or minmax"
         );
         ensure!(
             self.pairs.is_none() || self.sharding.shard.is_none(),
@@ -117,25 +119,28 @@ impl Args {
         Ok(())
     }
 
-    /// Of every voter, 0 where none was given.
+    /// The margin of every voter; 0 where none was given.
     pub fn margins(&self, metrics: &[String]) -> Result<Vec<f64>> {
         let given = in_order("--margin", &self.margin, metrics)?;
         Ok(given.into_iter().map(Option::unwrap_or_default).collect())
     }
 
-    /// Of every voter, 1 where --weights is not there.
+    /// The weight of every voter; 1 without --weights.
     pub fn weights(&self, metrics: &[String]) -> Result<Vec<f64>> {
         let given = in_order("--weights", &self.weights, metrics)?;
         if self.weights.is_empty() {
             return Ok(vec![1.0; metrics.len()]);
         }
         if let Some((metric, _)) = metrics.iter().zip(&given).find(|(_, w)| w.is_none()) {
-            bail!("--weights does not name {metric}; give it one too (0 mutes it), or leave it out with --metrics");
+            bail!(
+                "--weights does not name {metric}; give it a weight too (0 mutes it), or leave it out with --metrics"
+            );
         }
-        ensure!(given.iter().flatten().any(|&w| w > 0.0), "--weights are all 0, so nobody votes");
+        ensure!(given.iter().flatten().any(|&w| w > 0.0), "--weights are all 0, so no metric has a vote");
         Ok(given.into_iter().flatten().collect())
     }
 
+    /// The file that --scales names.
     pub fn scales_file(&self) -> Option<&Path> {
         match &self.scales {
             Some(ScalesFrom::File(path)) => Some(path),
@@ -143,7 +148,7 @@ impl Args {
         }
     }
 
-    /// What has to be learned of the whole table before the first pair is decided, as the beginning of a sentence.
+    /// What must be learned from the whole table before the first pair is decided, as the beginning of a sentence.
     pub fn first_pass(&self) -> Option<String> {
         if self.fit.is_some() {
             return Some("--fit learns how often each voter is right".into());
@@ -179,7 +184,7 @@ impl Args {
             origin = origin.arg("fit", fit.to_string());
         }
         if rule::scale(&self.rule).is_some() {
-            // Of its own data a table's scales follow; of a file they would be lost.
+            // A table's own scales follow from its data; those of a file would be lost.
             let own = self.scales_file().is_none();
             origin = origin.arg("scales", if own { "data".into() } else { serde_json::to_value(scales)? });
         }

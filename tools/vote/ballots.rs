@@ -1,4 +1,4 @@
-//! Scores tables side by side: finding the metrics and keeping the rows in step.
+//! Scores tables side by side: finds their metrics and keeps their rows in step.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -16,7 +16,8 @@ use pipe::{
 use crate::ballot::{Ballot, HUMAN, Scores, human_scores};
 
 const KEYS: [&str; 4] = [labels::PAIR_ID, pairs::CAPTION, pairs::UID[0], pairs::UID[1]];
-const HINT: &str = "`vote` reads what `score` writes of a pairs table (of an images table, --pairs best-worst or --pairs all makes pairs)";
+const HINT: &str =
+    "`vote` reads what `score` writes for a pairs table; for an images table, add --pairs best-worst or --pairs all";
 
 /// Tables with the same metrics, read one after the other.
 struct Column {
@@ -24,15 +25,15 @@ struct Column {
     metrics: Vec<String>,
 }
 
-/// All tables: columns of different metrics beside each other, over the same pairs.
+/// All tables: columns of different metrics side by side, over the same pairs.
 pub struct Ballots {
     columns: Vec<Column>,
-    /// The metrics that vote, in the order of their columns; people last, where they vote too.
+    /// The metrics that vote, in the order of their columns, then people if they vote too.
     pub metrics: Vec<String>,
     margins: Vec<f64>,
 }
 
-/// What is read of a row.
+/// Which columns are read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Columns {
     All,
@@ -40,11 +41,36 @@ pub enum Columns {
     Scores,
 }
 
+/// Appends a table to those with the same metrics, or puts it beside all others.
+///
+/// # Errors
+/// The table shares only some of its metrics with another.
+fn add(columns: &mut Vec<Column>, inputs: Inputs, metrics: Vec<String>) -> Result<()> {
+    let shares = |c: &Column| c.metrics.iter().any(|m| metrics.contains(m)) || c.metrics == metrics;
+    match columns.iter_mut().find(|c| shares(c)) {
+        None => columns.push(Column { inputs, metrics }),
+        Some(column) => {
+            let same = column.metrics.len() == metrics.len() && metrics.iter().all(|m| column.metrics.contains(m));
+            ensure!(
+                same,
+                "{} has [{}] but {} has [{}]: tables with the same metrics are read one after the other, with different ones side by side; use --metrics to choose",
+                column.inputs.name(),
+                column.metrics.join(", "),
+                inputs.name(),
+                metrics.join(", "),
+            );
+            column.inputs.append(inputs);
+        }
+    }
+    Ok(())
+}
+
 impl Ballots {
-    /// Opens the tables and finds out which stand beside each other. `wanted`: only these metrics, in this order.
+    /// Opens the tables and finds out which are read side by side. `wanted`: only these metrics, in this order (empty: all but
+    /// judges).
     ///
     /// # Errors
-    /// A table that is none, a missing column, an unknown metric, tables that share some of their metrics.
+    /// A table cannot be read; a column is missing; a metric of `wanted` is not there; two tables share only some of their metrics.
     pub fn open(paths: &[PathBuf], wanted: &[String]) -> Result<Self> {
         let mut columns: Vec<Column> = vec![];
         let mut found = vec![];
@@ -67,27 +93,11 @@ impl Ballots {
             }
             ensure!(
                 !metrics.is_empty() || inputs.has(pairs::LABEL[0]),
-                "{} brings no vote: it has neither label_0 nor a metric{}",
+                "{} has no vote: it has neither label_0 nor a metric{}",
                 inputs.name(),
                 if found.is_empty() { " (a metric m has the columns m_0 and m_1)" } else { " that was asked for" }
             );
-            let shares = |c: &Column| c.metrics.iter().any(|m| metrics.contains(m)) || c.metrics == metrics;
-            match columns.iter_mut().find(|c| shares(c)) {
-                None => columns.push(Column { inputs, metrics }),
-                Some(column) => {
-                    let same =
-                        column.metrics.len() == metrics.len() && metrics.iter().all(|m| column.metrics.contains(m));
-                    ensure!(
-                        same,
-                        "{} has [{}] but {} has [{}]: tables with the same metrics are read one after the other, with different ones side by side; use --metrics to choose",
-                        column.inputs.name(),
-                        column.metrics.join(", "),
-                        inputs.name(),
-                        metrics.join(", "),
-                    );
-                    column.inputs.append(inputs);
-                }
-            }
+            add(&mut columns, inputs, metrics)?;
         }
         metrics::check(wanted, &found)?;
         let metrics: Vec<String> = match wanted.is_empty() {
@@ -107,7 +117,7 @@ impl Ballots {
         for (name, others) in known {
             ensure!(
                 others == rows,
-                "{first} has {rows} rows and {name} has {others}: tables read side by side hold the same pairs"
+                "{first} has {rows} rows and {name} has {others}: tables that are read side by side must hold the same pairs"
             );
         }
         Ok(())
@@ -117,17 +127,17 @@ impl Ballots {
         self.columns.iter().map(|c| c.inputs.name()).collect::<Vec<_>>().join(", ")
     }
 
-    /// Whether human labels come along.
+    /// Whether a table has human labels.
     pub fn has_labels(&self) -> bool {
         self.columns.iter().any(|c| c.inputs.has(pairs::LABEL[0]))
     }
 
-    /// Rows of the work, for the progress bar; `None` from a pipe.
+    /// Number of pairs, for the progress bar; `None` from a pipe.
     pub fn rows(&self) -> Option<usize> {
         self.columns.iter().find_map(|c| c.inputs.rows())
     }
 
-    /// A table that can be read only once.
+    /// A table that can be read only once, if there is one.
     pub fn pipe(&self) -> Option<String> {
         self.columns.iter().find(|c| c.inputs.rows().is_none()).map(|c| c.inputs.name())
     }
@@ -139,7 +149,7 @@ impl Ballots {
     /// Lets people vote too, as one more metric.
     ///
     /// # Errors
-    /// Nobody was asked, or a metric has the name already.
+    /// No table has human labels, or a metric has the same name.
     pub fn add_people(&mut self) -> Result<()> {
         ensure!(
             self.has_labels(),
@@ -156,7 +166,7 @@ impl Ballots {
         Ok(())
     }
 
-    /// Differences of at most so much are no vote, one a metric.
+    /// A difference must exceed its metric's margin to be a vote; one margin per metric.
     pub fn set_margins(&mut self, margins: Vec<f64>) {
         self.margins = margins;
     }
@@ -168,7 +178,7 @@ impl Ballots {
         for (i, column) in self.columns.iter_mut().enumerate() {
             let mut names: Vec<String> =
                 column.metrics.iter().flat_map(|m| [format!("{m}_0"), format!("{m}_1")]).collect();
-            // The first table brings the pair's keys, the others only the id, to check.
+            // The first table has the pair's keys; of the others only the id is read, to compare it.
             let keys = if i == 0 && columns == Columns::All { 4 } else { 1 };
             names.extend(KEYS[..keys].iter().map(|k| k.to_string()));
             names.extend((labelled == Some(i)).then(|| pairs::LABEL[0].to_string()));
@@ -190,10 +200,10 @@ struct OpenTable {
     rest: Option<Rows>,
 }
 
-/// Batches from all columns, cut to the same length, with their pair ids compared.
+/// Batches from all tables, cut to the same length, after their pair ids were compared.
 pub struct Reader {
     sources: Vec<OpenTable>,
-    /// Where each metric is found; people in no table of scores.
+    /// The table that has each metric; people are in none.
     metrics: Vec<(Option<usize>, String)>,
     labelled: Option<usize>,
     keys: &'static [&'static str],
@@ -221,7 +231,11 @@ impl Reader {
         if let (Some(short), Some(long)) =
             (self.sources.iter().find(|s| ended(s)), self.sources.iter().find(|s| !ended(s)))
         {
-            bail!("{} has fewer rows than {}: tables read side by side hold the same pairs", short.name, long.name);
+            bail!(
+                "{} has fewer rows than {}: tables that are read side by side must hold the same pairs",
+                short.name,
+                long.name
+            );
         }
         let n = self.sources.iter().flat_map(|s| &s.rest).map(Rows::len).min().unwrap_or(0);
         let mut cut = vec![];
@@ -242,7 +256,7 @@ impl Reader {
                 (ids != theirs).then(|| (0..ids.len()).find(|&i| ids.value(i) != theirs.value(i))).flatten()
             {
                 bail!(
-                    "{} is pair {}, but {} is pair {}: tables read side by side hold the same pairs in the same order",
+                    "{} is pair {}, but {} is pair {}: tables that are read side by side must hold the same pairs in the same order",
                     rows[0].at(i),
                     ids.value(i),
                     other.at(i),

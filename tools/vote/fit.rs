@@ -1,14 +1,15 @@
-//! Weights without knowing the truth: how often each voter is right, by how the voters agree (Dawid and Skene, 1979).
+//! Weights without knowing the truth: estimates how often each voter is right from how often the voters agree (Dawid and Skene,
+//! 1979).
 //!
-//! The model: an unseen image of each pair is the better one, either as likely; voter m finds it with probability p_m, by
-//! itself. EM alternates q = P(image 0 is better | votes) = sigma(sum of w_m s_m) and p_m = mean of q over the votes of m,
-//! with w_m = logit p_m. Swapping two images of a pair changes nothing but signs.
+//! The model: one image of each pair is the better one, either with probability 1/2, and nobody sees which. Voter m finds it with
+//! probability p_m, independently of the others. EM alternates q = P(image 0 is better | votes) = sigma(sum of w_m s_m) and
+//! p_m = mean of q over the votes of m, with w_m = logit p_m. Swapping the two images of a pair only changes signs.
 //!
-//! Voters that share a backbone do not err by themselves, and then plain EM takes their common mistakes for the truth. So the
-//! model is tested first (chi-squared over the patterns of votes). Where it fails, w_m = lambda_m logit p_m, with
-//! lambda_m = 1 / (1 + sum over k of r_mk) and r_mk = (c_mk - c) / (1 - c), where c_mk is the correlation of the votes of m and
-//! k, and c the least of all pairs of voters: agreement beyond the least is put down to what the two share, not to what they
-//! know. A copy of a voter then weighs half, and so does the original.
+//! Voters that share a backbone make common mistakes, which plain EM takes for the truth. So independence is tested first
+//! (chi-squared over the patterns of votes). Where it fails, w_m = lambda_m logit p_m, with
+//! lambda_m = 1 / (1 + sum over k of r_mk) and r_mk = (c_mk - c) / (1 - c), where c_mk is the correlation of the votes of m and k,
+//! and c the least correlation of any two voters: agreement beyond the least is attributed to what two voters share. A copy of a
+//! voter then weighs half, and so does the original.
 
 use std::collections::BTreeMap;
 
@@ -17,23 +18,23 @@ use pipe::text;
 use serde_json::{Value, json};
 use statrs::distribution::{ChiSquared, ContinuousCDF};
 
-/// How often each combination of votes occurred: all that a fit needs of a table of any size.
+/// How often each combination of votes occurred, which is all that a fit needs from a table of any size.
 #[derive(Default)]
 pub struct Patterns {
     voters: usize,
-    /// Two bits a voter: 0 no vote, 1 image 0, 2 image 1.
+    /// Two bits per voter: 0 no vote, 1 image 0, 2 image 1.
     counts: BTreeMap<u64, u64>,
 }
 
-/// What was found out, one number a voter.
+/// The estimates, one number per voter.
 pub struct Fit {
     /// p_m.
     pub accuracy: Vec<f64>,
-    /// lambda_m; all 1 where the voters err by themselves.
+    /// lambda_m; all 1 if the voters err independently.
     pub discount: Vec<f64>,
-    /// w_m, at least 0: a voter that is wrong more often than right is not listened to.
+    /// w_m, at least 0: a voter that is wrong more often than right has no weight.
     pub weights: Vec<f64>,
-    /// Of independent errors: chi-squared and its degrees of freedom (0: not testable).
+    /// The test of independent errors: chi-squared and its degrees of freedom (0: it cannot be tested).
     pub chi_squared: f64,
     pub freedom: usize,
 }
@@ -45,7 +46,7 @@ const CLOSE: f64 = 1e-10;
 
 impl Patterns {
     pub fn new(voters: usize) -> Result<Self> {
-        ensure!((3..=16).contains(&voters), "--fit needs 3 to 16 voters, who check each other; there are {voters}");
+        ensure!((3..=16).contains(&voters), "--fit needs 3 to 16 voters, which check each other; there are {voters}");
         Ok(Self { voters, counts: BTreeMap::new() })
     }
 
@@ -90,8 +91,8 @@ fn weights(accuracy: &[f64], discount: &[f64]) -> Vec<f64> {
     accuracy.iter().zip(discount).map(|(p, lambda)| lambda * (p / (1.0 - p)).ln()).collect()
 }
 
-/// p_m by EM, beginning with voters that are all right more often than not. One vote each way is added to every voter's, so
-/// that no p_m is 0 or 1.
+/// p_m by EM. It starts from voters that are all right more often than not. One vote each way is added to every voter's, so that
+/// no p_m is 0 or 1.
 fn em(patterns: &[(Vec<f64>, f64)], discount: &[f64]) -> Vec<f64> {
     let mut p = vec![0.7; discount.len()];
     for _ in 0..ROUNDS {
@@ -115,7 +116,7 @@ fn em(patterns: &[(Vec<f64>, f64)], discount: &[f64]) -> Vec<f64> {
     p
 }
 
-/// Chi-squared of the patterns in which all voted, against independent errors; a pattern and its mirror image are one.
+/// Chi-squared of the patterns in which all voted, against independent errors. A pattern and its mirror image count as one.
 fn misfit(patterns: &[(Vec<f64>, f64)], p: &[f64]) -> (f64, usize) {
     let full: BTreeMap<Vec<bool>, f64> =
         patterns.iter().filter(|(s, _)| !s.contains(&0.0)).fold(BTreeMap::new(), |mut full, (s, n)| {
@@ -171,12 +172,12 @@ impl Fit {
         }
         let discounted = self.discount.iter().any(|&l| l < 1.0);
         let tested = match (self.freedom, discounted) {
-            (0, _) => "whether voters err by themselves cannot be told of three".into(),
+            (0, _) => "whether voters err independently cannot be tested with three voters".into(),
             (f, true) => format!(
                 "voters err together (chi-squared {:.1} of {f}), so those that agree most are discounted",
                 self.chi_squared
             ),
-            (f, false) => format!("nothing says that voters err together (chi-squared {:.1} of {f})", self.chi_squared),
+            (f, false) => format!("no sign that voters err together (chi-squared {:.1} of {f})", self.chi_squared),
         };
         format!("\n{}{tested}\n", text::table(&rows, 1))
     }
@@ -273,7 +274,7 @@ mod tests {
                 "{:?}",
                 fit.discount
             );
-            // None of the others is outvoted by the mere number of the three.
+            // The three do not outvote the others merely by their number.
             assert!(fit.weights[3] > fit.weights[0], "{:?}", fit.weights);
         }
     }

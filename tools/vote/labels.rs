@@ -10,6 +10,7 @@ use arrow::{
 
 use crate::{ballot::Ballot, decide::Decided};
 
+/// One row per pair of `ballot`, in the columns of `schema`.
 pub fn labels(schema: &SchemaRef, ballot: &Ballot, decided: &[Decided]) -> Result<RecordBatch> {
     let mut columns = ballot.keys.clone();
     let (mut votes, mut voters) = (vec![0i32; decided.len()], vec![0i32; decided.len()]);

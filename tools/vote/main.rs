@@ -1,4 +1,4 @@
-//! vote: turns the scores of several metrics into one preference a pair.
+//! vote: turns the scores of several metrics into one preference per pair.
 //!
 //!   vote scores.parquet -o labels.parquet
 //!   score pairs.parquet --models models/ --metrics hps,clip,pickscore,aesthetic -o - | vote - -o labels.parquet
@@ -41,7 +41,7 @@ use source::PairSource;
 use summary::Summary;
 use tournament::{Pairs, Rounds};
 
-/// Batches that wait between two steps of the work.
+/// Batches that may wait between two steps of the work.
 const WAITING: usize = 4;
 
 fn main() -> ExitCode {
@@ -73,7 +73,7 @@ fn run(args: Args) -> Result<Answer> {
     let (mut summary, mut rounds) = (Summary::new(&metrics), Rounds::default());
     let (name, bar) = (source.name(), progress::bar("vote", source.rows().map(|n| n as u64), common.quiet));
     let judge = Judge { tally, ties, seed: common.seed };
-    // Three steps, side by side where there are threads: reading, deciding, writing.
+    // Three steps, in parallel where there are threads: reading, deciding, writing.
     let waiting = if common.threads.is_some_and(|n| n.get() == 1) { 0 } else { WAITING };
     let ballots = Ahead::new(source.read(Columns::All, shard)?, waiting)?;
     let decide = move |ballot: Result<ballot::Ballot>| ballot.map(|ballot| (judge.decide(&ballot), ballot));
@@ -105,7 +105,8 @@ fn run(args: Args) -> Result<Answer> {
     tell(&args, ties, &summary, fit.as_ref(), &rounds, &metrics, json)
 }
 
-/// What a rule cannot do without.
+/// # Errors
+/// The tables do not have what the rule needs.
 fn check(source: &PairSource, rule: &Rule, ties: Ties) -> Result<()> {
     let human = *rule == Rule::Human;
     ensure!(
@@ -123,7 +124,7 @@ fn check(source: &PairSource, rule: &Rule, ties: Ties) -> Result<()> {
     Ok(())
 }
 
-/// The rule with its numbers: given, read from a file, or learned in a first pass over the table.
+/// The rule with its numbers: from the command line, from a file, or learned in a first pass over the table.
 fn learn(args: &Args, source: &mut PairSource) -> Result<(Tally, Scales, Option<Fit>)> {
     let metrics = source.metrics().to_vec();
     let mut weights = args.weights(&metrics)?;
@@ -134,7 +135,7 @@ fn learn(args: &Args, source: &mut PairSource) -> Result<(Tally, Scales, Option<
     if let Some(what) = args.first_pass() {
         if let Some(pipe) = source.pipe() {
             anyhow::bail!(
-                "{what} in a first pass over the scores, and {pipe} can be read only once: write it to a file first"
+                "{what} in a first pass over the scores, but {pipe} can be read only once: write it to a file first"
             );
         }
         let survey = survey::survey(source, args.fit.is_some())?;
@@ -145,12 +146,12 @@ fn learn(args: &Args, source: &mut PairSource) -> Result<(Tally, Scales, Option<
     }
     if let Some(fit) = &fit {
         weights.clone_from(&fit.weights);
-        ensure!(weights.iter().any(|&w| w > 0.0), "--fit: no voter is right more often than not, by these votes");
+        ensure!(weights.iter().any(|&w| w > 0.0), "--fit: by these votes, no voter is right more often than not");
     }
     Ok((Tally::new(args.rule.clone(), &metrics, weights, &scales)?, scales, fit))
 }
 
-/// The summary: text on standard error; JSON on standard output, unless the labels go there.
+/// Prints the summary: text on standard error; JSON on standard output, unless the labels go there.
 fn tell(
     args: &Args,
     ties: Ties,

@@ -1,4 +1,4 @@
-//! What a vote looked like as a whole: results, ties, each voter, who decides, and who agrees with whom.
+//! The vote as a whole: results, ties, each voter, how often each decides, and who agrees with whom.
 
 use pipe::{kappa::Agreement, moments::Moments, text};
 use serde_json::{Map, Value, json};
@@ -10,22 +10,22 @@ use crate::{
     scales::Scale,
 };
 
-/// Everything that is counted while the pairs pass by.
+/// Everything that is counted while pairs are decided.
 pub struct Summary {
     pub rows: usize,
     image_0: usize,
     image_1: usize,
-    /// Learned from, with a target of exactly one half.
+    /// Pairs with weight and a target of exactly one half.
     even: usize,
     abstained: usize,
     tied: usize,
     nothing: usize,
-    /// One a metric.
+    /// One per metric.
     voters: Vec<(String, Voter)>,
     labels: Voter,
-    /// For every two voters, people last: how often both voted, by what they said.
+    /// For every two voters, people last: how often both voted, and how.
     agreement: Vec<Agreement>,
-    /// The rule, before ties are settled, and people.
+    /// Agreement of the rule, before ties are settled, with people.
     with_people: Agreement,
 }
 
@@ -37,7 +37,7 @@ struct Voter {
     equal: usize,
     null: usize,
     scores: Moments,
-    /// Pairs in which the rule preferred the image that this voter did ...
+    /// Pairs in which the rule preferred the same image as this voter ...
     sided: usize,
     /// ... and would not have, had this voter voted the other way.
     decided: usize,
@@ -93,7 +93,7 @@ impl Summary {
         self.with_people.add(&result, &people);
     }
 
-    /// Metrics that never preferred an image although they scored some pair.
+    /// Metrics that scored pairs and never preferred an image.
     pub fn collapsed(&self) -> Vec<&str> {
         let collapsed = |v: &Voter| v.equal > 0 && v.image_0 + v.image_1 == 0;
         self.voters.iter().filter(|(_, v)| collapsed(v)).map(|(m, _)| m.as_str()).collect()
@@ -166,7 +166,7 @@ impl Summary {
         json.as_object().cloned().unwrap_or_default()
     }
 
-    /// The metrics, and people where they said anything.
+    /// The metrics, and people if there is any human label.
     fn everyone(&self) -> impl Iterator<Item = (&str, &Voter)> {
         let vote = self.voters.iter().any(|(m, _)| m == HUMAN);
         let people = (self.labels.null < self.rows && !vote).then_some((HUMAN, &self.labels));

@@ -1,5 +1,5 @@
-//! All images of a prompt against each other: who is best and who worst, and whether the preferences run in a circle. Pairwise
-//! majorities of three images or more may: a over b, b over c, c over a (Condorcet). Of two images they cannot.
+//! All images of a prompt against each other: which is best, which is worst, and whether the preferences form a cycle. Pairwise
+//! majorities over three images or more may do so: a over b, b over c, c over a (Condorcet).
 
 use serde_json::{Value, json};
 
@@ -9,30 +9,30 @@ pipe::names! {
     /// Which pairs of a prompt's images become rows.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Pairs {
-        /// One pair a prompt: the image that is preferred most often against the one that is least often
+        /// One pair per prompt: the image that is preferred most often against the one that is preferred least often
         BestWorst = "best-worst",
         /// Every two images of the prompt
         All = "all",
     }
 }
 
-/// What was seen of the prompts.
+/// Counts over all prompts.
 #[derive(Default)]
 pub struct Rounds {
     pub prompts: usize,
-    /// Prompts with a single image, of which there is no pair.
+    /// Prompts with a single image, which have no pair.
     pub alone: usize,
-    /// Prompts whose preferences run in a circle.
+    /// Prompts whose preferences form a cycle.
     pub cycles: usize,
     /// Prompts with an image that is preferred to every other.
     pub winners: usize,
-    /// Best-worst pairs in which the worst is preferred to the best, as may happen in a circle.
+    /// Best-worst pairs in which the worst is preferred to the best, which can happen in a cycle.
     pub reversed: usize,
 }
 
 impl Rounds {
-    /// Takes prompts with these numbers of images and the decisions on all their pairs, one prompt after the other. Returns the
-    /// best-worst pair of each prompt, as the number of its decision.
+    /// Counts prompts with these numbers of images and the decisions on all their pairs, one prompt after the other. Returns the
+    /// best-worst pair of each prompt, as the index of its decision.
     pub fn add_all(&mut self, images: &[usize], decided: &[Decided]) -> Vec<u32> {
         let (mut first, mut best_worst) = (0, vec![]);
         for &k in images {
@@ -44,8 +44,8 @@ impl Rounds {
         best_worst
     }
 
-    /// Takes one prompt of `k` images with S of its pairs (0, 1), (0, 2) ... (1, 2) ... and returns the pair of the
-    /// best and the worst image, by its place among them; `None` where there is no pair.
+    /// Counts one prompt of `k` images with S of its pairs (0, 1), (0, 2) ... (1, 2) ... and returns the index of the pair of the
+    /// best and the worst image; `None` if there is no pair.
     fn add(&mut self, k: usize, s: &[i8]) -> Option<usize> {
         self.prompts += 1;
         if k < 2 {
@@ -64,7 +64,7 @@ impl Rounds {
     pub fn text(&self) -> String {
         let Self { prompts, alone, cycles, winners, reversed } = self;
         format!(
-            "{prompts} prompts: {winners} with an image preferred to every other, {cycles} whose preferences run in a circle, \
+            "{prompts} prompts: {winners} with an image preferred to every other, {cycles} whose preferences form a cycle, \
              {reversed} best-worst pairs where the worst is preferred, {alone} with a single image and so no pair"
         )
     }
@@ -76,7 +76,7 @@ impl Rounds {
     }
 }
 
-/// S of every two images, from both sides: over[i][j] = 1 where i is preferred to j.
+/// S of every two images, from both sides: over[i][j] = 1 if i is preferred to j.
 fn table(k: usize, s: &[i8]) -> Vec<Vec<i8>> {
     let mut over = vec![vec![0; k]; k];
     let pairs = (0..k).flat_map(|i| (i + 1..k).map(move |j| (i, j)));
@@ -87,8 +87,8 @@ fn table(k: usize, s: &[i8]) -> Vec<Vec<i8>> {
     over
 }
 
-/// By Copeland's score, images preferred minus images that are preferred to it; equals in the order in which they stand, so that
-/// two different images always come out.
+/// The best and the worst image by Copeland's score: the number of images to which it is preferred, minus the number of images
+/// that are preferred to it. Equal images count in their order, so that the two are always different.
 fn best_and_worst(over: &[Vec<i8>]) -> (usize, usize) {
     let score = |i: &usize| over[*i].iter().map(|&s| i32::from(s)).sum::<i32>();
     // From the back, max_by_key finds the first of equals and min_by_key the last.
@@ -97,8 +97,8 @@ fn best_and_worst(over: &[Vec<i8>]) -> (usize, usize) {
     (best, worst)
 }
 
-/// Whether some images are each preferred to the next and the last to the first: what is left when images that nobody is
-/// preferred to are taken away again and again.
+/// Whether some images form a cycle, in which each is preferred to the next and the last to the first. Images to which none is
+/// preferred are taken away until none is left to take; what remains has a cycle.
 fn has_cycle(over: &[Vec<i8>]) -> bool {
     let mut left: Vec<usize> = (0..over.len()).collect();
     loop {
@@ -116,9 +116,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_circle_is_seen() {
+    fn a_cycle_is_found() {
         // Pairs of three: 01 02 12.
-        for (s, circle, winner, best_worst) in [
+        for (s, cycle, winner, best_worst) in [
             ([1, 1, 1], false, true, Some(1)),
             ([-1, -1, -1], false, true, Some(1)),
             ([1, -1, 1], true, false, Some(1)),
@@ -128,7 +128,7 @@ mod tests {
         ] {
             let mut rounds = Rounds::default();
             assert_eq!(rounds.add(3, &s), best_worst, "{s:?}");
-            assert_eq!((rounds.cycles, rounds.winners), (circle as usize, winner as usize), "{s:?}");
+            assert_eq!((rounds.cycles, rounds.winners), (cycle as usize, winner as usize), "{s:?}");
         }
         let mut rounds = Rounds::default();
         assert_eq!(rounds.add(1, &[]), None);
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn the_pair_is_found_among_many() {
-        // Image 3 over all, image 1 under all: pairs of five stand as 01 02 03 04 12 13 14 23 24 34.
+        // Image 3 is preferred to all, all are preferred to image 1. The pairs of five are 01 02 03 04 12 13 14 23 24 34.
         let over = |i: usize, j: usize| {
             if i == 3 || j == 1 {
                 1

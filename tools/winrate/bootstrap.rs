@@ -1,10 +1,10 @@
-//! How far a mean over prompts could have come out otherwise: the bootstrap.
+//! The bootstrap: how far a mean over prompts could differ with other prompts.
 
 use pipe::seed::draws;
 
 use crate::stats::quantile;
 
-/// What decides the draws: the same for every comparison, so that all see the same prompts drawn.
+/// What decides the draws. It is the same for every comparison, so that all resample the same prompts.
 #[derive(Clone, Copy)]
 pub struct Bootstrap {
     pub seed: u64,
@@ -12,8 +12,8 @@ pub struct Bootstrap {
 }
 
 impl Bootstrap {
-    /// The 95 % percentile interval of the mean of each column. `rows` are prompts, each with one value a column: both
-    /// models' images of a prompt are drawn together (a paired bootstrap), and so are all metrics. `stream` names the prompts.
+    /// The 95 % percentile interval of the mean of each column. `rows` are prompts, each with one value per column: both models'
+    /// images of a prompt are drawn together (a paired bootstrap), and so are all metrics. `stream` names the group of prompts.
     ///
     /// Draw b is a pure function of (seed, stream, b), so nothing else in the table changes an interval.
     pub fn intervals(&self, stream: &str, rows: &[Vec<f64>]) -> Vec<(f64, f64)> {
@@ -40,7 +40,7 @@ impl Bootstrap {
 mod tests {
     use super::*;
 
-    /// 600 samples of 80 prompts each, from a known world: 19 of 20 intervals should hold the truth.
+    /// 600 samples of 80 prompts each, from a known distribution: 19 of 20 intervals should hold the truth.
     #[test]
     fn ninety_five_of_a_hundred_intervals_hold_the_truth() {
         let (samples, n) = (600, 80);
@@ -58,7 +58,7 @@ mod tests {
                 *held += (low <= truth && truth <= high) as u32;
             }
         }
-        // 95 % of 600 is 570, with a standard deviation of 5; the percentile method gives a little less in small samples.
+        // 95 % of 600 is 570, with a standard deviation of 5. The percentile method covers a little less in small samples.
         assert!(held.iter().all(|h| (546..=588).contains(h)), "{held:?} of {samples}");
     }
 

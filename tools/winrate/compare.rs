@@ -1,4 +1,4 @@
-//! One model against another: over all prompts, and group by group.
+//! Compares one model with another: on all prompts, and group by group.
 
 use anyhow::{Result, bail, ensure};
 use pipe::{moments, names::Names};
@@ -56,19 +56,19 @@ pub struct Row {
 
 /// A comparison over some prompts under one metric.
 pub struct Cell {
-    /// By the best of a prompt's images.
+    /// By the best image of each prompt.
     pub best: Rate,
-    /// By the mean of a prompt's images.
+    /// By the mean over the images of each prompt.
     pub mean: Rate,
     pub mean_a: f64,
     pub mean_b: f64,
     /// 95 % interval of mean_a - mean_b, by the paired bootstrap over prompts.
     pub diff: (f64, f64),
-    /// Of the baseline's scores, image by image.
+    /// Standard deviation of the baseline's scores, image by image.
     pub sd_b: Option<f64>,
 }
 
-/// On how many prompts the candidate is ahead, and how sure that is.
+/// On how many prompts the candidate is ahead, and how certain that is.
 pub struct Rate {
     pub wins: Wins,
     /// 95 % interval of the rate, by the paired bootstrap over prompts.
@@ -120,7 +120,7 @@ pub fn correct(comparisons: &mut [Comparison], rate: fn(&mut Cell) -> &mut Rate)
     }
 }
 
-/// A prompt as both models have it.
+/// One prompt of both models.
 pub type Both<'a> = (&'a Prompt, &'a Prompt);
 
 /// The prompts of two tables, in the order of the first.

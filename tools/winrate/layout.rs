@@ -1,4 +1,4 @@
-//! One table, four ways: as text, Markdown, LaTeX or CSV.
+//! A table as text, Markdown, LaTeX or CSV.
 
 use pipe::text;
 
@@ -9,20 +9,20 @@ pipe::names! {
         Text = "text",
         /// For a README or an issue
         Markdown = "markdown",
-        /// A tabular with booktabs' rules, for a paper
+        /// A tabular with the rules of booktabs, for a paper
         Latex = "latex",
-        /// One number a cell, unrounded, for a spreadsheet
+        /// One unrounded number per cell, for a spreadsheet
         Csv = "csv",
     }
 }
 
 /// A table before it is laid out.
 pub struct Grid {
-    /// Lines above it; in LaTeX a comment, in CSV left out.
+    /// Lines above the table; a comment in LaTeX, left out in CSV.
     pub title: String,
     pub head: Vec<String>,
     pub rows: Vec<Vec<String>>,
-    /// Columns with words, flush left; the others hold numbers. Where the first changes, a rule is drawn in LaTeX.
+    /// Number of columns with words, flush left; the others hold numbers. LaTeX draws a rule where the first column changes.
     pub left: usize,
 }
 
@@ -70,12 +70,12 @@ impl Grid {
     }
 }
 
-/// A CSV field, in quotes where it must be (RFC 4180).
+/// A CSV field, in quotes if it needs them (RFC 4180).
 fn quoted(cell: &str) -> String {
     if cell.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
 }
 
-/// Text that TeX takes as text.
+/// Escapes the characters that TeX reserves.
 fn escaped(cell: &str) -> String {
     let mut text = String::new();
     for c in cell.chars() {

@@ -35,13 +35,14 @@ use scored::ModelScores;
 use seeds::Pooled;
 use tables::Results;
 
-/// Tell on how many prompts one model's best image scores higher than another's
+/// Compute on how many prompts one model's best image scores higher than another's
 ///
-/// Each table holds one model's images, scored. Of each prompt's images the best under a metric stands for the model;
-/// the win rate is the share of prompts where the candidate's is strictly better, with its 95 % Wilson interval. The same by
-/// the mean of each prompt's images, and the change of the mean score, stand below it: a few lucky images cannot lift them.
-/// Nobody is called ahead unless an exact sign test, corrected for all rates of the table, says so. Every table is compared
-/// with every later one, so name the candidate first and the baselines after it.
+/// Each table holds the scored images of one model. For each prompt and metric, the model's best image counts. The win rate is
+/// the share of prompts where the candidate's best image is strictly better than the baseline's, with its 95 % Wilson
+/// interval. Two more tables follow, which a few lucky images cannot change much: the win rate by the mean of each prompt's
+/// images, and the change of the mean score. A model is only marked as ahead if an exact sign test, corrected for all rates
+/// of the table, says so. Every table is compared with every later one, so name the candidate first and the baselines after
+/// it.
 #[derive(Parser)]
 #[command(name = "winrate", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Args {
@@ -51,49 +52,49 @@ struct Args {
     /// Metrics to compare, separated by commas [default: every metric of the first table]
     #[arg(long, value_name = "M,...", value_delimiter = ',')]
     metrics: Vec<String>,
-    /// Images of each prompt that count, the first by k; the paper takes the best of 5
+    /// Images per prompt that count, the first by k; the paper takes the best of 5
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
     best_of: u32,
-    /// Column whose values get a row each [default: set, where there are several]
+    /// Column by whose values prompts are grouped, one row per value [default: set, if there are several]
     #[arg(long, value_name = "COLUMN", value_parser = named::<By>())]
     by: Option<By>,
-    /// Metrics that judge here and had no vote in training, to be marked so
+    /// Metrics that had no vote in training and only judge; they are marked as held out
     ///
-    /// Metrics that are known to be such, by the origin of the tables, are marked without it.
+    /// Metrics that are known from the origin of the tables to have had no vote are marked anyway.
     #[arg(long, value_name = "M,...", value_delimiter = ',')]
     held_out: Vec<String>,
-    /// Print mean scores instead: the paper's Table V
+    /// Print mean scores instead (the paper's Table V)
     #[arg(long, group = "view")]
     means: bool,
-    /// Print mean, min, max and sd of the images' scores instead: the paper's Table VI
+    /// Print mean, min, max and sd of the images' scores instead (the paper's Table VI)
     ///
-    /// The last line of a model, beyond the paper, is the sd among the images of one prompt: what the
-    /// best of n has to choose from.
+    /// The last line of a model, which the paper does not have, is the sd among the images of one prompt: what the best of n
+    /// chooses from.
     #[arg(long, group = "view")]
     stats: bool,
-    /// Print every win rate with its counts, intervals and probabilities instead, one a line
+    /// Print every win rate with its counts, intervals and probabilities instead, one per line
     #[arg(long, group = "view")]
     tests: bool,
-    /// Tables whose images have the same `model` are training seeds of that model: take them together
+    /// Treat tables whose images have the same `model` as training seeds of that model, and pool them
     ///
-    /// Prints the mean of the seeds, over all prompts, with an interval that says what another training and other prompts
-    /// could have given: Student's over the seeds, and beside it what prompts do to all seeds alike. With three seeds it is
-    /// wide, as it must be: in simulations it holds the truth at least 93 times of 100. With one seed it tells of prompts
-    /// only. The i-th table of a model is compared with the i-th of the other; a single table with every seed of the other.
+    /// Prints the mean over seeds and prompts, with an interval for other training seeds and other prompts: Student's interval
+    /// over the seeds, widened by the variation between prompts that all seeds share. With three seeds it is wide, as it must
+    /// be; in simulations it holds the truth at least 93 times of 100. With one seed it only covers the prompts. The i-th table
+    /// of a model is compared with the i-th table of the other; a single table is compared with every seed of the other.
     #[arg(long, group = "view", conflicts_with_all = ["by", "require"])]
     seeds: bool,
-    /// Compare with these models only, not with every later one
+    /// Compare only with these models, not with every later table
     #[arg(long, value_name = "MODEL,...", value_delimiter = ',')]
     against: Vec<String>,
-    /// How tables are laid out; --json has everything at once
+    /// Layout of the tables; --json prints everything at once
     ///
-    /// A CSV of the win rates is that of --tests, since a cell holds one number.
+    /// The win rates as CSV are those of --tests, since a cell holds one number.
     #[arg(long, value_name = "LAYOUT", default_value_t = Format::Text, conflicts_with = "json", value_parser = named::<Format>())]
     format: Format,
-    /// Draws of the bootstrap; the ends of an interval are then sure to about a fiftieth of its width
+    /// Resamples of the bootstrap; at the default, the ends of an interval are exact to about a fiftieth of its width
     #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u32).range(100..))]
     resamples: u32,
-    /// Exit with 1 if a win rate of the first table over the last, over all prompts, is below P (0 to 1)
+    /// Exit with 1 if a win rate of the first table over the last, on all prompts, is below P (0 to 1)
     #[arg(long, value_name = "P")]
     require: Option<f64>,
     #[command(flatten)]

@@ -1,10 +1,10 @@
-//! More than chance? The exact sign test, and Holm's correction for having looked many times.
+//! Significance: the exact sign test, and Holm's correction for many tests.
 
-/// The probability of so many tests together to name any winner where there is none.
+/// The probability that all tests together name any winner where there is none.
 pub const LEVEL: f64 = 0.05;
 
-/// How likely a fair coin is to fall at least this unevenly: the exact two-sided sign test. Ties say nothing about who is
-/// better and are left out.
+/// The exact two-sided sign test: the probability that a fair coin falls at least this unevenly. Ties do not show who is better and
+/// are left out.
 pub fn sign_test(wins: usize, losses: usize) -> f64 {
     let (n, k) = (wins + losses, wins.min(losses));
     // P(X = k) = n! / (k! (n-k)!) / 2^n, in logarithms; then P(X = i-1) = P(X = i) i / (n-i+1), down to 0.
@@ -52,7 +52,7 @@ mod tests {
             let ours = sign_test(wins, losses);
             assert!((ours / p - 1.0).abs() < 1e-9, "{wins} {losses}: {ours} {p}");
         }
-        assert!(sign_test(10, 4990) < 1e-300); // and no NaN
+        assert!(sign_test(10, 4990) < 1e-300); // not NaN
     }
 
     // R: p.adjust(c(0.01, 0.04, 0.03, 0.005), method = "holm") is 0.03 0.06 0.06 0.02

@@ -1,4 +1,4 @@
-//! The command-line frame: shared flags, one place for errors and exit codes.
+//! The frame of every command line: shared flags, the parser of names, errors and exit codes.
 
 use std::{
     marker::PhantomData,
@@ -23,40 +23,43 @@ use crate::{
     table::is_url,
 };
 
-/// What a tool answers: exit code 0 or 1. Trouble is an `Err`, exit code 2.
+/// What a tool answers: exit code 0 or 1. An error is exit code 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     Yes,
     No,
 }
 
-/// The flags that every tool understands.
+/// The flags that every tool accepts.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Common options")]
 pub struct Common {
     /// Where to write: a path, or `-` for standard output
     #[arg(short, long, alias = "output-dir", value_name = "PATH", value_parser = PathBufValueParser::new().map(or_stdout))]
     pub output: Option<PathBuf>,
-    /// Worker threads [default: one a core]; no result depends on it
+    /// Worker threads [default: one per core]; results do not depend on it
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
     /// Seed of every random draw
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// No progress, no summary on standard error
+    /// Print no progress and no summary on standard error
     #[arg(short, long)]
     pub quiet: bool,
-    /// Print summaries as JSON, numbers unrounded
+    /// Print summaries as JSON, with unrounded numbers
     #[arg(long)]
     pub json: bool,
 }
 
 impl Common {
-    /// The output path, or an error that says which flag is missing.
+    /// The output path.
+    ///
+    /// # Errors
+    /// No output was named, or it is a URL.
     pub fn output(&self) -> Result<&PathBuf> {
         match &self.output {
             Some(url) if is_url(url) => {
-                bail!("cannot write {}: objects are only read; write a file and copy it there", url.display())
+                bail!("cannot write {}: object stores are only read; write a file and copy it there", url.display())
             }
             Some(path) => Ok(path),
             None => bail!("no output was named; add `-o PATH`, or `-o -` to write to a pipe"),
@@ -76,7 +79,7 @@ impl Common {
     /// A message for a person, on standard error, unless `-q`.
     pub fn say(&self, message: impl std::fmt::Display) {
         if !self.quiet {
-            // A closed standard error is no reason to fail.
+            // If standard error is closed, the work continues all the same.
             let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{message}\n"));
         }
     }
@@ -173,7 +176,7 @@ fn possible<T: Names>() -> impl Iterator<Item = PossibleValue> {
     })
 }
 
-/// `/dev/stdout` is `-` by another name.
+/// `/dev/stdout` is another name of `-`.
 fn or_stdout(output: PathBuf) -> PathBuf {
     if output.as_os_str() == "/dev/stdout" { "-".into() } else { output }
 }
@@ -224,8 +227,8 @@ pub fn exit_code(error: &Error) -> u8 {
     }
 }
 
-/// The whole chain of causes on one line, the first of each (candle puts a backtrace below), without the repetitions that
-/// wrapped errors bring.
+/// The chain of causes on one line: the first line of each (candle adds a backtrace below it), without repetitions, which wrapped
+/// errors have.
 fn sentence(error: &Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {

@@ -1,4 +1,4 @@
-//! Columns out of batches that came from pyarrow, polars or us: one type each, and errors that name file, column and row.
+//! Columns of batches from pyarrow, polars or our own tools, cast to one type each. Errors name file, column and row.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use arrow::{
 /// Some consecutive rows of a table.
 #[derive(Clone, Debug)]
 pub struct Rows {
-    /// The file the rows came from, for messages.
+    /// The file that the rows are from, for messages.
     pub table: Arc<str>,
     /// Number of the first row in that file, from 0.
     pub first: usize,
@@ -111,35 +111,35 @@ impl Rows {
         Ok(column)
     }
 
-    /// A column of yes and no, which may be whole numbers too (0 is no); nulls stay null.
+    /// A column of booleans, or of whole numbers where 0 is false; nulls stay null.
     pub fn bool_or_null(&self, name: &str) -> Result<BooleanArray> {
         let kind = self.column(name)?.data_type();
         ensure!(
             matches!(kind, DataType::Boolean | DataType::Null) || kind.is_integer(),
-            "{}: column '{name}' is {kind}, expected yes or no",
+            "{}: column '{name}' is {kind}, expected booleans",
             self.table
         );
         Ok(self.cast(name, &DataType::Boolean)?.as_boolean().clone())
     }
 
-    /// A column of whole numbers from 0 up, without nulls.
+    /// A column of whole numbers that are not negative, without nulls.
     pub fn u64(&self, name: &str) -> Result<UInt64Array> {
         let kind = self.column(name)?.data_type();
         ensure!(kind.is_integer(), "{}: column '{name}' is {kind}, expected whole numbers", self.table);
-        // A negative number does not fit: it becomes null, and is refused as one.
+        // A negative number becomes null in the cast, and is refused as null.
         let column = self.cast(name, &DataType::UInt64)?.as_primitive().clone();
         self.refuse_null(name, &column)?;
         Ok(column)
     }
 
-    /// The values of a list column as f32, all rows one after the other.
+    /// The values of a list column as f32, row after row.
     pub fn f32_list(&self, name: &str) -> Result<Float32Array> {
         let column = self.column(name)?;
         let Some(list) = column.as_list_opt::<i32>() else {
             bail!("{}: column '{name}' is {}, expected a list of numbers", self.table, column.data_type())
         };
         self.refuse_null(name, list)?;
-        // A sliced list still carries all its values: take those of these rows.
+        // A sliced list still has the values of all rows: take those of these rows.
         let (from, to) = (list.value_offsets()[0] as usize, list.value_offsets()[list.len()] as usize);
         let values = cast(&list.values().slice(from, to - from), &DataType::Float32)?;
         Ok(values.as_primitive().clone())

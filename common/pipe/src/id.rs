@@ -1,21 +1,21 @@
-//! Names that follow from content: prompt ids, pair ids, file hashes. All are prefixes or wholes of SHA-256,
-//! so that `sha256sum` can check them.
+//! Names that follow from content: prompt ids, pair ids, file hashes. All are SHA-256 or the beginning of it.
 
 use std::{fs::File, io::Read, path::Path};
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
+/// Hexadecimal digits, two per byte.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// SHA-256 of some bytes.
+/// SHA-256 of bytes.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
 
-/// SHA-256 of several strings, each preceded by its length, so that no two lists share a hash.
+/// SHA-256 of several byte strings, each preceded by its length, so that different lists have different hashes.
 pub fn sha256_of(parts: &[&[u8]]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for part in parts {
@@ -25,12 +25,12 @@ pub fn sha256_of(parts: &[&[u8]]) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// `prompt_id`: the first 16 hexadecimal digits of SHA-256 of the text.
+/// `prompt_id`: the first 16 hexadecimal digits of the SHA-256 of the text, as `sha256sum` prints it.
 pub fn prompt_id(prompt: &str) -> String {
     hex(&sha256(prompt.as_bytes())[..8])
 }
 
-/// `pair_id`: 32 hexadecimal digits from caption, both uids and ranking_id (empty where the table has none).
+/// `pair_id`: 32 hexadecimal digits from caption, both uids and ranking_id (empty if the table has none).
 pub fn pair_id(caption: &str, image_0_uid: &str, image_1_uid: &str, ranking_id: &str) -> String {
     let parts = [caption.as_bytes(), image_0_uid.as_bytes(), image_1_uid.as_bytes(), ranking_id.as_bytes()];
     hex(&sha256_of(&parts)[..16])

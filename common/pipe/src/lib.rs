@@ -1,5 +1,5 @@
-//! What every tool does besides its own verb: tables, provenance, the command-line frame, seeds.
-//! Nothing here knows of a network, so `vote`, `winrate` and `prompts` build in seconds.
+//! What the tools share: tables, provenance, the command line, seeds, and what pairs, metrics and scored tables are.
+//! No network is needed here, so `vote`, `winrate` and `prompts` build in seconds.
 
 pub mod ahead;
 pub mod atomic;

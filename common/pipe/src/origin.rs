@@ -1,6 +1,6 @@
-//! How a file was made, carried inside it: tool, version, the arguments that decide the content, hashes of models
-//! and inputs, and the inputs' own origins. No timestamps, paths, threads, batch sizes, shards or devices: the same
-//! work gives the same bytes.
+//! How a file was made, stored inside it: tool, version, the arguments that decide the content, hashes of models and inputs, and the
+//! inputs' own origins. There are no timestamps, paths, threads, batch sizes, shards or devices in it: the same work gives the same
+//! bytes.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -8,20 +8,21 @@ use serde_json::{Map, Value};
 /// The metadata key, in Arrow schemas and safetensors files alike.
 pub const KEY: &str = "origin";
 
+/// The origin of one file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
     pub tool: String,
     pub version: String,
     /// The arguments that decide the content, in a fixed order.
     pub args: Map<String, Value>,
-    /// Role -> hash of the weights and everything else that makes the model's answer.
+    /// Role -> hash of the weights and of everything else that decides the model's output.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub models: Map<String, Value>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<InputOrigin>,
 }
 
-/// One input: its content hash (absent for a pipe) and, where it carries one, its own origin.
+/// One input: its content hash (absent for a pipe) and its own origin, if it has one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InputOrigin {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -31,6 +32,7 @@ pub struct InputOrigin {
 }
 
 impl Origin {
+    /// The origin of a file that `tool` makes, of this version.
     pub fn new(tool: &str) -> Self {
         Self {
             tool: tool.into(),
@@ -61,12 +63,12 @@ impl Origin {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// The origin in some file's metadata, if it has one that can be read.
+    /// The origin in a file's metadata; `None` if the text is not one.
     pub fn from_json(text: &str) -> Option<Self> {
         serde_json::from_str(text).ok()
     }
 
-    /// This origin and all behind it, nearest first.
+    /// This origin and those of all inputs, nearest first.
     pub fn chain(&self) -> Vec<&Origin> {
         let mut all = vec![self];
         for input in &self.inputs {

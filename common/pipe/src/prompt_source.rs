@@ -1,5 +1,5 @@
-//! Prompts out of whatever a benchmark publishes: TSV, JSON, text, Parquet, an Arrow stream. What a source is, its
-//! content says, not its name.
+//! Reads prompts from whatever a benchmark publishes: TSV, JSON, text, Parquet, an Arrow stream. The format is recognised by the
+//! content, not by the name.
 
 use std::{
     collections::HashSet,
@@ -33,10 +33,10 @@ pub struct Prompt {
     pub nsfw_prob: Option<f32>,
 }
 
-/// What was passed over on the way.
+/// How many prompts were read and how many were left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Prompts in the sources, blank ones left out.
+    /// Prompts in the sources, without blank ones.
     pub read: usize,
     /// Blank lines and empty prompts.
     pub blank: usize,
@@ -44,14 +44,14 @@ pub struct Counts {
     pub duplicates: usize,
 }
 
-/// The prompts of several sources, in order, each text once a set.
+/// The prompts of several sources, in order, each text once per set.
 pub struct Prompts {
     pub prompts: Vec<Prompt>,
     pub counts: Counts,
     pub origins: Vec<InputOrigin>,
 }
 
-/// A prompt as it stands in a source.
+/// A prompt as a source has it.
 #[derive(Debug, Default, PartialEq)]
 struct Entry {
     prompt: String,
@@ -67,11 +67,11 @@ impl Entry {
     }
 }
 
-/// Reads all prompts of `paths` (`-`: standard input). `set` names the set of them all; without it a table's own `set`
-/// stands, and otherwise the file's stem.
+/// Reads all prompts of `paths` (`-`: standard input). `set` names the set of all of them. Without it the set is what a table says
+/// in its column `set`, and otherwise the file's stem.
 ///
 /// # Errors
-/// A source that cannot be read, is empty, or is not text, named with the line or row that is wrong.
+/// A source cannot be read, is empty, or is neither text nor a table. The error names the line or row.
 pub fn read(paths: &[PathBuf], set: Option<&str>) -> Result<Prompts> {
     ensure!(paths.iter().filter(|p| p.as_os_str() == "-").count() <= 1, "standard input (`-`) can be named only once");
     let mut all = Prompts { prompts: vec![], counts: Counts::default(), origins: vec![] };
@@ -118,7 +118,7 @@ fn entries(path: &Path, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>>
     let text = if stdin {
         let mut stdin = std::io::stdin().lock();
         ensure!(!stdin.is_terminal(), "standard input is a terminal; pipe prompts into it, or name a file");
-        // No text begins with this byte, every Arrow stream does.
+        // Every Arrow stream begins with this byte, and no text does.
         if stdin.fill_buf().with_context(say)?.first() == Some(&0xff) {
             drop(stdin);
             return table_entries(Inputs::open(&[path.to_owned()])?, give);
@@ -131,7 +131,7 @@ fn entries(path: &Path, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>>
         let mut bytes = vec![];
         Read::by_ref(&mut file).take(6).read_to_end(&mut bytes).with_context(say)?;
         if bytes.first() == Some(&0xff) && table::is_table(&bytes) {
-            // Not opened again: it may be a named pipe.
+            // It may be a named pipe, which cannot be opened again.
             return table_entries(Inputs::stream(&name, Cursor::new(bytes).chain(file))?, give);
         } else if table::is_table(&bytes) {
             return table_entries(Inputs::open(&[path.to_owned()])?, give);
@@ -140,7 +140,10 @@ fn entries(path: &Path, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>>
         bytes
     };
     ensure!(!text.is_empty(), "{name} is empty: no prompts in it");
-    ensure!(!table::is_table(&text), "{name} is a Parquet file, which cannot be read from a pipe: name it as a file");
+    ensure!(
+        !table::is_table(&text),
+        "{name} is a Parquet file, which cannot be read from a pipe: name the file itself"
+    );
     text_entries(&name, &text)?.into_iter().for_each(give);
     Ok(vec![InputOrigin { sha256: Some(hex(&sha256(&text))), origin: None }])
 }
@@ -148,7 +151,7 @@ fn entries(path: &Path, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>>
 fn table_entries(mut inputs: Inputs, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>> {
     let text = if inputs.has(col::PROMPT) { col::PROMPT } else { pairs::CAPTION };
     inputs.require(&[text], "prompts are read from a column 'prompt' or 'caption'")?;
-    // A pairs table has neither of the others; an images table brings them along.
+    // A pairs table has none of the other columns; an images table has them.
     let columns = [text, col::SET, col::CATEGORY, col::CHALLENGE, col::NSFW_PROB];
     for rows in inputs.read(Some(&columns), 0..usize::MAX, table::BATCH)? {
         let rows = rows?;
@@ -179,12 +182,12 @@ fn text_entries(name: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
         Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
         Err(error) => {
             let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&b| b == b'\n').count();
-            bail!("{name}, line {line}: not UTF-8 text, nor a table; convert it with `iconv -t UTF-8`")
+            bail!("{name}, line {line}: neither UTF-8 text nor a table; convert it with `iconv -t UTF-8`")
         }
     };
     if let Some(json) = json(text) {
         return json
-            .with_context(|| format!("{name} begins like JSON but is none"))?
+            .with_context(|| format!("{name} begins like JSON but is not JSON"))?
             .iter()
             .enumerate()
             .map(|(i, value)| {
@@ -200,13 +203,13 @@ fn text_entries(name: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
     let Some(prompt) = find(&["prompt", "prompts", "caption"]).filter(|_| header.len() > 1) else {
         let first = header.concat();
         let name_of = |field: &str| ["prompt", "prompts", "caption"].contains(&field.trim_matches('"'));
-        // A single column is called so without a comma.
+        // A single column has such a name without a comma.
         let csv = first.contains([',', '"']) && first.split(',').next().is_some_and(name_of);
         ensure!(
             !csv,
             "{name} begins with the header of a CSV file ('{first}'); save it as TSV, or as one prompt a line"
         );
-        // One column: its name is no prompt, unless it is all there is.
+        // One column: its name is not a prompt, unless the file has nothing else.
         let named = name_of(&first) && lines.clone().nth(1).is_some();
         return Ok(lines.skip(usize::from(named)).map(Entry::new).collect());
     };
@@ -229,8 +232,8 @@ fn text_entries(name: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
     lines.enumerate().map(entry).collect()
 }
 
-/// The elements of a JSON array, or of lines of JSON objects; `None` where the text is neither.
-/// A plain prompt may begin with a bracket, so a bracket alone is no proof.
+/// The elements of a JSON array, or of lines of JSON objects; `None` if the text is neither. A plain prompt may begin with a bracket
+/// too, so a bracket alone does not make it JSON.
 fn json(text: &str) -> Option<Result<Vec<Value>>> {
     let begin = text.trim_start();
     if let Some(inside) = begin.strip_prefix('[') {

@@ -1,4 +1,4 @@
-//! Every table of the pipeline. Column names are the contract between the tools; `common/FORMATS.md` says the same in prose.
+//! Every table of the pipeline. Column names are the contract between the tools; `common/FORMATS.md` describes them in prose.
 
 use std::sync::Arc;
 
@@ -8,15 +8,15 @@ use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 pub mod pairs {
     /// The prompt of both images.
     pub const CAPTION: &str = "caption";
-    /// Name of image 0 and image 1; an image may stand in many pairs.
+    /// Names of image 0 and image 1; an image may be in many pairs.
     pub const UID: [&str; 2] = ["image_0_uid", "image_1_uid"];
     /// JPEG, PNG or WebP bytes: binary, or a struct {bytes, path}.
     pub const JPG: [&str; 2] = ["jpg_0", "jpg_1"];
     /// Human preference for image 0 and image 1: 1, 0, or 0.5 for both where they tie.
     pub const LABEL: [&str; 2] = ["label_0", "label_1"];
-    /// Optional: where it is false, nobody compared the images, and label_0 says nothing.
+    /// Optional: where it is false, nobody compared the images, and label_0 has no meaning.
     pub const HAS_LABEL: &str = "has_label";
-    /// Optional: part of `pair_id` where it is there.
+    /// Optional: part of `pair_id` if the table has it.
     pub const RANKING_ID: &str = "ranking_id";
     /// Without these a table is not a pairs table.
     pub const NEEDED: [&str; 5] = [CAPTION, UID[0], UID[1], JPG[0], JPG[1]];
@@ -54,7 +54,7 @@ fn field(name: &str, data_type: DataType, nullable: bool) -> Field {
     Field::new(name, data_type, nullable)
 }
 
-/// What names a pair: in scores and in labels.
+/// The columns that name a pair, in scores and in labels.
 fn pair_keys() -> Vec<Field> {
     vec![
         field(labels::PAIR_ID, DataType::Utf8, false),
@@ -64,18 +64,18 @@ fn pair_keys() -> Vec<Field> {
     ]
 }
 
-/// What a prompt brings along: in prompts, images and scored tables.
+/// The columns of a prompt, in prompts, images and scored tables.
 fn prompt_columns() -> Vec<Field> {
     vec![
         field(prompts::PROMPT_ID, DataType::Utf8, false), // first 16 hex digits of SHA-256 of the text
         field(prompts::PROMPT, DataType::Utf8, false),
-        field(prompts::SET, DataType::Utf8, true), // where the prompt is from: a benchmark's or a split's name
+        field(prompts::SET, DataType::Utf8, true), // the benchmark or split that the prompt is from
         field(prompts::CATEGORY, DataType::Utf8, true),
         field(prompts::CHALLENGE, DataType::Utf8, true),
     ]
 }
 
-/// What a sampled image brings along, without its pixels: in images and scored tables.
+/// The columns of a sampled image without its pixels, in images and scored tables.
 fn image_columns() -> Vec<Field> {
     let mut fields = prompt_columns();
     fields.extend([
@@ -99,11 +99,11 @@ pub fn scores(metrics: &[String]) -> Schema {
     Schema::new(fields)
 }
 
-/// Metadata of a column of scores: `judge` where its metric does not vote unless it is named.
+/// Metadata of a column of scores: `judge` if its metric votes only where `--metrics` names it.
 const ROLE: &str = "role";
 const JUDGE: &str = "judge";
 
-/// Marks the columns of metrics that are only looked at, in scores or scored.
+/// Marks the columns of metrics that judge and do not vote, in scores or scored tables.
 pub fn with_judges(schema: Schema, judges: &[&str]) -> Schema {
     let mark = |field: &FieldRef| -> FieldRef {
         let name = field.name();
@@ -116,7 +116,7 @@ pub fn with_judges(schema: Schema, judges: &[&str]) -> Schema {
     Schema::new(schema.fields().iter().map(mark).collect::<Vec<_>>())
 }
 
-/// Whether a column of scores is a judge's.
+/// Whether a column of scores belongs to a judge.
 pub fn is_judge(field: &Field) -> bool {
     field.metadata().get(ROLE).is_some_and(|role| role == JUDGE)
 }
@@ -163,7 +163,7 @@ pub fn captions(pooled: bool) -> Schema {
     Schema::new(fields)
 }
 
-/// pairs.parquet: which images and captions `encode` saw together, so that `train` needs no images.
+/// pairs.parquet: which images and captions belong together, so that `train` needs no images.
 pub fn pair_list() -> Schema {
     Schema::new(pair_keys())
 }
@@ -182,7 +182,7 @@ pub fn images() -> Schema {
     Schema::new(fields)
 }
 
-/// scored: images without their pixels, plus one raw score a metric.
+/// scored: images without their pixels, plus one raw score per metric.
 pub fn scored(metrics: &[String]) -> Schema {
     let mut fields = image_columns();
     fields.extend(metrics.iter().map(|m| field(m, DataType::Float32, true)));

@@ -1,5 +1,5 @@
-//! The only source of randomness. Every draw is a pure function of (run seed, stream name, id, visit), so order,
-//! threads, shards and resumption change nothing.
+//! The only source of randomness. Every draw is a pure function of (run seed, stream name, id, visit), so order, threads, shards and
+//! resumption change nothing.
 
 use rand_chacha::{
     ChaCha8Rng,
@@ -8,10 +8,11 @@ use rand_chacha::{
 
 use crate::id::sha256_of;
 
-/// A generator of its own for one thing at one visit.
+/// A generator for one thing at one visit.
 pub struct Draws(ChaCha8Rng);
 
-/// `stream` names what is drawn ("noise", "timestep"), `id` for what (a pair or image id), `visit` the how-manieth time.
+/// The generator for these four. `stream`: what is drawn ("noise", "timestep"). `id`: the pair or image. `visit`: how many times it has
+/// been seen before.
 pub fn draws(seed: u64, stream: &str, id: &str, visit: u64) -> Draws {
     let key = sha256_of(&[&seed.to_le_bytes(), stream.as_bytes(), id.as_bytes(), &visit.to_le_bytes()]);
     Draws(ChaCha8Rng::from_seed(key))

@@ -1,16 +1,22 @@
-//! SIGTERM and SIGINT: long work saves what is finished, then leaves with 143 or 130, as a shell expects.
+//! SIGTERM and SIGINT: long work saves what is finished, then exits with 143 or 130, as a shell expects.
 
 use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicUsize, Ordering},
+    Arc, LazyLock, OnceLock,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use anyhow::{Context, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use anyhow::{Context, Error, Result};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
 
-static SIGNAL: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
+/// The signal that arrived while signals were watched, or 0.
+static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Default::default);
+/// Whether the next signal kills.
+static KILLS: LazyLock<Arc<AtomicBool>> = LazyLock::new(Default::default);
 
-/// The error that ends a tool: the signal that stopped it, and the flags that the same command needs to go on (mostly none).
+/// The error that ends a tool: the signal that stopped it, and the flags that the same command needs to continue (mostly none).
 #[derive(Debug)]
 pub struct Stopped(pub u8, pub &'static str);
 
@@ -20,40 +26,54 @@ impl std::fmt::Display for Stopped {
         let with = if add.is_empty() { "" } else { " with " };
         write!(
             f,
-            "stopped by signal {signal}; what was finished is kept, the same command{with}{add} goes on from there"
+            "stopped by signal {signal}; what was finished is kept, and the same command{with}{add} continues from there"
         )
     }
 }
 
 impl std::error::Error for Stopped {}
 
-/// From here on a signal is noted instead of killing; the caller promises to look at `requested` often.
+/// From here on a signal is noted and does not kill. The caller calls [`check`] often, and [`unwatch`] after its last check.
+///
+/// # Errors
+/// The system refuses the signal handlers.
 pub fn watch() -> Result<()> {
-    let seen = SIGNAL.get_or_init(Default::default);
+    static REGISTERED: OnceLock<()> = OnceLock::new();
+    KILLS.store(false, Ordering::SeqCst);
+    if REGISTERED.set(()).is_err() {
+        return Ok(());
+    }
     for signal in [SIGINT, SIGTERM] {
-        // A second signal kills at once, for whoever cannot wait.
-        signal_hook::flag::register_conditional_default(signal, second())
-            .and_then(|_| signal_hook::flag::register_usize(signal, seen.clone(), signal as usize))
-            .and_then(|_| signal_hook::flag::register(signal, second()))
+        // A second signal kills at once, for a user who cannot wait.
+        flag::register_conditional_default(signal, KILLS.clone())
+            .and_then(|_| flag::register_usize(signal, SIGNAL.clone(), signal as usize))
+            .and_then(|_| flag::register(signal, KILLS.clone()))
             .context("cannot watch for signals")?;
     }
     Ok(())
 }
 
-fn second() -> Arc<std::sync::atomic::AtomicBool> {
-    static SECOND: OnceLock<Arc<std::sync::atomic::AtomicBool>> = OnceLock::new();
-    SECOND.get_or_init(Default::default).clone()
+/// From here on a signal kills again, as before [`watch`]. For the end of the work, where nobody checks any more: a signal must
+/// not get lost there.
+///
+/// # Errors
+/// A signal arrived while signals were watched.
+pub fn unwatch() -> Result<()> {
+    // In this order: a signal before the first line is noted, one after it kills.
+    KILLS.store(true, Ordering::SeqCst);
+    check()
 }
 
 /// The signal that arrived, if one did.
 pub fn requested() -> Option<Stopped> {
-    match SIGNAL.get().map_or(0, |s| s.load(Ordering::Relaxed)) {
+    match SIGNAL.load(Ordering::SeqCst) {
         0 => None,
         signal => Some(Stopped(signal as u8, "")),
     }
 }
 
-/// An error once a signal has arrived.
+/// # Errors
+/// A signal has arrived.
 pub fn check() -> Result<()> {
-    requested().map_or(Ok(()), |stopped| Err(stopped.into()))
+    requested().map_or(Ok(()), |stopped| Err(Error::from(stopped)))
 }

@@ -1,4 +1,4 @@
-//! Single rows out of large Parquet tables, by number: how `train` visits pairs in a random order without holding them.
+//! Reads single rows of large Parquet tables by number, so that `train` can visit pairs in random order without holding them all.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -17,7 +17,7 @@ use crate::{
     table::{Builder, Inputs, Storage},
 };
 
-/// Parquet tables opened for access by row number, counted through all of them.
+/// Parquet tables opened for access by row number. Rows are numbered through all tables.
 pub struct Taker {
     tables: Vec<Table>,
 }
@@ -32,7 +32,7 @@ struct Table {
 
 impl Taker {
     /// # Errors
-    /// A pipe or an Arrow file is among the inputs: only Parquet can be entered at any row.
+    /// A pipe or an Arrow file is among the inputs: only Parquet can be read from any row on.
     pub fn open(inputs: &Inputs) -> Result<Self> {
         let mut tables: Vec<Table> = vec![];
         for (name, path) in inputs.parquet_files()? {
@@ -46,7 +46,10 @@ impl Taker {
         Ok(Self { tables })
     }
 
-    /// Column `columns` of each row in `rows`, one `Rows` of length 1 each, in the order asked.
+    /// The `columns` of each row in `rows`, as one `Rows` of length 1 each, in the order of `rows`.
+    ///
+    /// # Errors
+    /// A row does not exist, or a table cannot be read.
     pub fn take(&self, rows: &[usize], columns: &[&str]) -> Result<Vec<Rows>> {
         let mut found: BTreeMap<usize, Rows> = BTreeMap::new();
         for table in &self.tables {

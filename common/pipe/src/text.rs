@@ -1,6 +1,6 @@
 //! Numbers and tables for people.
 
-/// Rows of cells as aligned lines: the first `left` columns flush left, the others flush right, two spaces between.
+/// Lays out rows of cells as aligned lines: the first `left` columns flush left, the others flush right, two spaces between them.
 pub fn table(rows: &[Vec<String>], left: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cells = |c: usize| rows.iter().filter_map(move |row| row.get(c));
@@ -37,7 +37,7 @@ pub fn count(n: usize, thing: &str) -> String {
     format!("{} {thing}{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
-/// "36.6 %"; "-" of nothing.
+/// "36.6 %"; "-" if `whole` is 0.
 pub fn percent(part: usize, whole: usize) -> String {
     if whole == 0 { "-".into() } else { format!("{:.1} %", 100.0 * part as f64 / whole as f64) }
 }
