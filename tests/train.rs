@@ -1,5 +1,5 @@
-//! `train`, through the binary. Bytes are compared between two runs made here and now, numbers with those of
-//! `tests/oracle/dpo.py`, and with the parity kit where it lies beside the repository.
+//! `train`, through the binary. Bytes are compared between two runs that the test makes, numbers with those of
+//! `tests/oracle/dpo.py` and of the parity kit.
 #![cfg(feature = "nets")]
 
 #[path = "train/lora.rs"]
@@ -30,15 +30,15 @@ fn world() -> Dir {
     dir
 }
 
-/// Training on them, of the small model; `rest` goes before what is usual here.
+/// Trains the small model on them. `rest` replaces the default flags that follow it.
 fn train(dir: &Dir, out: &str, rest: &str) -> Tool {
     let rest: Vec<_> = rest.split_whitespace().collect();
     let mut args: Vec<&str> = vec!["-o", out, "-q"];
     if !rest.contains(&"--replay") {
         let data = rest.first().is_none_or(|a| a.starts_with("--"));
         args.extend(if data { &["pairs.parquet"][..] } else { &[] });
-        let usual = [("--labels", "labels.parquet"), ("--resolution", "16"), ("--train_batch_size", "4")];
-        args.extend(usual.iter().filter(|(flag, _)| !rest.contains(flag)).flat_map(|(flag, value)| [*flag, *value]));
+        let defaults = [("--labels", "labels.parquet"), ("--resolution", "16"), ("--train_batch_size", "4")];
+        args.extend(defaults.iter().filter(|(flag, _)| !rest.contains(flag)).flat_map(|(flag, value)| [*flag, *value]));
     }
     let base = oracle("base").display().to_string();
     let usual =
@@ -60,7 +60,7 @@ fn near(ours: f64, theirs: f64, tolerance: f64) {
     assert!((ours - theirs).abs() <= tolerance, "{ours} is not {theirs} to {tolerance}");
 }
 
-/// Every gradient to 2e-3 of its length; where it is only rounding, in either, there is nothing to compare.
+/// Compares every gradient to 2e-3 of its length, except those that are rounding alone.
 #[track_caller]
 fn same_gradients(ours: &Tensors, theirs: &Tensors) -> f64 {
     let largest = theirs.values().flat_map(values).fold(0.0, |m: f32, v| m.max(v.abs()));
@@ -95,7 +95,7 @@ fn replay_gives_the_numbers_of_pytorch() {
         near(norm, expected, 2e-3 * expected);
     }
     assert_eq!(lines.len(), 5);
-    // After the refresh that follows step 3 the two are one: to the last bit.
+    // After the refresh that follows step 3, policy and reference are equal to the last bit.
     assert!(numbers(&lines[3]["z"]).iter().all(|z| *z == 0.0));
     assert_eq!(lines[3]["loss"].as_f64().unwrap(), std::f64::consts::LN_2);
     assert_eq!(lines.iter().map(|l| l["refreshed"] == true).collect::<Vec<_>>(), [false, false, true, false, false]);
@@ -149,7 +149,7 @@ fn refreshing_inside_equals_refreshing_between_two_runs() {
     dir.tool("refresh-ref").args(["--policy", "a", "--reference", &base, "-o", "r"]).ok();
     train(&dir, "b", "--steps 6 --resume_from_checkpoint a --reference r").ok();
     assert_same(&weights(&dir.path("whole")), &weights(&dir.path("b")));
-    // And the reference matters: without the refresh it is another run.
+    // The reference matters: without the refresh the weights differ.
     train(&dir, "frozen", "--steps 6").ok();
     assert!(differ(&weights(&dir.path("whole")), &weights(&dir.path("frozen"))));
 
@@ -157,7 +157,7 @@ fn refreshing_inside_equals_refreshing_between_two_runs() {
     assert_eq!(lines[3]["loss"].as_f64().unwrap(), std::f64::consts::LN_2);
     assert_eq!(lines[3]["mean_abs_z"], 0.0);
     assert!(lines[2]["mean_abs_z"].as_f64().unwrap() > 0.0 && lines[4]["mean_abs_z"].as_f64().unwrap() > 0.0);
-    // A schedule with an end needs it named in the first half.
+    // A schedule that ends needs its length in the first half.
     train(&dir, "whole", "--steps 6 --refresh-every 3 --lr_scheduler cosine --lr_warmup_steps 2").ok();
     train(&dir, "a", "--steps 3 --lr_scheduler cosine --lr_warmup_steps 2 --lr_total_steps 6").ok();
     dir.tool("refresh-ref").args(["--policy", "a", "--reference", &base, "-o", "r"]).ok();
@@ -171,7 +171,7 @@ fn a_step_never_moves_the_reference() {
     let before = tree(&oracle("base"));
     train(&dir, "out", "--steps 4").ok();
     assert!(tree(&oracle("base")) == before);
-    // Frozen, so that state/ need not hold it, and the reference's errors are those of a run that does not move.
+    // A frozen reference is not stored in state/, and its errors are those of a run whose policy does not move.
     assert!(!tensors(&dir.path("out/state/optimizer.safetensors")).keys().any(|n| n.starts_with("reference.")));
     train(&dir, "still", "--steps 4 --lr 0").ok();
     for (moving, still) in log(&dir.path("out")).iter().zip(log(&dir.path("still"))) {
@@ -179,7 +179,7 @@ fn a_step_never_moves_the_reference() {
         assert_eq!(moving["reference_loser_mse"], still["reference_loser_mse"]);
         assert_eq!(still["mean_abs_z"], 0.0);
     }
-    // With a refresh it is the policy of that step, and no later one.
+    // A refreshed reference is the policy of that step, not a later one.
     train(&dir, "r", "--steps 5 --refresh-every 2").ok();
     train(&dir, "four", "--steps 4 --refresh-every 2").ok();
     let state = tensors(&dir.path("r/state/optimizer.safetensors"));
@@ -205,7 +205,7 @@ fn a_killed_run_continues_to_the_same_tensors() {
     for (a, b) in log(&dir.path("whole")).iter().zip(log(&dir.path("killed"))) {
         assert_eq!((&a["loss"], &a["grad_norm"]), (&b["loss"], &b["grad_norm"]));
     }
-    // Only the last ones are kept where that was asked for.
+    // --checkpoints-total-limit keeps only the newest.
     train(&dir, "few", &format!("{kept} --checkpoints_total_limit 2")).ok();
     let left: Vec<_> = tree(&dir.path("few")).into_keys().filter(|p| p.ends_with("config.json")).collect();
     let left: Vec<_> = left.iter().map(|p| p.to_string_lossy().into_owned()).collect();
@@ -255,7 +255,7 @@ fn a_run_killed_inside_a_checkpoint_continues_to_the_same_tensors() {
     ];
     for (point, leave) in points {
         copy(&dir.path("whole"), &dir.path("x"));
-        // What an earlier kill left, and what is somebody else's.
+        // Leftovers of an earlier kill, and files of another program.
         std::fs::create_dir_all(dir.path("x/checkpoint-5/unet.partial")).unwrap();
         std::fs::create_dir_all(dir.path("x/unet.partial")).unwrap();
         std::fs::create_dir_all(dir.path("x/checkpoint-4/unet")).unwrap();
@@ -277,18 +277,18 @@ fn a_run_killed_inside_a_checkpoint_continues_to_the_same_tensors() {
     }
 }
 
-/// A finished run that is made longer overwrites its own folder: killed between state/ and unet/, neither step is lost.
+/// A finished run that is continued overwrites its own folder. If it is killed between state/ and unet/, no step is lost.
 #[test]
 fn the_last_checkpoint_is_never_of_two_steps() {
     let dir = world();
     train(&dir, "short", "--steps 3").ok();
     train(&dir, "long", "--steps 6").ok();
     copy(&dir.path("short"), &dir.path("x"));
-    // State of step 6 beside weights of step 3, the new weights nowhere: not a checkpoint.
+    // The state of step 6 beside the weights of step 3, without the new weights, is not a checkpoint.
     copy(&dir.path("long/state"), &dir.path("x/state"));
     let error = train(&dir, "y", "--steps 9 --resume_from_checkpoint x").fails(2);
     says(&error, &["x is not a whole checkpoint", "x/unet do not belong to its state/"]);
-    // With the new weights waiting: step 6.
+    // With the new weights waiting, it is the checkpoint of step 6.
     copy(&dir.path("long/unet"), &dir.path("x/unet.partial"));
     train(&dir, "y", "--steps 9 --resume_from_checkpoint x").ok();
     train(&dir, "whole", "--steps 9").ok();
@@ -297,10 +297,10 @@ fn the_last_checkpoint_is_never_of_two_steps() {
 }
 
 #[test]
-fn latest_goes_on_with_the_same_run_only() {
+fn latest_continues_the_same_run_only() {
     let dir = world();
     train(&dir, "out", "--steps 4 --checkpointing_steps 2 --resume_from_checkpoint latest").ok();
-    // Finished: nothing to do, nothing changed.
+    // A finished run has nothing to do and changes nothing.
     let before = weights(&dir.path("out"));
     train(&dir, "out", "--steps 4 --checkpointing_steps 2 --resume_from_checkpoint latest").ok();
     assert_same(&before, &weights(&dir.path("out")));
@@ -323,7 +323,7 @@ fn latest_goes_on_with_the_same_run_only() {
 }
 
 #[test]
-fn sigterm_saves_and_the_run_goes_on() {
+fn sigterm_saves_and_the_run_continues() {
     let dir = world();
     let rest = "--steps 40 --refresh-every 7 --train_batch_size 2";
     train(&dir, "whole", rest).ok();
@@ -341,7 +341,8 @@ fn sigterm_saves_and_the_run_goes_on() {
     }
 }
 
-/// The command line names a reference and refreshes it: the same command, after a kill, goes on with the refreshed one.
+/// A reference that the command line names and the run refreshes: after a kill, the same command continues with the
+/// refreshed one.
 #[test]
 fn a_refreshed_reference_outlives_a_kill() {
     let dir = world();
@@ -395,7 +396,7 @@ fn the_split_of_a_batch_changes_rounding_only() {
     }
 }
 
-/// A small network takes four pairs at a time, however many it is given, and adds up in twos.
+/// A small network takes at most four pairs at a time, and sums of gradients are added pair by pair.
 #[test]
 fn batches_of_four_and_more_are_the_same_to_the_last_bit() {
     let dir = world();
@@ -415,21 +416,21 @@ fn swapping_the_images_and_the_label_changes_nothing() {
     dir.put("labels.parquet", &labels(&turned, |i| (1.0 - some(i).0, some(i).1)));
     train(&dir, "b", "--steps 6 --refresh-every 4").ok();
     assert_same(&weights(&dir.path("a")), &weights(&dir.path("b")));
-    // The label alone is another matter.
+    // Swapping the label alone changes the weights.
     dir.put("labels.parquet", &labels(&turned, some));
     train(&dir, "c", "--steps 6 --refresh-every 4").ok();
     assert!(differ(&weights(&dir.path("a")), &weights(&dir.path("c"))));
 }
 
 #[test]
-fn abstaining_pairs_never_matter() {
+fn abstaining_pairs_change_nothing() {
     let dir = world();
     train(&dir, "a", "--steps 10").ok();
-    // Without a label instead of one of weight 0; then without those pairs.
+    // First without labels of weight 0, then without their pairs.
     let all = labels(&pairs(24), some);
-    let say: Vec<_> = (0..24).filter(|i| some(*i).1 > 0.0).collect();
+    let used: Vec<_> = (0..24).filter(|i| some(*i).1 > 0.0).collect();
     let only = |t: &arrow::array::RecordBatch| {
-        concat_batches(&t.schema(), &say.iter().map(|&i| t.slice(i, 1)).collect::<Vec<_>>()).unwrap()
+        concat_batches(&t.schema(), &used.iter().map(|&i| t.slice(i, 1)).collect::<Vec<_>>()).unwrap()
     };
     dir.put("labels.parquet", &only(&all));
     train(&dir, "b", "--steps 10").ok();
@@ -437,7 +438,7 @@ fn abstaining_pairs_never_matter() {
     dir.put("pairs.parquet", &only(&pairs(24)));
     train(&dir, "c", "--steps 10").ok();
     assert_same(&weights(&dir.path("a")), &weights(&dir.path("c")));
-    // And what they say is counted.
+    // They are counted.
     dir.put("labels.parquet", &all);
     dir.put("pairs.parquet", &pairs(24));
     let args = ["pairs.parquet", "--labels", "labels.parquet", "--resolution", "16", "-o", "d", "--steps", "1"];
@@ -457,9 +458,9 @@ fn every_tensor_has_a_gradient_and_the_checkpoint_is_complete() {
     let (base, ours) = (weights(&oracle("base")), weights(&dir.path("out")));
     let gradients = tensors(&dir.path("g"));
     assert!(gradients.keys().eq(base.keys()));
-    // The first step compares the policy with itself: z is 0, but no gradient is.
+    // In the first step the policy equals the reference: z is 0, but no gradient is.
     assert!(gradients.iter().all(|(n, g)| g.dims() == base[n].dims() && values(g).iter().any(|v| *v != 0.0)));
-    // Names and shapes of the base's file, f32, the config as it was.
+    // Names and shapes are those of the base's file, in f32, and the config is unchanged.
     assert!(ours.keys().eq(base.keys()) && ours.iter().all(|(n, t)| t.dims() == base[n].dims()));
     assert!(ours.values().all(|t| t.dtype() == candle_core::DType::F32));
     assert_eq!(std::fs::read(oracle("base/unet/config.json")).unwrap(), dir.bytes("out/unet/config.json"));
@@ -467,7 +468,7 @@ fn every_tensor_has_a_gradient_and_the_checkpoint_is_complete() {
     let origin: Value = serde_json::from_str(&metadata["origin"]).unwrap();
     assert_eq!((&origin["tool"], &origin["args"]["step"]), (&"train".into(), &3.into()));
     assert!(!metadata["origin"].contains(env!("CARGO_MANIFEST_DIR")));
-    // Published weights may be rounded; a resumption goes on from what was not.
+    // Published weights may be rounded; a resumption continues from unrounded ones.
     train(&dir, "half", "--steps 3 --save-dtype f16").ok();
     let half = weights(&dir.path("half"));
     assert!(half.values().all(|t| t.dtype() == candle_core::DType::F16));
@@ -498,12 +499,12 @@ fn from_the_cache_of_encode_as_from_pairs() {
         assert_eq!(log(&dir.path("a"))[0]["loss"], log(&dir.path("b"))[0]["loss"]);
         assert!(differ(&weights(&dir.path("a")), &weights(&dir.path("b"))), "the cache was not used");
     }
-    // Without the mirrored images none are used, and that is said.
+    // Where the cache has no mirrored images, none are used, and a note says so.
     let args = ["cache", "--labels", "labels.parquet", "-o", "c", "--steps", "1", "--resolution", "16", "--base"];
     let run = dir.tool("train").args(args).args([oracle("base")]).ok();
     says(&run.err, &["the cache holds no mirrored images"]);
     says(&train(&dir, "d", "cache --resolution 32").fails(2), &["holds images of 16 pixels", "--resolution"]);
-    // Made with another model it is another training set.
+    // A cache that was made with another model is refused.
     let error = train(&dir, "d", &format!("cache --base {}", mini().display())).fails(2);
     says(&error, &["the cache was made with another vae"]);
 }
@@ -524,7 +525,7 @@ fn from_parts_as_from_whole_tables() {
     train(&dir, "a", "cache --steps 3").ok();
     train(&dir, "b", "parts --steps 3 --labels labels").ok();
     assert_same(&weights(&dir.path("a")), &weights(&dir.path("b")));
-    // Every part of the labels counts for what the run is.
+    // Every part of the labels is part of the identity of a run.
     dir.put("labels/part-00002-of-00003.parquet", &labels(&pairs(24), |_| (1.0, 1.0)).slice(16, 8));
     let error = train(&dir, "b", "parts --steps 4 --labels labels --resume_from_checkpoint b").fails(2);
     says(&error, &["another --labels"]);
@@ -607,7 +608,7 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
         ("--lr nan", &["--learning-rate"]),
         ("--steps 0", &["--max-train-steps is 0"]),
         ("--adam_beta2 1", &["--adam-beta2"]),
-        ("--resolution 15", &["--resolution 15 is not a multiple of the VAE's 2"]),
+        ("--resolution 15", &["--resolution 15", "multiple", "VAE"]),
         ("--resolution 0", &["--resolution 0"]),
         ("--base absent", &["absent", "cannot read"]),
         ("--policy absent", &["absent does not exist", "unet/config.json"]),
@@ -661,7 +662,7 @@ fn a_caption_of_ten_thousand_characters() {
 }
 
 #[test]
-fn a_model_that_is_not_whole_is_named() {
+fn an_incomplete_model_is_named() {
     let dir = world();
     let broken = |change: &dyn Fn(&Dir)| {
         copy(&oracle("base"), &dir.path("base"));
@@ -705,7 +706,7 @@ fn a_model_that_is_not_whole_is_named() {
 }
 
 #[test]
-fn a_replay_file_that_lacks_something() {
+fn an_incomplete_replay_file_is_refused() {
     let dir = world();
     let edit = |change: &dyn Fn(&mut Tensors)| {
         let mut all = tensors(&oracle("replay.safetensors"));
@@ -723,7 +724,7 @@ fn a_replay_file_that_lacks_something() {
     let late = candle_core::Tensor::new(&[1000i64; 4], &candle_core::Device::Cpu).unwrap();
     says(&edit(&|all| drop(all.insert("0.timesteps".into(), late.clone()))).fails(2), &["timestep", "1000"]);
     assert!(!dir.path("out").exists());
-    // The last step that is there is kept.
+    // The steps before the missing tensor are taken.
     says(&edit(&|all| drop(all.remove("4.timesteps"))).fails(2), &["tensor '4.timesteps' is missing"]);
     safetensors(&dir.path("replay"), &[], None);
     says(&train(&dir, "x", "--replay replay").fails(2), &["replay: the metadata key 'prompts' is missing"]);

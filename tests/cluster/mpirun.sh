@@ -32,9 +32,9 @@ refuses 'cannot be divided among 3 processes' mpi 3 "${command[@]}" -o "$work/no
 cp "$work/labels.parquet" "$work/other.parquet"
 "$BIN/vote" "$work/scores/part-00000-of-00008.parquet" --rule single:aesthetic -q -o "$work/other.parquet"
 others=("${command[@]/labels.parquet/other.parquet}")
-refuses 'process 1 has other data or labels than process 0' \
+refuses 'process 1 differs from process 0 in its data or labels' \
     mpirun --oversubscribe -n 1 "${command[@]}" -o "$work/no" : -n 1 "${others[@]}" -o "$work/no"
-refuses 'process 1 has other weights than process 0' \
+refuses 'process 1 differs from process 0 in its models' \
     mpirun --oversubscribe -n 1 "${command[@]}" -o "$work/no" : -n 1 "${command[@]}" --policy "$work/alone" -o "$work/no"
 [[ ! -e $work/no/unet ]] || fail "a refused run has written weights"
 

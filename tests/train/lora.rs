@@ -13,7 +13,7 @@ fn adapters(out: &Path) -> Tensors {
 }
 
 #[test]
-fn gradients_are_pefts() {
+fn gradients_equal_those_of_peft() {
     let dir = Dir::new();
     let expected: Value = serde_json::from_slice(&std::fs::read(fixture("expected.json")).unwrap()).unwrap();
     let (policy, replay) = (fixture(""), oracle("replay.safetensors"));
@@ -35,7 +35,7 @@ fn gradients_are_pefts() {
 }
 
 #[test]
-fn only_adapters_are_trained_and_the_run_goes_on_as_if_never_stopped() {
+fn only_adapters_are_trained_and_a_resumed_run_is_the_same() {
     let dir = world();
     for rest in ["", "--refresh-every 2", "--reference-mode ema:0.2 --use_adafactor --save-dtype f16"] {
         let rest = format!("--lora-rank 2 {rest}");
@@ -46,7 +46,7 @@ fn only_adapters_are_trained_and_the_run_goes_on_as_if_never_stopped() {
         assert!(differ(&adapters(&dir.path("whole")), &adapters(&dir.path("a"))));
         assert!(!dir.path("whole/unet").exists());
     }
-    // The first step begins at the base.
+    // The first step starts from the base.
     let line = log(&dir.path("whole")).remove(0);
     assert_eq!((&line["loss"], &line["mean_abs_z"]), (&std::f64::consts::LN_2.into(), &0.0.into()));
     let names: Vec<_> = adapters(&dir.path("whole")).into_keys().collect();
@@ -63,14 +63,14 @@ fn only_adapters_are_trained_and_the_run_goes_on_as_if_never_stopped() {
 }
 
 #[test]
-fn the_next_round_begins_with_adapters() {
+fn the_next_round_starts_from_adapters() {
     let dir = world();
     let rest = "--lora-rank 2";
     train(&dir, "whole", &format!("--steps 6 --refresh-every 3 {rest}")).ok();
     train(&dir, "a", &format!("--steps 3 {rest}")).ok();
     train(&dir, "b", &format!("--steps 6 --resume a --reference a {rest}")).ok();
     assert_same(&adapters(&dir.path("whole")), &adapters(&dir.path("b")));
-    // A policy and a reference of their own; the same on both sides is no difference.
+    // Policy and reference may both start from adapters; if they are the same, z is 0.
     train(&dir, "c", &format!("--steps 1 --policy a --reference a {rest}")).ok();
     assert_eq!(log(&dir.path("c"))[0]["mean_abs_z"], 0.0);
     let error = train(&dir, "x", &format!("--steps 1 --policy a {rest} --lora-alpha 5")).fails(2);
@@ -82,7 +82,7 @@ fn the_next_round_begins_with_adapters() {
 }
 
 #[test]
-fn base_and_adapters_in_one_draw_as_they_do_apart() {
+fn merged_weights_draw_the_same_images_as_base_and_adapters() {
     let dir = world();
     train(&dir, "out", "--steps 4 --lr 1e-2 --lora-rank 2 --lora-alpha 4 --merge").ok();
     let (base, merged, added) = (weights(&oracle("base")), weights(&dir.path("out")), adapters(&dir.path("out")));
@@ -102,7 +102,7 @@ fn base_and_adapters_in_one_draw_as_they_do_apart() {
     assert!(adapted.iter().all(|m| {
         added[&format!("unet.{m}.lora_B.weight")].abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() > 0.0
     }));
-    // kohya's names hold the same numbers.
+    // The file with kohya's names holds the same numbers.
     let kohya = tensors(&dir.path("out/lora/kohya.safetensors"));
     for module in adapted {
         let flat = format!("lora_unet_{}", module.replace('.', "_"));
@@ -116,7 +116,7 @@ fn base_and_adapters_in_one_draw_as_they_do_apart() {
         same("lora_up.weight", "lora_B.weight");
         assert_eq!(values(&kohya[&format!("{flat}.alpha")]), [4.0]);
     }
-    // And a step from the merged weights begins where the adapters ended.
+    // A step from the merged weights starts where the adapters ended.
     let policy = "--steps 1 --lr 0";
     train(&dir, "a", &format!("{policy} --policy out/lora --lora-rank 2 --lora-alpha 4")).ok();
     train(&dir, "b", &format!("{policy} --policy out/unet")).ok();
@@ -125,9 +125,9 @@ fn base_and_adapters_in_one_draw_as_they_do_apart() {
     assert!((of("a") - log(&dir.path("a"))[0]["reference_winner_mse"].as_f64().unwrap()).abs() > 1e-5);
 }
 
-/// A checkpoint with a merged UNet is whole when that is there, too.
+/// A checkpoint with a merged UNet is complete only with that UNet.
 #[test]
-fn a_run_killed_before_the_merged_unet_has_its_name_goes_on() {
+fn a_run_killed_before_the_merged_unet_is_renamed_continues() {
     let dir = world();
     let rest = "--steps 4 --lora-rank 2 --merge --checkpointing_steps 2";
     train(&dir, "whole", rest).ok();
@@ -158,9 +158,9 @@ fn a_run_killed_before_the_merged_unet_has_its_name_goes_on() {
     assert_same(&unet("whole/checkpoint-2"), &unet("gone/checkpoint-2"));
 }
 
-/// What a kill leaves between state/ and lora/.
+/// The leftovers of a kill between state/ and lora/.
 #[test]
-fn a_run_killed_inside_a_checkpoint_goes_on() {
+fn a_run_killed_inside_a_checkpoint_continues() {
     let dir = world();
     let rest = "--steps 4 --lora-rank 2 --checkpointing_steps 2";
     train(&dir, "whole", rest).ok();

@@ -1,4 +1,4 @@
-//! What is kept in memory changes nothing but rounding, or nothing at all.
+//! Settings that trade memory for time change only rounding, or nothing at all.
 
 use super::*;
 
@@ -45,7 +45,7 @@ fn a_reference_in_its_file_gives_the_same_bits() {
     let state = |out: &str| tensors(&dir.path(&format!("{out}/state/optimizer.safetensors")));
     assert_same(&state("memory"), &state("file"));
     assert!(!tree(&dir.path("file")).keys().any(|p| p.to_string_lossy().contains("reference-")));
-    // A refreshed one goes on from the state.
+    // A refreshed reference continues from the state.
     for name in ["file/unet", "file/state"] {
         std::fs::remove_dir_all(dir.path(name)).unwrap();
     }

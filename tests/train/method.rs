@@ -1,8 +1,8 @@
-//! What is minimised, how the reference moves, and the optimisers.
+//! The losses, the moves of the reference, and the optimisers.
 
 use super::*;
 
-/// The log's numbers of one step on the oracle's replay file, and its gradient.
+/// The log line and the gradient of one step on the oracle's replay file.
 fn step(dir: &Dir, rest: &str) -> (Value, Tensors) {
     let (replay, policy) = (oracle("replay.safetensors"), oracle("policy"));
     let rest =
@@ -16,7 +16,7 @@ fn number(line: &Value, key: &str) -> f64 {
 }
 
 #[test]
-fn the_loss_is_the_one_that_is_named() {
+fn each_loss_is_minimised_under_its_name() {
     let dir = Dir::new();
     let (dpo, _) = step(&dir, "--beta 300");
     let z = numbers(&dpo["z"]);
@@ -31,12 +31,12 @@ fn the_loss_is_the_one_that_is_named() {
     let (line, sft) = step(&dir, "--sft");
     near(number(&line, "loss"), number(&line, "policy_winner_mse"), 1e-12);
     assert!(differ(&gradients, &sft));
-    // The same by its other name.
+    // Its other name.
     assert_same(&sft, &step(&dir, "--loss sft").1);
     says(&train(&dir, "x", "--loss ipo --sft").exits(2).err, &["--loss", "--sft"]);
 }
 
-/// With one pair and nothing left of the loser's part, the gradient is that of the winner's error, which is what --sft has.
+/// With one pair and a guard that removes the loser's part, the gradient is that of the winner's error, as with --sft.
 #[test]
 fn the_guard_takes_the_loser_out() {
     let dir = Dir::new();
@@ -84,7 +84,7 @@ fn an_average_inside_equals_averages_between_runs() {
     assert_same(&weights(&dir.path("whole")), &weights(&dir.path("p3")));
     train(&dir, "frozen", "--steps 3").ok();
     assert!(differ(&weights(&dir.path("whole")), &weights(&dir.path("frozen"))));
-    // And it outlives a stop.
+    // The average survives a stop.
     train(&dir, "long", &format!("--steps 6 {rest}")).ok();
     train(&dir, "b", &format!("--steps 6 --resume whole {rest}")).ok();
     assert_same(&weights(&dir.path("long")), &weights(&dir.path("b")));
@@ -98,7 +98,7 @@ fn an_average_inside_equals_averages_between_runs() {
 }
 
 #[test]
-fn drift_is_told_from_base_and_reference() {
+fn drift_is_measured_from_base_and_reference() {
     let dir = world();
     train(&dir, "out", "--steps 4 --reference-mode hard:2 --drift-every 1").ok();
     let lines = log(&dir.path("out"));
@@ -110,14 +110,14 @@ fn drift_is_told_from_base_and_reference() {
 }
 
 #[test]
-fn other_optimisers_go_on_as_if_never_stopped() {
+fn runs_of_other_optimisers_resume_exactly() {
     let dir = world();
     for rest in ["--use_adafactor", "--moments bf16"] {
         train(&dir, "whole", &format!("--steps 6 --refresh-every 2 {rest}")).ok();
         train(&dir, "a", &format!("--steps 3 --refresh-every 2 {rest}")).ok();
         train(&dir, "b", &format!("--steps 6 --refresh-every 2 --resume a {rest}")).ok();
         assert_same(&weights(&dir.path("whole")), &weights(&dir.path("b")));
-        // Moments matter, and these are not AdamW's in f32.
+        // Other moments than AdamW's in f32 are refused.
         train(&dir, "adamw", "--steps 6 --refresh-every 2").ok();
         assert!(differ(&weights(&dir.path("whole")), &weights(&dir.path("adamw"))));
         let bytes = |out: &str| dir.bytes(&format!("{out}/state/optimizer.safetensors")).len();
@@ -171,12 +171,12 @@ fn settings_that_cannot_work_are_warned_about() {
         let args = ["pairs.parquet", "--labels", "labels.parquet", "--resolution", "16", "-o", "out", "--base", &base];
         dir.tool("train").args(args.iter().chain(rest)).ok().err
     };
-    let told = run(&["--steps", "1", "--lr", "1e-8"]);
+    let notes = run(&["--steps", "1", "--lr", "1e-8"]);
     says(
-        &told,
+        &notes,
         &["beta 5000", "is 2500 without the 1/2", "summed over the 256 numbers", "warning: all steps together"],
     );
-    let told = run(&["--steps", "16", "--lr", "2e-3", "--beta", "1e6", "--lr_scheduler", "constant"]);
-    says(&told, &["warning: of 1 pairs,", "--beta-dpo"]);
-    assert!(!told.contains("all steps together"));
+    let notes = run(&["--steps", "16", "--lr", "2e-3", "--beta", "1e6", "--lr_scheduler", "constant"]);
+    says(&notes, &["warning: of 1 pairs,", "--beta-dpo"]);
+    assert!(!notes.contains("all steps together"));
 }

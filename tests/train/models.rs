@@ -26,7 +26,7 @@ fn sdxl_gives_the_numbers_of_the_parity_kit() {
     let theirs = tensors(&kit.join("expected/dpo_sdxl_grads.safetensors"));
     let ours = tensors(&dir.path("g5000")).into_iter().filter(|(n, _)| theirs.contains_key(n)).collect();
     println!("worst gradient {:.1e}", same_gradients(&ours, &theirs));
-    // What the images are said to be matters, image by image; unsaid, they are as large as their latents.
+    // The sizes of the images matter, image by image. Without them, images are as large as their latents.
     let mut all = tensors(Path::new(&replay));
     let errors = |all: &Tensors| {
         let all: Vec<_> = all.clone().into_iter().collect();
@@ -36,9 +36,9 @@ fn sdxl_gives_the_numbers_of_the_parity_kit() {
         let line = log(&dir.path("out")).remove(0);
         [line["policy_winner_mse"].clone(), line["policy_loser_mse"].clone()]
     };
-    let told = errors(&all);
+    let whole_images = errors(&all);
     let ids = all.remove("0.time_ids").unwrap();
-    assert_eq!(told, errors(&all));
+    assert_eq!(whole_images, errors(&all));
     let whole = values(&ids);
     let cropped = whole.chunks(6).enumerate().flat_map(|(i, row)| match i {
         0..3 => row.to_vec(),
@@ -47,12 +47,12 @@ fn sdxl_gives_the_numbers_of_the_parity_kit() {
     let cropped = candle_core::Tensor::from_vec(cropped.collect::<Vec<f32>>(), (6, 6), ids.device()).unwrap();
     all.insert("0.time_ids".into(), cropped);
     let cropped = errors(&all);
-    assert!(cropped[0] == told[0] && cropped[1] != told[1]);
+    assert!(cropped[0] == whole_images[0] && cropped[1] != whole_images[1]);
     let rest = format!("--base {base} --replay {replay} --steps 1 --train_batch_size 2");
     says(&train(&dir, "x", &rest).fails(2), &["--train-batch-size 2", "has 3 pairs"]);
 }
 
-/// From pairs and from the cache, with real sizes and crops: the same but for the cache's half precision.
+/// Training from pairs and from the cache, with real sizes and crops, differs only by the cache's half precision.
 #[test]
 #[ignore = "needs ../shared/parity/given"]
 fn the_kits_models_train_from_pairs_and_from_the_cache() {
@@ -69,7 +69,7 @@ fn the_kits_models_train_from_pairs_and_from_the_cache() {
             }
         }
         assert!(weights(Path::new(&base)).keys().eq(weights(&dir.path("a")).keys()), "{name}");
-        // In a v-prediction model the error can be taken of the noise: smaller by alpha_t^2.
+        // For a v-prediction model, --error epsilon makes the error smaller by alpha_t^2.
         let (v, epsilon) = (log(&dir.path("a")), {
             train(&dir, "c", &format!("--steps 1 --error epsilon {rest}")).ok();
             log(&dir.path("c"))
@@ -80,7 +80,7 @@ fn the_kits_models_train_from_pairs_and_from_the_cache() {
     }
 }
 
-/// As mhdang/dpo-sd1.5-text2image-v1 is published.
+/// The layout in which mhdang/dpo-sd1.5-text2image-v1 is published.
 #[test]
 fn a_folder_that_holds_only_a_unet_is_a_policy() {
     let dir = world();

@@ -1,9 +1,9 @@
-//! Flags that cannot work or would do nothing, launch lines from elsewhere, models that do not fit, and folders that hold
-//! another run.
+//! What is refused: flags that cannot work or would have no effect, models that do not fit, and folders that hold another run;
+//! and the flags of other programs.
 
 use super::*;
 
-/// The same without `-q`.
+/// Trains without `-q`.
 fn loud(dir: &Dir, out: &str, rest: &str) -> Tool {
     let base = oracle("base").display().to_string();
     let usual = ["pairs.parquet", "--labels", "labels.parquet", "--resolution", "16", "--train_batch_size", "4"];
@@ -13,7 +13,7 @@ fn loud(dir: &Dir, out: &str, rest: &str) -> Tool {
 }
 
 #[test]
-fn flags_that_would_do_nothing_are_refused() {
+fn flags_without_effect_are_refused() {
     let dir = world();
     for (rest, flag) in [
         ("--checkpoints_total_limit 0", "--checkpoints-total-limit"),
@@ -68,11 +68,11 @@ fn published_flags_mean_what_they_meant() {
         let origin: Value = serde_json::from_str(&nets::weights::metadata(&file).unwrap()["origin"]).unwrap();
         (run.err, origin["args"]["optimizer"].to_string(), origin["args"]["max_grad_norm"].to_string())
     };
-    let (told, optimizer, norm) = of("c", "--sdxl");
-    says(&told, &["--sdxl: Adafactor with gradients clipped at 1", "--optimizer adamw"]);
+    let (notes, optimizer, norm) = of("c", "--sdxl");
+    says(&notes, &["--sdxl: Adafactor with gradients clipped at 1", "--optimizer adamw"]);
     assert!(optimizer.contains("Adafactor") && norm == "\"1\"", "{optimizer} {norm}");
-    let (told, optimizer, norm) = of("d", "--sdxl --use_adafactor");
-    assert!(!told.contains("--sdxl:") && optimizer.contains("Adafactor") && norm == "\"inf\"", "{optimizer} {norm}");
+    let (notes, optimizer, norm) = of("d", "--sdxl --use_adafactor");
+    assert!(!notes.contains("--sdxl:") && optimizer.contains("Adafactor") && norm == "\"inf\"", "{optimizer} {norm}");
     assert!(of("e", "--sdxl --optimizer adamw").1.contains("AdamW"));
     assert!(of("f", "").1.contains("AdamW"));
 }
@@ -88,9 +88,9 @@ fn a_run_from_the_start_is_not_mixed_with_an_earlier_one() {
     assert!(tree(&dir.path("out")) == before);
     train(&dir, "out", &format!("{rest} --dry-run")).ok();
     assert!(tree(&dir.path("out")) == before);
-    // What is over is said, what is past it refused.
-    let told = loud(&dir, "out", "--steps 5 --lr_scheduler constant --resume latest").ok().err;
-    says(&told, &["out has finished all 5 steps of --max-train-steps: there is nothing to do"]);
+    // A finished run says so, and fewer steps than it has are refused.
+    let notes = loud(&dir, "out", "--steps 5 --lr_scheduler constant --resume latest").ok().err;
+    says(&notes, &["out has finished all 5 steps of --max-train-steps: there is nothing to do"]);
     says(
         &train(&dir, "out", "--steps 3 --resume latest").fails(2),
         &["out has finished 5 steps", "--max-train-steps is 3"],
@@ -98,9 +98,9 @@ fn a_run_from_the_start_is_not_mixed_with_an_earlier_one() {
 }
 
 #[test]
-fn a_stopped_run_says_how_to_go_on() {
+fn a_stopped_run_says_how_to_continue() {
     let dir = world();
-    for (resume, said) in [("", "--resume-from-checkpoint latest"), ("--resume latest", "the same command")] {
+    for (resume, advice) in [("", "--resume-from-checkpoint latest"), ("--resume latest", "the same command")] {
         let out = if resume.is_empty() { "a" } else { "b" };
         let mut tool = train(&dir, out, &format!("--steps 4000 --train_batch_size 2 --drift_every 0 {resume}"));
         let child = tool.command.stderr(std::process::Stdio::piped()).spawn().unwrap();
@@ -109,7 +109,7 @@ fn a_stopped_run_says_how_to_go_on() {
         assert!(kill.success());
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(143));
-        says(&String::from_utf8(output.stderr).unwrap(), &[said, "what was finished is kept"]);
+        says(&String::from_utf8(output.stderr).unwrap(), &[advice, "what was finished is kept"]);
     }
 }
 
@@ -157,7 +157,7 @@ fn models_that_do_not_fit_are_named() {
 }
 
 #[test]
-fn adapters_are_no_whole_unet() {
+fn adapters_are_not_a_whole_unet() {
     let dir = world();
     train(&dir, "adapters", "--steps 1 --lora-rank 2").ok();
     let base = oracle("base").display().to_string();
@@ -181,11 +181,11 @@ fn timesteps_are_chosen_and_reported() {
     let mut config: Value = serde_json::from_slice(&dir.bytes(file)).unwrap();
     config["timestep_spacing"] = "trailing".into();
     dir.write(file, config.to_string());
-    let told = |out: &str, rest: &str| loud(&dir, out, &format!("--steps 2 {rest}")).ok().err;
-    says(&told("auto", "--base base"), &["4 of 1000 timesteps are trained, [249, 499, 749, 999]", "--timesteps all"]);
-    assert!(!told("all", "--base base --timesteps all").contains("timesteps are trained"));
-    assert!(!told("plain", "").contains("timesteps are trained"));
-    says(&told("turbo", "--timesteps turbo"), &["4 of 1000 timesteps are trained"]);
+    let notes = |out: &str, rest: &str| loud(&dir, out, &format!("--steps 2 {rest}")).ok().err;
+    says(&notes("auto", "--base base"), &["4 of 1000 timesteps are trained, [249, 499, 749, 999]", "--timesteps all"]);
+    assert!(!notes("all", "--base base --timesteps all").contains("timesteps are trained"));
+    assert!(!notes("plain", "").contains("timesteps are trained"));
+    says(&notes("turbo", "--timesteps turbo"), &["4 of 1000 timesteps are trained"]);
     assert_same(&weights(&dir.path("all")), &weights(&dir.path("plain")));
     assert_same(&weights(&dir.path("auto")), &weights(&dir.path("turbo")));
     assert!(differ(&weights(&dir.path("auto")), &weights(&dir.path("all"))));

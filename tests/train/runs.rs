@@ -1,4 +1,4 @@
-//! Long runs: spikes, dry runs, event files, data that are read ahead, and launch lines as they are published.
+//! Long runs: spikes, dry runs, event files, reading ahead, and published launch lines.
 
 use super::*;
 
@@ -54,10 +54,10 @@ fn a_dry_run_reports_and_writes_nothing() {
         ],
     );
     assert!(!dir.path("out").exists());
-    // As it is split: a small network takes four at a time.
+    // A small network takes four pairs at a time.
     let run = train(&dir, "out", "--dry-run --train_batch_size 10").ok();
     says(run.text(), &["10 pairs per step: 4 at once, 3 times"]);
-    // Nothing is written, so no folder need be named.
+    // Nothing is written, so that no output needs to be named.
     let base = oracle("base").display().to_string();
     let args =
         ["pairs.parquet", "--labels", "labels.parquet", "--resolution", "16", "--dry-run", "-q", "--base", &base];
@@ -69,20 +69,20 @@ fn a_dry_run_reports_and_writes_nothing() {
     let error = train(&dir, "whole", "--steps 4 --dry-run --resume latest").fails(2);
     says(&error, &["--dry-run takes 2 steps", "--max-train-steps is 4 and 3 are finished"]);
     let run = train(&dir, "out", "--dry-run --json --lora-rank 2 --use_adafactor").ok();
-    let told = run.json();
-    assert!(told["trained_parameters"].as_u64().unwrap() < numbers as u64 / 2);
-    assert!(told["peak_memory_mib"].as_f64().unwrap() > 1.0 && told["steps_an_hour"].as_f64().unwrap() > 0.0);
+    let report = run.json();
+    assert!(report["trained_parameters"].as_u64().unwrap() < numbers as u64 / 2);
+    assert!(report["peak_memory_mib"].as_f64().unwrap() > 1.0 && report["steps_an_hour"].as_f64().unwrap() > 0.0);
 }
 
 #[test]
-fn event_files_hold_what_the_log_holds() {
+fn event_files_hold_the_numbers_of_the_log() {
     let dir = world();
     train(&dir, "out", "--steps 3 --report_to tensorboard").ok();
     let files: Vec<_> = tree(&dir.path("out/tensorboard")).into_iter().collect();
     assert_eq!(files.len(), 1);
     let (name, bytes) = &files[0];
     assert!(name.to_string_lossy().starts_with("events.out.tfevents."));
-    // Frames: length, checksum, data, checksum. Two of the beginning and one a step.
+    // Frames: length, checksum, data, checksum. Two at the beginning and one per step.
     let (mut frames, mut rest) = (vec![], &bytes[..]);
     while !rest.is_empty() {
         let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
@@ -100,7 +100,7 @@ fn event_files_hold_what_the_log_holds() {
 }
 
 #[test]
-fn data_read_ahead_are_the_same_data() {
+fn reading_ahead_changes_nothing() {
     let dir = world();
     let rest = "--steps 6 --train_batch_size 2 --gradient_accumulation_steps 2";
     for (out, workers) in [("none", 0), ("one", 1), ("three", 3)] {
@@ -109,7 +109,7 @@ fn data_read_ahead_are_the_same_data() {
     }
 }
 
-/// launchers/sd15.sh and sdxl.sh of Diffusion-DPO, but for where things lie.
+/// launchers/sd15.sh and sdxl.sh of Diffusion-DPO, with other paths.
 #[test]
 fn published_launch_lines_can_be_pasted() {
     let dir = world();
@@ -129,9 +129,9 @@ fn published_launch_lines_can_be_pasted() {
     says(&error, &["--sdxl", "text_encoder_2"]);
 }
 
-/// N steps are k steps, a stop and N - k steps: for everything that can be trained, from the cache (from pairs: elsewhere).
+/// N steps are k steps, a stop and N - k steps, for everything that can be trained.
 #[test]
-fn a_run_from_the_cache_goes_on_as_if_never_stopped() {
+fn a_resumed_run_from_the_cache_is_the_same() {
     let dir = world();
     let args = ["pairs.parquet", "-o", "cache", "--resolution", "16", "--augment", "pair-flip", "-q", "--base"];
     dir.tool("encode").args(args).args([oracle("base")]).ok();

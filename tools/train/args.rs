@@ -33,8 +33,9 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  train pairs.parquet --labels labels.parquet --base sd15 -o out --max-train-steps 2000 --train-batch-size 1 \\
-        --gradient-accumulation-steps 64 --learning-rate 1e-8 --scale-lr --lr-warmup-steps 500 --refresh-every 125
+  train pairs.parquet --labels labels.parquet --base sd15 -o out --max-train-steps 2000 \\
+        --gradient-accumulation-steps 64 --learning-rate 1e-8 --scale-lr --lr-warmup-steps 500 \\
+        --refresh-every 125
   train latents/ --labels labels.parquet --base sd15 -o out --resume-from-checkpoint latest
 
 The output is a checkpoint folder: unet/ (loads in diffusers), state/ (needed by --resume-from-checkpoint) and log.jsonl.
@@ -51,19 +52,19 @@ pub struct Args {
     #[command(flatten)]
     pub data: DataFlags,
     #[command(flatten)]
-    pub visits: VisitFlags,
-    #[command(flatten)]
     pub models: ModelFlags,
     #[command(flatten)]
     pub method: MethodFlags,
-    #[command(flatten)]
-    pub reference: ReferenceFlags,
     #[command(flatten)]
     pub optimiser: OptimiserFlags,
     #[command(flatten)]
     pub batch: BatchFlags,
     #[command(flatten)]
     pub gradients: GradientFlags,
+    #[command(flatten)]
+    pub reference: ReferenceFlags,
+    #[command(flatten)]
+    pub visits: VisitFlags,
     #[command(flatten)]
     pub lora: LoraFlags,
     #[command(flatten)]

@@ -29,7 +29,7 @@ pub struct GradientFlags {
           default_missing_value = "on", require_equals = true, value_parser = named::<Checkpointing>())]
     gradient_checkpointing: Checkpointing,
     /// Write the gradient of every tensor in the first step of this call, before clipping, to a safetensors file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Runs")]
     pub dump_gradients: Option<PathBuf>,
 }
 

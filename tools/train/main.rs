@@ -125,12 +125,14 @@ fn prepare(mut args: Args, world: &mut World) -> Result<Run<'_>> {
     }
 
     let execution = Execution::of(&state, &args.gradients, compute, &device);
-    let share = world.share(&args.batch, if args.data.replay.is_none() { execution.most_pairs() } else { None });
+    let most_pairs = execution.most_pairs().filter(|_| args.data.replay.is_none()); // one entry of a replay file is one micro-batch
+    let share = world.share(&args.batch, most_pairs);
     let learning_rate = setup.optimiser.learning_rate(setup.pairs_per_step);
     let base = Weights::open(&folder::unet(&setup.models.base)?)?;
     let (done, steps) = (state.counters.step, setup.optimiser.max_train_steps);
     let reporter = Reporter::new(args.log, &args.common, &checkpoints, done, steps, world.first());
-    let notes = [method.timesteps_note(), world.note(&share), message, data.note(), data.flips_note()];
+    let notes =
+        [method.timesteps_note(), world.note(&share), message, data.note(setup.pairs_per_step), data.flips_note()];
     let beta = beta_note(method.objective.beta, data.latent_numbers()?);
     let advice = [Some(beta), small_rate_warning(learning_rate.sum(), state.weight_size()?)];
     notes.iter().chain(&advice).flatten().for_each(|note| reporter.say(note));

@@ -8,11 +8,11 @@ use pipe::{cli::named, origin::Origin};
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Optimisation")]
 pub struct OptimiserFlags {
-    /// Optimiser steps in total, including those before a resumption
+    /// Optimiser steps in total, including those before a resumption; 2000 as in Diffusion-DPO's launch lines
     #[arg(long, visible_alias = "steps", value_name = "N", default_value_t = 2000)]
     pub max_train_steps: u64,
-    /// Learning rate; Diffusion-DPO's 1e-8 belongs with --scale-lr
-    #[arg(long, visible_alias = "lr", value_name = "X", default_value_t = 1e-8)]
+    /// Learning rate; the default is Diffusion-DPO's, which belongs with --scale-lr
+    #[arg(long, visible_alias = "lr", value_name = "X", default_value = "1e-8")]
     learning_rate: f64,
     /// Multiply the learning rate by the number of pairs per optimiser step
     #[arg(long)]
@@ -42,7 +42,7 @@ pub struct OptimiserFlags {
     #[arg(long, value_name = "X", default_value_t = 0.999)]
     adam_beta2: f64,
     /// Added to the root of AdamW's mean squared gradient, so that nothing is divided by 0
-    #[arg(long, value_name = "X", default_value_t = 1e-8)]
+    #[arg(long, value_name = "X", default_value = "1e-8")]
     adam_epsilon: f64,
     /// Weight decay of AdamW and Adafactor
     #[arg(long, value_name = "X", default_value_t = 1e-2)]

@@ -4,12 +4,12 @@ use std::{ops::Range, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
-use nets::{noise::Schedule, prompt::PromptEncoder, unet::UNetConfig, vae::Vae};
+use nets::{noise::Schedule, prompt::PromptEncoder, unet::UNetConfig};
 use pipe::{id::file_hash, origin::Origin};
 
 use crate::{
     batch::Batch,
-    data::{Data, VisitFlags, check_networks},
+    data::{Data, VisitFlags},
     models::ModelFlags,
     replay::Replay,
     world::BatchFlags,
@@ -18,8 +18,8 @@ use crate::{
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Data")]
 pub struct DataFlags {
-    /// What to train on: pairs tables, one folder of `encode`, or an images table whose uids the labels name
-    #[arg(value_name = "DATA")]
+    /// Training data: pairs tables, one folder of `encode`, or an images table with the uids that the labels name
+    #[arg(value_name = "DATA", help_heading = None)]
     pub data: Vec<PathBuf>,
     /// Labels table from `vote`, which says which image of each pair is preferred; pairs of weight 0 are left out
     #[arg(long, value_name = "LABELS")]
@@ -65,18 +65,14 @@ impl TrainingData {
         seed: u64,
         device: &Device,
     ) -> Result<Self> {
-        let text = || PromptEncoder::open(&models.base, DType::F32, device);
         if let Some(path) = &flags.replay {
-            let replay = Replay::open(path, &models.vae_folder(), text()?)?;
+            let text = PromptEncoder::open(&models.base, DType::F32, device)?;
+            let replay = Replay::open(path, &models.vae_folder(), text)?;
             return Ok(Self::Replay { replay, hash: file_hash(path)? });
         }
         let labels = flags.labels.as_ref().context("--labels is missing; name what `vote` wrote (or use --replay)")?;
         ensure!(!flags.data.is_empty(), "DATA is missing; name pairs tables, a folder of `encode` or an images table");
-        let vae = Vae::open(&models.vae_folder(), DType::F32, device)?;
-        let native_side = models.native_side(vae.config.factor())?;
-        let data = Data::open(&flags.data, labels, visits, seed, native_side, vae, text)?;
-        check_networks(&data.inputs, &models.frozen_networks())?;
-        Ok(Self::Pairs(Box::new(data)))
+        Ok(Self::Pairs(Box::new(Data::open(&flags.data, labels, visits, seed, models, device)?)))
     }
 
     /// The inputs of micro-batch `i` of this process's part of the run, from 0, which consists of `samples`.
@@ -88,10 +84,12 @@ impl TrainingData {
     }
 
     /// A note on the labels.
-    pub fn note(&self) -> Option<String> {
+    pub fn note(&self, pairs_per_step: usize) -> Option<String> {
         let Self::Pairs(data) = self else { return None };
         let (pairs, abstained, unlabelled) = (data.len(), data.abstained, data.unlabelled);
-        Some(format!("{pairs} pairs are used; {abstained} abstain and {unlabelled} have no label"))
+        Some(format!(
+            "{pairs} pairs are used; {abstained} abstain and {unlabelled} have no label; {pairs_per_step} pairs per step"
+        ))
     }
 
     /// A note where mirrored images were asked for and there are none.

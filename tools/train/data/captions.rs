@@ -5,12 +5,13 @@ use std::{collections::HashMap, path::Path};
 use anyhow::{Context, Result};
 use nets::prompt::{Conditioning, PromptEncoder};
 use pipe::{
+    key::Key,
     schema::pairs,
     table::{BATCH, Inputs},
     take::Taker,
 };
 
-use super::{cache::shape_of, images::lists, keys::key};
+use super::{cache::shape_of, images::lists, votes::name_key};
 
 pub enum Captions {
     Encoder(Box<PromptEncoder>),
@@ -19,7 +20,7 @@ pub enum Captions {
         table: Taker,
         shape: [usize; 2],
         pooled: Option<usize>,
-        rows: HashMap<[u8; 16], u32>,
+        rows: HashMap<Key, u32>,
     },
 }
 
@@ -34,7 +35,7 @@ impl Captions {
         let (mut rows, mut row) = (HashMap::new(), 0u32);
         for batch in inputs.read(Some(&[pairs::CAPTION]), 0..usize::MAX, BATCH)? {
             for caption in &batch?.text(pairs::CAPTION)? {
-                rows.extend(caption.map(|caption| (key(caption), row)));
+                rows.extend(caption.map(|caption| (name_key(caption), row)));
                 row += 1; // the same caption may stand in several shards
             }
         }
@@ -58,7 +59,7 @@ impl Captions {
             Captions::Encoder(text) => text.encode(captions),
             Captions::Cache { table, shape: [t, d], pooled, rows } => {
                 let row = |c: &String| {
-                    let row = rows.get(&key(c)).copied();
+                    let row = rows.get(&name_key(c)).copied();
                     Ok(row.with_context(|| format!("the cache has no caption '{c}'; make it again with `encode`"))?
                         as usize)
                 };

@@ -13,13 +13,14 @@ use nets::{
 };
 use pipe::{
     column::Rows,
+    key::Key,
     schema::{images, pairs},
     table::{BATCH, Inputs},
     take::Taker,
 };
 use rayon::prelude::*;
 
-use super::keys::key;
+use super::votes::name_key;
 
 pub enum Images {
     /// Columns `jpg_0` and `jpg_1` of the pair's own row.
@@ -40,7 +41,7 @@ pub struct Wanted {
 }
 
 /// uid -> rows of the plain and of the mirrored image (the plain one where none is stored).
-pub type RowsOf = HashMap<[u8; 16], [u32; 2]>;
+pub type RowsOf = HashMap<Key, [u32; 2]>;
 
 impl Images {
     /// The columns in which the images stand beside the keys of their pair.
@@ -95,7 +96,7 @@ impl Images {
             for i in 0..rows.len() {
                 let mirrored = flipped.is_some_and(|f| f.value(i));
                 flips |= mirrored;
-                let entry = all.entry(key(uids.value(i))).or_insert([row; 2]);
+                let entry = all.entry(name_key(uids.value(i))).or_insert([row; 2]);
                 entry[usize::from(mirrored)] = row;
                 row += 1;
             }

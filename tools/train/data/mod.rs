@@ -3,7 +3,7 @@
 mod cache;
 mod captions;
 mod images;
-mod keys;
+mod votes;
 
 use std::{
     ops::Range,
@@ -11,25 +11,25 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-pub use cache::check_networks;
-use cache::{Cache, shape_of};
-use candle_core::{Device, Tensor};
+use cache::{Cache, check_networks, shape_of};
+use candle_core::{DType, Device, Tensor};
 use captions::Captions;
 use images::{Images, RowsOf, Wanted};
-use keys::{Keys, Votes, key};
 use nets::{prompt::PromptEncoder, vae::Vae};
 use pipe::{
     augment::Augment,
     cli::named,
     id::{hex, sha256},
     origin::{InputOrigin, Origin},
+    pairs::PairKeys,
     schema::{images as image_columns, pairs},
     seed,
     table::{BATCH, Inputs},
     take::Taker,
 };
+use votes::{Votes, name_key};
 
-use crate::{batch::Batch, loss::Label};
+use crate::{batch::Batch, loss::Label, models::ModelFlags};
 
 /// How pairs are prepared for training.
 #[derive(clap::Args, Clone, Copy, Debug)]
@@ -41,7 +41,8 @@ pub struct VisitFlags {
     /// Which images to mirror at random
     #[arg(long, default_value_t = Augment::IndependentFlip, value_parser = named::<Augment>())]
     pub augment: Augment,
-    /// Share of captions replaced by the empty prompt, without which classifier-free guidance would stop working
+    /// Share of captions replaced by the empty prompt, so that classifier-free guidance keeps working; the default is
+    /// Diffusion-DPO's
     #[arg(long, value_name = "P", default_value_t = 0.2, help_heading = "Method")]
     proportion_empty_prompts: f64,
 }
@@ -77,7 +78,7 @@ pub struct Data {
     /// SHA-256 of the labels.
     pub labels_hash: String,
     /// Origins of the labels and of the tables.
-    pub inputs: Vec<InputOrigin>,
+    inputs: Vec<InputOrigin>,
     keys: Taker,
     images: Images,
     captions: Captions,
@@ -101,26 +102,27 @@ struct Tables {
 }
 
 impl Data {
-    /// Joins pairs and labels by `pair_id`. `native_side`: side of the images in pixels where neither the flags nor a cache
-    /// decide it.
+    /// Joins pairs and labels by `pair_id`.
     ///
     /// # Errors
     /// A table that is not what it should be; an image that the labels name and the data lack; no pair with a weight above 0; a
-    /// resolution that the VAE or the cache cannot have.
+    /// cache that was made with other networks; a resolution that the VAE or the cache cannot have.
     pub fn open(
         data: &[PathBuf],
         labels: &Path,
         visits: VisitFlags,
         seed: u64,
-        native_side: usize,
-        vae: Vae,
-        text: impl FnOnce() -> Result<PromptEncoder>,
+        models: &ModelFlags,
+        device: &Device,
     ) -> Result<Self> {
+        let vae = Vae::open(&models.vae_folder(), DType::F32, device)?;
         let mut labels = Inputs::open(&[labels.to_owned()])?;
         let label_origins = labels.origins()?;
         let cache = Cache::find(data);
         let Tables { mut listed, images, rows_of, origins } = open_tables(data, cache.as_ref())?;
-        let resolution = side(&visits, &images, native_side, vae.config.factor())?;
+        check_networks(&origins, &models.frozen_networks())?;
+        let factor = vae.config.factor();
+        let resolution = side(&visits, &images, models.native_side(factor)?, factor)?;
         // From here on the labels may be at their end, if they came from a pipe.
         let keys = Taker::open(listed.as_ref().unwrap_or(&labels))?;
         let votes = Votes::read(&mut labels)?;
@@ -135,7 +137,7 @@ impl Data {
         );
         let captions = match &cache {
             Some(cache) => Captions::cached(&cache.captions())?,
-            None => Captions::Encoder(Box::new(text()?)),
+            None => Captions::Encoder(Box::new(PromptEncoder::open(&models.base, DType::F32, device)?)),
         };
         let labels_hash = one_hash(&label_origins).unwrap_or(votes.hash);
         let inputs = [label_origins, origins].concat();
@@ -214,12 +216,12 @@ impl Data {
         let visited = self.visit(samples);
         let (seed, visits) = (self.seed, self.visits);
         let key_rows: Vec<usize> = visited.iter().map(|(e, _)| e.keys as usize).collect();
-        let rows = self.keys.take(&key_rows, &[&Keys::COLUMNS[..], self.images.beside_keys()].concat())?;
+        let rows = self.keys.take(&key_rows, &[&PairKeys::COLUMNS[..], self.images.beside_keys()].concat())?;
 
         let (mut captions, mut labels, mut steps, mut noises) = (vec![], vec![], vec![], vec![]);
         let (mut wanted, mut draws) = ([vec![], vec![]], [vec![], vec![]]); // of the winners and of the losers
         for ((entry, epoch), row) in visited.iter().zip(&rows) {
-            let keys = Keys::read(row)?;
+            let keys = PairKeys::of(row, row.text(pairs::CAPTION)?)?;
             let id = keys.unordered_id(0);
             let uniform = |stream: &str, id: &str| seed::draws(seed, stream, id, *epoch).uniform();
             let dropped = uniform("empty prompt", &id) < visits.proportion_empty_prompts;
@@ -317,17 +319,17 @@ struct Joined {
 /// Looks up label and images of every listed pair.
 fn join(listed: &mut Inputs, votes: &Votes, rows_of: Option<&RowsOf>) -> Result<Joined> {
     let (mut joined, mut row) = (Joined::default(), 0u32);
-    for rows in listed.read(Some(&Keys::COLUMNS), 0..usize::MAX, BATCH)? {
+    for rows in listed.read(Some(&PairKeys::COLUMNS), 0..usize::MAX, BATCH)? {
         let rows = rows?;
-        let keys = Keys::read(&rows)?;
+        let keys = PairKeys::of(&rows, rows.text(pairs::CAPTION)?)?;
         let image = |i: usize, side: usize, row: u32| {
             let Some(rows_of) = rows_of else { return Ok([row; 2]) };
             let uid = keys.uids[side].value(i);
-            let found = rows_of.get(&key(uid)).copied();
+            let found = rows_of.get(&name_key(uid)).copied();
             found.with_context(|| format!("{}: image '{uid}' of this pair is not in the data", rows.at(i)))
         };
         for i in 0..rows.len() {
-            match votes.of(&keys.pair_id(i)) {
+            match votes.of(keys.ids.value(i)) {
                 None => joined.unlabelled += 1,
                 Some((_, 0.0)) => joined.abstained += 1,
                 Some((target, weight)) => {
