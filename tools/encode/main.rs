@@ -14,7 +14,7 @@ use encoder::Encoder;
 use nets::{device, hub};
 use pipe::{
     augment::Augment,
-    cli::{Answer, Common, Networks, Sharding, named, run},
+    cli::{Answer, Common, Hub, Networks, Sharding, named, run},
     job::{Job, Keep, Spec},
     parts::Tables,
     schema::pairs,
@@ -55,9 +55,8 @@ struct Args {
     /// Images that go through the VAE at once
     #[arg(long, value_name = "N", default_value_t = 16)]
     batch: usize,
-    /// Fetch a base that is named by a hub id (org/name[@revision]) and is not in the cache
-    #[arg(long)]
-    allow_download: bool,
+    #[command(flatten)]
+    hub: Hub,
     #[command(flatten)]
     networks: Networks,
     #[command(flatten)]
@@ -77,7 +76,7 @@ fn encode(args: Args) -> Result<Answer> {
     let out = args.sharding.output_beside(&args.common, &args.pairs)?;
     ensure!(out.as_os_str() != "-", "the cache is a folder; name one with -o");
     ensure!(args.batch > 0, "--batch is 0: no image to encode");
-    let base = hub::resolve(&args.base, args.allow_download)?;
+    let base = args.hub.folder(&args.base, hub::resolve)?;
     let mut inputs = Inputs::open(&args.pairs)?;
     inputs.require(&pairs::NEEDED, "expected a pairs table with Pick-a-Pic's columns")?;
     let range = inputs.range(args.sharding.shard)?;

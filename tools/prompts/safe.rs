@@ -3,7 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use pipe::{cli::named, device::Device, prompt_source::Prompt};
+use pipe::{
+    cli::{Hub, named},
+    device::Device,
+    prompt_source::Prompt,
+};
 
 /// The filter and what it left out.
 #[derive(clap::Args)]
@@ -50,7 +54,7 @@ pub fn filter(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe,
 
     ensure!((0.0..=1.0).contains(&args.threshold), "--threshold {} is no probability", args.threshold);
     stop::watch()?;
-    let folder = hub::resolve(folder, args.allow_download)?;
+    let folder = Hub { allow_download: args.allow_download }.folder(folder, hub::resolve)?;
     let say = || format!("--safe {}", folder.display());
     let model = TextClassifier::open(&folder, &device::open(args.device)?).with_context(say)?;
     let nsfw = model.labels.iter().position(|l| l.eq_ignore_ascii_case("nsfw")).with_context(|| {

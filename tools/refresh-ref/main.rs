@@ -10,7 +10,7 @@ use candle_core::{DType, Tensor};
 use clap::Parser;
 use nets::{device, folder, hub, weights::Weights, write};
 use pipe::{
-    cli::{Answer, Common, named, run},
+    cli::{Answer, Common, Hub, named, run},
     device::Device,
     origin::{InputOrigin, Origin},
 };
@@ -41,9 +41,8 @@ struct Args {
     /// How far the reference moves towards the policy, from 0 to 1
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     rate: f64,
-    /// Download models that are named by a hub id (org/name[@revision]) and are not in the cache
-    #[arg(long)]
-    allow_download: bool,
+    #[command(flatten)]
+    hub: Hub,
     /// Where the average is computed
     #[arg(long, default_value_t = Device::Cpu, value_parser = named::<Device>())]
     device: Device,
@@ -60,7 +59,7 @@ fn refresh(args: Args) -> Result<Answer> {
     ensure!(out.as_os_str() != "-", "a checkpoint is a folder; name one with -o");
     ensure!((0.0..=1.0).contains(&args.rate), "--rate must lie between 0 and 1, but it is {}", args.rate);
     let device = device::open(args.device)?;
-    let folder = |arg: &PathBuf| folder::unet(&hub::resolve(arg, args.allow_download)?);
+    let folder = |arg: &PathBuf| folder::unet(&args.hub.folder(arg, hub::resolve)?);
     let (policy_folder, reference_folder) = (folder(&args.policy)?, folder(&args.reference)?);
     let (policy, reference) = (Weights::open(&policy_folder)?, Weights::open(&reference_folder)?);
 

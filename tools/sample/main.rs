@@ -26,7 +26,7 @@ use nets::{
 };
 use pipe::{
     atomic,
-    cli::{Answer, Common, Networks, Sharding, named, run},
+    cli::{Answer, Common, Hub, Networks, Sharding, named, run},
     id,
     job::{Job, Keep, Spec},
     origin::{InputOrigin, Origin},
@@ -107,9 +107,8 @@ struct Args {
     /// Write the final `latents` (N, C, h, w), f32, as the UNet sees them
     #[arg(long, value_name = "FILE")]
     dump_latents: Option<PathBuf>,
-    /// Fetch models that are named by a hub id (org/name[@revision]) and are not in the cache
-    #[arg(long)]
-    allow_download: bool,
+    #[command(flatten)]
+    hub: Hub,
     #[command(flatten)]
     networks: Networks,
     #[command(flatten)]
@@ -145,7 +144,7 @@ fn sample(args: Args) -> Result<Answer> {
         ensure!(!file.is_dir(), "cannot write {}: it is a folder", file.display());
         atomic::probe(folder)?;
     }
-    let resolve = |arg: &PathBuf| hub::resolve(arg, args.allow_download);
+    let resolve = |arg: &PathBuf| args.hub.folder(arg, hub::resolve);
     let base = resolve(&args.base)?;
     let unet = args.unet.as_ref().map(resolve).transpose()?;
     let device = device::open(args.networks.device)?;

@@ -21,6 +21,7 @@ use anyhow::{Result, ensure};
 use candle_core::DType;
 use clap::Parser;
 use engine::{Bad, Engine, Parallel};
+use models::ModelFlags;
 use nets::{
     device,
     scorer::{self, Metric},
@@ -41,11 +42,11 @@ use summary::Summary;
 
 /// Rate images with published metrics: HPS, CLIP, PickScore, LAION's aesthetic predictor.
 ///
-/// Takes a pairs table (scores: two columns a metric) or an images table (scored: one column a metric). Scores are raw:
-/// cosines, and the head's answer. They do not depend on batch size, threads or shards. What is finished is kept in
-/// OUT.partial/, so that the same command goes on where it was stopped; it then counts images and captions in the rows that
-/// were left alone, scores and labels in all. For an evaluation by others than those that voted there are also clip-l (OpenAI's
-/// ViT-L/14) and colourfulness, which needs no model: judges, that do not vote unless `vote --metrics` names them.
+/// Takes a pairs table (and writes two columns per metric) or an images table (one column per metric). Scores are raw: the
+/// cosine, or the answer of the head. They do not depend on batch size, threads or shards. Finished parts are kept in
+/// OUT.partial/, so that the same command continues where it was stopped; its summary then counts the images and captions of
+/// the rest, but the scores and labels of all rows. Two more metrics are judges for an evaluation, which do not vote unless
+/// `vote --metrics` names them: clip-l (OpenAI's ViT-L/14), and colourfulness, which needs no model.
 #[derive(Parser, Debug)]
 #[command(
     name = "score",
@@ -67,12 +68,8 @@ struct Args {
     /// Metrics, in the order of their columns
     #[arg(long, value_name = "M,...", value_delimiter = ',', default_value = "hps,clip,pickscore,aesthetic")]
     metrics: Vec<String>,
-    /// Folder with a model for each metric: DIR/hps, DIR/clip, ...
-    #[arg(long, value_name = "DIR")]
-    models: Option<PathBuf>,
-    /// Where one metric's model lies: a weight file, a folder or a hub id; for `aesthetic` also the head
-    #[arg(long, value_name = "M=TOWER[,HEAD]")]
-    model: Vec<String>,
+    #[command(flatten)]
+    models: ModelFlags,
     #[command(flatten)]
     choices: Choices,
     /// Images that go through a model at once [default: 4 on a CPU, 64 on a GPU]
@@ -84,9 +81,6 @@ struct Args {
     /// Score N random rows of the existing output again and compare
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     verify: Option<u32>,
-    /// Fetch models that are named by a hub id (org/name[@revision]) and are not in the cache
-    #[arg(long)]
-    allow_download: bool,
     #[command(flatten)]
     networks: Networks,
     #[command(flatten)]
@@ -105,9 +99,9 @@ fn score(args: Args) -> Result<Answer> {
     let options = options(&args)?;
     let mut inputs = Inputs::open(&args.tables)?;
     let kind = Kind::of(&inputs)?;
-    let sources = models::files(&metrics, args.models.as_deref(), &args.model, args.allow_download)?;
+    let files = args.models.files(&metrics)?;
     let scratch = scratch_folder(&args, &output)?;
-    let scorers = models::open(&metrics, &sources, &options)?;
+    let scorers = models::open(&metrics, &files, &options)?;
     let range = inputs.range(args.sharding.shard)?;
     let origin = origin(&args, &metrics, &scorers, &options).inputs(inputs.origins_of(&range)?);
     let (batch, on_cpu) = (options.batch, options.device.is_cpu());

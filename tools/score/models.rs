@@ -7,6 +7,19 @@ use nets::{
     hub,
     scorer::{self, Metric, ModelFiles, Needs, Options, Scorer},
 };
+use pipe::cli::Hub;
+
+#[derive(clap::Args, Clone, Debug)]
+pub struct ModelFlags {
+    /// Folder with a model for each metric: DIR/hps, DIR/clip, ...
+    #[arg(long, value_name = "DIR")]
+    models: Option<PathBuf>,
+    /// The model of one metric: a weight file, a folder or a hub id; for `aesthetic` also the head
+    #[arg(long, value_name = "M=TOWER[,HEAD]")]
+    model: Vec<String>,
+    #[command(flatten)]
+    hub: Hub,
+}
 
 /// Opened metrics by name.
 pub type Scorers = Vec<(&'static str, Scorer)>;
@@ -25,49 +38,46 @@ pub fn metrics(names: &[String]) -> Result<Vec<&'static Metric>> {
     Ok(metrics)
 }
 
-/// Where each metric's model lies: at the path that `--model` gives, else in the folder of `--models`.
-///
-/// # Errors
-/// A metric that needs a model has none; a path does not exist; `--model` names a metric that is not asked for.
-pub fn files(
-    metrics: &[&Metric],
-    folder: Option<&Path>,
-    flags: &[String],
-    allow_download: bool,
-) -> Result<Vec<ModelFiles>> {
-    let named = named(metrics, flags)?;
-    let files = |metric: &&Metric| -> Result<ModelFiles> {
-        let name = metric.name;
-        if metric.needs == Needs::Nothing {
-            return Ok(ModelFiles { tower: PathBuf::new(), head: None });
-        }
-        let paths = named.iter().find(|(n, _)| *n == name).map(|(_, paths)| *paths);
-        let (tower, head) = match (paths, folder) {
-            (Some(paths), _) => tower_and_head(metric, paths),
-            (None, Some(folder)) => (in_folder(folder, name)?, None),
-            (None, None) => bail!("metric '{name}' has no model; add --models DIR, or --model {name}=PATH"),
+impl ModelFlags {
+    /// Where each metric's model lies: at the path that `--model` gives, else in the folder of `--models`.
+    ///
+    /// # Errors
+    /// A metric that needs a model has none; a path does not exist; `--model` names a metric that is not asked for.
+    pub fn files(&self, metrics: &[&Metric]) -> Result<Vec<ModelFiles>> {
+        let named = self.named(metrics)?;
+        let files = |metric: &&Metric| -> Result<ModelFiles> {
+            let name = metric.name;
+            if metric.needs == Needs::Nothing {
+                return Ok(ModelFiles { tower: PathBuf::new(), head: None });
+            }
+            let paths = named.iter().find(|(n, _)| *n == name).map(|(_, paths)| *paths);
+            let (tower, head) = match (paths, &self.models) {
+                (Some(paths), _) => tower_and_head(metric, paths),
+                (None, Some(folder)) => (in_folder(folder, name)?, None),
+                (None, None) => bail!("metric '{name}' has no model; add --models DIR, or --model {name}=PATH"),
+            };
+            if let Some(head) = &head {
+                ensure!(head.exists(), "{} does not exist; expected the head of '{name}'", head.display());
+            }
+            Ok(ModelFiles { tower: self.hub.folder(&tower, hub::resolve)?, head })
         };
-        if let Some(head) = &head {
-            ensure!(head.exists(), "{} does not exist; expected the head of '{name}'", head.display());
-        }
-        Ok(ModelFiles { tower: hub::resolve(&tower, allow_download)?, head })
-    };
-    metrics.iter().map(files).collect()
-}
-
-/// The values of `--model` as (metric, paths).
-fn named<'a>(metrics: &[&Metric], flags: &'a [String]) -> Result<Vec<(&'a str, &'a str)>> {
-    let mut named: Vec<(&str, &str)> = vec![];
-    for flag in flags {
-        let (name, paths) =
-            flag.split_once('=').with_context(|| format!("--model {flag} is not METRIC=TOWER or METRIC=TOWER,HEAD"))?;
-        let metric = scorer::named(name).with_context(|| format!("--model {flag}"))?;
-        ensure!(metric.needs != Needs::Nothing, "--model {flag}: '{name}' needs no model");
-        ensure!(metrics.iter().any(|m| m.name == name), "--model {flag}: --metrics does not name '{name}'");
-        ensure!(named.iter().all(|(n, _)| *n != name), "--model names '{name}' twice");
-        named.push((name, paths));
+        metrics.iter().map(files).collect()
     }
-    Ok(named)
+
+    /// The values of `--model` as (metric, paths).
+    fn named(&self, metrics: &[&Metric]) -> Result<Vec<(&str, &str)>> {
+        let mut named: Vec<(&str, &str)> = vec![];
+        for flag in &self.model {
+            let parts = flag.split_once('=');
+            let (name, paths) = parts.with_context(|| format!("--model {flag} is not METRIC=TOWER[,HEAD]"))?;
+            let metric = scorer::named(name).with_context(|| format!("--model {flag}"))?;
+            ensure!(metric.needs != Needs::Nothing, "--model {flag}: '{name}' needs no model");
+            ensure!(metrics.iter().any(|m| m.name == name), "--model {flag}: --metrics does not name '{name}'");
+            ensure!(named.iter().all(|(n, _)| *n != name), "--model names '{name}' twice");
+            named.push((name, paths));
+        }
+        Ok(named)
+    }
 }
 
 /// `TOWER` or `TOWER,HEAD`. A path that exists may hold a comma.

@@ -10,7 +10,7 @@ use nets::{
     unet::{Trainable, UNet, UNetConfig},
     weights::Weights,
 };
-use pipe::origin::Origin;
+use pipe::{cli::Hub, origin::Origin};
 
 use crate::reference::{Reference, ReferenceFlags};
 
@@ -29,9 +29,8 @@ pub struct ModelFlags {
     /// Checkpoint to compare the policy with instead of the base's own UNet
     #[arg(long, value_name = "DIR")]
     pub reference: Option<PathBuf>,
-    /// Download models that are named by a hub id (org/name[@revision]) and are not in the cache
-    #[arg(long)]
-    allow_download: bool,
+    #[command(flatten)]
+    hub: Hub,
 }
 
 impl ModelFlags {
@@ -40,14 +39,14 @@ impl ModelFlags {
     /// # Errors
     /// A model is not in the cache and may not be, or cannot be, downloaded.
     pub fn resolve(&self) -> Result<Self> {
-        let local = |path: &PathBuf| hub::resolve(path, self.allow_download);
+        let local = |path: &PathBuf| self.hub.folder(path, hub::resolve);
         let local_if_named = |path: &Option<PathBuf>| path.as_ref().map(local).transpose();
         Ok(Self {
             base: local(&self.base)?,
             vae: local_if_named(&self.vae)?,
             policy: local_if_named(&self.policy)?,
             reference: local_if_named(&self.reference)?,
-            allow_download: self.allow_download,
+            hub: self.hub,
         })
     }
 

@@ -30,7 +30,7 @@ pub fn resolve(arg: &Path, allow_download: bool) -> Result<PathBuf> {
     match cached {
         Some(folder) => Ok(folder),
         None => bail!(
-            "{} does not exist, and the hub's cache {} holds no model of this name; --allow-download would fetch it",
+            "{} does not exist, and the hub's cache {} holds no model of this name; and it may not be downloaded",
             arg.display(),
             Cache::from_env().path().display()
         ),

@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Error, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use clap::{
     Arg, Command, Parser,
     builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, StringValueParser, TypedValueParser},
@@ -108,6 +108,25 @@ pub struct Networks {
     /// What networks compute in; the CPU computes in f32 only
     #[arg(long, default_value_t = Dtype::F32, value_parser = named::<Dtype>())]
     pub dtype: Dtype,
+}
+
+/// The flag of tools that read models.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct Hub {
+    /// Download models that are named by a hub id (org/name[@revision]) and are not in the cache
+    #[arg(long)]
+    pub allow_download: bool,
+}
+
+impl Hub {
+    /// The folder of a model, by `nets::hub::resolve`. Where that may not download, an error names the flag.
+    ///
+    /// # Errors
+    /// As `resolve`.
+    pub fn folder(&self, model: &Path, resolve: impl Fn(&Path, bool) -> Result<PathBuf>) -> Result<PathBuf> {
+        let folder = resolve(model, self.allow_download);
+        if self.allow_download { folder } else { folder.context("models are downloaded with --allow-download only") }
+    }
 }
 
 /// The flag of tools whose work splits by rows.
