@@ -20,49 +20,50 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use crate::{folder, pickle};
 
-/// Named tensors, in files or in memory.
+/// Named tensors of one network.
 pub struct Weights {
     /// The first weight file, for messages.
     pub name: String,
     files: Vec<PathBuf>,
-    body: Body,
+    tensors: BTreeMap<String, Stored>,
 }
 
-enum Body {
-    /// Tensors that are read when they are asked for. The files are not mapped: pages of a mapped file count as this
-    /// program's memory once they have been touched.
-    Files(BTreeMap<String, Stored>),
-    Memory(BTreeMap<String, Tensor>),
-}
-
-/// A tensor that is still in its file.
-struct Stored {
-    file: Arc<File>,
-    info: TensorInfo,
-    /// The offset of its first byte in the file.
-    start: u64,
+enum Stored {
+    /// Read when it is asked for. The file is not mapped: pages of a mapped file count as this program's memory once they
+    /// have been touched. `start`: the offset of the tensor's first byte.
+    InFile {
+        file: Arc<File>,
+        info: TensorInfo,
+        start: u64,
+    },
+    InMemory(Tensor),
 }
 
 impl Stored {
+    fn dims(&self) -> &[usize] {
+        match self {
+            Self::InFile { info, .. } => &info.shape,
+            Self::InMemory(tensor) => tensor.dims(),
+        }
+    }
+
     fn read(&self) -> Result<Tensor> {
-        let (shape, n) = (&self.info.shape[..], self.info.shape.iter().product());
-        Ok(match self.info.dtype {
-            Dtype::F32 => {
-                let mut values = vec![0f32; n];
-                // In pieces on all threads: a network of gigabytes may be read at every step.
-                let piece = 1 << 20;
-                values.par_chunks_mut(piece).enumerate().try_for_each(|(i, values)| {
-                    let at = self.start + 4 * (i * piece) as u64;
-                    self.file.read_exact_at(bytemuck::cast_slice_mut(values), at)
-                })?;
-                Tensor::from_vec(values, shape, &Device::Cpu)?
-            }
-            other => {
-                let mut bytes = vec![0u8; self.info.data_offsets.1 - self.info.data_offsets.0];
-                self.file.read_exact_at(&mut bytes, self.start)?;
-                Tensor::from_raw_buffer(&bytes, other.try_into()?, shape, &Device::Cpu)?
-            }
-        })
+        let (file, info, start) = match self {
+            Self::InFile { file, info, start } => (file, info, *start),
+            Self::InMemory(tensor) => return Ok(tensor.clone()),
+        };
+        if info.dtype == Dtype::F32 {
+            let mut values = vec![0f32; info.shape.iter().product()];
+            // In pieces on all threads: a network of gigabytes may be read at every step.
+            let piece = 1 << 20;
+            values.par_chunks_mut(piece).enumerate().try_for_each(|(i, values)| {
+                file.read_exact_at(bytemuck::cast_slice_mut(values), start + 4 * (i * piece) as u64)
+            })?;
+            return Ok(Tensor::from_vec(values, &info.shape[..], &Device::Cpu)?);
+        }
+        let mut bytes = vec![0u8; info.data_offsets.1 - info.data_offsets.0];
+        file.read_exact_at(&mut bytes, start)?;
+        Ok(Tensor::from_raw_buffer(&bytes, info.dtype.try_into()?, &info.shape, &Device::Cpu)?)
     }
 }
 
@@ -74,20 +75,14 @@ impl Weights {
     pub fn open(path: &Path) -> Result<Self> {
         let files = folder::weight_files(path)?;
         let name = files.first().map_or(path, |f| f).display().to_string();
-        let body = if files.iter().all(|f| f.extension().is_some_and(|e| e == "safetensors")) {
-            let mut all = BTreeMap::new();
-            for file in &files {
-                all.extend(stored(file)?);
+        let mut tensors = BTreeMap::new();
+        for file in &files {
+            match file.extension().is_some_and(|e| e == "safetensors") {
+                true => tensors.extend(stored(file)?),
+                false => tensors.extend(pickle::read(file)?.into_iter().map(|(n, t)| (n, Stored::InMemory(t)))),
             }
-            Body::Files(all)
-        } else {
-            let mut all = BTreeMap::new();
-            for file in &files {
-                all.extend(pickle::read(file)?);
-            }
-            Body::Memory(all)
-        };
-        Ok(Self { name, files, body })
+        }
+        Ok(Self { name, files, tensors })
     }
 
     /// The same weights under other names. `rename` turns each (name, tensor) into any number of them.
@@ -95,32 +90,26 @@ impl Weights {
     /// # Errors
     /// A tensor cannot be read, or `rename` fails.
     pub fn renamed(self, rename: impl Fn(&str, Tensor) -> Result<Vec<(String, Tensor)>>) -> Result<Self> {
-        let mut all = BTreeMap::new();
-        for name in self.names() {
-            all.extend(rename(&name, self.raw(&name)?)?);
+        let mut tensors = BTreeMap::new();
+        for name in self.tensors.keys() {
+            tensors.extend(rename(name, self.raw(name)?)?.into_iter().map(|(n, t)| (n, Stored::InMemory(t))));
         }
-        Ok(Self { name: self.name, files: self.files, body: Body::Memory(all) })
+        Ok(Self { tensors, ..self })
     }
 
     /// All names, sorted.
     pub fn names(&self) -> Vec<String> {
-        match &self.body {
-            Body::Files(all) => all.keys().cloned().collect(),
-            Body::Memory(all) => all.keys().cloned().collect(),
-        }
+        self.tensors.keys().cloned().collect()
     }
 
     /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
-        self.dims(name).is_some()
+        self.tensors.contains_key(name)
     }
 
     /// The shape of a tensor, if it exists.
     pub fn dims(&self, name: &str) -> Option<&[usize]> {
-        match &self.body {
-            Body::Files(all) => all.get(name).map(|s| &s.info.shape[..]),
-            Body::Memory(all) => all.get(name).map(Tensor::dims),
-        }
+        self.tensors.get(name).map(Stored::dims)
     }
 
     /// A tensor on the CPU, in the type in which it is stored.
@@ -128,12 +117,8 @@ impl Weights {
     /// # Errors
     /// It is missing or cannot be read.
     pub fn raw(&self, name: &str) -> Result<Tensor> {
-        let tensor = match &self.body {
-            Body::Files(all) => all.get(name).map(|s| s.read()).transpose(),
-            Body::Memory(all) => Ok(all.get(name).cloned()),
-        };
-        let tensor = tensor.with_context(|| format!("{}: cannot read tensor '{name}'", self.name))?;
-        tensor.with_context(|| format!("{}: tensor '{name}' is missing", self.name))
+        let stored = self.tensors.get(name).with_context(|| format!("{}: tensor '{name}' is missing", self.name))?;
+        stored.read().with_context(|| format!("{}: cannot read tensor '{name}'", self.name))
     }
 
     /// A float tensor of the given shape. A stored (out, in) serves for (out, in, 1, 1) and the other way round.
@@ -237,7 +222,7 @@ fn stored(path: &Path) -> Result<Vec<(String, Stored)>> {
     let file = Arc::new(file);
     let place = |(name, info): (String, &TensorInfo)| {
         let start = end + info.data_offsets.0 as u64;
-        (name, Stored { file: file.clone(), info: info.clone(), start })
+        (name, Stored::InFile { file: file.clone(), info: info.clone(), start })
     };
     Ok(metadata.tensors().into_iter().map(place).collect())
 }

@@ -146,12 +146,14 @@ impl ClipModel {
     pub fn scorer(self) -> Scorer {
         Scorer { id: self.id.clone(), preprocess: Some(self.preprocess), model: Model::Towers(Box::new(self)) }
     }
+}
 
+impl Towers for ClipModel {
     /// A vector of unit length for each picture.
     ///
     /// # Errors
     /// A picture was not prepared for this model.
-    pub fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>> {
+    fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>> {
         if pictures.is_empty() {
             return Ok(vec![]);
         }
@@ -171,7 +173,7 @@ impl ClipModel {
     ///
     /// # Errors
     /// The model was opened without its text tower, or the vocabulary belongs to another model.
-    pub fn caption_features(&self, captions: &[&str]) -> Result<Vec<Vec<f32>>> {
+    fn caption_features(&self, captions: &[&str]) -> Result<Vec<Vec<f32>>> {
         let Some((model, tokenizer)) = &self.text else { bail!("this model was opened without its text tower") };
         let context = model.config.max_position_embeddings;
         let rows: Vec<Vec<u32>> = captions.par_iter().map(|c| tokenizer.ids(c, context)).collect::<Result<_>>()?;
@@ -203,17 +205,8 @@ impl ClipModel {
         }
         Ok(features)
     }
-}
 
-impl Towers for ClipModel {
-    fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>> {
-        self.image_features(pictures)
-    }
-
-    fn caption_features(&self, captions: &[&str]) -> Result<Vec<Vec<f32>>> {
-        self.caption_features(captions)
-    }
-
+    /// The cosine.
     fn score(&self, image: &[f32], caption: &[f32]) -> f32 {
         dot(image, caption)
     }

@@ -18,8 +18,8 @@ mod pickscore;
 mod picture;
 
 pub use metric::{Band, Choice, Metric, ModelFiles, Needs, Options, Role};
-pub use model::{Joint, Model, Scorer, Towers};
-pub use picture::{Picture, preprocesses};
+pub use model::{Joint, Model, Scorer, Towers, preprocesses};
+pub use picture::Picture;
 
 /// All metrics, in the order in which tables list them.
 pub const METRICS: &[Metric] =

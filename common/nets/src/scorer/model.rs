@@ -82,3 +82,14 @@ impl Scorer {
         }
     }
 }
+
+/// The distinct preprocessings of some scorers.
+pub fn preprocesses<'a>(scorers: impl Iterator<Item = &'a Scorer>) -> Vec<Preprocess> {
+    let mut all = vec![];
+    for preprocess in scorers.filter_map(|s| s.preprocess) {
+        if !all.contains(&preprocess) {
+            all.push(preprocess);
+        }
+    }
+    all
+}

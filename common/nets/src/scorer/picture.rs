@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result};
 
-use super::model::Scorer;
 use crate::image::{self, Preprocess, Rgb};
 
 /// A decoded image and what each preprocessing makes of its pixels, each computed once.
@@ -31,15 +30,4 @@ impl Picture {
         let (_, pixels) = found.with_context(|| format!("the picture was not prepared for {}", preprocess.id()))?;
         Ok(pixels)
     }
-}
-
-/// The distinct preprocessings of some scorers.
-pub fn preprocesses<'a>(scorers: impl Iterator<Item = &'a Scorer>) -> Vec<Preprocess> {
-    let mut all = vec![];
-    for preprocess in scorers.filter_map(|s| s.preprocess) {
-        if !all.contains(&preprocess) {
-            all.push(preprocess);
-        }
-    }
-    all
 }
