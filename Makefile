@@ -1,7 +1,7 @@
-# Builds, tests and runs; the experiment itself is in pipelines/align.mk.
+# Builds, tests and runs the programs. The experiments themselves are in pipelines/align.mk.
 #
-#   make reproduce          the miniature experiment, start to end: offline, on a CPU, in minutes
-#   make -n reproduce       what it would do now
+#   make reproduce          runs the miniature experiment from start to end: offline, on a CPU, in minutes
+#   make -n reproduce       prints the commands without running them
 
 MAKEFLAGS += --no-builtin-rules --warn-undefined-variables
 SHELL := bash
@@ -12,18 +12,18 @@ SHELL := bash
 CARGO_TARGET_DIR ?= target
 PREFIX ?= /usr/local
 DESTDIR ?=
-# Tool names are common words; on a shared machine install them as, say, bdpo-score.
+# The names of the tools are common words. PROGRAM_PREFIX=bdpo- installs them as bdpo-score and so on.
 PROGRAM_PREFIX ?=
 TOOLS := prompts score vote encode train refresh-ref sample winrate report
 
 # One optimised profile for everything: `make test` and `make reproduce` share what is compiled.
-# With `BIN=folder` on the command line the programs of that folder are used as they are. Without it they are built first, with
-# FEATURES (cuda, nccl, mpi, cloud; several with commas), which an experiment's file may set: a build with others replaces them.
+# With `BIN=folder` on the command line the programs of that folder are used as they are. Without it the programs are built first, with
+# the features in FEATURES, which an experiment's file may set. A build with other features replaces them.
 ifeq ($(origin BIN),command line)
 build:
 else
 BIN := $(CARGO_TARGET_DIR)/release
-## make build          compile the programs into target/release (FEATURES=cuda, nccl, mpi, cloud; several with commas)
+## make build          compile the programs into target/release (FEATURES=cuda,nccl,mpi,cloud: any of these)
 build:
 	cargo build --release --workspace$(if $(strip $(FEATURES)), --features $(FEATURES))
 endif
@@ -31,35 +31,35 @@ endif
 # Some tests read large files that lie beside the repository. Without these files cargo lists the tests as ignored.
 all_tests := $(if $(and $(wildcard ../shared/parity/given),$(wildcard ../shared/prompts)),-- --include-ignored)
 
-## make test           all tests, with the real programs
+## make test           run all tests, through the real programs
 test:
 	cargo test --release --workspace $(all_tests)
 	tests/cluster/if-mpi
 
-## make test-cloud     tables in object stores, against one that the test plays; compiles once more, with the feature cloud
+## make test-cloud     test tables in object stores, with a simulated store; compiles once more, with the feature cloud
 test-cloud:
 	cargo test --release --workspace --features cloud --test cloud
 
-## make test-cluster   several processes, hosts and a Slurm on this machine; installs what that needs (Debian, as root)
+## make test-cluster   test several processes, hosts and Slurm on this machine; installs what that needs (Debian, as root)
 test-cluster:
 	tests/cluster/install
 	tests/cluster/build
 	for script in mpirun netns slurm; do BIN=$(CARGO_TARGET_DIR)/mpi tests/cluster/$$script.sh; done
 
-## make test-cuda      on the first GPU: operations against the CPU's, networks, losses and gradients, images against PyTorch's
+## make test-cuda      test on the first GPU: operations against the CPU, networks, losses, gradients and images against PyTorch
 ON_GPU := TEST_DEVICE=cuda NVIDIA_TF32_OVERRIDE=0 cargo test --release --workspace --features cuda,cudnn
 test-cuda:
 	$(ON_GPU) --test cuda --test nets
 	$(ON_GPU) --test train --test sample $(or $(all_tests),--) _the_numbers_of_ _the_images_of_
 
-# NVIDIA's compiler and headers, as Python packages: they and a host's C++ compiler are all that a check needs, no GPU and no
-# driver. CUDA_FEATURES=nccl checks that build too; it needs what tests/cluster/install brings.
+# NVIDIA's compiler and headers come as Python packages. They and a C++ compiler are enough for the check; it needs no GPU and no driver.
+# CUDA_FEATURES=cuda,cudnn,nccl checks that build too, and needs the packages of tests/cluster/install.
 CUDA := $(abspath $(CARGO_TARGET_DIR))/cuda
 CUDA_PACKAGES := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 \
 	nvidia-cuda-cccl==13.0.85 nvidia-curand==10.4.0.35
 CUDA_FEATURES ?= cuda,cudnn
 
-## make check-cuda     type-check the CUDA build (CUDA_FEATURES=cuda,cudnn) without a GPU; needs g++ and pip, fetches 370 MB
+## make check-cuda     type-check the CUDA build without a GPU (CUDA_FEATURES=cuda,cudnn); needs g++ and pip, fetches 370 MB
 check-cuda: $(CUDA)/nvidia/cu13/lib64
 	S=$(CUDA)/nvidia/cu13; CUDA_HOME=$$S CUDA_PATH=$$S CUDA_ROOT=$$S CUDA_TOOLKIT_ROOT_DIR=$$S CUDA_COMPUTE_CAP=80 PATH=$$S/bin:$$PATH \
 	  cargo check --workspace --features $(CUDA_FEATURES) --target-dir $(CUDA)/target
@@ -75,17 +75,23 @@ install: build
 	install -d $(DESTDIR)$(PREFIX)/bin
 	for tool in $(TOOLS); do install -m 755 $(BIN)/$$tool $(DESTDIR)$(PREFIX)/bin/$(PROGRAM_PREFIX)$$tool; done
 
-## make ablations      the paper's ablations and ours, three seeds each, into runs/ablations/: hours (ROWS=... chooses)
+## make ablations      run the paper's ablations and ours, three seeds each, into runs/ablations/; takes hours (ROWS=... selects)
 ablations:
 	$(MAKE) reproduce X=ablations
+
+## make pictures       make README's pictures in pipelines/mini/ from runs/mini/, after `make reproduce`
+pictures: build
+	$(BIN)/report --images $(patsubst %,$(RUNS)/mini/images/%.parquet,base DiffusionDPO BalancedDPO) --prompts 6 \
+	    --sheet pipelines/mini/sheet.png
+	awk -f pipelines/mini/bars.awk $(RUNS)/mini/winrate.txt >pipelines/mini/bars.svg
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
-.PHONY: build test test-cloud test-cluster test-cuda check-cuda install ablations help
+.PHONY: build test test-cloud test-cluster test-cuda check-cuda install ablations pictures help
 
 include pipelines/align.mk
 include pipelines/rounds.mk
 
-# After the experiment's own.
+# The experiment's own value comes first.
 FEATURES ?=

@@ -1,46 +1,46 @@
-# The paper's ablations in the mini world, and ours. One row is one change from BalancedDPO or from DiffusionDPO; every row has the
-# same steps, batch, learning rate and beta, and three training seeds.
+# The paper's ablations in the mini world, and ours. A row is one change of BalancedDPO or of DiffusionDPO. All rows have the same
+# steps, batch, learning rate and beta, and three training seeds.
 #
-#   make ablations                          all rows: hours on two cores; a killed run goes on with the same command
+#   make ablations                          all rows: hours on two cores; a killed run resumes with the same command
 #   make ablations ROWS='vote-hps K-30'     some of them
 #
-# mini.mk's values hold where nothing is said here. RESULTS.md has what came out.
+# Values that are not set here are those of mini.mk. RESULTS.md has the results.
 
 include pipelines/mini.mk
 
 SEEDS ?= 0 1 2
 ROWS  ?= $(table-3) $(table-4) $(ours)
 
-# Table III: whose vote is the label. The reference is refreshed in all of them; the paper does not say.
+# Table III: whose vote is the label. All rows refresh the reference; the paper does not say whether its rows do.
 table-3 := vote-hps vote-clip vote-pickscore vote-aesthetic vote-random vote-sum vote-zsum BalancedDPO
 $(foreach m,hps clip pickscore aesthetic,$(eval vote-$m.labels = single-$m))
 vote-random.labels = random
 vote-sum.labels    = sum
 vote-zsum.labels   = zsum
 
-# Table IV: refresh and several metrics, each with and without the other. Without both it is DiffusionDPO.
+# Table IV: refreshing and several metrics, each with and without the other. Neither is DiffusionDPO.
 table-4 := DiffusionDPO refresh-only majority-only
 DiffusionDPO.labels     = human
 DiffusionDPO.reference  = frozen
 refresh-only.labels     = human
 majority-only.reference = frozen
 
-# Ours: more of a vote than its sign, a guard for the winner, and how often the reference follows.
+# Ours: more of the vote than its sign, a guard for the winner, and other periods of the refresh.
 ours := soft weighted quorum-4 guard guard-0.5 K-30 K-15 K-8 ema
 soft.labels     = soft
 weighted.labels = dawid-skene
-# All four agree; three are the majority already.
+# All four metrics agree. Three of four would be the majority.
 quorum-4.labels = quorum-4
 guard.train     = --guard sdpo
 guard-0.5.train = --guard sdpo:0.5
 $(foreach k,30 15 8,$(eval K-$k.reference = hard:$k))
-# The mean age of what the average holds is 60 steps, BalancedDPO's period.
+# The weights in this moving average are 60 steps old on average, which is BalancedDPO's period.
 ema.reference   = ema:0.0167
 
 dawid-skene.rule = weighted --fit dawid-skene
 
-# A policy is a row and a seed; what a row does not say is as in BalancedDPO. DiffusionDPO comes first, so that all are compared
-# with it.
+# One policy per row and seed. What a row does not set is as in BalancedDPO. DiffusionDPO comes first, because all are compared with
+# it.
 order    := $(filter DiffusionDPO,$(ROWS)) $(filter-out DiffusionDPO,$(ROWS))
 POLICIES := $(foreach row,$(order),$(foreach s,$(SEEDS),$(row)-$s))
 $(foreach row,$(ROWS),$(foreach s,$(SEEDS),\
@@ -50,15 +50,15 @@ $(foreach row,$(ROWS),$(foreach s,$(SEEDS),\
     $(eval $(row)-$s.seed      := $s)\
     $(eval $(row)-$s.name      := $(row))))
 
-# On the page: the two methods of the paper by their first seed; whatever there is where they are left out.
+# In the report: the two methods of the paper with their first seed, or the first policy where both are left out.
 SHOWN = $(or $(filter $(foreach row,DiffusionDPO BalancedDPO,$(row)-$(firstword $(SEEDS))),$(POLICIES)),$(firstword $(POLICIES)))
 
-# Each row against the two that every row is asked about, its seeds together.
+# Each row, over all its seeds, against base and against DiffusionDPO.
 WINRATE_FLAGS = --seeds --against base$(if $(filter DiffusionDPO,$(ROWS)),$(if $(filter-out DiffusionDPO,$(ROWS)),$(comma)DiffusionDPO))
 comma := ,
 
-# Prompts that no pair shows. Half the steps of a sampler of second order: its images score within 0.1 sd of those of mini.mk's
-# (`sample --scheduler dpmpp --steps 10` beside `ddim`, 20, on `validation`), and each row takes two thirds of the time.
+# Prompts that no pair shows. The sampler is of second order and takes half as many steps: its images score within 0.1 standard
+# deviations of those of mini.mk (`sample --scheduler dpmpp --steps 10` against `ddim`, 20, on `validation`), in two thirds of the time.
 PROMPT_FLAGS = --only-set unseen-pair,unseen-name
 SCHEDULER    = dpmpp
 SAMPLE_STEPS = 10

@@ -80,7 +80,7 @@ FORCE:
 parts := $(if $(filter-out 1,$(SHARDS)),$(shell for ((i = 0; i < $(SHARDS); i++)); do \
              printf 'part-%05d-of-%05d.parquet ' $$i $(SHARDS); done))
 files  = $(if $(parts),$(foreach t,$1,$(parts:%=$t/%)),$1)
-# For use in the recipe of such a file: the flags that name the program's output, and the model whose table it is (`base` for
+# For use in the recipe of such a file: the flags that name the program's output, and the model that it belongs to (`base` for
 # images/base.parquet and for images/base.parquet/part-...).
 output_flags = $(if $(parts),--shard $(subst -of-,/,$(@F:part-%.parquet=%)) -o $(@D),-o $@)
 model        = $(basename $(firstword $(subst /, ,$*)))

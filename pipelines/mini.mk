@@ -1,5 +1,5 @@
-# The miniature experiment: a whole text-to-image world of 64 x 64 pixels that two CPU cores align in minutes.
-# mini/README.md says what its files are. The values were found on the prompt set `validation`, never on a reported one.
+# The miniature experiment: a complete text-to-image world of 64 x 64 pixels that two CPU cores align in minutes.
+# mini/README.md describes its files. The values were chosen on the prompt set `validation`, never on a reported set.
 
 BASE    = pipelines/mini/base
 MODELS  = pipelines/mini/scorers
@@ -10,11 +10,11 @@ PROMPTS = pipelines/mini/prompts.parquet
 METRICS     = hps,clip,pickscore,aesthetic
 SCORE_FLAGS =
 
-# Two votes each way say nothing: such a pair abstains (the default of `vote`, named because a sixth of the pairs tie).
+# A pair with two votes each way abstains. This is the default of `vote`; it is set here because a sixth of the pairs tie.
 VOTE_FLAGS = --ties abstain
 
-# The two methods that the paper compares, from the same base: people's labels with a reference that stays, and the majority
-# of the metrics with a reference that becomes the policy after half of the steps.
+# The two methods that the paper compares, from the same base: human labels with a frozen reference, and the majority of the
+# metrics with a reference that is replaced by the policy after half of the steps.
 POLICIES             = DiffusionDPO BalancedDPO
 DiffusionDPO.labels    = human
 DiffusionDPO.reference = frozen
@@ -22,19 +22,19 @@ BalancedDPO.labels   = majority
 BalancedDPO.reference  = hard:60
 
 RESOLUTION = 64
-# The values below were found without mirrored images, of which `encode` would have to make a second set of latents.
+# The values below were chosen without mirrored images, for which `encode` would have to make a second set of latents.
 AUGMENT    = none
 
-# 120 steps of 32 pairs: about two visits to each pair that has a label. 300 steps move the scores a little further, at two and
-# a half times the price.
+# 120 steps of 32 pairs visit each labelled pair about twice. 300 steps move the scores a little further and take two and a half
+# times as long.
 STEPS        = 120
-# Any split of the 32 gives the same.
+# The result is the same for every split of the 32 pairs.
 BATCH        = 32
 ACCUMULATION = 1
-# A quarter of the steps, as Diffusion-DPO (500 of 2,000).
+# A quarter of the steps, as in Diffusion-DPO (500 of 2,000).
 WARMUP       = 30
-# The pairs stay as they are while the policy moves, and half of their images are another model's, so the leash must be short:
-# with beta 300 and a rate of 3e-5 the images pale and lose parts (`make reproduce X=tune`).
+# The pairs stay the same while the policy moves, and half of their images are from another model, so the policy must stay close to
+# its reference: with beta 300 and a rate of 3e-5 the images become pale and lose parts (`make reproduce X=tune`).
 LEARNING_RATE = 1e-5
 BETA          = 5000
 TRAIN_FLAGS   =
@@ -44,9 +44,9 @@ CHECKPOINT_STEPS = 30
 
 # The three reported sets; `validation` is for tuning.
 PROMPT_FLAGS = --only-set seen,unseen-pair,unseen-name
-# Five images a prompt, as in the paper.
+# Five images per prompt, as in the paper.
 IMAGES       = 5
-# How the values above were found; the images of the pairs were drawn with guidance 2, 4 and 6.
+# The values above were chosen with these settings. The images of the pairs were drawn with guidance 2, 4 and 6.
 SAMPLE_STEPS = 20
 GUIDANCE     = 4
 SAMPLE_FLAGS =

@@ -2,14 +2,14 @@
 #
 #   make -n reproduce X=sdxl
 #
-# Needed beside sd15.mk's data: DATA/sdxl, 13.9 GB: hf download stabilityai/stable-diffusion-xl-base-1.0.
+# Fetch in addition to sd15.mk's data: DATA/sdxl, 13.9 GB: hf download stabilityai/stable-diffusion-xl-base-1.0.
 #
-# Disk that a run needs, beside these: latents at 1,024 pixels, 4 times as large as those of SD1.5: 524 GB; 23,640 images of about
+# Disk space that a run needs in addition: latents at 1,024 pixels, 4 times as large as those of SD1.5: 524 GB; 23,640 images of about
 # 1.6 MB: 38 GB; the last checkpoint of two policies (2.6 billion weights in f32, Adafactor's moments, which are small, and the
 # reference once it has been refreshed): 31 GB.
-# Cost, on one A100: Diffusion-DPO's authors report about 30 hours for 200 steps of 2,048 pairs on 16, 0.24 pairs a second on one; at
+# Cost, on one A100: Diffusion-DPO's authors report about 30 hours for 200 steps of 2,048 pairs on 16, 0.24 pairs per second on one; at
 # that rate a policy of 1,000 steps of 64 pairs takes 74 hours. Encoding takes 4 times SD1.5's 6 hours: 24; sampling, if an image takes
-# longer in the proportion of the pairs (12 to 1), 60; 3 for scoring stay. About 235 hours for two policies, estimated as in
+# longer in the proportion of the pairs (12 to 1), 60; 3 for scoring as before. About 235 hours for two policies, estimated as in
 # CLUSTER.md; divide by the number of GPUs.
 #
 # Sources of the values as in sd15.mk; [model]: as the model is published.
@@ -20,11 +20,11 @@ BASE = $(DATA)/sdxl
 # [dpo] 1,024 pixels.
 RESOLUTION = 1024
 # [dpo] beta 5,000, as in sd15.mk; Adafactor, because AdamW's moments of 2.6 billion parameters do not fit beside them; 200 steps of
-# warm-up. [ours] 1,000 steps of 64 pairs, the least of [dpo]'s runs on labels of scorers.
+# warm-up. [ours] 1,000 steps of 64 pairs, the fewest of [dpo]'s runs on labels of scorers.
 STEPS        = 1000
 WARMUP       = 200
 TRAIN_FLAGS  = --use_adafactor --gradient_checkpointing
-# [ours] The 64 pairs of a step, one at once, because they must fit.
+# [ours] 64 pairs per step, one at a time, so that they fit into memory.
 BATCH        = 1
 ACCUMULATION = 64
 # [ours] A sixteenth of the steps, as in sd15.mk.

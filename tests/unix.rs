@@ -1,8 +1,16 @@
-//! What every tool does as a citizen of a shell: help, exit codes, pipes, bad files, nothing left behind.
+//! Every tool as a Unix program: help, exit codes, pipes, signals, bad files, odd names, nothing left behind.
+//!
+//! `commands` is a short run of each of the nine tools. `cases` goes deeper into the tools that turn one table into another.
 
 mod util;
 
-use std::{io::Read, process::Stdio};
+use std::{
+    ffi::{OsStr, OsString},
+    io::Read,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    process::Stdio,
+};
 
 use arrow::array::RecordBatch;
 use util::*;
@@ -60,24 +68,259 @@ impl Case {
     }
 }
 
+/// A short run of each tool. Words that name a file of `world` are its inputs.
+const COMMANDS: &[&str] = &[
+    "prompts prompts.parquet -o out",
+    "vote scores.parquet -o out",
+    "winrate a.parquet b.parquet --best-of 1 -o out",
+    #[cfg(feature = "nets")]
+    "score pairs.parquet --metrics colourfulness -o out",
+    #[cfg(feature = "nets")]
+    "encode pairs.parquet --base base --resolution 16 -o out",
+    #[cfg(feature = "nets")]
+    "train pairs.parquet --labels labels.parquet --base base --resolution 16 --max-train-steps 1 --train-batch-size 4 -o out",
+    #[cfg(feature = "nets")]
+    "refresh-ref --policy policy --reference base -o out",
+    #[cfg(feature = "nets")]
+    "sample prompts.parquet --base base -n 1 --steps 1 -o out",
+    #[cfg(feature = "nets")]
+    "report --scored a.parquet b.parquet -o out",
+];
+
+/// The inputs of `COMMANDS`.
+fn world() -> Dir {
+    let dir = Dir::new();
+    let scores_of = |x: f32| vec![Some(x); 6];
+    dir.put("prompts.parquet", &table(vec![("prompt", texts((0..6).map(|i| format!("prompt {i}"))))]));
+    dir.put("scores.parquet", &scores(&[None; 6], &[("hps", &scores_of(0.25), &scores_of(0.5))]));
+    for (file, shift) in [("a.parquet", 0.5), ("b.parquet", 0.0)] {
+        let images: Vec<_> = (0..6).map(|i| vec![i as f32 * 0.3]).collect();
+        dir.put(file, &scored(file, &["hps"], &images, |_, x| x.sin() + shift));
+    }
+    #[cfg(feature = "nets")]
+    {
+        use util::world::{copy, labels, oracle, pairs, some};
+        dir.put("pairs.parquet", &pairs(6));
+        dir.put("labels.parquet", &labels(&pairs(6), some));
+        copy(&oracle("base"), &dir.path("base"));
+        copy(&oracle("policy"), &dir.path("policy"));
+    }
+    dir
+}
+
+/// The tool and the arguments of one of `COMMANDS`.
+fn split(command: &str) -> (&str, Vec<&str>) {
+    let mut words = command.split(' ');
+    (words.next().unwrap(), words.collect())
+}
+
+/// The arguments with another word for `from`.
+fn replaced<'a>(args: &[&'a str], from: &str, to: &'a str) -> Vec<&'a str> {
+    args.iter().map(|arg| if *arg == from { to } else { arg }).collect()
+}
+
+/// Names, sizes and times of all that lies in a folder.
+fn listing(folder: &Path) -> Vec<String> {
+    let output = std::process::Command::new("ls").args(["-lAR", "--full-time"]).current_dir(folder).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().lines().map(String::from).collect()
+}
+
 #[test]
 fn help_and_version() {
-    for case in cases(1) {
-        let help = Tool::new(case.tool).args(["--help"]).ok();
-        says(help.text(), &["Usage: ", "Examples:", "Exit status:", "--output <PATH>", "-o"]);
-        assert!(help.text().lines().all(|line| line.chars().count() <= 100), "{} --help is too wide", case.tool);
-        assert!(Tool::new(case.tool).args(["-h"]).ok().text().len() < help.text().len());
-        let version = Tool::new(case.tool).args(["--version"]).ok();
-        assert_eq!(version.text(), format!("{} {}\n", case.tool, env!("CARGO_PKG_VERSION")));
+    for (tool, _) in COMMANDS.iter().map(|command| split(command)) {
+        let help = Tool::new(tool).args(["--help"]).ok();
+        says(help.text(), &["Usage: ", "Examples:", "Exit status:", "--output <PATH>", "-o", "--quiet", "--threads"]);
+        assert!(help.text().lines().all(|line| line.chars().count() <= 100), "{tool} --help is too wide");
+        assert!(Tool::new(tool).args(["-h"]).ok().text().len() < help.text().len());
+        let version = Tool::new(tool).args(["--version"]).ok();
+        assert_eq!(version.text(), format!("{tool} {}\n", env!("CARGO_PKG_VERSION")));
     }
+}
+
+/// `COMMANDS` covers every program of Cargo.toml.
+#[test]
+#[cfg(feature = "nets")]
+fn every_tool_is_here() {
+    let manifest = include_str!("../Cargo.toml");
+    let mut tools: Vec<_> =
+        manifest.split("[[bin]]\nname = \"").skip(1).map(|s| s.split('"').next().unwrap()).collect();
+    let mut here: Vec<_> = COMMANDS.iter().map(|command| split(command).0).collect();
+    tools.sort();
+    here.sort();
+    assert_eq!(tools, here);
 }
 
 #[test]
 fn exit_code_2_for_a_wrong_command_line() {
-    for case in cases(1) {
-        for args in [&[][..], &["given", "--no-such-flag"], &["given", "-o"], &["given", "--seed", "x", "-o", "out"]] {
-            let run = case.dir().tool(case.tool).args(args).exits(2);
-            assert!(run.err.contains("--help") && run.out.is_empty(), "{} {args:?}: {}", case.tool, run.err);
+    let dir = world();
+    let before = listing(&dir.path(""));
+    for (tool, args) in COMMANDS.iter().map(|command| split(command)) {
+        for (more, named) in
+            [(&["--no-such-flag"][..], "--no-such-flag"), (&["-o"], "--output"), (&["--threads", "x"], "--threads")]
+        {
+            let run = dir.tool(tool).args(&args).args(more).exits(2);
+            says(&run.err, &[named, "--help"]);
+            assert!(run.out.is_empty(), "{tool} {more:?}");
+        }
+        dir.tool(tool).exits(2);
+    }
+    assert_eq!(listing(&dir.path("")), before);
+}
+
+#[test]
+fn a_missing_input_is_named() {
+    let dir = world();
+    let before = listing(&dir.path(""));
+    for (tool, args) in COMMANDS.iter().map(|command| split(command)) {
+        let inputs: Vec<_> = args.iter().filter(|arg| dir.path(arg).exists()).collect();
+        assert!(!inputs.is_empty());
+        for input in inputs {
+            let error = dir.tool(tool).args(replaced(&args, input, "absent")).fails(2);
+            says(&error, &["absent"]);
+        }
+        assert_eq!(listing(&dir.path("")), before, "{tool} left something behind");
+    }
+}
+
+#[test]
+fn every_tool_refuses_to_write_over_its_input() {
+    let dir = world();
+    for (tool, args) in COMMANDS.iter().map(|command| split(command)) {
+        for input in args.iter().filter(|arg| dir.path(arg).is_file()) {
+            let before = listing(&dir.path(""));
+            let error = dir.tool(tool).args(replaced(&args, "out", input)).fails(2);
+            says(&error, &[input]);
+            assert_eq!(listing(&dir.path("")), before, "{tool} {input}");
+        }
+    }
+}
+
+/// With `-q` a run that succeeds prints nothing; the output is the same.
+#[test]
+fn quiet_prints_nothing() {
+    for (tool, args) in COMMANDS.iter().map(|command| split(command)) {
+        let dir = world();
+        let run = dir.tool(tool).args(&args).args(["-q"]).ok();
+        assert_eq!((run.err.as_str(), run.out.len()), ("", 0), "{tool}");
+        assert!(dir.path("out").exists(), "{tool}");
+    }
+}
+
+#[test]
+fn a_folder_that_cannot_be_written() {
+    let dir = world();
+    dir.write("file", "");
+    let before = listing(&dir.path(""));
+    // Below a file no folder can be made. /proc takes no new file, even from root, who may write into any other folder.
+    for (tool, args) in COMMANDS.iter().map(|command| split(command)) {
+        for out in ["file/out", "/proc/out"] {
+            let error = dir.tool(tool).args(replaced(&args, "out", out)).fails(2);
+            says(&error, &[if out.starts_with('/') { "/proc" } else { "file" }]);
+        }
+        assert_eq!(listing(&dir.path("")), before, "{tool} left something behind");
+    }
+}
+
+/// Blanks, letters of any script, and bytes that are not UTF-8, in the names of inputs and outputs.
+#[test]
+fn names_of_any_bytes() {
+    let plain = world();
+    for name in ["größe 熊 '\"".as_bytes(), b"\xe9t\xe9 -o"] {
+        let name = OsStr::from_bytes(name);
+        let dir = Dir::new();
+        let copied =
+            std::process::Command::new("cp").arg("-r").arg(plain.path("")).arg(dir.path("").join(name)).status();
+        assert!(copied.unwrap().success());
+        for (tool, args) in COMMANDS.iter().map(|command| split(command)) {
+            let inside = |arg: &&str| -> OsString {
+                if *arg == "out" || plain.path(arg).exists() { Path::new(name).join(arg).into() } else { arg.into() }
+            };
+            dir.tool(tool).args(args.iter().map(inside)).ok();
+            let out = dir.path("").join(name).join("out");
+            let removed = if out.is_dir() { std::fs::remove_dir_all(&out) } else { std::fs::remove_file(&out) };
+            removed.unwrap_or_else(|error| panic!("{tool} did not write {}: {error}", out.display()));
+        }
+        assert_eq!(std::fs::read_dir(dir.path("")).unwrap().count(), 1, "something was written elsewhere");
+    }
+}
+
+/// A program that was started without standard output or standard error still does its work.
+#[test]
+fn closed_standard_output_and_error() {
+    for (tool, args) in COMMANDS.iter().map(|command| split(command)) {
+        let dir = world();
+        let run = dir.tool(tool).args(&args).command;
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", r#"exec "$@" >&- 2>&-"#, "sh"]).arg(run.get_program()).args(run.get_args());
+        let status = shell.current_dir(dir.path("")).stdin(Stdio::null()).status().unwrap();
+        assert_eq!(status.code(), Some(0), "{tool}");
+        assert!(dir.path("out").exists(), "{tool}");
+    }
+}
+
+/// `-o -` writes to standard output what `-o PATH` writes to a file; tools that write folders refuse it.
+#[test]
+fn standard_output_where_it_makes_sense() {
+    let dir = world();
+    for (tool, args) in COMMANDS.iter().map(|command| split(command)) {
+        let args = replaced(&args, "out", "-");
+        let before = listing(&dir.path(""));
+        if ["encode", "train", "refresh-ref"].contains(&tool) {
+            says(&dir.tool(tool).args(&args).fails(2), &["folder"]);
+        } else {
+            let run = dir.tool(tool).args(&args).ok();
+            assert!(!run.out.is_empty(), "{tool}");
+            // A full disk is an error, never a short table.
+            let mut full = dir.tool(tool).args(&args);
+            let full = full.command.stdin(Stdio::null()).stdout(std::fs::File::create("/dev/full").unwrap()).output();
+            let (code, error) = full.map(|run| (run.status.code(), String::from_utf8(run.stderr).unwrap())).unwrap();
+            assert_eq!(code, Some(2), "{tool}: {error}");
+            says(&error, &["No space left"]);
+        }
+        assert_eq!(listing(&dir.path("")), before, "{tool} wrote elsewhere");
+    }
+}
+
+/// Long work ends with 143 after SIGTERM and 130 after SIGINT, and the same command finishes it.
+#[test]
+#[cfg(feature = "nets")]
+fn signals_save_and_leave() {
+    use util::world::{labels, oracle, pairs, some, wait_for};
+    let dir = world();
+    dir.put("pairs.parquet", &pairs(400));
+    dir.put("labels.parquet", &labels(&pairs(400), some));
+    let model = oracle("base").display().to_string();
+    let scorers = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/mini/scorers").display().to_string();
+    dir.put("prompts.parquet", &table(vec![("prompt", texts((0..400).map(|i| format!("prompt {i}"))))]));
+    let part = "000000.parquet";
+    for (command, begun) in [
+        (format!("score pairs.parquet --models {scorers} --metrics hps,clip -o OUT"), format!("OUT.partial/{part}")),
+        (format!("sample prompts.parquet --base {model} -n 4 --steps 8 -o OUT"), format!("OUT.partial/{part}")),
+        (
+            format!("encode pairs.parquet --base {model} --resolution 64 -o OUT"),
+            "OUT.partial/000000.pairs.parquet".into(),
+        ),
+        (
+            format!(
+                "train pairs.parquet --labels labels.parquet --base {model} --resolution 16 --max-train-steps 60 \
+                 --train-batch-size 4 --checkpointing-steps 10 --resume-from-checkpoint latest -o OUT"
+            ),
+            "OUT/log.jsonl".into(),
+        ),
+    ] {
+        let (tool, _) = split(&command);
+        for (signal, code) in [("TERM", 143), ("INT", 130)] {
+            let out = format!("{tool}-{signal}");
+            let (command, begun) = (command.replace("OUT", &out), begun.replace("OUT", &out));
+            let (_, args) = split(&command);
+            let child = util::world::spawn(dir.tool(tool).args(&args));
+            wait_for(&begun, || dir.path(&begun).metadata().is_ok_and(|file| file.len() > 0));
+            let pid = child.id().to_string();
+            assert!(std::process::Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+            let mut child = child;
+            assert_eq!(child.wait().unwrap().code(), Some(code), "{tool} after SIG{signal}");
+            dir.tool(tool).args(&args).ok();
+            assert!(dir.path(&out).exists() && !dir.path(&format!("{out}.partial")).exists(), "{tool}");
         }
     }
 }
@@ -309,14 +552,6 @@ fn a_link_stays_a_link() {
         says(&dir.tool(case.tool).args(["given"]).args(rest("link")).fails(2), &["cannot write link", "circle"]);
         assert_eq!(dir.list(), ["folder", "given", "link", "out"]);
         assert_eq!(std::fs::read_dir(dir.path("folder")).unwrap().count(), 2);
-    }
-}
-
-#[test]
-fn quiet_says_nothing() {
-    for case in cases(3) {
-        let run = case.dir().tool(case.tool).args(["given"]).args(case.rest).args(["-q"]).ok();
-        assert_eq!((run.err.as_str(), run.out.len()), ("", 0), "{}", case.tool);
     }
 }
 

@@ -37,7 +37,9 @@ use seen::Seen;
     after_help = "\
 Examples:
   encode pairs.parquet --base sd15 -o latents/
-  encode pairs.parquet --base sd15 --augment independent-flip -o latents/"
+  encode pairs.parquet --base sd15 --augment independent-flip -o latents/
+
+Exit status: 0 done, 2 trouble, 128 + N after signal N."
 )]
 struct Args {
     /// Pairs tables

@@ -51,7 +51,9 @@ Examples:
   sample prompts.parquet --base sdxl --scheduler euler --steps 30 --guidance 5 --negative 'blurry, text' -o xl.parquet
 
 The samplers are set up by the base's scheduler_config.json as diffusers' classes of the same names set themselves up.
-Each PNG carries its settings under the key `parameters`, as AUTOMATIC1111's web UI writes them."
+Each PNG carries its settings under the key `parameters`, as AUTOMATIC1111's web UI writes them.
+
+Exit status: 0 done, 2 trouble, 128 + N after signal N."
 )]
 struct Args {
     /// Prompts: anything that `prompts` reads (tables, tsv, json, txt, `-`)

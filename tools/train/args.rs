@@ -43,7 +43,9 @@ The output is a checkpoint folder: unet/ (loads in diffusers), state/ (needed by
 Networks compute in f32, on a GPU also in bf16; --dtype f16 is refused, because small gradients would become 0. Weights, gradients \
 and losses are always f32, and on a GPU so are the moments.
 
-Flags may be written with _ instead of -, so that launch lines of Diffusion-DPO and diffusers can be pasted.";
+Flags may be written with _ instead of -, so that launch lines of Diffusion-DPO and diffusers can be pasted.
+
+Exit status: 0 done, 2 trouble, 128 + N after signal N.";
 
 /// Fine-tune a Stable Diffusion UNet on preference labels with the Diffusion-DPO loss.
 #[derive(Parser, Clone, Debug)]
