@@ -34,6 +34,7 @@ use seen::Seen;
 #[command(
     name = "encode",
     version,
+    max_term_width = 100,
     after_help = "\
 Examples:
   encode pairs.parquet --base sd15 -o latents/

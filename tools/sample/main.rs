@@ -44,6 +44,7 @@ use rows::{Artist, Image};
 #[command(
     name = "sample",
     version,
+    max_term_width = 100,
     after_help = "\
 Examples:
   sample prompts.parquet --base sd15 -o base.parquet -n 5

@@ -49,7 +49,7 @@ Exit status: 0 done, 2 trouble, 128 + N after signal N.";
 
 /// Fine-tune a Stable Diffusion UNet on preference labels with the Diffusion-DPO loss.
 #[derive(Parser, Clone, Debug)]
-#[command(name = "train", version, after_help = EXAMPLES)]
+#[command(name = "train", version, max_term_width = 100, after_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
     pub data: DataFlags,
