@@ -33,7 +33,7 @@ fn tsv() {
 }
 
 #[test]
-fn a_source_is_what_it_holds_not_what_it_is_called() {
+fn a_source_is_recognised_by_its_content() {
     assert_eq!(read("parti.json", PARTI, &[]).0.len(), 3);
     assert_eq!(read("anime.txt", r#"["a cat", "a \"dog\""]"#, &[]).0, ["a cat", "a \"dog\""]);
     let objects =
@@ -249,7 +249,7 @@ mod safe {
     }
 
     #[test]
-    fn counts_are_said() {
+    fn counts_are_printed() {
         let dir = Dir::new();
         dir.write("a.txt", "a photo of a cat\nThe Dogs!\nnaïve café\na red house-ing flower\n");
         let safe = fixture();
@@ -298,7 +298,7 @@ mod safe {
             assert!(!dir.path("p.parquet").exists());
             error
         };
-        says(&fails(&["--threshold", "1.5"]), &["--threshold 1.5 is no probability"]);
+        says(&fails(&["--threshold", "1.5"]), &["--threshold 1.5 is not a probability"]);
         let config = String::from_utf8(dir.bytes("model/config.json")).unwrap();
         for (from, to, parts) in [
             ("\"distilbert\"", "\"roberta\"", ["model_type is 'roberta'", "expected 'distilbert'"]),

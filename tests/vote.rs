@@ -351,7 +351,7 @@ fn votes_and_voters_are_the_sums_of_their_columns() {
 }
 
 #[test]
-fn null_score_is_no_vote() {
+fn a_null_score_is_not_a_vote() {
     let n = |x: [Option<f32>; 3]| x;
     let table = scores(
         &[None, None, None],
@@ -375,7 +375,7 @@ fn null_score_is_no_vote() {
 }
 
 #[test]
-fn missing_human_label_abstains() {
+fn a_missing_human_label_abstains() {
     let zero = [Some(0.1), Some(0.1), Some(0.1)];
     let one = [Some(0.2), Some(0.2), Some(0.2)];
     let table = scores(&[None, Some(f32::NAN), Some(1.0)], &[("hps", &zero, &one)]);
@@ -635,7 +635,7 @@ fn a_collapsed_metric_is_a_warning() {
 }
 
 #[test]
-fn a_score_that_is_no_number_is_named() {
+fn a_score_that_is_not_a_number_is_named() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let dir = Dir::new();
         let mut clip = vec![Some(0.5); 2000];
@@ -651,7 +651,7 @@ fn a_score_that_is_no_number_is_named() {
 }
 
 #[test]
-fn what_is_missing_is_said() {
+fn what_is_missing_is_named() {
     let dir = Dir::new();
     dir.put("s.parquet", &four());
     let vote = |args: &[&str]| dir.tool("vote").args(["-o", "l.parquet"]).args(args).fails(2);

@@ -252,7 +252,7 @@ fn both_tables_must_hold_the_same_prompts_and_one_model() {
 }
 
 #[test]
-fn models_of_one_name_are_told_apart_by_their_tables() {
+fn models_of_one_name_are_distinguished_by_their_tables() {
     let dir = dir();
     let json = dir.tool("winrate").args(["policy.parquet", "policy.parquet", "--best-of", "2", "--json"]).ok().json();
     assert_eq!(json["comparisons"][0]["a"], "policy (policy.parquet)");
@@ -354,7 +354,7 @@ fn different_scorers_are_refused() {
 }
 
 #[test]
-fn other_seeds_are_a_note() {
+fn other_seeds_give_a_note() {
     let dir = dir();
     let table = two("base", &base());
     let mut columns = table.columns().to_vec();
@@ -475,7 +475,7 @@ fn style_is_another_name_of_challenge() {
 
 /// Two training seeds of a model count as one model, and a single table of the other stands for all its seeds.
 #[test]
-fn seeds_are_taken_together() {
+fn seeds_are_pooled() {
     let dir = dir();
     // Ahead on every prompt; `policy` itself is on two of four.
     dir.put(
@@ -583,7 +583,7 @@ fn seeds_that_cannot_be_paired_are_refused() {
 }
 
 #[test]
-fn seeds_as_csv_are_a_number_a_line_and_mark_held_out_judges() {
+fn seeds_as_csv_have_one_number_per_line_and_mark_held_out_judges() {
     let (dir, args) = three_seeds();
     let csv = dir.tool("winrate").args(&args).args(["--format", "csv", "--held-out", "clip"]).ok();
     let lines: Vec<_> = csv.text().lines().collect();

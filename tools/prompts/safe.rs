@@ -45,14 +45,14 @@ const AT_ONCE: usize = 64;
 /// Writes `nsfw_prob` and leaves the safe prompts, the first `max` of them.
 ///
 /// # Errors
-/// No classifier, or none of this kind, in `folder`; a threshold that is no probability; a signal.
+/// `folder` has no classifier, or one of another kind; the threshold is not a probability; a signal arrived.
 #[cfg(feature = "nets")]
 pub fn filter(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe, quiet: bool) -> Result<Filtered> {
     use anyhow::{Context, ensure};
     use nets::{device, hub, text_classifier::TextClassifier};
     use pipe::{progress, stop};
 
-    ensure!((0.0..=1.0).contains(&args.threshold), "--threshold {} is no probability", args.threshold);
+    ensure!((0.0..=1.0).contains(&args.threshold), "--threshold {} is not a probability", args.threshold);
     stop::watch()?;
     let folder = Hub { allow_download: args.allow_download }.folder(folder, hub::resolve)?;
     let say = || format!("--safe {}", folder.display());

@@ -54,16 +54,8 @@ fn run(args: Args) -> Result<Answer> {
     let output = args.sharding.output_beside(common, read)?;
     let shard = args.sharding.shard;
     args.check()?;
-    let mut source = PairSource::open(&args.scores, args.pairs.is_some(), &args.metrics)?;
-    if args.human_voter {
-        source.add_people()?;
-    }
-    source.set_margins(args.margins(source.metrics())?);
     let ties = args.ties.under(&args.rule);
-    if ties != args.ties {
-        common.say("vote: note: --ties is not used under --rule human, where a tie always abstains");
-    }
-    check(&source, &args.rule, ties)?;
+    let mut source = open(&args, ties)?;
     let (tally, scales, fit) = learn(&args, &mut source)?;
 
     let metrics = source.metrics().to_vec();
@@ -103,6 +95,20 @@ fn run(args: Args) -> Result<Answer> {
     out.note("summary", &json);
     out.finish()?;
     tell(&args, ties, &summary, fit.as_ref(), &rounds, &metrics, json)
+}
+
+/// Opens the tables with their voters and margins, and checks that they have what the rule needs.
+fn open(args: &Args, ties: Ties) -> Result<PairSource> {
+    let mut source = PairSource::open(&args.scores, args.pairs.is_some(), &args.metrics)?;
+    if args.human_voter {
+        source.add_people()?;
+    }
+    source.set_margins(args.margins(source.metrics())?);
+    if ties != args.ties {
+        args.common.say("vote: note: --ties is not used under --rule human, where a tie always abstains");
+    }
+    check(&source, &args.rule, ties)?;
+    Ok(source)
 }
 
 /// # Errors
