@@ -5,7 +5,7 @@
 mod util;
 
 use candle_core::{DType, Device, Tensor};
-use nets::{prompt::PromptEncoder, unet::UNet, vae::Vae};
+use nets::{conditioning::Widths, denoiser::Denoiser, prompt::PromptEncoder, vae::Vae};
 use util::{test_device, world::*};
 
 /// `TEST_DEVICE`, or the CPU.
@@ -38,7 +38,7 @@ fn two_text_encoders() {
     assert!(max_abs(&told.states, &expected["sdxl.states"]) < 5e-5);
     let pooled = told.pooled.unwrap();
     assert!(max_abs(&pooled, &expected["sdxl.pooled"]) < 5e-5);
-    assert_eq!(text.shape(), ([16, 20], Some(16)));
+    assert_eq!((text.tokens(), text.widths()), (16, Widths { states: 20, pooled: Some(16) }));
     // Without a negative prompt SDXL is told zeros, with an empty one what it says of "".
     let empty = text.negative(Some("")).unwrap();
     // On a GPU one prompt and three are other matrix products.
@@ -53,10 +53,10 @@ fn two_text_encoders() {
 fn unet() {
     let expected = tensors(&oracle("expected.safetensors"));
     let text = PromptEncoder::open(&oracle("base"), DType::F32, &device()).unwrap();
-    let unet = UNet::open(&oracle("policy/unet"), DType::F32, &device()).unwrap();
+    let unet = Denoiser::open(&oracle("policy/unet"), DType::F32, &device()).unwrap();
     let timesteps = values(&expected["unet.timestep"]);
-    let states = text.encode(&prompts()).unwrap().states;
-    let out = unet.forward(&here(&expected["unet.sample"]), &timesteps, &states, None).unwrap();
+    let conditioning = text.encode(&prompts()).unwrap();
+    let out = unet.predict(&here(&expected["unet.sample"]), &timesteps, &conditioning).unwrap();
     assert!(max_abs(&out, &expected["unet.out"]) < 5e-5);
 }
 

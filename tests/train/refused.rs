@@ -119,7 +119,7 @@ fn models_that_do_not_fit_are_named() {
     let mini = mini().display().to_string();
     let rest = format!("--policy {mini} --reference {mini}");
     let error = train(&dir, "out", &rest).fails(2);
-    says(&error, &[&mini, "the UNet attends to states of width", "the text encoder makes"]);
+    says(&error, &[&mini, "the denoiser attends to states of width", "the text encoder makes"]);
     let replay = |change: &dyn Fn(&mut Tensors)| {
         let mut all = tensors(&oracle("replay.safetensors"));
         change(&mut all);
@@ -139,8 +139,8 @@ fn models_that_do_not_fit_are_named() {
             all.extend(ours);
         }
     };
-    says(&replay(&|all| three(all, "")), &["the UNet takes latents of 4 channels, but these have 3"]);
-    says(&replay(&|all| three(all, "0.")), &["the UNet takes latents of 4 channels, but these have 3"]);
+    says(&replay(&|all| three(all, "")), &["the denoiser takes latents of 4 channels, but these have 3"]);
+    says(&replay(&|all| three(all, "0.")), &["the denoiser takes latents of 4 channels, but these have 3"]);
     assert!(!dir.path("out").exists());
     says(&replay(&|all| three(all, "1.")), &["replay: step 1 has latents of 3 channels, step 0 of 4"]);
     let times = |numbers: &[i64], dims: &[usize]| {

@@ -12,6 +12,7 @@ use arrow::{
 use candle_core::{DType, Device, Tensor};
 use half::f16;
 use nets::{
+    conditioning::Widths,
     device,
     image::{self, TrainCrop},
     prompt::PromptEncoder,
@@ -74,7 +75,7 @@ impl Encoder {
     pub fn tables(&self) -> Vec<(&'static str, Schema)> {
         let side = self.resolution / self.vae.config.factor();
         let latent = format!("[{},{side},{side}]", self.vae.config.latent_channels);
-        let ([tokens, width], pooled) = self.text.shape();
+        let (tokens, Widths { states: width, pooled }) = (self.text.tokens(), self.text.widths());
         let mut states = Metadata::default().with("state_shape", format!("[{tokens},{width}]"));
         if let Some(width) = pooled {
             states = states.with("pooled_shape", format!("[{width}]"));
@@ -114,7 +115,7 @@ impl Encoder {
 
     /// The text encoder's states.
     fn captions(&self, new: &[&str]) -> Result<RecordBatch> {
-        let schema = Arc::new(schema::captions(self.text.shape().1.is_some()));
+        let schema = Arc::new(schema::captions(self.text.widths().pooled.is_some()));
         if new.is_empty() {
             return Ok(RecordBatch::new_empty(schema));
         }

@@ -59,7 +59,7 @@ fn refresh(args: Args) -> Result<Answer> {
     ensure!(out.as_os_str() != "-", "a checkpoint is a folder; name one with -o");
     ensure!((0.0..=1.0).contains(&args.rate), "--rate must lie between 0 and 1, but it is {}", args.rate);
     let device = device::open(args.device)?;
-    let folder = |arg: &PathBuf| folder::unet(&args.hub.folder(arg, hub::resolve)?);
+    let folder = |arg: &PathBuf| folder::denoiser(&args.hub.folder(arg, hub::resolve)?);
     let (policy_folder, reference_folder) = (folder(&args.policy)?, folder(&args.reference)?);
     let (policy, reference) = (Weights::open(&policy_folder)?, Weights::open(&reference_folder)?);
 
@@ -83,6 +83,6 @@ fn refresh(args: Args) -> Result<Answer> {
         Ok(InputOrigin { sha256: Some(w.hash()?), origin: w.origin().map(Box::new) })
     };
     let origin = Origin::new("refresh-ref").arg("rate", args.rate).inputs([input(&policy)?, input(&reference)?]);
-    write::model(&out.join("unet"), &policy_folder, &moved, &origin)?;
+    write::model(&out.join(nets::folder::DENOISER), &policy_folder, &moved, &origin)?;
     Ok(Answer::Yes)
 }

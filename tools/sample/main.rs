@@ -154,7 +154,7 @@ fn sample(args: Args) -> Result<Answer> {
     let dtype = device::dtype(args.networks.dtype, &device)?;
     let prompts = prompt_source::read(&args.prompts, None)?;
     ensure!(!prompts.prompts.is_empty(), "there is no prompt to draw");
-    let unet_of = folder::unet(unet.as_deref().unwrap_or(&base))?;
+    let unet_of = folder::denoiser(unet.as_deref().unwrap_or(&base))?;
     let painter = Painter::open(&base, &unet_of, settings.clone(), dtype, &device)?;
     let given = args.latents.as_ref().map(|path| GivenNoise::open(path)).transpose()?;
     let total = prompts.prompts.len() * args.n as usize;

@@ -1,7 +1,7 @@
 //! What one micro-batch brings to the networks.
 
 use candle_core::Tensor;
-use nets::prompt::{Conditioning, TimeIds};
+use nets::conditioning::Conditioning;
 
 use crate::loss::Label;
 
@@ -11,12 +11,10 @@ pub struct Batch {
     pub latents: Tensor,
     /// (2B, C, h, w), the same for both images of a pair.
     pub noise: Tensor,
-    /// 2B, the same for both images of a pair.
-    pub timesteps: Vec<u32>,
-    /// The conditioning of the B captions; that of the empty prompt where a caption was dropped.
+    /// The 2B times of the noise, the same for both images of a pair.
+    pub times: Vec<f32>,
+    /// The conditioning of the 2B images: their captions, or the empty prompt where a caption was dropped.
     pub conditioning: Conditioning,
-    /// 2B, for SDXL: original size, crop and size of each image.
-    pub sizes: Vec<TimeIds>,
     /// B, in the order of the images.
     pub labels: Vec<Label>,
 }

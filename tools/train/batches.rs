@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use candle_core::Device;
-use nets::noise::Schedule;
+use nets::process::Process;
 
 use crate::{batch::Batch, training_data::TrainingData, world::Share};
 
@@ -32,7 +32,7 @@ pub struct Batches {
 #[derive(Clone)]
 struct Maker {
     share: Share,
-    schedule: Schedule,
+    process: Process,
     device: Device,
 }
 
@@ -40,7 +40,7 @@ impl Maker {
     /// Micro-batch `i` after `skipped` steps whose pairs are not used. Samples are counted, not batches.
     fn make(&self, data: &mut TrainingData, i: u64, skipped: u64) -> Result<Batch> {
         let i = i + skipped * self.share.micro_batches() as u64;
-        data.make_batch(i, self.share.samples(i), &self.schedule, &self.device)
+        data.make_batch(i, self.share.samples(i), &self.process, &self.device)
     }
 }
 
@@ -62,12 +62,12 @@ impl Batches {
         data: TrainingData,
         share: Share,
         steps: u64,
-        schedule: &Schedule,
+        process: &Process,
         device: &Device,
         flags: LoaderFlags,
     ) -> Self {
         let end = steps * share.micro_batches() as u64;
-        let maker = Maker { share, schedule: schedule.clone(), device: device.clone() };
+        let maker = Maker { share, process: process.clone(), device: device.clone() };
         let progress = Progress::OnDemand { data: Box::new(data), next: 0, skipped: 0 };
         Self { maker, workers: flags.dataloader_num_workers, end, progress }
     }

@@ -158,7 +158,7 @@ impl Checkpoints {
             return write::model(&folder.join(UNET.next), &self.unet, &rounded(trained)?, origin);
         };
         let adapters = rounded(trained.clone())?;
-        lora::write(&folder.join(LORA.next), config, state.policy.unet.config.kohya_naming(), &adapters, origin)?;
+        lora::write(&folder.join(LORA.next), config, state.policy.denoiser.config.kohya_naming(), &adapters, origin)?;
         if self.merge {
             let merged = lora::merged(&Weights::open(&self.unet)?, config, &trained)?;
             write::model(&folder.join(UNET.next), &self.unet, &rounded(merged)?, origin)?;
@@ -288,7 +288,7 @@ struct Published {
 }
 
 const UNET: Published = Published {
-    folder: "unet",
+    folder: folder::DENOISER,
     next: "unet.partial",
     files: ["config.json", folder::DIFFUSERS_WEIGHTS],
     main: folder::DIFFUSERS_WEIGHTS,

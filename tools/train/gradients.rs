@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use nets::{
+    denoiser::Activations,
     params::{self, Grads},
-    prompt::Conditioning,
 };
 use pipe::cli::named;
 use rayon::prelude::*;
@@ -54,7 +54,7 @@ pub struct Execution {
     in_parallel: bool,
     /// On the CPU, large gradients keep their memory from step to step.
     keeps_memory: bool,
-    checkpointing: bool,
+    activations: Activations,
     /// The type that the networks compute in; weights, gradients and losses are f32.
     compute: DType,
 }
@@ -65,13 +65,13 @@ impl Execution {
         let trained: usize = state.policy.params.values().map(|p| p.elem_count()).sum();
         // Adapters are small, but the network that they belong to may not be.
         let small = trained < SMALL && state.counters.lora.is_none();
-        let checkpointing = match flags.gradient_checkpointing {
-            Checkpointing::Auto => !small,
-            Checkpointing::On => true,
-            Checkpointing::Off => false,
+        let activations = match flags.gradient_checkpointing {
+            Checkpointing::Auto if small => Activations::Kept,
+            Checkpointing::Auto | Checkpointing::On => Activations::Recomputed,
+            Checkpointing::Off => Activations::Kept,
         };
         let (in_parallel, keeps_memory) = (small && device.is_cpu(), !small && device.is_cpu());
-        Self { in_parallel, keeps_memory, checkpointing, compute }
+        Self { in_parallel, keeps_memory, activations, compute }
     }
 
     /// Micro-batches in hand at a time.
@@ -172,21 +172,18 @@ fn accumulate(
     scale: f64,
     grads: &mut Grads,
 ) -> Result<Vec<Pair>> {
-    let schedule = &method.schedule;
-    let noisy = schedule.add_noise(&batch.latents, &batch.noise, &batch.timesteps)?; // (2B, C, h, w)
-    let target = schedule.target(&batch.latents, &batch.noise, &batch.timesteps)?; // (2B, C, h, w)
-    let noisy = noisy.to_dtype(execution.compute)?;
-    let conditioning = Conditioning::cat(&[&batch.conditioning, &batch.conditioning])?.to_dtype(execution.compute)?; // 2B prompts
-    let added = conditioning.added(&batch.sizes)?; // SDXL's
-    let timesteps: Vec<f32> = batch.timesteps.iter().map(|&t| t as f32).collect();
+    let (process, times) = (&method.process, &batch.times);
+    let noisy = process.add_noise(&batch.latents, &batch.noise, times)?.to_dtype(execution.compute)?; // (2B, C, h, w)
+    let target = process.target(&batch.latents, &batch.noise, times)?; // (2B, C, h, w)
+    let conditioning = batch.conditioning.to_dtype(execution.compute)?;
 
     // The same arithmetic for both, so that equal weights give equal errors to the last bit. The reference goes first, so that
     // its memory is free again when the policy's activations need it.
-    let weights = method.weights(&batch.timesteps); // 2B
-    let reference = state.reference.predict(&noisy, &timesteps, &conditioning.states, added.as_ref())?;
+    let weights = method.weights(times); // 2B
+    let reference = state.reference.predict(&noisy, times, &conditioning)?;
     let reference = errors(&(reference.to_dtype(DType::F32)? - &target)?, &weights)?;
-    let unet = &state.policy.unet;
-    let pass = unet.forward_for(execution.checkpointing, &noisy, &timesteps, &conditioning.states, added.as_ref())?;
+    let denoiser = &state.policy.denoiser;
+    let pass = denoiser.forward_for(execution.activations, &noisy, times, &conditioning)?;
     let residual = (pass.prediction().to_dtype(DType::F32)? - &target)?; // (2B, C, h, w)
     let policy = errors(&residual, &weights)?;
     let mut pairs = losses(&policy, &reference, &batch.labels, method);
@@ -195,7 +192,7 @@ fn accumulate(
     }
 
     let seed = (seed(&residual, &pairs, &weights)? * scale)?;
-    params::accumulate(&state.policy.params, grads, || unet.backward(pass, &seed))?;
+    params::accumulate(&state.policy.params, grads, || denoiser.backward(pass, &seed))?;
     Ok(pairs)
 }
 

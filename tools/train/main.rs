@@ -128,7 +128,7 @@ fn prepare(mut args: Args, world: &mut World) -> Result<Run<'_>> {
     let most_pairs = execution.most_pairs().filter(|_| args.data.replay.is_none()); // one entry of a replay file is one micro-batch
     let share = world.share(&args.batch, most_pairs);
     let learning_rate = setup.optimiser.learning_rate(setup.pairs_per_step);
-    let base = Weights::open(&folder::unet(&setup.models.base)?)?;
+    let base = Weights::open(&folder::denoiser(&setup.models.base)?)?;
     let (done, steps) = (state.counters.step, setup.optimiser.max_train_steps);
     let reporter = Reporter::new(args.log, &args.common, &checkpoints, done, steps, world.first());
     let notes =
@@ -137,7 +137,7 @@ fn prepare(mut args: Args, world: &mut World) -> Result<Run<'_>> {
     let advice = [Some(beta), small_rate_warning(learning_rate.sum(), state.weight_size()?)];
     notes.iter().chain(&advice).flatten().for_each(|note| reporter.say(note));
 
-    let mut batches = Batches::new(data, share, steps, &method.schedule, &device, args.loader);
+    let mut batches = Batches::new(data, share, steps, &method.process, &device, args.loader);
     batches.go_to(done, state.counters.skipped)?;
     Ok(Run {
         world,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use nets::noise::{PredictionType, Schedule};
+use nets::process::{ErrorOf, Process};
 use pipe::{cli::named, origin::Origin};
 
 use crate::{
@@ -42,21 +42,10 @@ impl MethodFlags {
 }
 
 pipe::names! {
-    /// Whose squared error is taken where the UNet predicts v.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    enum ErrorOf {
-        /// That of the UNet's prediction: compared with `epsilon`, a v-prediction model's errors have the weight 1 + 1/SNR
-        Prediction = "prediction",
-        /// That of the noise, whatever the UNet predicts: the error of v has the weight alpha_t^2
-        Epsilon = "epsilon",
-    }
-}
-
-pipe::names! {
     /// Which timesteps are trained.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Timesteps {
-        /// `turbo` for a base like SDXL Turbo, whose scheduler spaces timesteps `trailing` and whose UNet predicts the noise;
+        /// `turbo` for a base like SDXL Turbo, whose scheduler spaces timesteps `trailing` and which predicts the noise;
         /// otherwise `all`
         Auto = "auto",
         /// Every timestep of the schedule, equally often
@@ -68,8 +57,8 @@ pipe::names! {
 
 /// Everything besides the networks that turns the inputs of a micro-batch into losses.
 pub struct Method {
-    /// Noise schedule of the base, with the timesteps that are trained.
-    pub schedule: Schedule,
+    /// How the base turns images into noise, with the timesteps that are trained.
+    pub process: Process,
     pub objective: Objective,
     pub guard: Guard,
     error: ErrorOf,
@@ -80,14 +69,14 @@ impl Method {
     /// # Errors
     /// The base has no scheduler that can be read; the flags contradict each other.
     pub fn open(flags: &MethodFlags, base: &Path) -> Result<Self> {
-        let schedule = Schedule::open(base)?;
+        let process = Process::open(base)?;
         let timesteps = match flags.timesteps {
-            Timesteps::Auto if schedule.looks_distilled() => Timesteps::Turbo,
+            Timesteps::Auto if process.looks_distilled() => Timesteps::Turbo,
             Timesteps::Auto => Timesteps::All,
             named => named,
         };
-        let schedule = if timesteps == Timesteps::Turbo { schedule.distilled() } else { schedule };
-        Ok(Self { schedule, objective: flags.objective()?, guard: flags.guard, error: flags.error, timesteps })
+        let process = if timesteps == Timesteps::Turbo { process.distilled() } else { process };
+        Ok(Self { process, objective: flags.objective()?, guard: flags.guard, error: flags.error, timesteps })
     }
 
     /// Adds the settings to the origin of the weights.
@@ -99,27 +88,19 @@ impl Method {
             .arg("timesteps", format!("{:?}", self.timesteps))
     }
 
-    /// w(lambda_t) of each image. With v = alpha eps - sigma x_0 and x_t given, eps = alpha v + sigma x_t, so that
-    /// |eps error|^2 = alpha_t^2 |v error|^2.
-    pub fn weights(&self, timesteps: &[u32]) -> Vec<f64> {
-        let v = self.schedule.config.prediction_type == PredictionType::VPrediction;
-        let weight = |t: &u32| match self.error {
-            ErrorOf::Epsilon if v => f64::from(self.schedule.alphas_cumprod[*t as usize]),
-            _ => 1.0,
-        };
-        timesteps.iter().map(weight).collect()
+    /// w(lambda_t) of each image.
+    pub fn weights(&self, times: &[f32]) -> Vec<f64> {
+        times.iter().map(|&t| self.process.weight(self.error, t)).collect()
     }
 
     /// A note where not every timestep is trained.
     pub fn timesteps_note(&self) -> Option<String> {
-        let (trained, all) = (&self.schedule.trained, self.schedule.config.num_train_timesteps);
-        (trained.len() != all).then(|| {
-            format!(
-                "{} of {all} timesteps are trained, {trained:?}, as suits a model distilled to a few steps; --timesteps all \
-                 trains all of them",
-                trained.len()
-            )
-        })
+        let (trained, all) = self.process.few_times()?;
+        Some(format!(
+            "{} of {all} timesteps are trained, {trained:?}, as suits a model distilled to a few steps; --timesteps all trains \
+             all of them",
+            trained.len()
+        ))
     }
 }
 

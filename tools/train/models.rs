@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use nets::{
-    folder, hub, json,
+    denoiser::{Config, Trainable},
+    folder, hub,
     lora::{Adapters, LoraConfig},
-    unet::{Trainable, UNet, UNetConfig},
     weights::Weights,
 };
 use pipe::{cli::Hub, origin::Origin};
@@ -75,8 +75,7 @@ impl ModelFlags {
 
     /// Side in pixels of the images that the base's UNet was made for, with `factor` pixels per latent.
     pub fn native_side(&self, factor: usize) -> Result<usize> {
-        let config: UNetConfig = json::read(&folder::unet(&self.base)?.join("config.json"))?;
-        Ok(config.sample_size * factor)
+        Ok(Config::read(&folder::denoiser(&self.base)?)?.side * factor)
     }
 }
 
@@ -96,9 +95,9 @@ impl Models {
     /// # Errors
     /// Files that cannot be read; policy and reference of different architectures.
     pub fn whole(models: &ModelFlags, reference: &ReferenceFlags, device: &Device) -> Result<Self> {
-        let unet_of = |path: &Option<PathBuf>| folder::unet(path.as_ref().unwrap_or(&models.base));
+        let unet_of = |path: &Option<PathBuf>| folder::denoiser(path.as_ref().unwrap_or(&models.base));
         let (unet, other) = (unet_of(&models.policy)?, unet_of(&models.reference)?);
-        let policy = UNet::open_variables(&unet, device, false)?;
+        let policy = Trainable::open(&unet, device)?;
         let reference = Reference::open(&other, &policy.params, reference, device)?;
         let hashes = [Weights::open(&unet)?.hash()?, Weights::open(&other)?.hash()?];
         Ok(Self { policy, reference, hashes, unet })
@@ -112,8 +111,8 @@ impl Models {
     pub fn adapted(models: &ModelFlags, config: &LoraConfig, seed: u64, device: &Device) -> Result<Self> {
         let adapters = [&models.policy, &models.reference].map(|path| path.as_deref().and_then(folder::adapters));
         let under = models.policy.as_ref().filter(|_| adapters[0].is_none()).unwrap_or(&models.base);
-        let unet = folder::unet(under)?;
-        let [policy, reference] = UNet::open_adapted(&unet, config, seed, device)
+        let unet = folder::denoiser(under)?;
+        let [policy, reference] = Trainable::open_adapted(&unet, config, seed, device)
             .context("cannot add the adapters of --lora-rank and --lora-targets")?;
         let base = Weights::open(&unet)?.hash()?;
         let mut hashes = [base.clone(), base.clone()];
@@ -131,7 +130,7 @@ impl Models {
         }
         if let (Some(path), None) = (&models.reference, &adapters[1]) {
             ensure!(
-                Weights::open(&folder::unet(path)?)?.hash()? == base,
+                Weights::open(&folder::denoiser(path)?)?.hash()? == base,
                 "--reference {} is another UNet than the policy's; with --lora-rank, policy and reference share one UNet and \
                  differ in their adapters alone",
                 path.display()

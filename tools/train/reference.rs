@@ -11,8 +11,9 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use nets::{
+    conditioning::Conditioning,
+    denoiser::{Streamed, Trainable},
     params::Params,
-    unet::{Added, Streamed, Trainable, UNet},
     weights::Weights,
     write,
 };
@@ -117,7 +118,7 @@ pub enum Reference {
 }
 
 impl Reference {
-    /// Opens the UNet in `folder` as the reference of a policy with these parameters.
+    /// Opens the denoiser in `folder` as the reference of a policy with these parameters.
     ///
     /// # Errors
     /// The two differ in architecture; `--reference-weights file` for a moving average.
@@ -132,11 +133,11 @@ impl Reference {
         let streams = place == Place::File || (place == Place::Auto && large && device.is_cpu() && !moves);
         let reference = match streams {
             true => Reference::Streamed(Streamed::open(folder, device)?),
-            false => Reference::Held(UNet::open_variables(folder, device, true)?),
+            false => Reference::Held(Trainable::open_detached(folder, device)?),
         };
         let theirs: BTreeMap<String, Vec<usize>> = match &reference {
             Reference::Held(held) => held.params.iter().map(|(n, v)| (n.clone(), v.dims().to_vec())).collect(),
-            Reference::Streamed(unet) => unet.shapes().into_iter().collect(),
+            Reference::Streamed(streamed) => streamed.shapes().into_iter().collect(),
         };
         // A convolution of 1x1 is the same as a matrix.
         let shape = |dims: &[usize]| (dims.iter().product::<usize>(), dims.iter().copied().take(2).collect::<Vec<_>>());
@@ -156,11 +157,11 @@ impl Reference {
         Ok(reference)
     }
 
-    /// See [`UNet::forward`].
-    pub fn predict(&self, x: &Tensor, timesteps: &[f32], context: &Tensor, added: Option<&Added>) -> Result<Tensor> {
+    /// As [`nets::denoiser::Denoiser::predict`].
+    pub fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
         match self {
-            Reference::Held(held) => held.unet.forward(x, timesteps, context, added),
-            Reference::Streamed(unet) => unet.forward(x, timesteps, context, added),
+            Reference::Held(held) => held.denoiser.predict(x, t, conditioning),
+            Reference::Streamed(streamed) => streamed.predict(x, t, conditioning),
         }
     }
 
@@ -179,7 +180,7 @@ impl Reference {
                 let var = held.params.get(name).with_context(|| format!("the reference has no tensor '{name}'"))?;
                 Ok(var.as_detached_tensor())
             }
-            Reference::Streamed(unet) => unet.get(name, shape),
+            Reference::Streamed(streamed) => streamed.get(name, shape),
         }
     }
 
@@ -198,14 +199,14 @@ impl Reference {
                     }
                 }
             }
-            Reference::Streamed(unet) => {
+            Reference::Streamed(streamed) => {
                 ensure!(rate == 1.0, "a reference in a file can only become the policy, not move by a share of {rate}");
                 // Several processes, on several hosts, may share the folder.
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
                 let file = scratch.join(format!("reference-{}-{now}.safetensors", std::process::id()));
                 let theta = policy.iter().map(|(n, v)| (n.clone(), v.as_detached_tensor())).collect();
                 write::tensors(&file, &theta, Default::default())?;
-                unet.read_from(Weights::open(&file)?, "");
+                streamed.read_from(Weights::open(&file)?, "");
                 // The file stays open. Without a name it is gone when the run ends, however it ends.
                 fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
             }
@@ -222,7 +223,7 @@ impl Reference {
                     var.set(&kept.get(&format!("reference.{name}"), var.dims())?.to_device(var.device())?)?;
                 }
             }
-            Reference::Streamed(unet) => unet.read_from(kept, "reference"),
+            Reference::Streamed(streamed) => streamed.read_from(kept, "reference"),
         }
         Ok(())
     }

@@ -3,11 +3,13 @@
 
 use std::{collections::HashMap, num::NonZeroUsize, path::Path};
 
-use anyhow::{Context, Result, bail, ensure};
-use candle_core::{D, DType, Device, Tensor};
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
 use nets::{
+    conditioning::{Conditioning, TimeIds},
     json,
-    prompt::{Conditioning, PromptEncoder, TimeIds},
+    process::Process,
+    prompt::PromptEncoder,
     vae::VaeConfig,
     weights,
 };
@@ -18,7 +20,8 @@ pub struct Replay {
     name: String,
     tensors: HashMap<String, Tensor>,
     pairs: NonZeroUsize,
-    conditioning: Conditioning,
+    /// Of the captions.
+    pub conditioning: Conditioning,
     /// Pixels per latent, on each side.
     factor: usize,
 }
@@ -66,17 +69,11 @@ impl Replay {
         Ok(self.first()?.dim(1)?)
     }
 
-    /// Widths of the captions' states, and of the pooled state in SDXL.
-    pub fn conditioning_widths(&self) -> Result<(usize, Option<usize>)> {
-        let width = |t: &Tensor| t.dim(D::Minus1);
-        Ok((width(&self.conditioning.states)?, self.conditioning.pooled.as_ref().map(width).transpose()?))
-    }
-
-    /// The inputs of step `i`, from 0, on a schedule of `trained` timesteps. The labels are certain.
+    /// The inputs of step `i`, from 0. The labels are certain.
     ///
     /// # Errors
     /// The file has no such step, or its tensors do not fit each other or the captions.
-    pub fn batch(&self, i: u64, trained: usize, device: &Device) -> Result<Batch> {
+    pub fn batch(&self, i: u64, process: &Process, device: &Device) -> Result<Batch> {
         let get = |what: &str| {
             let key = format!("{i}.{what}");
             self.tensors.get(&key).with_context(|| format!("{}: tensor '{key}' is missing", self.name))
@@ -90,7 +87,7 @@ impl Replay {
             self.name,
             times.dims()
         );
-        let times: Vec<i64> = times.to_dtype(DType::I64)?.to_vec1()?;
+        let times: Vec<f64> = times.to_dtype(DType::F64)?.to_vec1()?;
         let pairs = self.pairs.get();
         let fits = latents.rank() == 4 && latents.dims() == noise.dims() && latents.dim(0)? == 2 * pairs;
         ensure!(
@@ -103,17 +100,13 @@ impl Replay {
         );
         let (theirs, ours) = (latents.dim(1)?, self.channels()?);
         ensure!(theirs == ours, "{}: step {i} has latents of {theirs} channels, step 0 of {ours}", self.name);
-        let timesteps = times.into_iter().map(|t| match u32::try_from(t) {
-            Ok(time) if (time as usize) < trained => Ok(time),
-            _ => bail!("{}: step {i}: timestep {t} is out of range (the schedule has {trained})", self.name),
-        });
-        let timesteps = timesteps.collect::<Result<Vec<u32>>>()?;
+        let times = times.into_iter().map(|t| process.check_time(t)).collect::<Result<Vec<f32>>>();
+        let conditioning = self.conditioning.to_device(device)?;
         Ok(Batch {
-            sizes: self.sizes(i, &latents)?,
-            conditioning: self.conditioning.to_device(device)?,
+            conditioning: Conditioning::cat(&[&conditioning, &conditioning])?.with_sizes(self.sizes(i, &latents)?),
             latents: latents.to_device(device)?,
             noise: noise.to_device(device)?,
-            timesteps,
+            times: times.with_context(|| format!("{}: step {i}", self.name))?,
             labels: vec![Label { target: 1.0, weight: 1.0 }; pairs],
         })
     }

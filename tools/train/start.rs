@@ -70,7 +70,7 @@ impl Setup {
         }
         let Fresh { mut state, hashes, unet } = self.fresh()?;
         let models = || format!("{} and {}", self.policy_path().display(), self.models.base.display());
-        data.check(&state.policy.unet.config).with_context(models)?;
+        data.check(&state.policy.denoiser.config).with_context(models)?;
         let origin = data.describe(self.describe(settings, hashes, &unet)?, &self.models)?;
         let resumption = flags.resumption(out, &origin)?;
         let message = resumption.as_deref().map(|checkpoint| self.resume(&mut state, checkpoint)).transpose()?;

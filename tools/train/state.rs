@@ -3,10 +3,10 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use nets::{
+    denoiser::Trainable,
     lora::{self, Adapter, LoraConfig},
     optim::Optimizer,
     params::Params,
-    unet::Trainable,
     weights::Weights,
 };
 use pipe::id::{hex, sha256};

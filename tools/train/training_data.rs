@@ -4,7 +4,7 @@ use std::{ops::Range, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
-use nets::{noise::Schedule, prompt::PromptEncoder, unet::UNetConfig};
+use nets::{denoiser::Config, process::Process, prompt::PromptEncoder};
 use pipe::{id::file_hash, origin::Origin};
 
 use crate::{
@@ -76,10 +76,10 @@ impl TrainingData {
     }
 
     /// The inputs of micro-batch `i` of this process's part of the run, from 0, which consists of `samples`.
-    pub fn make_batch(&mut self, i: u64, samples: Range<u64>, schedule: &Schedule, device: &Device) -> Result<Batch> {
+    pub fn make_batch(&mut self, i: u64, samples: Range<u64>, process: &Process, device: &Device) -> Result<Batch> {
         match self {
-            Self::Replay { replay, .. } => replay.batch(i, schedule.config.num_train_timesteps, device),
-            Self::Pairs(data) => data.batch(samples, &schedule.trained, device),
+            Self::Replay { replay, .. } => replay.batch(i, process, device),
+            Self::Pairs(data) => data.batch(samples, process, device),
         }
     }
 
@@ -110,16 +110,16 @@ impl TrainingData {
     }
 
     /// # Errors
-    /// The UNet was made for other text encoders or other latents than these.
-    pub fn check(&self, unet: &UNetConfig) -> Result<()> {
-        let ((width, pooled), channels) = match self {
-            Self::Replay { replay, .. } => (replay.conditioning_widths()?, replay.channels()?),
-            Self::Pairs(data) => (data.conditioning_widths(), data.channels()),
+    /// The denoiser was made for other text encoders or other latents than these.
+    pub fn check(&self, denoiser: &Config) -> Result<()> {
+        let (widths, channels) = match self {
+            Self::Replay { replay, .. } => (replay.conditioning.widths()?, replay.channels()?),
+            Self::Pairs(data) => (data.captions.widths(), data.channels()),
         };
-        unet.check_told(width, pooled)?;
-        let (takes, gives) = (unet.in_channels, unet.out_channels);
-        ensure!(channels == takes, "the UNet takes latents of {takes} channels, but these have {channels}");
-        ensure!(channels == gives, "the UNet predicts {gives} channels, but latents have {channels}");
+        denoiser.check_text(widths)?;
+        let [takes, gives] = denoiser.channels;
+        ensure!(channels == takes, "the denoiser takes latents of {takes} channels, but these have {channels}");
+        ensure!(channels == gives, "the denoiser predicts {gives} channels, but latents have {channels}");
         Ok(())
     }
 

@@ -4,8 +4,6 @@ use std::str::FromStr;
 
 use candle_core::{D, DType, Device, Result as Candle, Tensor};
 
-use crate::unet::Added;
-
 /// The conditioning of B images.
 #[derive(Clone, Debug)]
 pub struct Conditioning {
@@ -34,14 +32,6 @@ impl Conditioning {
     pub fn widths(&self) -> Candle<Widths> {
         let pooled = self.pooled.as_ref().map(|p| p.dim(D::Minus1)).transpose()?;
         Ok(Widths { states: self.states.dim(D::Minus1)?, pooled })
-    }
-
-    /// SDXL's further argument of [`crate::unet::UNet::forward`]; `None` in Stable Diffusion 1 and 2.
-    pub fn added(&self, sizes: &[TimeIds]) -> Candle<Option<Added>> {
-        let Some(pooled) = &self.pooled else { return Ok(None) };
-        let ids: Vec<f32> = sizes.iter().flat_map(|s| s.0).collect();
-        let time_ids = Tensor::from_vec(ids, (sizes.len(), 6), pooled.device())?;
-        Ok(Some(Added { text_embeds: pooled.clone(), time_ids }))
     }
 
     /// All rows, one batch after the other: for classifier-free guidance, or for the two images of a pair.

@@ -1,14 +1,18 @@
 //! The network that predicts the noise in noisy latents, whichever architecture a checkpoint has.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
+use ops::accumulate_store;
 
 use crate::{
     conditioning::{Conditioning, Widths},
-    json,
-    unet::{UNet, UNetConfig},
+    loader::Loader,
+    lora::{self, LoraConfig, kohya::Naming},
+    params::Params,
+    unet::{self, UNet, UNetConfig},
+    weights::Weights,
 };
 
 /// What a denoiser's `config.json` says.
@@ -20,6 +24,12 @@ pub struct Config {
     pub side: usize,
     /// The conditioning that it was trained with.
     pub widths: Widths,
+    architecture: Architecture,
+}
+
+#[derive(Clone, Debug)]
+enum Architecture {
+    UNet(Box<UNetConfig>),
 }
 
 impl Config {
@@ -28,8 +38,15 @@ impl Config {
     /// # Errors
     /// The file is missing, or asks for an architecture that is not built.
     pub fn read(folder: &Path) -> Result<Self> {
-        let unet: UNetConfig = json::read(&folder.join("config.json"))?;
-        Ok(Self { channels: [unet.in_channels, unet.out_channels], side: unet.sample_size, widths: unet.widths() })
+        let file = folder.join("config.json");
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let unet = unet::parse_config(&text).with_context(|| format!("{} cannot be used", file.display()))?;
+        Ok(Self {
+            channels: [unet.in_channels, unet.out_channels],
+            side: unet.sample_size,
+            widths: unet.widths(),
+            architecture: Architecture::UNet(Box::new(unet)),
+        })
     }
 
     /// # Errors
@@ -45,6 +62,12 @@ impl Config {
         ensure!(gets == takes, "the denoiser takes {takes}, the text encoder makes {gets}");
         Ok(())
     }
+
+    /// The names that kohya's scripts give the modules.
+    pub fn kohya_naming(&self) -> Naming {
+        let Architecture::UNet(unet) = &self.architecture;
+        unet.kohya_naming()
+    }
 }
 
 /// A denoiser in memory.
@@ -54,7 +77,39 @@ pub struct Denoiser {
 }
 
 enum Network {
-    UNet(UNet),
+    UNet(Box<UNet>),
+}
+
+/// A denoiser some of whose tensors are variables.
+pub struct Trainable {
+    pub denoiser: Denoiser,
+    pub params: Params,
+}
+
+/// What becomes of a forward pass's activations until the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    Kept,
+    /// Only the input of each piece of the network is kept, and the backward pass computes the piece once more (gradient
+    /// checkpointing).
+    Recomputed,
+}
+
+/// A forward pass that a backward pass can follow.
+pub struct Pass<'a> {
+    prediction: Tensor,
+    trace: Option<Trace<'a>>,
+}
+
+enum Trace<'a> {
+    UNet(unet::Trace<'a>),
+}
+
+impl Pass<'_> {
+    /// The prediction (B, C, h, w), without history.
+    pub fn prediction(&self) -> Tensor {
+        self.prediction.detach()
+    }
 }
 
 impl Denoiser {
@@ -63,7 +118,17 @@ impl Denoiser {
     /// # Errors
     /// A file is missing or damaged, or the weights do not fit the configuration.
     pub fn open(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        Ok(Self { config: Config::read(folder)?, network: Network::UNet(UNet::open(folder, dtype, device)?) })
+        let weights = Weights::open(folder)?;
+        Self::load(folder, Loader::frozen(&weights, dtype, device))
+    }
+
+    fn load(folder: &Path, p: Loader) -> Result<Self> {
+        let config = Config::read(folder)?;
+        let network = match &config.architecture {
+            Architecture::UNet(unet) => UNet::load(p, *unet.clone()).map(|unet| Network::UNet(Box::new(unet))),
+        };
+        let network = network.with_context(|| format!("{} does not fit its config.json", folder.display()))?;
+        Ok(Self { config, network })
     }
 
     /// Predicts from the noisy latents `x` (B, C, h, w) at the times `t` (B), in the dtype of `x` -> (B, C, h, w).
@@ -72,6 +137,120 @@ impl Denoiser {
     /// Shapes or conditioning that do not fit.
     pub fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
         let Network::UNet(unet) = &self.network;
-        unet.forward(x, t, &conditioning.states, conditioning.added(&conditioning.sizes)?.as_ref())
+        unet.forward(x, t, conditioning)
+    }
+
+    /// [`Denoiser::predict`], with what [`Denoiser::backward`] needs.
+    pub fn forward_for<'a>(
+        &self,
+        activations: Activations,
+        x: &'a Tensor,
+        t: &'a [f32],
+        conditioning: &'a Conditioning,
+    ) -> Result<Pass<'a>> {
+        let Network::UNet(unet) = &self.network;
+        Ok(match activations {
+            Activations::Kept => Pass { prediction: self.predict(x, t, conditioning)?, trace: None },
+            Activations::Recomputed => {
+                let (prediction, trace) = unet.forward_in_pieces(x, t, conditioning)?;
+                Pass { prediction, trace: Some(Trace::UNet(trace)) }
+            }
+        })
+    }
+
+    /// Carries `gy` (B, C, h, w), the gradient by the prediction, back to the parameters: inside
+    /// [`crate::params::accumulate`], which knows the parameters and adds up their gradients.
+    pub fn backward(&self, pass: Pass, gy: &Tensor) -> Result<()> {
+        let Network::UNet(unet) = &self.network;
+        match pass.trace {
+            None => Ok(accumulate_store(unet::backward_from(&pass.prediction, gy)?)?),
+            Some(Trace::UNet(trace)) => unet.backward_in_pieces(trace, gy),
+        }
+    }
+}
+
+impl Trainable {
+    /// All weights as f32 variables.
+    pub fn open(folder: &Path, device: &Device) -> Result<Self> {
+        let weights = Weights::open(folder)?;
+        Self::load(folder, Loader::variables(&weights, device, false))
+    }
+
+    /// The same, but no history is kept for their gradients: a reference that is refreshed in place.
+    pub fn open_detached(folder: &Path, device: &Device) -> Result<Self> {
+        let weights = Weights::open(folder)?;
+        Self::load(folder, Loader::variables(&weights, device, true))
+    }
+
+    /// Policy and reference on the same frozen tensors, each with adapters of its own. New adapters add nothing, and no
+    /// history is kept for those of the reference. `seed` decides the initial values.
+    ///
+    /// # Errors
+    /// `config` names no layer, or one that is not linear.
+    pub fn open_adapted(folder: &Path, config: &LoraConfig, seed: u64, device: &Device) -> Result<[Self; 2]> {
+        let weights = Weights::open(folder)?;
+        let shared = Loader::shared(&weights, device);
+        let policy = Self::load(folder, shared.adapted(config, seed, false))?;
+        let reference = Self::load(folder, shared.adapted(config, seed, true))?;
+        let modules = lora::modules(policy.params.keys());
+        let unused = config.targets.iter().find(|target| {
+            let one = LoraConfig { targets: vec![(*target).clone()], ..config.clone() };
+            !modules.iter().any(|module| one.adapts(module))
+        });
+        ensure!(unused.is_none(), "the denoiser has no linear layer '{}' to adapt", unused.map_or("", |t| t));
+        Ok([policy, reference])
+    }
+
+    fn load(folder: &Path, p: Loader) -> Result<Self> {
+        let denoiser = Denoiser::load(folder, p.clone())?;
+        Ok(Self { denoiser, params: p.params() })
+    }
+}
+
+/// A frozen denoiser that stays in its file: each piece is read when its turn comes, so that a large reference takes no
+/// memory beside the policy. Its predictions equal those of [`Denoiser::predict`] to the bit.
+pub struct Streamed {
+    weights: Weights,
+    /// Stands before the names of its tensors.
+    prefix: &'static str,
+    config: Config,
+    device: Device,
+}
+
+impl Streamed {
+    /// # Errors
+    /// As [`Denoiser::open`], but missing tensors and wrong shapes are found by `predict`.
+    pub fn open(folder: &Path, device: &Device) -> Result<Self> {
+        let config = Config::read(folder)?;
+        Ok(Self { weights: Weights::open(folder)?, prefix: "", config, device: device.clone() })
+    }
+
+    /// Goes on with the tensors of another file, where they are called `prefix.NAME`.
+    pub fn read_from(&mut self, weights: Weights, prefix: &'static str) {
+        (self.weights, self.prefix) = (weights, prefix);
+    }
+
+    /// Names and shapes of all tensors in its file.
+    pub fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let dims = |name: &str| self.weights.dims(name).unwrap_or_default().to_vec();
+        self.weights.names().into_iter().map(|name| (name.clone(), dims(&name))).collect()
+    }
+
+    /// One of its tensors, f32.
+    ///
+    /// # Errors
+    /// It is missing or has another shape.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.loader().get(name, shape)
+    }
+
+    /// As [`Denoiser::predict`].
+    pub fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
+        let Architecture::UNet(unet) = &self.config.architecture;
+        unet::forward_streamed(&self.loader(), unet, x, t, conditioning)
+    }
+
+    fn loader(&self) -> Loader<'_> {
+        Loader::frozen(&self.weights, DType::F32, &self.device).pp(self.prefix)
     }
 }

@@ -72,23 +72,30 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The folder of a UNet, given a checkpoint folder, its `unet/`, or a base.
+/// The denoiser's folder in a checkpoint or model folder.
+pub const DENOISER: &str = "unet";
+
+/// The denoiser's own folder, given a checkpoint folder, a model folder, or that folder itself.
 ///
 /// # Errors
-/// There is no `config.json` of a UNet.
-pub fn unet(path: &Path) -> Result<PathBuf> {
-    for folder in [path.join("unet"), path.to_owned()] {
+/// There is no `config.json` of a denoiser.
+pub fn denoiser(path: &Path) -> Result<PathBuf> {
+    for folder in [path.join(DENOISER), path.to_owned()] {
         if folder.join("config.json").is_file() {
             return Ok(folder);
         }
     }
-    ensure!(path.exists(), "{} does not exist; expected a checkpoint folder with unet/config.json", path.display());
+    ensure!(
+        path.exists(),
+        "{} does not exist; expected a checkpoint folder with {DENOISER}/config.json",
+        path.display()
+    );
     ensure!(
         adapters(path).is_none(),
         "{} holds adapters but not a whole UNet; `train` can also write one with the adapters merged",
         path.display()
     );
-    bail!("{} holds no unet/config.json, so it is not a checkpoint folder", path.display())
+    bail!("{} holds no {DENOISER}/config.json, so it is not a checkpoint folder", path.display())
 }
 
 /// The file of adapters in a checkpoint folder, in its `lora/`, or `path` itself, if there is one.

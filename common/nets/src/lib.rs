@@ -12,7 +12,6 @@ pub mod json;
 pub mod layers;
 pub mod loader;
 pub mod lora;
-pub mod noise;
 pub mod optim;
 pub mod params;
 pub mod pickle;

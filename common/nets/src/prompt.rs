@@ -6,9 +6,8 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Device, Tensor};
 use serde::Deserialize;
 
-pub use crate::conditioning::{Conditioning, TimeIds};
 use crate::{
-    conditioning::Widths,
+    conditioning::{Conditioning, Widths},
     json,
     text::{TextModel, TextStates},
     tokenizer::{Style, Tokenizer},
@@ -102,12 +101,6 @@ impl PromptEncoder {
         let encoded = self.encode(&[prompt.unwrap_or("")])?;
         let zeros = prompt.is_none() && self.second.as_ref().is_some_and(|s| s.force_zeros);
         if zeros { Ok(encoded.zeros_like()?) } else { Ok(encoded) }
-    }
-
-    /// [T, D] of the states, and P of the pooled state in SDXL.
-    pub fn shape(&self) -> ([usize; 2], Option<usize>) {
-        let Widths { states, pooled } = self.widths();
-        ([self.tokens(), states], pooled)
     }
 
     /// T: tokens per prompt.

@@ -10,10 +10,11 @@ use std::{
 
 use candle_core::{DType, Device, Tensor};
 use nets::{
-    noise::Schedule,
+    conditioning::{Conditioning, TimeIds},
+    denoiser::Denoiser,
+    process::Process,
     prompt::PromptEncoder,
     text::TextModel,
-    unet::{Added, UNet},
     vae::Vae,
 };
 
@@ -82,15 +83,15 @@ fn unets() {
     let kit = kit();
     for model in ["sd15", "sd21_base", "sd21", "sdxl"] {
         let want = read(&kit.join(format!("expected/unet_{model}.safetensors")));
-        let unet = UNet::open(&kit.join("models").join(model).join("unet"), DType::F32, &Device::Cpu).unwrap();
+        let unet = Denoiser::open(&kit.join("models").join(model).join("unet"), DType::F32, &Device::Cpu).unwrap();
         for case in 0..5 {
             let at = |name: &str| want[&format!("{case}.{name}")].clone();
             let t: Vec<f32> = at("timestep").to_dtype(DType::F32).unwrap().to_vec1().unwrap();
-            let added = want.get("text_embeds").or(want.get("pooled")).map(|text| Added {
-                text_embeds: text.clone(),
-                time_ids: want.get(&format!("{case}.time_ids")).or(want.get("time_ids")).unwrap().clone(),
-            });
-            let got = unet.forward(&at("sample"), &t, &want["context"], added.as_ref()).unwrap();
+            let pooled = want.get("text_embeds").or(want.get("pooled")).cloned();
+            let ids = want.get(&format!("{case}.time_ids")).or(want.get("time_ids")).map(|ids| ids.to_vec2().unwrap());
+            let sizes = ids.unwrap_or_default().into_iter().map(|row: Vec<f32>| TimeIds(row.try_into().unwrap()));
+            let conditioning = Conditioning { states: want["context"].clone(), pooled, sizes: sizes.collect() };
+            let got = unet.predict(&at("sample"), &t, &conditioning).unwrap();
             close(&got, &at("out"), 5e-5, &format!("{model} case {case}"));
         }
     }
@@ -118,9 +119,9 @@ fn vaes() {
 #[ignore = "needs ../shared/parity/given"]
 fn schedules() {
     let kit = kit();
-    let schedule = Schedule::open(&kit.join("models/sd15")).unwrap();
+    let process = Process::open(&kit.join("models/sd15")).unwrap();
     let want = read(&kit.join("expected/dpo_sd15.safetensors"));
-    let t: Vec<u32> = want["timesteps"].to_dtype(DType::U32).unwrap().to_vec1().unwrap();
-    let noisy = schedule.add_noise(&want["latents"], &want["noise"], &t).unwrap();
+    let t: Vec<f32> = want["timesteps"].to_dtype(DType::F32).unwrap().to_vec1().unwrap();
+    let noisy = process.add_noise(&want["latents"], &want["noise"], &t).unwrap();
     close(&noisy, &want["noisy"], 1e-6, "noisy latents");
 }

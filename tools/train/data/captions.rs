@@ -3,7 +3,10 @@
 use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result};
-use nets::prompt::{Conditioning, PromptEncoder};
+use nets::{
+    conditioning::{Conditioning, Widths},
+    prompt::PromptEncoder,
+};
 use pipe::{
     key::Key,
     schema::pairs,
@@ -42,14 +45,10 @@ impl Captions {
         Ok(Self::Cache { table, shape, pooled, rows })
     }
 
-    /// Widths of the states, and of the pooled state in SDXL.
-    pub fn widths(&self) -> (usize, Option<usize>) {
+    pub fn widths(&self) -> Widths {
         match self {
-            Captions::Encoder(text) => {
-                let ([_, width], pooled) = text.shape();
-                (width, pooled)
-            }
-            Captions::Cache { shape: [_, width], pooled, .. } => (*width, *pooled),
+            Captions::Encoder(text) => text.widths(),
+            Captions::Cache { shape: [_, states], pooled, .. } => Widths { states: *states, pooled: *pooled },
         }
     }
 

@@ -7,8 +7,8 @@ use arrow::array::{Array, AsArray, BooleanArray, PrimitiveArray};
 use arrow::datatypes::Int32Type;
 use candle_core::{Device, Tensor};
 use nets::{
+    conditioning::TimeIds,
     image::{self, TrainCrop},
-    prompt::TimeIds,
     vae::{Posterior, Vae},
 };
 use pipe::{

@@ -15,7 +15,7 @@ use cache::{Cache, check_networks, shape_of};
 use candle_core::{DType, Device, Tensor};
 use captions::Captions;
 use images::{Images, RowsOf, Wanted};
-use nets::{prompt::PromptEncoder, vae::Vae};
+use nets::{conditioning::Conditioning, process::Process, prompt::PromptEncoder, vae::Vae};
 use pipe::{
     augment::Augment,
     cli::named,
@@ -81,7 +81,7 @@ pub struct Data {
     inputs: Vec<InputOrigin>,
     keys: Taker,
     images: Images,
-    captions: Captions,
+    pub captions: Captions,
     vae: Vae,
     visits: VisitFlags,
     seed: u64,
@@ -176,11 +176,6 @@ impl Data {
         }
     }
 
-    /// Widths of the captions' states, and of the pooled state in SDXL.
-    pub fn conditioning_widths(&self) -> (usize, Option<usize>) {
-        self.captions.widths()
-    }
-
     /// Whether mirrored images were asked for and the cache has none.
     pub fn lacks_flips(&self) -> bool {
         self.visits.augment != Augment::None && matches!(self.images, Images::Cache { flips: false, .. })
@@ -211,14 +206,14 @@ impl Data {
         visited
     }
 
-    /// The inputs of `samples`, at some of these `timesteps`. Every draw depends only on the run's seed, the pair and the epoch.
-    pub fn batch(&mut self, samples: Range<u64>, timesteps: &[u32], device: &Device) -> Result<Batch> {
+    /// The inputs of `samples`, at times that `process` draws. Every draw depends only on the run's seed, the pair and the epoch.
+    pub fn batch(&mut self, samples: Range<u64>, process: &Process, device: &Device) -> Result<Batch> {
         let visited = self.visit(samples);
         let (seed, visits) = (self.seed, self.visits);
         let key_rows: Vec<usize> = visited.iter().map(|(e, _)| e.keys as usize).collect();
         let rows = self.keys.take(&key_rows, &[&PairKeys::COLUMNS[..], self.images.beside_keys()].concat())?;
 
-        let (mut captions, mut labels, mut steps, mut noises) = (vec![], vec![], vec![], vec![]);
+        let (mut captions, mut labels, mut times, mut noises) = (vec![], vec![], vec![], vec![]);
         let (mut wanted, mut draws) = ([vec![], vec![]], [vec![], vec![]]); // of the winners and of the losers
         for ((entry, epoch), row) in visited.iter().zip(&rows) {
             let keys = PairKeys::of(row, row.text(pairs::CAPTION)?)?;
@@ -230,8 +225,7 @@ impl Data {
             let swapped = entry.target < 0.5;
             let target = if swapped { 1.0 - entry.target as f64 } else { entry.target as f64 };
             labels.push(Label { target, weight: entry.weight as f64 });
-            let drawn = seed::draws(seed, "timestep", &id, *epoch).below(timesteps.len() as u64);
-            steps.push(timesteps[drawn as usize]);
+            times.push(process.draw(&mut seed::draws(seed, "timestep", &id, *epoch)));
             for place in [0, 1] {
                 let side = place ^ usize::from(swapped);
                 let uid = format!("{id} {}", keys.uids[side].value(0));
@@ -254,12 +248,12 @@ impl Data {
         let sample = posterior.sample(&Tensor::from_vec(eps, &dims[..], posterior.mean.device())?)?;
         let noise: Vec<f32> = noises.iter().flat_map(|(id, epoch)| normals("noise", id, *epoch)).collect();
         let noise = Tensor::from_vec([noise.clone(), noise].concat(), &dims[..], device)?;
+        let conditioning = self.captions.conditioning(&captions)?.to_device(device)?;
         Ok(Batch {
             latents: self.vae.to_latents(&sample)?.to_device(device)?,
             noise,
-            timesteps: [steps.clone(), steps].concat(),
-            conditioning: self.captions.conditioning(&captions)?.to_device(device)?,
-            sizes,
+            times: [times.clone(), times].concat(),
+            conditioning: Conditioning::cat(&[&conditioning, &conditioning])?.with_sizes(sizes),
             labels,
         })
     }

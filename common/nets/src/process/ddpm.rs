@@ -52,7 +52,8 @@ impl Ddpm {
 
     pub(super) fn check_time(&self, t: f64) -> Result<f32> {
         let n = self.alphas_cumprod.len();
-        ensure!(t.fract() == 0.0 && (0.0..n as f64).contains(&t), "timestep {t} is not one of the schedule's {n}");
+        ensure!(t.fract() == 0.0, "timestep {t} is not a whole number");
+        ensure!((0.0..n as f64).contains(&t), "timestep {t} is out of range (the schedule has {n})");
         Ok(t as f32)
     }
 
@@ -158,8 +159,8 @@ mod tests {
         assert!(turbo.looks_distilled());
         assert_eq!(turbo.trained, (0..1000).collect::<Vec<u32>>());
         assert_eq!(turbo.check_time(999.0).unwrap(), 999.0);
-        for bad in [1000.0, -1.0, 12.5, f64::NAN] {
-            assert!(turbo.check_time(bad).unwrap_err().to_string().contains("schedule's 1000"), "{bad}");
+        for (bad, why) in [(1000.0, "out of range"), (-1.0, "out of range"), (12.5, "whole"), (f64::NAN, "whole")] {
+            assert!(turbo.check_time(bad).unwrap_err().to_string().contains(why), "{bad}");
         }
         let turbo = turbo.distilled();
         assert_eq!(turbo.trained, [249, 499, 749, 999]);

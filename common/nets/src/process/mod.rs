@@ -20,12 +20,12 @@ pub enum Process {
 }
 
 pipe::names! {
-    /// Of what the squared error is taken.
+    /// Whose squared error is taken where the denoiser predicts v.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum ErrorOf {
-        /// What the denoiser predicts: in a v-prediction model a weight of 1 + 1/SNR on the error of epsilon, else 1
+        /// That of the prediction: compared with `epsilon`, a v-prediction model's errors have the weight 1 + 1/SNR
         Prediction = "prediction",
-        /// The noise, whatever the denoiser predicts: a weight of alpha_t^2 on the error of v
+        /// That of the noise, whatever is predicted: the error of v has the weight alpha_t^2
         Epsilon = "epsilon",
     }
 }

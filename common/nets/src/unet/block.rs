@@ -9,6 +9,7 @@ use crate::{
     loader::Loader,
 };
 
+/// Multi-head attention, the queries from the pixels.
 struct Attention {
     to_q: Linear,
     to_k: Linear,
@@ -29,12 +30,14 @@ impl Attention {
         })
     }
 
+    /// `x` (B, N, width), `context` (B, T, D) -> (B, N, width)
     fn forward(&self, x: &Tensor, context: &Tensor) -> Candle<Tensor> {
         let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
         self.to_out.forward(&ops::attention(&q, &k, &v, self.heads, Mask::None)?)
     }
 }
 
+/// BasicTransformerBlock: self-attention, cross-attention and a GEGLU network, each added to its input.
 pub struct TransformerBlock {
     norm1: LayerNorm,
     attn1: Attention,
@@ -46,6 +49,7 @@ pub struct TransformerBlock {
 }
 
 impl TransformerBlock {
+    /// `width` of the pixels' tokens, `context`: width D of the text states.
     pub fn load(p: Loader, width: usize, context: usize, heads: usize) -> Result<Self> {
         Ok(Self {
             norm1: LayerNorm::load(p.pp("norm1"), width, 1e-5)?,

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::{conditioning::Widths, lora::kohya::Naming};
 
-/// A number for every block, or one for all.
+/// One number for all blocks, or one for each.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub(super) enum PerBlock {
@@ -23,7 +23,7 @@ impl PerBlock {
     }
 }
 
-/// `unet/config.json`; missing keys take diffusers' defaults, keys that ask for what is not built are refused.
+/// `unet/config.json`. A missing key takes diffusers' default; a key that asks for what is not built is refused.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct UNetConfig {
@@ -35,7 +35,7 @@ pub struct UNetConfig {
     pub(super) up_block_types: Vec<String>,
     pub(super) mid_block_type: Option<String>,
     pub cross_attention_dim: usize,
-    /// In Stable Diffusion's files this is the number of heads.
+    /// The number of heads, in spite of its name, in Stable Diffusion's files.
     pub(super) attention_head_dim: PerBlock,
     pub(super) num_attention_heads: Option<PerBlock>,
     pub(super) transformer_layers_per_block: PerBlock,
@@ -97,6 +97,8 @@ impl Default for UNetConfig {
 }
 
 impl UNetConfig {
+    /// # Errors
+    /// A setting that is not built, or lists that do not fit each other.
     pub(super) fn check(&self) -> Result<()> {
         let n = self.block_out_channels.len();
         ensure!(
@@ -114,38 +116,22 @@ impl UNetConfig {
         refuse(!matches!(self.addition_embed_type.as_deref(), None | Some("text_time")), "this addition_embed_type")
     }
 
-    /// Width of the pooled text state that SDXL's UNet takes; `None` where it takes none.
-    pub fn pooled_width(&self) -> Option<usize> {
-        self.addition_embed_type.as_ref()?;
+    /// Widths of the text states that the UNet attends to and of the pooled state that SDXL's takes.
+    pub fn widths(&self) -> Widths {
         let sizes = 6 * self.addition_time_embed_dim.unwrap_or(256);
-        Some(self.projection_class_embeddings_input_dim?.saturating_sub(sizes))
+        let pooled = self.projection_class_embeddings_input_dim.filter(|_| self.addition_embed_type.is_some());
+        Widths { states: self.cross_attention_dim, pooled: pooled.map(|width| width.saturating_sub(sizes)) }
     }
 
-    /// What kohya's scripts call this UNet's modules.
+    /// The names that kohya's scripts give this UNet's modules.
     pub fn kohya_naming(&self) -> Naming {
-        match self.pooled_width() {
+        match self.widths().pooled {
             Some(_) => Naming::Sdxl { layers_per_block: self.layers_per_block },
             None => Naming::Diffusers,
         }
     }
 
-    /// # Errors
-    /// The UNet was not trained with text states of this `width`, and a pooled state of that one.
-    pub fn check_told(&self, width: usize, pooled: Option<usize>) -> Result<()> {
-        let takes = self.cross_attention_dim;
-        ensure!(width == takes, "the UNet attends to states of width {takes}, the text encoder makes {width}");
-        let say =
-            |width: Option<usize>| width.map_or("no pooled state".into(), |w| format!("a pooled state of width {w}"));
-        let takes = self.pooled_width();
-        ensure!(pooled == takes, "the UNet takes {}, the text encoder makes {}", say(takes), say(pooled));
-        Ok(())
-    }
-
-    /// Widths of the text states that the UNet attends to and of the pooled state that SDXL's takes.
-    pub fn widths(&self) -> Widths {
-        Widths { states: self.cross_attention_dim, pooled: self.pooled_width() }
-    }
-
+    /// Width of the embedding that enters every resnet.
     pub(super) fn time_width(&self) -> usize {
         4 * self.block_out_channels[0]
     }

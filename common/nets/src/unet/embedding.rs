@@ -1,10 +1,10 @@
-//! What every resnet is told: the timestep and, in SDXL, sizes and pooled text.
+//! The embedding that enters every resnet: of the timestep and, in SDXL, of sizes and pooled text.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Result as Candle, Tensor};
 
-use super::{Added, config::UNetConfig};
-use crate::{layers::Linear, loader::Loader};
+use super::config::UNetConfig;
+use crate::{conditioning::Conditioning, layers::Linear, loader::Loader};
 
 type Mlp = (Linear, Linear);
 
@@ -29,32 +29,40 @@ impl Embedding {
         Ok(Self { time: two(p.pp("time_embedding"), c.block_out_channels[0])?, add })
     }
 
-    /// The timesteps (B), and SDXL's sizes and pooled text, as one vector an image, (B, 4 * first channels), with the SiLU that
-    /// every resnet begins with.
+    /// The embedding of the timesteps `t` (B) and of SDXL's conditioning, after the SiLU that every resnet begins with, in
+    /// the dtype and on the device of `x`: (B, 4 * first channels).
     ///
     /// # Errors
-    /// SDXL's conditioning is missing where the config asks for it, or given where it does not.
-    pub fn forward(&self, c: &UNetConfig, x: &Tensor, timesteps: &[f32], added: Option<&Added>) -> Result<Tensor> {
+    /// The config asks for SDXL's conditioning and it is missing, or the reverse.
+    pub fn forward(&self, c: &UNetConfig, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
         let run = |(one, two): &Mlp, x: &Tensor| two.forward(&ops::silu(&one.forward(x)?)?);
         let sinusoid = |values: &[f32], width| {
             sinusoidal(values, width, c.flip_sin_to_cos, c.freq_shift, x.device())?.to_dtype(x.dtype())
         };
-        let temb = run(&self.time, &sinusoid(timesteps, c.block_out_channels[0])?)?;
-        let temb = match (&self.add, added) {
+        let temb = run(&self.time, &sinusoid(t, c.block_out_channels[0])?)?;
+        let temb = match (&self.add, &conditioning.pooled) {
             (None, None) => temb,
-            (Some(mlp), Some(added)) => {
-                let ids = added.time_ids.flatten_all()?.to_vec1::<f32>()?;
-                let ids = sinusoid(&ids, c.addition_time_embed_dim.unwrap_or(256))?.reshape((timesteps.len(), ()))?;
-                (temb + run(mlp, &Tensor::cat(&[&added.text_embeds, &ids], 1)?)?)?
+            (Some(mlp), Some(pooled)) => {
+                let sizes = &conditioning.sizes;
+                ensure!(
+                    sizes.len() == t.len(),
+                    "this UNet needs SDXL's sizes of {} images, not {}",
+                    t.len(),
+                    sizes.len()
+                );
+                let ids: Vec<f32> = sizes.iter().flat_map(|s| s.0).collect();
+                let ids = sinusoid(&ids, c.addition_time_embed_dim.unwrap_or(256))?.reshape((t.len(), ()))?;
+                (temb + run(mlp, &Tensor::cat(&[pooled, &ids], 1)?)?)?
             }
-            (Some(_), None) => bail!("this UNet needs SDXL's pooled text and time ids"),
-            (None, Some(_)) => bail!("this UNet has no place for SDXL's pooled text and time ids"),
+            (Some(_), None) => bail!("this UNet needs SDXL's pooled text"),
+            (None, Some(_)) => bail!("this UNet does not take SDXL's pooled text"),
         };
         Ok(ops::silu(&temb)?)
     }
 }
 
-/// Sinusoidal embedding of each value, (B, width): sines then cosines, or the other way round (`flip`), in f32 as diffusers.
+/// The sinusoidal embedding of each of B values, (B, width), in f32 as in diffusers: sines and then cosines, with `flip`
+/// cosines first.
 fn sinusoidal(values: &[f32], width: usize, flip: bool, shift: f64, device: &Device) -> Candle<Tensor> {
     let half = width / 2;
     let frequency = |i: usize| (-(10000f64.ln() as f32) * i as f32 / (half as f64 - shift) as f32).exp();

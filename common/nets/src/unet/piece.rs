@@ -1,5 +1,5 @@
-//! The UNet as a list of pieces, each small enough to be recomputed by itself, and a stack of tensors that wait for a later
-//! one: the skip connections, and the input of each transformer, which is added to its output.
+//! The UNet as a list of pieces, each small enough to be recomputed by itself, and a stack of tensors that a later piece
+//! needs: the skip connections, and the input of each transformer, which is added to its output.
 
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
@@ -11,10 +11,10 @@ use crate::{
     loader::Loader,
 };
 
-/// What a piece is, before its weights are there.
+/// A piece without its weights.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    /// Where its tensors lie.
+pub struct PieceSpec {
+    /// The path of its tensors.
     name: String,
     kind: Kind,
     pub push: Push,
@@ -28,6 +28,7 @@ pub enum Push {
     Output,
 }
 
+/// What a piece computes, and its numbers of channels.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Conv { inner: usize, out: usize, stride: usize, padding: usize },
@@ -42,7 +43,7 @@ enum Kind {
 /// A piece with its weights.
 pub enum Piece {
     Conv(Conv2d),
-    /// The input, and what it takes from the stack side by side with it.
+    /// Takes its input and, in an up block, the channels of the skip connection after it.
     Resnet(ResnetBlock),
     /// Pixels to tokens.
     Enter(GroupNorm, Linear),
@@ -53,26 +54,26 @@ pub enum Piece {
     Out(GroupNorm, Conv2d),
 }
 
-/// What a piece works on.
+/// The input of one piece.
 #[derive(Clone)]
 pub struct Input {
     /// Pixels (B, C, H, W) or, inside a transformer, tokens (B, H * W, C).
     pub x: Tensor,
-    /// Taken from the stack.
+    /// The tensor that the piece takes from the stack, in the shape that it was left in.
     pub popped: Option<Tensor>,
-    /// Height and width of what then lies on top of the stack.
+    /// Height and width of the tensor that is then on top of the stack.
     pub size: (usize, usize),
 }
 
-/// What the same for all pieces.
-pub struct Conditions<'a> {
-    /// The timestep after SiLU, (B, 4 * first channels).
+/// The inputs that all pieces share.
+pub struct Shared<'a> {
+    /// The embedding of the timestep after SiLU, (B, 4 * first channels).
     pub temb: &'a Tensor,
     /// Text states, (B, T, D).
     pub context: &'a Tensor,
 }
 
-impl Plan {
+impl PieceSpec {
     pub fn pops(&self) -> bool {
         matches!(self.kind, Kind::Resnet { skip: true, .. } | Kind::Leave { .. })
     }
@@ -91,78 +92,17 @@ impl Plan {
         let n = c.block_out_channels.len();
         let heads = c.attention_head_dim.get("attention_head_dim", n)?;
         let depths = c.transformer_layers_per_block.get("transformer_layers_per_block", n)?;
-        let mut all: Vec<Plan> = vec![];
+        let mut specs = Specs { c, heads, depths, all: vec![], skips: vec![] };
         let first = c.block_out_channels[0];
-        let conv = |inner, out, stride, padding| Kind::Conv { inner, out, stride, padding };
-        all.push(Plan { name: "conv_in".into(), kind: conv(c.in_channels, first, 1, 1), push: Push::Output });
-        let transformer = |all: &mut Vec<Plan>, name: String, width, level: usize| {
-            let heads = heads[level];
-            all.push(Plan { name: name.clone(), kind: Kind::Enter { width }, push: Push::Input });
-            for i in 0..depths[level] {
-                let name = format!("{name}.transformer_blocks.{i}");
-                all.push(Plan { name, kind: Kind::Block { width, heads }, push: Push::Nothing });
-            }
-            all.push(Plan { name, kind: Kind::Leave { width }, push: Push::Nothing });
-        };
-        let resnet = |name: String, inner, out, skip| Plan {
-            name,
-            kind: Kind::Resnet { inner, out, skip },
-            push: Push::Nothing,
-        };
-
-        let mut skips = vec![first]; // channels of every skip connection, in the order they are made
-        for (i, &out) in c.block_out_channels.iter().enumerate() {
-            let inner = if i == 0 { first } else { c.block_out_channels[i - 1] };
-            let crossed = kind(&c.down_block_types[i], "CrossAttnDownBlock2D", "DownBlock2D")?;
-            for j in 0..c.layers_per_block {
-                let inner = if j == 0 { inner } else { out };
-                all.push(resnet(format!("down_blocks.{i}.resnets.{j}"), inner, out, false));
-                if crossed {
-                    transformer(&mut all, format!("down_blocks.{i}.attentions.{j}"), out, i);
-                }
-                all.last_mut().context("no piece")?.push = Push::Output;
-                skips.push(out);
-            }
-            if i + 1 < n {
-                let name = format!("down_blocks.{i}.downsamplers.0.conv");
-                all.push(Plan { name, kind: conv(out, out, 2, c.downsample_padding), push: Push::Output });
-                skips.push(out);
-            }
-        }
-
-        let last = c.block_out_channels[n - 1];
-        all.push(resnet("mid_block.resnets.0".into(), last, last, false));
-        transformer(&mut all, "mid_block.attentions.0".into(), last, n - 1);
-        all.push(resnet("mid_block.resnets.1".into(), last, last, false));
-
-        let mut inner = last;
-        for i in 0..n {
-            let level = n - 1 - i;
-            let out = c.block_out_channels[level];
-            let crossed = kind(&c.up_block_types[i], "CrossAttnUpBlock2D", "UpBlock2D")?;
-            for j in 0..c.layers_per_block + 1 {
-                let skip =
-                    skips.pop().context("the up blocks ask for more skip connections than the down blocks make")?;
-                all.push(resnet(format!("up_blocks.{i}.resnets.{j}"), inner + skip, out, true));
-                inner = out;
-                if crossed {
-                    transformer(&mut all, format!("up_blocks.{i}.attentions.{j}"), out, level);
-                }
-            }
-            if i + 1 < n {
-                let name = format!("up_blocks.{i}.upsamplers.0.conv");
-                all.push(Plan { name, kind: Kind::Upsample { width: out }, push: Push::Nothing });
-            }
-        }
-        all.push(Plan {
-            name: String::new(),
-            kind: Kind::Out { inner: first, out: c.out_channels },
-            push: Push::Nothing,
-        });
-        Ok(all)
+        specs.conv("conv_in".into(), c.in_channels, first, 1, 1);
+        specs.down_blocks()?;
+        specs.mid_block();
+        specs.up_blocks()?;
+        specs.add(String::new(), Kind::Out { inner: first, out: c.out_channels }, Push::Nothing);
+        Ok(specs.all)
     }
 
-    /// `p` at the UNet's root.
+    /// Loads the piece's weights; `p` at the UNet's root.
     pub fn load(&self, p: &Loader, c: &UNetConfig) -> Result<Piece> {
         let root = p;
         let p = p.pp(&self.name);
@@ -176,7 +116,7 @@ impl Plan {
             Kind::Resnet { inner, out, .. } => {
                 Piece::Resnet(ResnetBlock::load(p, inner, out, groups, eps, Some(c.time_width()))?)
             }
-            // 1e-6 whatever norm_eps says
+            // diffusers' Transformer2DModel has 1e-6 here, whatever norm_eps is.
             Kind::Enter { width } => {
                 Piece::Enter(GroupNorm::load(p.pp("norm"), width, groups, 1e-6)?, projection(p.pp("proj_in"), width)?)
             }
@@ -193,33 +133,123 @@ impl Plan {
     }
 }
 
+/// Lists the pieces of a UNet from its config.
+struct Specs<'a> {
+    c: &'a UNetConfig,
+    /// Attention heads and transformer blocks of each level.
+    heads: Vec<usize>,
+    depths: Vec<usize>,
+    all: Vec<PieceSpec>,
+    /// Channels of the skip connections that no piece has taken yet.
+    skips: Vec<usize>,
+}
+
+impl Specs<'_> {
+    fn add(&mut self, name: String, kind: Kind, push: Push) {
+        self.all.push(PieceSpec { name, kind, push });
+    }
+
+    /// A convolution whose output is a skip connection.
+    fn conv(&mut self, name: String, inner: usize, out: usize, stride: usize, padding: usize) {
+        self.add(name, Kind::Conv { inner, out, stride, padding }, Push::Output);
+        self.skips.push(out);
+    }
+
+    fn resnet(&mut self, name: String, inner: usize, out: usize, skip: bool) {
+        self.add(name, Kind::Resnet { inner, out, skip }, Push::Nothing);
+    }
+
+    fn transformer(&mut self, name: String, width: usize, level: usize) {
+        let heads = self.heads[level];
+        self.add(name.clone(), Kind::Enter { width }, Push::Input);
+        for i in 0..self.depths[level] {
+            self.add(format!("{name}.transformer_blocks.{i}"), Kind::Block { width, heads }, Push::Nothing);
+        }
+        self.add(name, Kind::Leave { width }, Push::Nothing);
+    }
+
+    fn down_blocks(&mut self) -> Result<()> {
+        let c = self.c;
+        let mut inner = c.block_out_channels[0];
+        for (i, &out) in c.block_out_channels.iter().enumerate() {
+            let crossed = is_crossed(&c.down_block_types[i], "CrossAttnDownBlock2D", "DownBlock2D")?;
+            for j in 0..c.layers_per_block {
+                self.resnet(format!("down_blocks.{i}.resnets.{j}"), inner, out, false);
+                inner = out;
+                if crossed {
+                    self.transformer(format!("down_blocks.{i}.attentions.{j}"), out, i);
+                }
+                self.all.last_mut().context("no piece")?.push = Push::Output;
+                self.skips.push(out);
+            }
+            if i + 1 < c.block_out_channels.len() {
+                self.conv(format!("down_blocks.{i}.downsamplers.0.conv"), out, out, 2, c.downsample_padding);
+            }
+        }
+        Ok(())
+    }
+
+    fn mid_block(&mut self) {
+        let level = self.c.block_out_channels.len() - 1;
+        let width = self.c.block_out_channels[level];
+        self.resnet("mid_block.resnets.0".into(), width, width, false);
+        self.transformer("mid_block.attentions.0".into(), width, level);
+        self.resnet("mid_block.resnets.1".into(), width, width, false);
+    }
+
+    fn up_blocks(&mut self) -> Result<()> {
+        let c = self.c;
+        let n = c.block_out_channels.len();
+        let mut inner = c.block_out_channels[n - 1];
+        for i in 0..n {
+            let level = n - 1 - i;
+            let out = c.block_out_channels[level];
+            let crossed = is_crossed(&c.up_block_types[i], "CrossAttnUpBlock2D", "UpBlock2D")?;
+            for j in 0..c.layers_per_block + 1 {
+                let skip =
+                    self.skips.pop().context("the up blocks need more skip connections than the down blocks make")?;
+                self.resnet(format!("up_blocks.{i}.resnets.{j}"), inner + skip, out, true);
+                inner = out;
+                if crossed {
+                    self.transformer(format!("up_blocks.{i}.attentions.{j}"), out, level);
+                }
+            }
+            if i + 1 < n {
+                self.add(format!("up_blocks.{i}.upsamplers.0.conv"), Kind::Upsample { width: out }, Push::Nothing);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Piece {
-    pub fn forward(&self, input: &Input, c: &Conditions) -> Result<Tensor> {
+    /// (B, C, H, W), or inside a transformer (B, H * W, C).
+    pub fn forward(&self, input: &Input, shared: &Shared) -> Result<Tensor> {
         let Input { x, popped, size: (height, width) } = input;
         Ok(match (self, popped) {
             (Piece::Conv(conv), _) => conv.forward(x)?,
-            (Piece::Resnet(resnet), None) => resnet.forward(x, Some(c.temb))?,
-            (Piece::Resnet(resnet), Some(skip)) => resnet.forward(&Tensor::cat(&[x, skip], 1)?, Some(c.temb))?,
+            (Piece::Resnet(resnet), None) => resnet.forward(x, Some(shared.temb))?,
+            (Piece::Resnet(resnet), Some(skip)) => resnet.forward(&Tensor::cat(&[x, skip], 1)?, Some(shared.temb))?,
             (Piece::Enter(norm, proj), _) => proj.forward(&ops::to_tokens(&norm.forward(x, Activation::None)?)?)?,
-            (Piece::Block(block), _) => block.forward(x, c.context)?,
+            (Piece::Block(block), _) => block.forward(x, shared.context)?,
             (Piece::Leave(proj), Some(entered)) => {
                 let (_, _, h, w) = entered.dims4()?;
                 (entered + ops::from_tokens(&proj.forward(x)?, h, w)?)?
             }
-            (Piece::Leave(_), None) => bail!("a transformer ends that never began"),
-            // To the size of what comes next: twice as large, or one less where a size was odd.
+            (Piece::Leave(_), None) => bail!("a transformer ends that did not begin"),
+            // To the size of the next skip connection: twice as large, or one less where that size is odd.
             (Piece::Upsample(conv), _) => conv.forward(&ops::upsample_nearest(x, *height, *width)?)?,
             (Piece::Out(norm, conv), _) => conv.forward(&norm.forward(x, Activation::Silu)?)?,
         })
     }
 }
 
-/// Runs the pieces one after the other: `piece` gives the output of the i-th on its input.
-pub fn run(plans: &[Plan], x: &Tensor, mut piece: impl FnMut(usize, &Input) -> Result<Tensor>) -> Result<Tensor> {
+/// Runs the pieces one after the other; `piece(i, input)` is the output of the i-th piece.
+pub fn run(specs: &[PieceSpec], x: &Tensor, mut piece: impl FnMut(usize, &Input) -> Result<Tensor>) -> Result<Tensor> {
     let mut x = x.clone();
     let mut stack: Vec<Tensor> = vec![];
-    for (i, plan) in plans.iter().enumerate() {
-        let popped = match plan.pops() {
+    for (i, spec) in specs.iter().enumerate() {
+        let popped = match spec.pops() {
             true => Some(stack.pop().context("the UNet ran out of skip connections")?),
             false => None,
         };
@@ -229,7 +259,7 @@ pub fn run(plans: &[Plan], x: &Tensor, mut piece: impl FnMut(usize, &Input) -> R
         };
         let input = Input { x, popped, size };
         let y = piece(i, &input)?;
-        match plan.push {
+        match spec.push {
             Push::Nothing => (),
             Push::Input => stack.push(input.x),
             Push::Output => stack.push(y.clone()),
@@ -239,7 +269,8 @@ pub fn run(plans: &[Plan], x: &Tensor, mut piece: impl FnMut(usize, &Input) -> R
     Ok(x)
 }
 
-fn kind(name: &str, crossed: &str, plain: &str) -> Result<bool> {
+/// Whether a block of this type has cross-attention.
+fn is_crossed(name: &str, crossed: &str, plain: &str) -> Result<bool> {
     match name {
         _ if name == crossed => Ok(true),
         _ if name == plain => Ok(false),
