@@ -6,7 +6,7 @@ mod util;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use nets::{
-    optim::{AdafactorConfig, AdamWConfig, Optimizer, Rule},
+    optim::{AdafactorConfig, AdamWConfig, Optimizer, UpdateRule},
     params::{Grads, Params},
 };
 use ops::{Activation, Mask};
@@ -134,8 +134,8 @@ fn frozen_linear_maps() {
 
 #[test]
 fn optimisers() {
-    let adamw = Rule::AdamW(AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 });
-    for rule in [adamw, Rule::Adafactor(AdafactorConfig { weight_decay: 0.01 })] {
+    let adamw = UpdateRule::AdamW(AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 });
+    for rule in [adamw, UpdateRule::Adafactor(AdafactorConfig { weight_decay: 0.01 })] {
         let after = |device: &Device| {
             let named =
                 |n: &str, shape: &[usize], seed| (n.to_string(), random(shape, seed).to_device(device).unwrap());

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor, Var};
 use nets::{
     device,
-    optim::{AdamWConfig, Optimizer, Rule},
+    optim::{AdamWConfig, Optimizer, UpdateRule},
     params::{self, Grads, Params},
 };
 use ops::{Activation, Mask};
@@ -91,7 +91,7 @@ fn time(op: &str, repetitions: usize) -> Result<(f64, f64)> {
 fn adamw(n: usize, repetitions: usize) -> Result<(f64, f64)> {
     let params = Params::from([("p".to_string(), var(&[n])?)]);
     let grads = Grads::from([("p".to_string(), var(&[n])?.as_detached_tensor())]);
-    let rule = Rule::AdamW(AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-2 });
+    let rule = UpdateRule::AdamW(AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-2 });
     let mut optimizer = Optimizer::new(&params, rule, DType::F32)?;
     let mut times = vec![];
     for t in 0..repetitions + 1 {

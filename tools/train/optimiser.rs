@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use candle_core::DType;
-use nets::optim::{AdafactorConfig, AdamWConfig, LrSchedule, Rule};
+use nets::optim::{AdafactorConfig, AdamWConfig, LrSchedule, UpdateRule};
 use pipe::{cli::named, origin::Origin};
 
 #[derive(clap::Args, Clone, Debug)]
@@ -94,15 +94,15 @@ impl OptimiserFlags {
         Ok(())
     }
 
-    pub fn rule(&self) -> Rule {
+    pub fn rule(&self) -> UpdateRule {
         match self.optimizer {
-            None | Some(OptimizerName::Adamw) if !self.use_adafactor => Rule::AdamW(AdamWConfig {
+            None | Some(OptimizerName::Adamw) if !self.use_adafactor => UpdateRule::AdamW(AdamWConfig {
                 beta1: self.adam_beta1,
                 beta2: self.adam_beta2,
                 eps: self.adam_epsilon,
                 weight_decay: self.adam_weight_decay,
             }),
-            _ => Rule::Adafactor(AdafactorConfig { weight_decay: self.adam_weight_decay }),
+            _ => UpdateRule::Adafactor(AdafactorConfig { weight_decay: self.adam_weight_decay }),
         }
     }
 
@@ -116,7 +116,7 @@ impl OptimiserFlags {
 
     /// The norm to which longer gradients are scaled down; Diffusion-DPO's code never scales Adafactor's.
     pub fn max_norm(&self) -> f64 {
-        let default = if matches!(self.rule(), Rule::AdamW(_)) { 1.0 } else { f64::INFINITY };
+        let default = if matches!(self.rule(), UpdateRule::AdamW(_)) { 1.0 } else { f64::INFINITY };
         self.max_grad_norm.unwrap_or(default)
     }
 

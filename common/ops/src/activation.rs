@@ -9,6 +9,7 @@ use rayon::prelude::*;
 #[cfg(feature = "cuda")]
 use super::cuda::{self, launch};
 use super::{
+    arithmetic::CHUNK,
     kernel::{Gradient, Kernel, Operand, apply1},
     math,
 };
@@ -38,9 +39,6 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     }
     apply1(Geglu, &x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
 }
-
-/// Numbers that one task works on.
-const CHUNK: usize = 1 << 14;
 
 #[derive(Clone, Copy)]
 enum Pointwise {

@@ -7,10 +7,10 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda::{self, launch};
-use super::values::{Values, with_values, with_values_mut};
-
-/// Numbers that one task works on: enough to pay for the task, few enough to stay in the cache.
-const CHUNK: usize = 1 << 14;
+use super::{
+    arithmetic::CHUNK,
+    values::{Values, with_values, with_values_mut},
+};
 
 /// Numbers of a step that are the same for all tensors.
 #[derive(Clone, Copy, Debug)]

@@ -12,7 +12,7 @@ use super::values::{with_values, write};
 
 /// Numbers that one task works on: enough to pay for the task, few enough to stay in the cache. Pieces of fixed size, in
 /// order, give the same sums on any number of threads.
-const CHUNK: usize = 1 << 14;
+pub(crate) const CHUNK: usize = 1 << 14;
 
 /// x = f(x) for every number of a contiguous f32 CPU tensor, in place.
 ///
@@ -26,7 +26,7 @@ pub fn map_in_place(x: &Tensor, f: impl Fn(f32) -> f32 + Sync) -> Result<()> {
 ///
 /// # Errors
 /// As [`map_in_place`].
-pub fn add_in_place(sum: &Tensor, g: &Tensor) -> Result<()> {
+pub(crate) fn add_in_place(sum: &Tensor, g: &Tensor) -> Result<()> {
     with_values([g], |[g]| {
         write(sum, |sum| {
             sum.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).for_each(|(sum, g)| {

@@ -37,7 +37,7 @@ mod winograd;
 pub use accumulate::{Sums, accumulate, accumulate_store};
 pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use adamw::{AdamWStep, rounding_seed};
-pub use arithmetic::{add_in_place, add_to, map_in_place, scale, sum_of_squares, sums_of_squares};
+pub use arithmetic::{add_to, map_in_place, scale, sum_of_squares, sums_of_squares};
 pub use attention::{Mask, attention};
 pub use conv::conv2d;
 pub use frozen::{freeze, linear_frozen};

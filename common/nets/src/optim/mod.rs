@@ -17,34 +17,34 @@ use crate::params::{Grads, Params};
 
 /// How a gradient becomes a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rule {
+pub enum UpdateRule {
     AdamW(AdamWConfig),
     Adafactor(AdafactorConfig),
 }
 
-/// A rule and what it remembers.
+/// A rule, and the moments that it keeps of past gradients.
 pub struct Optimizer {
-    pub rule: Rule,
-    /// Moments by the name under which a checkpoint stores them: `m.TENSOR` and `v.TENSOR`, and where Adafactor keeps sums
-    /// of rows and columns only, `row.TENSOR` and `col.TENSOR`.
+    pub rule: UpdateRule,
+    /// Moments by the names under which a checkpoint stores them: `m.TENSOR` and `v.TENSOR`, or `row.TENSOR` and `col.TENSOR`
+    /// where Adafactor keeps means over rows and columns only.
     pub moments: BTreeMap<String, Var>,
 }
 
 impl Optimizer {
-    /// Moments of zero. `dtype`: f32, or bf16 for AdamW on the CPU.
+    /// All moments are zero. `dtype` is f32, or bf16 for AdamW on the CPU.
     ///
     /// # Errors
-    /// bf16 where it is not supported.
-    pub fn new(params: &Params, rule: Rule, dtype: DType) -> Result<Self> {
+    /// `dtype` is not supported for this rule and device.
+    pub fn new(params: &Params, rule: UpdateRule, dtype: DType) -> Result<Self> {
         let mut moments = BTreeMap::new();
         for (name, p) in params {
             let shapes: Vec<(&str, Vec<usize>)> = match rule {
-                Rule::AdamW(_) => vec![("m", p.dims().to_vec()), ("v", p.dims().to_vec())],
-                Rule::Adafactor(_) => adafactor::shapes(p.dims()),
+                UpdateRule::AdamW(_) => vec![("m", p.dims().to_vec()), ("v", p.dims().to_vec())],
+                UpdateRule::Adafactor(_) => adafactor::shapes(p.dims()),
             };
             ensure!(
-                dtype == DType::F32 || (matches!(rule, Rule::AdamW(_)) && p.device().is_cpu()),
-                "moments in bf16 are for AdamW on the CPU"
+                dtype == DType::F32 || (matches!(rule, UpdateRule::AdamW(_)) && p.device().is_cpu()),
+                "moments in bf16 are possible for AdamW on the CPU only"
             );
             for (prefix, shape) in shapes {
                 moments.insert(format!("{prefix}.{name}"), Var::zeros(shape, dtype, p.device())?);
@@ -53,7 +53,10 @@ impl Optimizer {
         Ok(Self { rule, moments })
     }
 
-    /// The `t`-th step (from 1) at learning rate `lr`, in place.
+    /// Changes `params` by their gradients, in place: step `t` (from 1) at learning rate `lr`.
+    ///
+    /// # Errors
+    /// A parameter has no gradient or no moment, or one of another shape.
     pub fn step(&mut self, params: &Params, grads: &Grads, t: u64, lr: f64) -> Result<()> {
         let moment = |prefix: &str, name: &str| {
             let key = format!("{prefix}.{name}");
@@ -62,11 +65,11 @@ impl Optimizer {
         for (name, p) in params {
             let g = grads.get(name).with_context(|| format!("there is no gradient for '{name}'"))?.contiguous()?;
             match self.rule {
-                Rule::AdamW(c) => {
+                UpdateRule::AdamW(c) => {
                     c.at(t, lr).apply(p, moment("m", name)?, moment("v", name)?, &g, rounding_seed(name, t))?
                 }
-                Rule::Adafactor(c) if p.rank() < 2 => adafactor::step(c, p, moment("v", name)?, &g, t, lr)?,
-                Rule::Adafactor(c) => {
+                UpdateRule::Adafactor(c) if p.rank() < 2 => adafactor::step(c, p, moment("v", name)?, &g, t, lr)?,
+                UpdateRule::Adafactor(c) => {
                     adafactor::step_factored(c, p, moment("row", name)?, moment("col", name)?, &g, t, lr)?
                 }
             }
@@ -74,7 +77,7 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Bytes of all moments.
+    /// Bytes that all moments take.
     pub fn bytes(&self) -> usize {
         self.moments.values().map(|m| m.elem_count() * m.dtype().size_in_bytes()).sum()
     }
@@ -87,7 +90,7 @@ mod tests {
     use super::*;
 
     /// Three steps on `p` with the gradients `g`, at rate 0.1.
-    fn three(rule: Rule, dtype: DType, p: &Tensor, g: &[Tensor]) -> Vec<f32> {
+    fn three(rule: UpdateRule, dtype: DType, p: &Tensor, g: &[Tensor]) -> Vec<f32> {
         let p = Var::from_tensor(p).unwrap();
         let params = Params::from([("p".to_string(), p.clone())]);
         let mut optimizer = Optimizer::new(&params, rule, dtype).unwrap();
@@ -108,8 +111,8 @@ mod tests {
         assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < tolerance), "{got:?} {want:?}");
     }
 
-    const ADAMW: Rule = Rule::AdamW(AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 });
-    const ADAFACTOR: Rule = Rule::Adafactor(AdafactorConfig { weight_decay: 0.01 });
+    const ADAMW: UpdateRule = UpdateRule::AdamW(AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 });
+    const ADAFACTOR: UpdateRule = UpdateRule::Adafactor(AdafactorConfig { weight_decay: 0.01 });
 
     /// ```python
     /// import torch
@@ -145,7 +148,7 @@ mod tests {
         near(&got, &[0.8634076, -1.8604105], 2e-6);
     }
 
-    /// Rounding to the nearest bf16 would hold v where it is: each step shrinks it by a thousandth, half a digit is more.
+    /// Rounding to the nearest bf16 would leave v unchanged: a step shrinks it by a thousandth, which is less than half a digit.
     #[test]
     fn bf16_moments_shrink_as_f32_ones_do() {
         let p = Var::zeros(4096, DType::F32, &Device::Cpu).unwrap();

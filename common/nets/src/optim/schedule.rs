@@ -1,7 +1,7 @@
 //! diffusers' learning-rate schedules, by its names.
 
 pipe::names! {
-    /// How the learning rate goes.
+    /// How the learning rate changes over the steps.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum LrSchedule {
         Constant = "constant",
@@ -13,7 +13,7 @@ pipe::names! {
 }
 
 impl LrSchedule {
-    /// The factor on the learning rate for the step after `done` finished ones.
+    /// The factor on the learning rate for the step after `done` finished ones, of `total` steps with `warmup` rising ones.
     pub fn factor(self, done: u64, warmup: u64, total: u64) -> f64 {
         let rising = done as f64 / warmup.max(1) as f64;
         let left = total.saturating_sub(done) as f64 / total.saturating_sub(warmup).max(1) as f64;
