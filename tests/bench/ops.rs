@@ -16,6 +16,9 @@ use ops::{Activation, Mask};
 /// What is timed: the operation on its inputs.
 type Op = Box<dyn Fn(&[Var]) -> candle_core::Result<Tensor>>;
 
+#[global_allocator]
+static POOL: ops::Pool = ops::Pool;
+
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let mut number =

@@ -120,6 +120,10 @@ struct Args {
     common: Common,
 }
 
+/// Networks allocate a result per operation; the pool reuses the memory of large ones.
+#[global_allocator]
+static POOL: ops::Pool = ops::Pool;
+
 fn main() -> ExitCode {
     run("sample", |args| device::on_workers(|| sample(args)))
 }

@@ -47,6 +47,10 @@ use start::Start;
 use training_data::TrainingData;
 use world::World;
 
+/// Networks allocate a result per operation; the pool reuses the memory of large ones.
+#[global_allocator]
+static POOL: ops::Pool = ops::Pool;
+
 fn main() -> ExitCode {
     run("train", |args| device::on_workers(|| join_and_train(args)))
 }

@@ -66,17 +66,5 @@ pub fn on_workers<R: Send>(body: impl FnOnce() -> R + Send) -> R {
         // SAFETY: the program's body has not begun, and no other thread runs yet.
         unsafe { std::env::set_var(TF32, "0") };
     }
-    keep_freed_memory();
     rayon::scope(|_| body())
-}
-
-/// Every operation allocates its result, and glibc returns blocks of this size to the system at once: page faults then cost
-/// a tenth of the time. Blocks below those of pool.rs are kept for the next operation instead.
-fn keep_freed_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt only sets two of the allocator's limits.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 512 << 20);
-    }
 }

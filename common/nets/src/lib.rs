@@ -15,7 +15,6 @@ pub mod lora;
 pub mod optim;
 pub mod params;
 pub mod pickle;
-mod pool;
 pub mod process;
 pub mod prompt;
 pub mod sampler;

@@ -27,6 +27,7 @@ mod matrix;
 #[cfg(feature = "nccl")]
 pub mod nccl;
 mod norm;
+mod pool;
 mod precomputed;
 mod shape;
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub use conv::conv2d;
 pub use frozen::{freeze, linear_frozen};
 pub use linear::linear;
 pub use norm::{Activation, group_norm, layer_norm};
+pub use pool::Pool;
 pub use shape::{from_tokens, pad_bottom_right, to_tokens, upsample_nearest};
 pub use values::{with_values, write};
 

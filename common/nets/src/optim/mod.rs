@@ -111,7 +111,8 @@ mod tests {
         assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < tolerance), "{got:?} {want:?}");
     }
 
-    const ADAMW: UpdateRule = UpdateRule::AdamW(AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 });
+    const ADAMW: UpdateRule =
+        UpdateRule::AdamW(AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 });
     const ADAFACTOR: UpdateRule = UpdateRule::Adafactor(AdafactorConfig { weight_decay: 0.01 });
 
     /// ```python

@@ -1,5 +1,5 @@
-//! Memory for large tensors. Every operation allocates its result: from the system, each block costs a page fault every four
-//! kilobytes and a pass of zeros. Blocks of some megabytes and more are kept for the next operation here, on large pages.
+//! Memory for large tensors. Every operation allocates its result. A block from the system costs a page fault per four
+//! kilobytes and a pass of zeros; so blocks of some megabytes and more are kept for the next operation here, on large pages.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -7,44 +7,43 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// The allocator of every program that runs networks.
+/// The allocator for programs that run networks, which set it as their `#[global_allocator]`. Blocks below 4 MiB are the
+/// system allocator's.
 pub struct Pool;
 
-#[global_allocator]
-static POOL: Pool = Pool;
-
-/// Smaller blocks are the system allocator's.
+/// Bytes of the smallest block that is kept here.
 const SMALLEST: usize = 4 << 20;
-/// Bytes that may wait for use.
+/// Bytes of unused blocks that are kept at most.
 const KEPT: usize = 512 << 20;
-/// Large pages of x86-64 and aarch64.
+/// Bytes of a large page of x86-64 and aarch64.
 const PAGE: usize = 2 << 20;
 
-/// Blocks that wait, (size, address), the latest last.
-static WAITING: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
+/// Unused blocks, (size, address), the latest last.
+static UNUSED: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
 
-/// Up to the next of eight sizes an octave: blocks that nearly fit are used again.
+/// `size` rounded up to one of eight sizes per power of two, so that blocks that nearly fit are used again.
 fn class(size: usize) -> usize {
     let step = (size.next_power_of_two() / 16).max(PAGE / 8);
     size.next_multiple_of(step)
 }
 
-fn waiting<R>(f: impl FnOnce(&mut Vec<(usize, usize)>) -> R) -> R {
-    f(&mut WAITING.lock().unwrap_or_else(PoisonError::into_inner))
+fn unused<R>(f: impl FnOnce(&mut Vec<(usize, usize)>) -> R) -> R {
+    f(&mut UNUSED.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// A block that waits, or a new one, and whether it holds zeros.
+/// An unused block or a new one, and whether it holds zeros.
 fn take(size: usize) -> (*mut u8, bool) {
-    let found = waiting(|all| all.iter().rposition(|(s, _)| *s == size).map(|i| all.remove(i)));
+    let found = unused(|all| all.iter().rposition(|(s, _)| *s == size).map(|i| all.remove(i)));
     match found {
         Some((_, address)) => (ptr::with_exposed_provenance_mut(address), false),
         None => (map(size), true),
     }
 }
 
+/// Keeps a block for later use, and returns the oldest ones to the system where there are too many.
 fn keep(block: *mut u8, size: usize) {
     let mut dropped = vec![];
-    waiting(|all| {
+    unused(|all| {
         all.push((size, block.expose_provenance()));
         let mut bytes: usize = all.iter().map(|(s, _)| s).sum();
         while bytes > KEPT {
@@ -58,9 +57,9 @@ fn keep(block: *mut u8, size: usize) {
     }
 }
 
-/// Fresh zeros, beginning at a large page.
+/// A new block of zeros that begins at a large page.
 fn map(size: usize) -> *mut u8 {
-    // SAFETY: a private anonymous mapping that nobody else knows; what lies outside the aligned block is given back.
+    // SAFETY: a private anonymous mapping that nobody else knows; what lies outside the aligned block is returned.
     unsafe {
         let (read_write, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         let all = libc::mmap(ptr::null_mut(), size + PAGE, read_write, private, -1, 0);
@@ -83,7 +82,7 @@ fn map(size: usize) -> *mut u8 {
 }
 
 fn unmap(block: *mut u8, size: usize) {
-    // SAFETY: `block` came from `map` with this size and is in no hands any more.
+    // SAFETY: `block` came from `map` with this size, and nobody holds it any more.
     unsafe {
         libc::munmap(block.cast(), size);
     }
@@ -93,7 +92,7 @@ fn is_large(layout: &Layout) -> bool {
     layout.size() >= SMALLEST && layout.align() <= PAGE
 }
 
-// SAFETY: a block is in one place at a time, in the list that waits or in its owner's hands, and is as large as its class.
+// SAFETY: a block is either in the list of unused ones or its owner's, never both, and is as large as its class.
 unsafe impl GlobalAlloc for Pool {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if !is_large(&layout) {
@@ -150,6 +149,9 @@ unsafe impl GlobalAlloc for Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[global_allocator]
+    static POOL: Pool = Pool;
 
     #[test]
     fn blocks_come_back_as_zeros_and_keep_what_they_held_when_they_grow() {
