@@ -172,7 +172,7 @@ fn what_cannot_be_read_is_one_sentence() {
     let store = Store::of(&[("text.parquet", b"no table at all".to_vec())]);
     let vote = |url: &str| dir.tool("vote").args([url, "-o", "out"]);
     for (url, parts) in [
-        (store.url("absent.parquet"), &["absent.parquet is not there"][..]),
+        (store.url("absent.parquet"), &["absent.parquet does not exist"][..]),
         (store.url("text.parquet"), &["text.parquet is not a whole table"]),
         (store.url("folder/"), &["a web server does not list its folders"]),
         ("http:///x".into(), &["names no object"]),
@@ -183,7 +183,7 @@ fn what_cannot_be_read_is_one_sentence() {
         says(&error, parts);
         assert_eq!(error.trim_end().lines().count(), 1, "{error}");
     }
-    says(&store.s3(vote("s3://bucket/x.parquet")).fails(2), &["s3://bucket/x.parquet is not there"]);
+    says(&store.s3(vote("s3://bucket/x.parquet")).fails(2), &["s3://bucket/x.parquet does not exist"]);
     let error = dir.tool("vote").args(["scores", "-o", "s3://bucket/labels.parquet"]).fails(2);
     says(&error, &["cannot write s3://bucket/labels.parquet", "only read"]);
     assert!(dir.list().is_empty());

@@ -378,6 +378,35 @@ fn an_image_follows_from_seed_prompt_and_k() {
     assert_eq!(column_text(&c, "model")[0], "policy");
 }
 
+/// The prompt of a row is its text and its set; the picture follows from the text.
+#[test]
+fn the_same_text_in_two_sets_is_drawn_once() {
+    let dir = world();
+    dir.write("more.txt", "a robot\nsomething else\nthe sea at night\n");
+    let draw = |out: &str, rest: &str| {
+        let base = oracle("base").display().to_string();
+        let args = ["prompts.txt", "more.txt", "-o", out, "--base", &base, "--steps", "4", "-n", "2"];
+        dir.tool("sample").args(args.iter().copied().chain(rest.split_whitespace())).ok().err
+    };
+    says(&draw("both.parquet", ""), &["16 images of 8 prompts", "4 of them have the text of an earlier prompt"]);
+    let both = dir.get("both.parquet");
+    for (name, rows) in [("prompts.txt", 0..10), ("more.txt", 10..16)] {
+        sample(&dir, name, "alone.parquet", "-n 2").ok();
+        assert_eq!(dir.get("alone.parquet").columns(), both.slice(rows.start, rows.len()).columns());
+    }
+    let uids = column_text(&both, "image_uid");
+    assert_eq!((&uids[2..4], &uids[6..8]), (&uids[10..12], &uids[14..16]));
+    // However the rows are cut, and where a run continues.
+    for rest in ["--batch 1", "--batch 3", "--batch 16", "--dump-latents final"] {
+        draw("again.parquet", rest);
+        assert!(dir.bytes("again.parquet") == dir.bytes("both.parquet"), "{rest}");
+    }
+    // With given noise each row is another picture, and has another name.
+    draw("given.parquet", "--latents final --dump-latents last");
+    let uids: std::collections::HashSet<_> = column_text(&dir.get("given.parquet"), "image_uid").into_iter().collect();
+    assert_eq!(uids.len(), 16);
+}
+
 #[test]
 fn a_killed_run_continues_to_the_same_bytes() {
     let dir = world();
@@ -429,6 +458,27 @@ fn a_killed_run_continues_to_the_same_bytes() {
     assert!(!dir.path("out.parquet.partial").exists());
 }
 
+/// A signal while the parts are joined is not lost: the join stops, and the parts stay for the next run.
+#[test]
+fn a_signal_during_the_join_keeps_the_parts() {
+    let dir = world();
+    let rest = "-n 20 --batch 1 --steps 1";
+    sample(&dir, "prompts.txt", "whole.parquet", rest).ok();
+    let stopped = |_| {
+        let mut child = spawn(sample(&dir, "prompts.txt", "out.parquet", rest));
+        wait_for("the join", || {
+            dir.path("out.parquet.partial/whole.parquet.partial").exists() || dir.path("out.parquet").exists()
+        });
+        std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
+        child.wait().unwrap().code() == Some(143) && dir.path("out.parquet.partial/000099.parquet").exists()
+    };
+    // The join may be over before the signal arrives.
+    let again = |i| std::fs::remove_file(dir.path("out.parquet")).is_ok() || i == 0;
+    assert!((0..6).filter(|&i| again(i)).any(stopped), "the signal was ignored");
+    sample(&dir, "prompts.txt", "out.parquet", rest).ok();
+    assert!(dir.bytes("out.parquet") == dir.bytes("whole.parquet"));
+}
+
 #[test]
 fn latents_in_and_out() {
     let dir = world();
@@ -452,7 +502,7 @@ fn latents_in_and_out() {
     // What does not fit.
     std::fs::create_dir(dir.path("folder")).unwrap();
     for (rest, parts) in [
-        ("--latents noise", &["--latents holds 1 rows for 5 prompts with 1 images each"][..]),
+        ("--latents noise", &["--latents holds 1 rows", "5 images"][..]),
         ("--latents noise --height 16", &["--latents decides the size"]),
         ("--latents noise --shard 0/2", &["do not go with --shard"]),
         ("--latents prompts.txt", &["prompts.txt is not a whole safetensors file"]),

@@ -296,6 +296,11 @@ fn a_signal_keeps_what_is_finished() {
         assert_eq!(summary["rows_kept"], 0);
         assert!(dir.bytes("s.parquet") == dir.bytes("whole.parquet"));
     }
+    // Parts whose plan is gone may be those of other work.
+    std::fs::remove_file(kept.join("plan.json")).unwrap();
+    std::fs::rename(&kept, dir.path("s.parquet.partial")).unwrap();
+    says(&score(&dir, "pairs.parquet -o s.parquet").fails(2), &["s.parquet.partial", "other work"]);
+    assert!(part.exists());
 }
 
 #[test]

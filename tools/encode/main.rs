@@ -1,4 +1,4 @@
-//! encode: run the VAE and the text encoder over pairs once, so that training visits latents instead of images.
+//! encode: run the VAE and the text encoder over pairs once, so that training reads latents instead of images.
 //!
 //!   encode pairs.parquet --base sd15 -o latents/
 //!   train latents/ --labels labels.parquet --base sd15 -o policy
@@ -24,12 +24,13 @@ use seen::Seen;
 
 /// Run the VAE and the text encoder over pairs once.
 ///
-/// Writes a folder: latents.parquet (mean and logvar of each distinct image's posterior, f16, so that training still
-/// samples it), captions.parquet (the text encoder's states of each distinct caption, the empty one first, f16) and
-/// pairs.parquet (which images and captions belong together). A killed run goes on where it stopped.
+/// Writes three tables into a folder: latents.parquet (mean and logvar of each distinct image's posterior, f16, from which
+/// training samples), captions.parquet (the text encoder's states of each distinct caption, the empty one first, f16) and
+/// pairs.parquet (which images and captions belong together). Other files in the folder stay. The same command continues a
+/// killed run.
 ///
-/// With --shard each of the three is a folder of parts. Every shard holds the images of its own pairs: one that stands in
-/// pairs of two shards is encoded twice.
+/// With --shard each of the three is a folder of parts. Every shard holds the images of its own pairs: an image in pairs of two
+/// shards is encoded twice.
 #[derive(Parser, Debug)]
 #[command(
     name = "encode",
@@ -52,10 +53,10 @@ struct Args {
     /// Side of the training images in pixels: the short side is resized to it, the middle is kept
     #[arg(long, value_name = "N", default_value_t = 512)]
     resolution: usize,
-    /// Whether to store mirrored images too, for the flips of `train --augment`
+    /// Store mirrored images too, for the flips of `train --augment`
     #[arg(long, default_value_t = Augment::None, value_parser = named::<Augment>())]
     augment: Augment,
-    /// Images that go through the VAE at once
+    /// Images that go through the VAE together
     #[arg(long, value_name = "N", default_value_t = 16)]
     batch: usize,
     #[command(flatten)]

@@ -4,6 +4,7 @@
 //!   echo "a photo of a cat" > cat.txt && sample cat.txt --base sd15 --unet policy -o cats.parquet --steps 30
 
 mod draw;
+mod repeats;
 mod rows;
 
 use std::{
@@ -15,11 +16,11 @@ use std::{
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use draw::{Drawing, Painter, Settings};
+use draw::{Painter, Settings};
 use nets::{
     conditioning::TimeIds,
     device, folder, hub,
-    process::Spacing,
+    process::{Process, Spacing},
     sampler::{GivenNoise, Noise, Sampling, Scheduler},
     weights::Weights,
     write,
@@ -34,12 +35,13 @@ use pipe::{
     prompt_source, schema,
     shard::target,
 };
+use repeats::Repeats;
 use rows::{Artist, Image};
 
 /// Draw images for prompts with a Stable Diffusion model.
 ///
-/// The initial noise of an image follows from --seed, its prompt and its number k, and is the same for every model, so
-/// that two models can be compared image by image.
+/// The initial noise of an image depends only on --seed, the prompt and the image's number k. It is the same for every model,
+/// so two models can be compared image by image. The same text in two sets is two prompts with the same images.
 #[derive(Parser, Debug)]
 #[command(
     name = "sample",
@@ -51,7 +53,7 @@ Examples:
   sample prompts.parquet --base sd15 --unet policy -o policy.parquet -n 5 --steps 50 --guidance 7.5
   sample prompts.parquet --base sdxl --scheduler euler --steps 30 --guidance 5 --negative 'blurry, text' -o xl.parquet
 
-The samplers are set up by the base's scheduler_config.json as diffusers' classes of the same names set themselves up.
+The base's scheduler_config.json configures the samplers, as it does diffusers' classes of the same names.
 Each PNG carries its settings under the key `parameters`, as AUTOMATIC1111's web UI writes them.
 
 Exit status: 0 done, 2 trouble, 128 + N after signal N."
@@ -66,48 +68,48 @@ struct Args {
     /// Checkpoint whose UNet draws instead of the base's
     #[arg(long, value_name = "DIR")]
     unet: Option<PathBuf>,
-    /// Images a prompt
+    /// Images per prompt
     #[arg(short = 'n', long = "images-per-prompt", value_name = "N", default_value_t = 1)]
     n: u32,
     /// How the noise is removed
-    #[arg(long, default_value_t = Scheduler::Ddim, value_parser = named::<Scheduler>())]
+    #[arg(long, help_heading = "Sampling", default_value_t = Scheduler::Ddim, value_parser = named::<Scheduler>())]
     scheduler: Scheduler,
     /// Take Karras' sigmas with dpmpp, euler or euler-a [default: as the base's scheduler_config.json says]
-    #[arg(long)]
+    #[arg(long, help_heading = "Sampling")]
     karras: bool,
     /// The training timesteps to visit [default: as the base's scheduler_config.json says]
-    #[arg(long, value_parser = named::<Spacing>())]
+    #[arg(long, help_heading = "Sampling", value_parser = named::<Spacing>())]
     spacing: Option<Spacing>,
-    /// Sampling steps an image
-    #[arg(long, value_name = "N", default_value_t = 50)]
+    /// Sampling steps per image
+    #[arg(long, help_heading = "Sampling", value_name = "N", default_value_t = 50)]
     steps: usize,
     /// Weight of the prompt against the empty prompt (classifier-free guidance); 1 or less: no guidance
-    #[arg(long, value_name = "X", default_value_t = 7.5)]
+    #[arg(long, help_heading = "Sampling", value_name = "X", default_value_t = 7.5)]
     guidance: f64,
     /// What the images should not show, in place of the empty prompt
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, help_heading = "Sampling", value_name = "TEXT", allow_hyphen_values = true)]
     negative: Option<String>,
-    /// SDXL: original height and width, crop top and left, target height and width that the UNet is told, in pixels
+    /// SDXL's conditioning on sizes, in pixels: original height and width, top and left of the crop, target height and width
     /// [default: H,W,0,0,H,W of the image]
-    #[arg(long, value_name = "H,W,TOP,LEFT,H,W")]
+    #[arg(long, help_heading = "Sampling", value_name = "H,W,TOP,LEFT,H,W")]
     time_ids: Option<TimeIds>,
-    /// Height in pixels [default: what the UNet was made for]
-    #[arg(long, value_name = "N")]
+    /// Height in pixels [default: the UNet's own size]
+    #[arg(long, help_heading = "Sampling", value_name = "N")]
     height: Option<usize>,
-    /// Width in pixels [default: what the UNet was made for]
-    #[arg(long, value_name = "N")]
+    /// Width in pixels [default: the UNet's own size]
+    #[arg(long, help_heading = "Sampling", value_name = "N")]
     width: Option<usize>,
-    /// Images that go through the UNet at once, and that a killed run loses
+    /// Images that are drawn together; a killed run loses at most so many
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch: usize,
-    /// What column `model` says [default: the name of the checkpoint folder]
+    /// Name of the model, for column `model` [default: the name of the checkpoint folder]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Noise from a safetensors file: `latents` (N, C, h, w), the initial noise, row k for the k-th image (prompt, then k);
-    /// where it is there, `step_noise` (steps, N, C, h, w), the noise that euler-a adds
+    /// Noise from a safetensors file: `latents` (N, C, h, w), the initial noise of the N images (prompt by prompt, then k), and
+    /// optionally `step_noise` (steps, N, C, h, w), the noise that euler-a adds
     #[arg(long, value_name = "FILE")]
     latents: Option<PathBuf>,
-    /// Write the final `latents` (N, C, h, w), f32, as the UNet sees them
+    /// Write the final `latents` (N, C, h, w) to a safetensors file, f32, as the UNet sees them
     #[arg(long, value_name = "FILE")]
     dump_latents: Option<PathBuf>,
     #[command(flatten)]
@@ -128,134 +130,194 @@ fn main() -> ExitCode {
     run("sample", |args| device::on_workers(|| sample(args)))
 }
 
-fn sample(args: Args) -> Result<Answer> {
-    let out = args.sharding.output_beside(&args.common, &args.prompts)?;
-    ensure!(args.n > 0, "-n is 0: no image to draw");
-    ensure!(args.batch > 0, "--batch is 0: no image to draw");
-    ensure!(args.guidance.is_finite(), "--guidance must be a number, it is {}", args.guidance);
-    let settings = Settings {
-        sampling: Sampling { scheduler: args.scheduler, steps: args.steps, karras: args.karras, spacing: args.spacing },
-        guidance: args.guidance,
-        negative: args.negative.clone(),
-        time_ids: args.time_ids,
-    };
-    ensure!(
-        args.negative.is_none() || settings.guided(),
-        "--negative says what guidance leads away from: it needs a --guidance above 1, not {}",
-        args.guidance
-    );
-    let whole_only = args.sharding.shard.is_none() || (args.latents.is_none() && args.dump_latents.is_none());
-    ensure!(whole_only, "--latents and --dump-latents hold every image in order; they do not go with --shard");
-    if let Some(file) = &args.dump_latents {
-        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        ensure!(!file.is_dir(), "cannot write {}: it is a folder", file.display());
-        atomic::probe(folder)?;
-    }
-    let resolve = |arg: &PathBuf| args.hub.folder(arg, hub::resolve);
-    let base = resolve(&args.base)?;
-    let unet = args.unet.as_ref().map(resolve).transpose()?;
-    let device = device::open(args.networks.device)?;
-    let dtype = device::dtype(args.networks.dtype, &device)?;
-    let prompts = prompt_source::read(&args.prompts, None)?;
-    ensure!(!prompts.prompts.is_empty(), "there is no prompt to draw");
-    let unet_of = folder::denoiser(unet.as_deref().unwrap_or(&base))?;
-    let painter = Painter::open(&base, &unet_of, settings.clone(), dtype, &device)?;
-    let given = args.latents.as_ref().map(|path| GivenNoise::open(path)).transpose()?;
-    let total = prompts.prompts.len() * args.n as usize;
-    let latent = painter.latent_size(args.height, args.width, given.as_ref())?;
-    if let Some(given) = &given {
-        let rows = given.latents.dim(0)?;
+impl Args {
+    fn check(&self) -> Result<()> {
+        ensure!(self.n > 0, "-n is 0: no image to draw");
+        ensure!(self.batch > 0, "--batch is 0: no image to draw");
+        ensure!(self.guidance.is_finite(), "--guidance must be a number, it is {}", self.guidance);
         ensure!(
-            rows == total,
-            "--latents holds {rows} rows for {} prompts with {} images each",
-            prompts.prompts.len(),
-            args.n
+            self.negative.is_none() || self.settings().guided(),
+            "--negative works through guidance: it needs a --guidance above 1, not {}",
+            self.guidance
         );
+        let whole_only = self.latents.is_some() || self.dump_latents.is_some();
+        ensure!(
+            self.sharding.shard.is_none() || !whole_only,
+            "--latents and --dump-latents hold every image in order; they do not go with --shard"
+        );
+        if let Some(file) = &self.dump_latents {
+            let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            ensure!(!file.is_dir(), "cannot write {}: it is a folder", file.display());
+            atomic::probe(folder)?;
+        }
+        Ok(())
     }
 
-    let name = args.name.clone().unwrap_or_else(|| name_of(&unet_of));
-    let weights = Weights::open(&unet_of)?;
-    let unet_hash = weights.hash()?;
-    // What decides the pictures, then what decides the table.
-    let mut origin = Origin::new("sample")
-        .arg("scheduler", args.scheduler.to_string())
-        .arg("steps", args.steps)
-        .arg("guidance", args.guidance)
-        .arg("negative", args.negative.clone())
-        .arg("latent_size", serde_json::json!(latent))
-        .model("unet", unet_hash.clone())
-        .model("vae", Weights::open(&base.join("vae"))?.hash()?)
-        .model("scheduler", id::file_hash(&base.join("scheduler/scheduler_config.json"))?);
-    for part in painter.text_encoders() {
-        origin = origin.model(part, Weights::open(&base.join(part))?.hash()?);
+    fn settings(&self) -> Settings {
+        Settings {
+            sampling: Sampling {
+                scheduler: self.scheduler,
+                steps: self.steps,
+                karras: self.karras,
+                spacing: self.spacing,
+            },
+            guidance: self.guidance,
+            negative: self.negative.clone(),
+            time_ids: self.time_ids,
+        }
     }
-    if let Some(TimeIds(ids)) = args.time_ids {
-        origin = origin.arg("time_ids", serde_json::json!(ids));
-    }
-    if args.karras {
-        origin = origin.arg("karras", true);
-    }
-    if let Some(spacing) = args.spacing {
-        origin = origin.arg("spacing", spacing.to_string());
-    }
-    if let Some(path) = &args.latents {
-        origin = origin.arg("latents", id::file_hash(path)?);
-    }
-    // How the policy came to be, so that `winrate` knows which metrics voted on its labels.
-    let policy = weights.origin().map(|o| InputOrigin { sha256: Some(unet_hash.clone()), origin: Some(o.into()) });
-    let artist = Artist {
-        name: name.clone(),
-        unet: unet_hash,
-        content: origin.to_json(),
-        sampler: painter.sampler_label(),
-        settings,
-    };
-    let origin = origin
-        .arg("n", args.n)
-        .arg("name", name.clone())
-        .arg("seed", args.common.seed)
-        .inputs(prompts.origins)
-        .inputs(policy);
+}
 
-    // An image is row `prompt * n + k`; `--shard` takes a range of rows.
-    let rows = args.sharding.shard.map_or(0..total, |s| s.range(total));
+fn sample(args: Args) -> Result<Answer> {
+    args.check()?;
+    let out = target(args.sharding.output_beside(&args.common, &args.prompts)?, args.sharding.shard);
+    let prompts = prompt_source::read(&args.prompts, None)?;
+    let total = prompts.prompts.len() * args.n as usize;
+    let model = Model::open(&args, total)?;
+    let (artist, origin) = model.describe(&args)?;
+    let rows = args.sharding.shard.map_or(0..total, |shard| shard.range(total));
     let mut job = Job::open(Spec {
         tool: "sample",
-        tables: Tables::file(&target(out, args.sharding.shard), schema::images())?,
-        origin,
+        tables: Tables::file(&out, schema::images())?,
+        origin: origin.inputs(prompts.origins).inputs(model.policy()?),
         cut: format!("rows {rows:?} by {}", args.batch),
         keep: Keep::Parts,
         rows: Some(rows.len()),
         quiet: args.common.quiet,
     })?;
-    let mut next = rows.start;
-    if args.dump_latents.is_none() {
+
+    let prompts = prompts.prompts;
+    let dump = args.dump_latents.is_some();
+    // Latents are dumped for all images, so all are drawn; with given noise, no two pictures are the same.
+    let mut repeats = match (dump, &model.given) {
+        (true, None) => Repeats::default(),
+        (_, Some(_)) => Repeats::of(&prompts, 0),
+        (false, None) => Repeats::of(&prompts, repeats::LIMIT),
+    };
+    let mut first = rows.start;
+    if !dump {
         job.resume(|part| {
-            next += part[0].len();
+            let images: Vec<Image> =
+                (first..).take(part[0].len()).map(|row| artist.image(row, &prompts, &repeats)).collect();
+            repeats.keep_part(&images, &part[0])?;
+            first += images.len();
             Ok(true)
         })?;
     }
     let batch = args.batch;
-    let parts = (next..rows.end).step_by(batch).map(move |from| Ok(from..(from + batch).min(rows.end)));
-    let mut finals = vec![];
-    let drawn = job.run(parts, |part: Range<usize>| {
-        let images: Vec<Image> =
-            part.clone().map(|row| Image::of(row, args.n, args.common.seed, &prompts.prompts)).collect();
-        let noise = Noise::new(images.iter().map(|i| i.seed).collect(), part.clone(), given.as_ref())?;
-        let texts: Vec<&str> = images.iter().map(|i| i.prompt.prompt.as_str()).collect();
-        let Drawing { latents, images: drawn } = painter.draw(&texts, &noise, latent)?;
-        if args.dump_latents.is_some() {
-            finals.push(latents.to_device(&Device::Cpu)?);
-        }
-        Ok(vec![artist.table(&images, &drawn)?])
+    let parts = (first..rows.end).step_by(batch).map(move |from| Ok(from..(from + batch).min(rows.end)));
+    let mut latents = vec![];
+    let counts = job.run(parts, |part: Range<usize>| {
+        let images: Vec<Image> = part.clone().map(|row| artist.image(row, &prompts, &repeats)).collect();
+        let pngs = repeats.pictures(&images, |new| {
+            let drawing = model.draw(new, part)?;
+            if dump {
+                latents.push(drawing.latents.to_device(&Device::Cpu)?);
+            }
+            artist.pngs(new, &drawing.images)
+        })?;
+        Ok(vec![artist.table(&images, &pngs)?])
     })?;
     if let Some(path) = &args.dump_latents {
-        let latents = Tensor::cat(&finals, 0)?.to_dtype(DType::F32)?;
+        let latents = Tensor::cat(&latents, 0)?.to_dtype(DType::F32)?;
         write::tensors(path, &[("latents".to_owned(), latents)].into(), Default::default())?;
     }
-    let drawn = drawn[0];
-    args.common.say(format_args!("{drawn} images of {} prompts by {name}", prompts.prompts.len()));
+    args.common.say(format_args!(
+        "{} images of {} prompts by {}{}",
+        counts[0],
+        prompts.len(),
+        artist.name,
+        repeats.note()
+    ));
     Ok(Answer::Yes)
+}
+
+/// What draws, and the noise and size that it draws with.
+struct Model {
+    base: PathBuf,
+    unet: PathBuf,
+    weights: Weights,
+    painter: Painter,
+    given: Option<GivenNoise>,
+    /// (C, h, w)
+    latent: [usize; 3],
+}
+
+impl Model {
+    /// Opens the model for `total` images.
+    fn open(args: &Args, total: usize) -> Result<Self> {
+        let resolve = |folder: &PathBuf| args.hub.folder(folder, hub::resolve);
+        let base = resolve(&args.base)?;
+        let unet = args.unet.as_ref().map(resolve).transpose()?;
+        let unet = folder::denoiser(unet.as_deref().unwrap_or(&base))?;
+        let device = device::open(args.networks.device)?;
+        let dtype = device::dtype(args.networks.dtype, &device)?;
+        let painter = Painter::open(&base, &unet, args.settings(), dtype, &device)?;
+        let given = args.latents.as_ref().map(|path| GivenNoise::open(path)).transpose()?;
+        let latent = painter.latent_size(args.height, args.width, given.as_ref())?;
+        if let Some(given) = &given {
+            let rows = given.latents.dim(0)?;
+            ensure!(rows == total, "--latents holds {rows} rows, but {total} images are to be drawn");
+        }
+        let weights = Weights::open(&unet)?;
+        Ok(Self { base, unet, weights, painter, given, latent })
+    }
+
+    /// Who draws, and the origin of the table without its inputs.
+    fn describe(&self, args: &Args) -> Result<(Artist, Origin)> {
+        let unet = self.weights.hash()?;
+        let hash = |network: &str| Weights::open(&self.base.join(network))?.hash();
+        // First what the pictures depend on, then what only the table depends on.
+        let mut origin = Origin::new("sample")
+            .arg("scheduler", args.scheduler.to_string())
+            .arg("steps", args.steps)
+            .arg("guidance", args.guidance)
+            .arg("negative", args.negative.clone())
+            .arg("latent_size", serde_json::json!(self.latent))
+            .model("unet", unet.clone())
+            .model("vae", hash("vae")?)
+            .model("scheduler", id::file_hash(&self.base.join(Process::FILE))?);
+        for network in self.painter.text_encoders() {
+            origin = origin.model(network, hash(network)?);
+        }
+        if let Some(TimeIds(ids)) = args.time_ids {
+            origin = origin.arg("time_ids", serde_json::json!(ids));
+        }
+        if args.karras {
+            origin = origin.arg("karras", true);
+        }
+        if let Some(spacing) = args.spacing {
+            origin = origin.arg("spacing", spacing.to_string());
+        }
+        if let Some(path) = &args.latents {
+            origin = origin.arg("latents", id::file_hash(path)?);
+        }
+        let artist = Artist {
+            name: args.name.clone().unwrap_or_else(|| name_of(&self.unet)),
+            unet,
+            content: origin.to_json(),
+            sampler: self.painter.sampler_label(),
+            settings: args.settings(),
+            n: args.n,
+            seed: args.common.seed,
+            noise: if self.given.is_some() { rows::Noise::Given } else { rows::Noise::Drawn },
+        };
+        let name = artist.name.clone();
+        Ok((artist, origin.arg("n", args.n).arg("name", name).arg("seed", args.common.seed)))
+    }
+
+    /// How the policy was made, so that `winrate` knows which metrics voted on its labels.
+    fn policy(&self) -> Result<Option<InputOrigin>> {
+        let input = |origin| Ok(InputOrigin { sha256: Some(self.weights.hash()?), origin: Some(Box::new(origin)) });
+        self.weights.origin().map(input).transpose()
+    }
+
+    /// Draws `images`, which are those of `rows` or, with noise from seeds, some of them.
+    fn draw(&self, images: &[&Image], rows: Range<usize>) -> Result<draw::Drawing> {
+        let noise = Noise::new(images.iter().map(|image| image.seed).collect(), rows, self.given.as_ref())?;
+        let prompts: Vec<&str> = images.iter().map(|image| image.prompt.prompt.as_str()).collect();
+        self.painter.draw(&prompts, &noise, self.latent)
+    }
 }
 
 /// `runs/policy/unet` -> `policy`

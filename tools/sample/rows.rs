@@ -1,4 +1,4 @@
-//! The rows of an images table: which image each is, the noise it begins with, and what its PNG says of itself.
+//! The rows of an images table: which image each row is, and what its PNG says about itself.
 
 use std::sync::Arc;
 
@@ -8,48 +8,72 @@ use nets::image::{self, Rgb};
 use pipe::{id, prompt_source::Prompt, schema, seed};
 use rayon::prelude::*;
 
-use crate::draw::Settings;
+use crate::{draw::Settings, repeats::Repeats};
 
-/// One image to draw.
+/// One image of the table.
 pub struct Image<'a> {
     pub prompt: &'a Prompt,
+    /// Number of the prompt in the list.
+    pub index: usize,
+    /// Which of the prompt's images this is.
     k: u32,
     pub seed: u64,
+    /// Identifies the picture: images with the same uid are equal.
+    pub uid: String,
 }
 
-impl<'a> Image<'a> {
-    /// Row `prompt * n + k`.
-    pub fn of(row: usize, n: u32, run_seed: u64, prompts: &'a [Prompt]) -> Self {
-        let (prompt, k) = (&prompts[row / n as usize], (row % n as usize) as u32);
-        let seed = seed::draws(run_seed, "image", &prompt.prompt_id, k as u64).next_u64();
-        Self { prompt, k, seed }
-    }
+/// Where the initial noise comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Noise {
+    /// From the image's seed.
+    Drawn,
+    /// From a file, a row of it for each image.
+    Given,
 }
 
-/// What drew them.
+/// The model and the settings that draw.
 pub struct Artist {
-    /// What column `model` says.
+    /// For column `model`.
     pub name: String,
     /// SHA-256 of the UNet.
     pub unet: String,
-    /// Everything else than prompt and seed that an image follows from, as JSON.
+    /// Everything that a picture depends on besides its prompt and seed, as JSON.
     pub content: String,
     /// The sampler's name in AUTOMATIC1111's web UI.
     pub sampler: String,
     pub settings: Settings,
+    /// Images per prompt.
+    pub n: u32,
+    /// Seed of the run.
+    pub seed: u64,
+    pub noise: Noise,
 }
 
 impl Artist {
-    pub fn table(&self, images: &[Image], drawn: &[Rgb]) -> Result<RecordBatch> {
-        let png = |(image, rgb): (&Image, &Rgb)| image::png_with(rgb, "parameters", &self.parameters(image, rgb));
-        let pngs =
-            images.par_iter().zip(drawn).map(png).collect::<Result<Vec<_>>>().context("cannot write an image")?;
+    /// The image in this row, which is `prompt * n + k`.
+    pub fn image<'a>(&self, row: usize, prompts: &'a [Prompt], repeats: &Repeats) -> Image<'a> {
+        let (index, k) = (row / self.n as usize, (row % self.n as usize) as u32);
+        let prompt = &prompts[index];
+        let seed = seed::draws(self.seed, "image", &prompt.prompt_id, k as u64).next_u64();
+        let (row, seed_bytes) = (row.to_le_bytes(), seed.to_le_bytes());
+        let mut parts = vec![self.content.as_bytes(), prompt.prompt.as_bytes(), &seed_bytes];
+        // Given noise differs between rows of the same text and seed.
+        if self.noise == Noise::Given && repeats.came_before(prompt, index) {
+            parts.push(&row);
+        }
+        Image { prompt, index, k, seed, uid: id::hex(&id::sha256_of(&parts)[..16]) }
+    }
+
+    /// The pictures as PNG files that say how they were drawn.
+    pub fn pngs(&self, images: &[&Image], drawn: &[Rgb]) -> Result<Vec<Vec<u8>>> {
+        let png = |(image, rgb): (&&Image, &Rgb)| image::png_with(rgb, "parameters", &self.parameters(image, rgb));
+        images.par_iter().zip(drawn).map(png).collect::<Result<_>>().context("cannot write an image")
+    }
+
+    /// Rows of the table.
+    pub fn table(&self, images: &[Image], pngs: &[Vec<u8>]) -> Result<RecordBatch> {
         let text = |f: &dyn Fn(&Image) -> Option<String>| -> ArrayRef {
             Arc::new(StringArray::from_iter(images.iter().map(f)))
-        };
-        let uid = |i: &Image| {
-            let parts = [self.content.as_bytes(), i.prompt.prompt.as_bytes(), &i.seed.to_le_bytes()];
-            id::hex(&id::sha256_of(&parts)[..16])
         };
         let columns: Vec<ArrayRef> = vec![
             text(&|i| Some(i.prompt.prompt_id.clone())),
@@ -57,23 +81,23 @@ impl Artist {
             text(&|i| Some(i.prompt.set.clone())),
             text(&|i| i.prompt.category.clone()),
             text(&|i| i.prompt.challenge.clone()),
-            text(&|i| Some(uid(i))),
+            text(&|i| Some(i.uid.clone())),
             Arc::new(UInt32Array::from_iter_values(images.iter().map(|i| i.k))),
             Arc::new(UInt64Array::from_iter_values(images.iter().map(|i| i.seed))),
             text(&|_| Some(self.name.clone())),
-            Arc::new(BinaryArray::from_iter_values(&pngs)),
+            Arc::new(BinaryArray::from_iter_values(pngs)),
         ];
         Ok(RecordBatch::try_new(Arc::new(schema::images()), columns)?)
     }
 
-    /// The settings in the form that AUTOMATIC1111's web UI writes into its PNGs, and that other programs read.
+    /// The settings as AUTOMATIC1111's web UI writes them into its PNGs, and as other programs read them.
     fn parameters(&self, image: &Image, drawn: &Rgb) -> String {
         let (Settings { sampling, guidance, negative, .. }, sampler) = (&self.settings, &self.sampler);
         let negative = match negative {
             Some(text) if !text.is_empty() => format!("\nNegative prompt: {text}"),
             _ => String::new(),
         };
-        // A value that would look like two is quoted there.
+        // A name that would look like two values is quoted, as the web UI does.
         let name = if self.name.contains([',', ':', '\n']) { format!("{:?}", self.name) } else { self.name.clone() };
         format!(
             "{}{negative}\nSteps: {}, Sampler: {sampler}, CFG scale: {guidance}, Seed: {}, Size: {}x{}, \

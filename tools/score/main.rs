@@ -1,4 +1,4 @@
-//! score: rate images with published metrics, each image and each caption once.
+//! score: rate images with published metrics, encoding each image and each caption once.
 //!
 //!   score pairs.parquet -o scores.parquet --models scorers/
 //!   score images.parquet -o scored.parquet --metrics clip,aesthetic --model clip=CLIP-H/ --model aesthetic=CLIP-L/,head.pth
@@ -72,10 +72,10 @@ struct Args {
     models: ModelFlags,
     #[command(flatten)]
     choices: Choices,
-    /// Images that go through a model at once [default: 4 on a CPU, 64 on a GPU]
+    /// Images that go through a model together [default: 4 on a CPU, 64 on a GPU]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Keep rows whose image or caption cannot be read, without scores, and count them
+    /// Keep rows whose image or caption cannot be read, with null scores, and count them
     #[arg(long)]
     skip_bad: bool,
     /// Score N random rows of the existing output again and compare
@@ -164,7 +164,7 @@ fn options(args: &Args) -> Result<scorer::Options> {
     })
 }
 
-/// Where temporary files go: beside the output, which has room for much data, where a file is written.
+/// The folder for temporary files: the output's own, which has room for data, where a file is written.
 fn scratch_folder(args: &Args, output: &Path) -> Result<PathBuf> {
     match output.parent() {
         Some(folder) if args.verify.is_none() && !place::is_stream(output) => {
@@ -180,7 +180,7 @@ fn part_rows(on_cpu: bool, batch: usize) -> usize {
     if on_cpu { 64 } else { batch.saturating_mul(4).max(64) }
 }
 
-/// What decided the scores. Batch, threads and device do not.
+/// The origin: what decides the scores. Batch size, threads and device do not.
 fn origin(args: &Args, metrics: &[&Metric], scorers: &models::Scorers, options: &scorer::Options) -> Origin {
     let names: Vec<&str> = metrics.iter().map(|m| m.name).collect();
     let mut origin = Origin::new("score").arg("metrics", names);

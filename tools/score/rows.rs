@@ -1,4 +1,4 @@
-//! The two kinds of table that can be scored, and what becomes of their columns.
+//! The two kinds of tables that can be scored, and the columns of the output for each.
 
 use std::sync::Arc;
 
@@ -17,9 +17,9 @@ use pipe::{
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Two images a row -> scores.
+    /// Two images per row; the output is a scores table.
     Pairs,
-    /// One image a row -> scored.
+    /// One image per row; the output is a scored table.
     Images,
 }
 
@@ -27,8 +27,10 @@ const IMAGES_NEEDED: [&str; 7] =
     [prompts::PROMPT_ID, prompts::PROMPT, images::IMAGE_UID, images::K, images::SEED, images::MODEL, images::IMAGE];
 
 impl Kind {
+    /// The kind of these tables.
+    ///
     /// # Errors
-    /// The table is neither, or lacks a column.
+    /// They are of neither kind, or lack a column.
     pub fn of(inputs: &Inputs) -> Result<Self> {
         if inputs.has(images::IMAGE) {
             inputs.require(&IMAGES_NEEDED, "`sample` writes images tables")?;
@@ -46,7 +48,7 @@ impl Kind {
         Ok(Self::Pairs)
     }
 
-    /// Where the images are.
+    /// The columns with images.
     pub fn image_columns(self) -> &'static [&'static str] {
         match self {
             Self::Pairs => &pairs::JPG,
@@ -54,7 +56,7 @@ impl Kind {
         }
     }
 
-    /// Where the captions are.
+    /// The column with captions.
     pub fn caption_column(self) -> &'static str {
         match self {
             Self::Pairs => pairs::CAPTION,
@@ -62,7 +64,7 @@ impl Kind {
         }
     }
 
-    /// What is read.
+    /// The columns that are read.
     pub fn columns(self) -> Vec<&'static str> {
         match self {
             Self::Pairs => [&pairs::NEEDED[..], &[pairs::RANKING_ID, pairs::LABEL[0], pairs::HAS_LABEL]].concat(),
@@ -70,7 +72,7 @@ impl Kind {
         }
     }
 
-    /// Of the output.
+    /// The schema of the output.
     pub fn schema(self, metrics: &[&Metric]) -> Schema {
         let names: Vec<String> = metrics.iter().map(|m| m.name.to_owned()).collect();
         let judges: Vec<&str> = metrics.iter().filter(|m| m.role == Role::Judge).map(|m| m.name).collect();
@@ -81,7 +83,7 @@ impl Kind {
         schema::with_judges(schema, &judges)
     }
 
-    /// The names of the columns of scores, as they follow each other.
+    /// The names of the score columns, in their order.
     pub fn score_columns(self, metrics: &[String]) -> Vec<String> {
         let of = |m: &String| match self {
             Self::Pairs => vec![format!("{m}_0"), format!("{m}_1")],
@@ -102,7 +104,7 @@ impl Kind {
         Ok(RecordBatch::try_new(schema.clone(), columns)?)
     }
 
-    /// Everything but the scores. A null caption becomes an empty one here.
+    /// The columns before the scores. A null caption becomes an empty one.
     fn keys(self, rows: &Rows) -> Result<Vec<ArrayRef>> {
         let captions = rows.text_or_null(self.caption_column())?;
         let captions = StringArray::from_iter_values(captions.iter().map(Option::unwrap_or_default));
@@ -132,7 +134,7 @@ impl Kind {
     }
 }
 
-/// The human label of image 0; null where there is none, or where `has_label` says so.
+/// The human label of image 0; null where there is none or `has_label` is false.
 fn labels(rows: &Rows) -> Result<Float32Array> {
     if !rows.has(pairs::LABEL[0]) {
         return Ok(Float32Array::new_null(rows.len()));
@@ -145,14 +147,14 @@ fn labels(rows: &Rows) -> Result<Float32Array> {
     Ok(labels.iter().zip(&has).map(|(label, has)| label.filter(|_| has != Some(false))).collect())
 }
 
-/// What is scored: the image places of some rows, row by row, image 0 before image 1.
+/// The images of some rows with their captions, row by row, image 0 before image 1.
 pub struct Places {
     kind: Kind,
     images: Vec<BinaryArray>,
     captions: StringArray,
 }
 
-/// One image place.
+/// One image, where it stands, and its caption.
 pub struct Place<'a> {
     pub row: usize,
     pub column: &'static str,

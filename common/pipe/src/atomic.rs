@@ -1,4 +1,4 @@
-//! What exists is complete: files and folders are written beside their target, synced, then renamed.
+//! Atomic writes: a file is written beside its target, synced and renamed, so that whatever exists is complete.
 
 use std::{
     fs::{self, File},
@@ -17,7 +17,7 @@ pub fn partial_path(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Creates the folders above `path`.
+/// Creates the folder that `path` lies in, and those above it.
 pub fn create_parent(path: &Path) -> Result<()> {
     match path.parent().filter(|p| !p.as_os_str().is_empty()) {
         Some(parent) => {
@@ -27,11 +27,11 @@ pub fn create_parent(path: &Path) -> Result<()> {
     }
 }
 
-/// A file that appears under its name only when `commit` is called; dropped before that, it leaves nothing. A named pipe or a
-/// device takes the bytes as they come and is not replaced.
+/// A file that gets its name when `commit` is called; dropped before that, it leaves nothing. A named pipe or a device takes
+/// the bytes as they come and is not replaced.
 pub struct AtomicFile {
     name: PathBuf,
-    /// Where it is written, and what it will be called; `None` for a pipe or a device.
+    /// The path that is written and the path it will get; `None` for a pipe or a device.
     renamed: Option<(PathBuf, PathBuf)>,
     file: Option<BufWriter<File>>,
 }
@@ -49,24 +49,24 @@ impl AtomicFile {
         Ok(Self { name, renamed: Some((partial, target)), file: Some(BufWriter::new(file)) })
     }
 
-    /// Flushes to the disk and renames into place.
+    /// Waits until the bytes are on the disk, then renames the file.
     pub fn commit(self) -> Result<()> {
         self.end(true)
     }
 
-    /// Renames into place without waiting for the disk: after a power cut the file may be there and not be whole.
+    /// Renames the file without waiting for the disk: after a power cut it may exist and be damaged.
     pub fn commit_unsynced(self) -> Result<()> {
         self.end(false)
     }
 
     fn end(mut self, sync: bool) -> Result<()> {
-        let say = || format!("cannot write {}", self.name.display());
+        let cannot = || format!("cannot write {}", self.name.display());
         let Some(writer) = self.file.take() else { return Ok(()) };
-        let file = writer.into_inner().map_err(|e| e.into_error()).with_context(say)?;
+        let file = writer.into_inner().map_err(|e| e.into_error()).with_context(cannot)?;
         let Some((partial, target)) = &self.renamed else { return Ok(()) };
         let renamed = match sync {
-            true => file.sync_all().with_context(say).and_then(|()| rename(partial, target)),
-            false => fs::rename(partial, target).with_context(say),
+            true => file.sync_all().with_context(cannot).and_then(|()| rename(partial, target)),
+            false => fs::rename(partial, target).with_context(cannot),
         };
         renamed.inspect_err(|_| drop(fs::remove_file(partial)))
     }
@@ -93,7 +93,7 @@ impl Drop for AtomicFile {
     }
 }
 
-/// Renames and syncs the folder, so that the new name survives a power cut.
+/// Renames, and syncs the folder so that the new name survives a power cut.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))?;
     let parent = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -103,17 +103,20 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Finds out, before any work is done, whether `folder` can be made and written in. Leaves nothing.
+/// Checks, before any work is done, that `folder` can be made and written in. Leaves nothing behind.
+///
+/// # Errors
+/// It cannot.
 pub fn probe(folder: &Path) -> Result<()> {
-    let there = folder.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
-    let say = || format!("cannot write in {}", folder.display());
-    ensure!(there.is_dir(), "{}: {} is not a folder", say(), there.display());
-    let file = partial_path(&there.join(".probe"));
-    File::create(&file).with_context(say)?;
-    fs::remove_file(&file).with_context(say)
+    let existing = folder.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
+    let cannot = || format!("cannot write in {}", folder.display());
+    ensure!(existing.is_dir(), "{}: {} is not a folder", cannot(), existing.display());
+    let file = partial_path(&existing.join(".probe"));
+    File::create(&file).with_context(cannot)?;
+    fs::remove_file(&file).with_context(cannot)
 }
 
-/// Writes `bytes` to `path`, whole or not at all.
+/// Writes `bytes` to `path`, all or nothing.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).with_context(|| format!("cannot write {}", path.display()))?;

@@ -50,7 +50,7 @@ impl Rows {
     fn cast(&self, name: &str, to: &DataType) -> Result<ArrayRef> {
         let column = self.column(name)?;
         cast(column, to).with_context(|| {
-            format!("{}: column '{name}' is {}, which does not read as {to}", self.table, column.data_type())
+            format!("{}: column '{name}' is {}, which cannot be read as {to}", self.table, column.data_type())
         })
     }
 
@@ -72,7 +72,7 @@ impl Rows {
         Ok(column)
     }
 
-    /// A text column, or all nulls where the table has none.
+    /// A text column; all nulls where the table does not have it.
     pub fn text_if_there(&self, name: &str) -> Result<StringArray> {
         if self.has(name) { self.text_or_null(name) } else { Ok(StringArray::new_null(self.len())) }
     }
@@ -167,7 +167,7 @@ impl Rows {
 
     fn refuse_null(&self, name: &str, column: &dyn Array) -> Result<()> {
         match (0..column.len()).find(|&i| column.is_null(i)) {
-            Some(i) => bail!("{}: column '{name}' is null; every row needs one", self.at(i)),
+            Some(i) => bail!("{}: column '{name}' is null; every row needs a value", self.at(i)),
             None => Ok(()),
         }
     }

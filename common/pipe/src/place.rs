@@ -1,5 +1,5 @@
-//! Where an output goes: to a file, which appears whole, or into a pipe or a device, which take it as it comes and stay what
-//! they are. It is never one of the inputs.
+//! Where an output goes: to a file, which appears whole, or into a pipe or a device, which take the bytes as they come. An
+//! output is never one of the inputs.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -24,16 +24,16 @@ pub(crate) fn open_stream(path: &Path) -> Result<File> {
     OpenOptions::new().write(true).open(path).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The file that `path` means, whether it is there or not: a symbolic link means what it points to.
+/// The file that `path` leads to through symbolic links, whether it exists or not.
 ///
 /// # Errors
-/// A folder or a socket stands there, or links lead in a circle.
+/// It is a folder or a socket, or links lead in a circle.
 pub(crate) fn file_behind(path: &Path) -> Result<PathBuf> {
     const LINKS: usize = 40; // as many as Linux follows
-    let say = || format!("cannot write {}", path.display());
-    if let Ok(there) = fs::metadata(path) {
-        ensure!(!there.is_dir(), "{}: it is a folder", say());
-        ensure!(there.is_file(), "{}: it is neither a file nor a pipe", say());
+    let cannot = || format!("cannot write {}", path.display());
+    if let Ok(existing) = fs::metadata(path) {
+        ensure!(!existing.is_dir(), "{}: it is a folder", cannot());
+        ensure!(existing.is_file(), "{}: it is neither a file nor a pipe", cannot());
     }
     let mut file = path.to_owned();
     for _ in 0..LINKS {
@@ -42,49 +42,30 @@ pub(crate) fn file_behind(path: &Path) -> Result<PathBuf> {
             Err(_) => return Ok(file),
         }
     }
-    bail!("{}: its symbolic links lead in a circle", say())
+    bail!("{}: its symbolic links lead in a circle", cannot())
 }
 
-/// Refuses an `output` that is one of `inputs` or a file in a folder among them: it would take the place of what it is made of.
+/// Refuses an `output` that is one of `inputs`, or a file in a folder among them: the result would replace its own input.
 ///
 /// # Errors
-/// It is.
+/// It is one of them.
 pub fn refuse_inputs<P: AsRef<Path>>(output: &Path, inputs: impl IntoIterator<Item = P>) -> Result<()> {
-    let Some(there) = identity(output).filter(|_| output.as_os_str() != "-") else { return Ok(()) };
+    let Some(ours) = identity(output).filter(|_| output.as_os_str() != "-") else { return Ok(()) };
     for input in inputs {
         let input = match input.as_ref() {
-            path if path.as_os_str() == "-" => Path::new("/dev/stdin"), // a file, where the shell says so
+            path if path.as_os_str() == "-" => Path::new("/dev/stdin"), // a file after the shell's `<`
             path => path,
         };
         let inside = fs::read_dir(input).into_iter().flatten().flatten().map(|entry| entry.path());
-        let same = iter::once(input.to_owned()).chain(inside).any(|path| identity(&path) == Some(there));
+        let same = iter::once(input.to_owned()).chain(inside).any(|path| identity(&path) == Some(ours));
         ensure!(!same, "{} is also an input; name another output", output.display());
     }
     Ok(())
 }
 
-/// Refuses a folder that is to be replaced as a whole while one of `inputs` lies in it.
-///
-/// # Errors
-/// One does.
-pub fn refuse_inputs_inside<P: AsRef<Path>>(folder: &Path, inputs: impl IntoIterator<Item = P>) -> Result<()> {
-    let Ok(replaced) = fs::canonicalize(folder) else { return Ok(()) };
-    for input in inputs {
-        let input = input.as_ref();
-        let lost = fs::canonicalize(input).is_ok_and(|path| path.starts_with(&replaced));
-        ensure!(
-            !lost,
-            "{} lies in {}, which would be replaced with all that is in it; name another output",
-            input.display(),
-            folder.display()
-        );
-    }
-    Ok(())
-}
-
-/// Device and inode of what a path leads to; none where there is nothing, nor of a device such as a terminal, which is read
-/// and written without harm.
+/// Device and inode of the file that a path leads to. `None` where there is no file, and for devices such as a terminal, which
+/// can be read and written at once.
 fn identity(path: &Path) -> Option<(u64, u64)> {
-    let there = fs::metadata(path).ok()?;
-    (!there.file_type().is_char_device()).then(|| (there.dev(), there.ino()))
+    let file = fs::metadata(path).ok()?;
+    (!file.file_type().is_char_device()).then(|| (file.dev(), file.ino()))
 }

@@ -1,11 +1,12 @@
-//! One line on a terminal, nothing anywhere else.
+//! The progress bar: one line on a terminal, nothing anywhere else.
 
 use std::io::IsTerminal;
 
 pub use indicatif::ProgressBar;
 use indicatif::{ProgressDrawTarget, ProgressStyle};
 
-/// A bar over `total` steps of `what`; `None` where the total is unknown (a pipe). Hidden when quiet or not on a terminal.
+/// A bar over `total` steps of `what`; `None` where the total is unknown, as with a pipe. It is hidden under `--quiet` and where
+/// standard error is not a terminal.
 pub fn bar(what: &'static str, total: Option<u64>, quiet: bool) -> ProgressBar {
     if quiet || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();

@@ -60,7 +60,7 @@ impl Taker {
             if wanted.is_empty() {
                 continue;
             }
-            let say = || format!("{} is not a whole table", table.name);
+            let damaged = || format!("{} is not a whole table", table.name);
             let storage = Storage::open(&table.path)?;
             storage.learn(&table.metadata);
             let builder = Builder::new_with_metadata(storage, table.metadata.clone());
@@ -73,9 +73,9 @@ impl Taker {
                 .with_row_selection(RowSelection::from_consecutive_ranges(ranges, table.rows))
                 .with_batch_size(wanted.len())
                 .build()
-                .with_context(say)?;
+                .with_context(damaged)?;
             let schema = arrow::array::RecordBatchReader::schema(&reader);
-            let batches = reader.collect::<Result<Vec<_>, _>>().with_context(say)?;
+            let batches = reader.collect::<Result<Vec<_>, _>>().with_context(damaged)?;
             let batch = concat_batches(&schema, &batches)?;
             ensure!(
                 batch.num_rows() == wanted.len(),

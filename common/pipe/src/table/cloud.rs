@@ -1,5 +1,5 @@
-//! Objects in S3, Google Cloud Storage or on a web server, read by ranges: the footer, then of each column that is asked for
-//! some megabytes at a time. Credentials come from the usual environment (`AWS_*`, `GOOGLE_*`).
+//! Objects in S3, Google Cloud Storage or on a web server, read by ranges: first the footer, then the columns that are needed,
+//! some megabytes at a time. Credentials come from the usual environment variables (`AWS_*`, `GOOGLE_*`).
 
 use std::{
     collections::HashMap,
@@ -20,10 +20,10 @@ use object_store::{
 use parquet::file::metadata::ParquetMetaData;
 use tokio::runtime::{Builder, Runtime};
 
-/// Bytes that are read ahead in a column.
+/// Bytes per request within a column.
 const AHEAD: u64 = 8 << 20;
 
-/// One object, of which nothing but its length is read until it is asked for.
+/// One object. Only its length is read until bytes are needed.
 #[derive(Clone)]
 pub(super) struct Object(Arc<Inner>);
 
@@ -32,15 +32,15 @@ struct Inner {
     store: Box<dyn ObjectStore>,
     path: Path,
     length: u64,
-    /// Of every column chunk, in the order of the file, where it lies and which column it belongs to.
+    /// Position and column of every column chunk, in the order of the file.
     chunks: OnceLock<Vec<(Range<u64>, usize)>>,
-    /// What was read ahead of each column: where it begins, and the bytes.
+    /// The bytes that were read last in each column, and their position.
     windows: Mutex<HashMap<usize, (u64, Bytes)>>,
 }
 
 impl Object {
     /// # Errors
-    /// No such object, no credentials for it, or a store that does not answer.
+    /// There is no such object, the credentials do not suffice, or the store does not answer.
     pub(super) fn open(url: &str) -> Result<Self> {
         let (store, path) = store(url)?;
         let length = wait(store.head(&path))?.map_err(|error| explain(url, error))?.size;
@@ -48,7 +48,7 @@ impl Object {
         Ok(Self(Arc::new(Inner { url, store, path, length, chunks: OnceLock::new(), windows: Mutex::default() })))
     }
 
-    /// Takes note of where columns begin and end: what may be read ahead.
+    /// Remembers where column chunks begin and end, which limits what is read ahead.
     pub(super) fn learn(&self, metadata: &ParquetMetaData) {
         let columns = metadata.row_groups().iter().flat_map(|group| group.columns().iter().enumerate());
         let chunk = |(column, (start, length)): (usize, (u64, u64))| (start..start + length, column);
@@ -65,7 +65,7 @@ impl Object {
         ObjectReader { object: self.clone(), at: start }
     }
 
-    /// Exactly these bytes, out of what was read ahead where it holds them.
+    /// Exactly these bytes; no request is made where they have been read already.
     pub(super) fn bytes(&self, start: u64, length: usize) -> io::Result<Bytes> {
         let end = start + length as u64;
         if let Ok(windows) = self.0.windows.lock() {
@@ -78,7 +78,7 @@ impl Object {
         self.fetch(start..end)
     }
 
-    /// The bytes from `at` on, to the end of the column chunk at most.
+    /// Bytes from position `at` on, at most to the end of the column chunk.
     fn ahead(&self, at: u64) -> io::Result<Bytes> {
         const NO_COLUMN: usize = usize::MAX;
         let chunks = self.0.chunks.get().map_or(&[][..], Vec::as_slice);
@@ -102,7 +102,7 @@ impl Object {
     }
 }
 
-/// An object's bytes from some place on.
+/// Reads an object from some position on.
 pub(crate) struct ObjectReader {
     object: Object,
     at: u64,
@@ -124,10 +124,10 @@ impl Read for ObjectReader {
 /// The names of the objects in a folder, whose URL ends in `/`.
 ///
 /// # Errors
-/// The store does not answer, or is a web server, which lists nothing.
+/// The store does not answer, or is a web server, which cannot list folders.
 pub(super) fn list(url: &str) -> Result<Vec<String>> {
     let web = url.starts_with("http");
-    ensure!(!web, "{url} is a folder, and a web server does not list its folders; name the parts one by one");
+    ensure!(!web, "{url} is a folder, and a web server does not list its folders; name its parts one by one");
     let (store, path) = store(url)?;
     let found = wait(store.list_with_delimiter(Some(&path)))?.map_err(|error| explain(url, error))?;
     Ok(found.objects.iter().filter_map(|object| object.location.filename()).map(str::to_owned).collect())
@@ -143,29 +143,29 @@ fn store(url: &str) -> Result<(Box<dyn ObjectStore>, Path)> {
         max_retries: 5,
         retry_timeout: Duration::from_secs(60),
     };
-    let say = || format!("{url} cannot be asked for");
+    let cannot = || format!("cannot open {url}");
     let store: Box<dyn ObjectStore> = match scheme {
         "s3" | "s3a" => {
             credentials(url, &AWS, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "AWS_SKIP_SIGNATURE")?;
             let s3 = AmazonS3Builder::from_env().with_bucket_name(host).with_retry(retry);
-            Box::new(s3.build().with_context(say)?)
+            Box::new(s3.build().with_context(cannot)?)
         }
         "gs" => {
             credentials(url, &GOOGLE, "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SKIP_SIGNATURE")?;
             let gcs = GoogleCloudStorageBuilder::from_env().with_bucket_name(host).with_retry(retry);
-            Box::new(gcs.build().with_context(say)?)
+            Box::new(gcs.build().with_context(cannot)?)
         }
         "http" | "https" => {
             let options = ClientOptions::new().with_allow_http(true);
             let web = HttpBuilder::new().with_url(format!("{scheme}://{host}"));
-            Box::new(web.with_client_options(options).with_retry(retry).build().with_context(say)?)
+            Box::new(web.with_client_options(options).with_retry(retry).build().with_context(cannot)?)
         }
         _ => bail!("{url}: objects are named by s3://, gs://, http:// or https://"),
     };
-    Ok((store, Path::from_url_path(path).with_context(say)?))
+    Ok((store, Path::from_url_path(path).with_context(cannot)?))
 }
 
-/// Variables one of which must say with what rights to ask.
+/// Environment variables, one of which must give credentials.
 const AWS: [&str; 6] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -183,24 +183,25 @@ const GOOGLE: [&str; 6] = [
     "GOOGLE_SKIP_SIGNATURE",
 ];
 
-/// Without any, object_store would ask the machine's metadata service: nobody told it to, and elsewhere it only waits.
+/// Refuses to go on without credentials: object_store would ask the machine's metadata service, which nobody asked for and which
+/// only waits on most machines.
 fn credentials(url: &str, known: &[&str], usual: &str, public: &str) -> Result<()> {
-    let there = known.iter().any(|name| env::var_os(name).is_some_and(|value| !value.is_empty()));
-    ensure!(there, "{url}: there are no credentials; set {usual}, or {public}=true where the bucket is public");
+    let given = known.iter().any(|name| env::var_os(name).is_some_and(|value| !value.is_empty()));
+    ensure!(given, "{url}: there are no credentials; set {usual}, or {public}=true if the bucket is public");
     Ok(())
 }
 
 fn explain(url: &str, error: StoreError) -> Error {
     match error {
-        StoreError::NotFound { .. } => anyhow!("{url} is not there (a folder of parts ends in '/')"),
+        StoreError::NotFound { .. } => anyhow!("{url} does not exist (the URL of a folder of parts ends in '/')"),
         StoreError::Unauthenticated { .. } | StoreError::PermissionDenied { .. } => {
-            anyhow!("{url}: the store refuses these credentials, or wants some")
+            anyhow!("{url}: the store refuses these credentials or asks for some")
         }
         error => Error::new(error).context(format!("cannot read {url}")),
     }
 }
 
-/// The answer of the store. Tables are read by ordinary threads; the runtime only waits for the network.
+/// Waits for the store's answer. Ordinary threads read the tables; the runtime only waits for the network.
 fn wait<T>(answer: impl Future<Output = T>) -> Result<T> {
     static RUNTIME: OnceLock<io::Result<Runtime>> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| Builder::new_multi_thread().worker_threads(1).enable_all().build());

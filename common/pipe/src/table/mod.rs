@@ -1,4 +1,4 @@
-//! Tables in and out. Files are Parquet, `-` is an Arrow IPC stream; what is read is recognised by its first bytes.
+//! Reading and writing tables. Files are Parquet, `-` is an Arrow IPC stream; inputs are recognised by their first bytes.
 
 mod batches;
 #[cfg(feature = "cloud")]

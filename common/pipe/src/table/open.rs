@@ -31,19 +31,19 @@ pub(super) fn open_file(path: &Path) -> Result<Opened> {
     if is_url(path) {
         return open_parquet(name, path);
     }
-    let say = || format!("cannot read {name}");
-    let mut file = File::open(path).with_context(say)?;
+    let cannot = || format!("cannot read {name}");
+    let mut file = File::open(path).with_context(cannot)?;
     let mut magic = vec![];
-    Read::by_ref(&mut file).take(6).read_to_end(&mut magic).with_context(say)?;
-    let whole = || format!("{name} is not a whole table");
+    Read::by_ref(&mut file).take(6).read_to_end(&mut magic).with_context(cannot)?;
+    let damaged = || format!("{name} is not a whole table");
     if magic.starts_with(PARQUET) {
         open_parquet(name, path)
     } else if magic.starts_with(IPC_FILE) {
-        let reader = FileReader::try_new_buffered(File::open(path)?, None).with_context(whole)?;
+        let reader = FileReader::try_new_buffered(File::open(path)?, None).with_context(damaged)?;
         let schema = reader.schema();
         let mut rows = 0;
         for batch in reader {
-            rows += batch.with_context(whole)?.num_rows();
+            rows += batch.with_context(damaged)?.num_rows();
         }
         Ok(Opened { schema, rows: Some(rows), body: Body::ArrowFile(path.to_owned()), name })
     } else if magic.starts_with(IPC_STREAM) {
@@ -76,31 +76,31 @@ pub(super) fn open_stdin() -> Result<Opened> {
     if magic == IPC_STREAM {
         open_stream(name, Cursor::new(magic).chain(std::io::stdin()))
     } else if magic.is_empty() {
-        bail!("standard input is empty: whatever should have written to it stopped first")
+        bail!("standard input is empty: the program that should write to it stopped first")
     } else {
         bail!(
-            "standard input is not an Arrow stream (it begins with {magic:02x?}); a Parquet file has its index at the end: name it as a file"
+            "standard input is not an Arrow stream (it begins with {magic:02x?}); a Parquet file cannot be read from a pipe: name it as a file"
         )
     }
 }
 
-/// Whether a path names a folder of parts.
+/// Whether a path is a folder, which must then hold parts.
 pub(super) fn is_folder(path: &Path) -> bool {
     path.is_dir() || (is_url(path) && path.to_str().is_some_and(|url| url.ends_with('/')))
 }
 
-/// The names in a folder.
+/// The names of the files in a folder.
 fn list(folder: &Path) -> Result<Vec<String>> {
     #[cfg(feature = "cloud")]
     if is_url(folder) {
         return super::cloud::list(folder.to_str().unwrap_or_default());
     }
     if is_url(folder) {
-        Storage::open(folder)?; // a build without object stores says so
+        Storage::open(folder)?; // the error of a build without object stores
     }
-    let say = || format!("cannot read {}", folder.display());
-    let names = std::fs::read_dir(folder).with_context(say)?.map(|entry| Ok(entry?.file_name()));
-    let names = names.collect::<Result<Vec<_>>>().with_context(say)?;
+    let cannot = || format!("cannot read {}", folder.display());
+    let names = std::fs::read_dir(folder).with_context(cannot)?.map(|entry| Ok(entry?.file_name()));
+    let names = names.collect::<Result<Vec<_>>>().with_context(cannot)?;
     Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
 }
 
@@ -112,7 +112,10 @@ fn part(name: &str) -> Option<(usize, usize, &str)> {
     Some((index.parse().ok()?, count.parse().ok()?, stem))
 }
 
-/// The parts in a folder, complete and in order.
+/// The parts in a folder, in order.
+///
+/// # Errors
+/// One is missing, or there are parts of several tables.
 pub(super) fn parts_of(folder: &Path) -> Result<Vec<PathBuf>> {
     let names = list(folder)?;
     let mut parts: Vec<(usize, usize, &str, PathBuf)> = vec![];
@@ -129,11 +132,11 @@ pub(super) fn parts_of(folder: &Path) -> Result<Vec<PathBuf>> {
     if let Some((.., other)) = other {
         let (one, other) = (parts[0].3.display(), other.display());
         bail!(
-            "{folder} holds parts of different tables, {one} and {other}: remove the stale ones, or name the files of one"
+            "{folder} holds parts of different tables, {one} and {other}: remove the old ones, or name the files of one table"
         );
     }
-    let there: HashSet<usize> = parts.iter().map(|p| p.0).collect();
-    let missing: Vec<usize> = (0..count).filter(|index| !there.contains(index)).collect();
+    let found: HashSet<usize> = parts.iter().map(|p| p.0).collect();
+    let missing: Vec<usize> = (0..count).filter(|index| !found.contains(index)).collect();
     if let Some(&index) = missing.first() {
         let name = format!("{stem}-{index:05}-of-{count:05}.parquet");
         ensure!(missing.len() > 1, "{folder}: {name} is missing; make it again with --shard {index}/{count}");

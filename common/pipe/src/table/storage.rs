@@ -23,19 +23,19 @@ pub fn is_url(path: &Path) -> bool {
     ["s3://", "s3a://", "gs://", "http://", "https://"].iter().any(|scheme| text.starts_with(scheme))
 }
 
-/// Something that Parquet can be read from, at any place.
+/// A place that Parquet can be read from, at any position.
 pub(crate) enum Storage {
     File(File),
     #[cfg(feature = "cloud")]
     Object(Object),
 }
 
-/// Parquet of any source, about to be read.
+/// A Parquet reader before its columns and rows are chosen.
 pub(crate) type Builder = ParquetRecordBatchReaderBuilder<Storage>;
 
 impl Storage {
     /// # Errors
-    /// It is not there, or may not be read; an object, in a build that reads none.
+    /// The file cannot be read; or it is an object, in a build that reads none.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         if is_url(path) {
             return Self::object(path);
@@ -53,10 +53,10 @@ impl Storage {
         anyhow::bail!("{}: this build reads no object stores; build it with --features cloud", url.display())
     }
 
-    /// The index of the table.
+    /// The footer of the table.
     ///
     /// # Errors
-    /// It is no whole Parquet table.
+    /// It is not a whole Parquet table.
     pub(crate) fn metadata(&self, options: ArrowReaderOptions) -> ParquetResult<ArrowReaderMetadata> {
         let metadata = ArrowReaderMetadata::load(self, options)?;
         self.learn(&metadata);
@@ -64,13 +64,13 @@ impl Storage {
     }
 
     /// # Errors
-    /// It is no whole Parquet table.
+    /// It is not a whole Parquet table.
     pub(crate) fn builder(self) -> ParquetResult<Builder> {
         let metadata = self.metadata(ArrowReaderOptions::default())?;
         Ok(Builder::new_with_metadata(self, metadata))
     }
 
-    /// Column chunks are what may be read ahead; a file needs no telling.
+    /// Tells an object where its column chunks lie, which limits what it reads ahead; a file does not need this.
     pub(crate) fn learn(&self, _metadata: &ArrowReaderMetadata) {
         #[cfg(feature = "cloud")]
         if let Storage::Object(object) = self {
@@ -109,7 +109,7 @@ impl ChunkReader for Storage {
     }
 }
 
-/// Bytes from some place on.
+/// Reads from some position on.
 pub(crate) enum Reader {
     File(BufReader<File>),
     #[cfg(feature = "cloud")]

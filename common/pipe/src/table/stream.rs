@@ -1,4 +1,4 @@
-//! Arrow IPC streams, which must say where they end.
+//! Arrow IPC streams, which must close with their end mark.
 
 use std::{
     io::{BufReader, Read},
@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use arrow::{array::RecordBatch, datatypes::SchemaRef, ipc::reader::StreamReader};
 
-/// A stream that must close with its end mark: a producer that died between two batches is not a short table.
+/// A stream that must close with its end mark: what a producer wrote before it died is not a whole table.
 pub(super) struct Stream {
     reader: StreamReader<BufReader<Tail>>,
     tail: Arc<Mutex<Vec<u8>>>,
@@ -36,7 +36,7 @@ impl Read for Tail {
 /// The IPC format's end mark: a continuation and a length of zero.
 const END_MARK: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 
-const CUT_OFF: &str = "the stream is cut off or damaged: whatever wrote it stopped in the middle";
+const CUT_OFF: &str = "the stream is cut off or damaged: the program that wrote it stopped in the middle";
 
 impl Stream {
     pub(super) fn open(inner: Box<dyn Read + Send>) -> Result<Self> {
@@ -53,7 +53,7 @@ impl Stream {
     fn check_end(&mut self) -> Result<()> {
         std::io::copy(self.reader.get_mut(), &mut std::io::sink())?;
         let complete = self.tail.lock().is_ok_and(|tail| tail[..] == END_MARK);
-        ensure!(complete, "the stream ends without its end mark: whatever wrote it stopped in the middle");
+        ensure!(complete, "the stream ends without its end mark: the program that wrote it stopped in the middle");
         Ok(())
     }
 }
