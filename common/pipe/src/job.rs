@@ -108,8 +108,6 @@ impl Job {
             self.bar.inc(batches[0].num_rows() as u64);
             stop::check()?;
         }
-        // From here on nobody checks for signals: one that arrives now kills. All parts are kept.
-        stop::unwatch()?;
         let rows = match self.store {
             Store::Direct(outputs) => outputs.into_iter().map(Output::finish).collect(),
             Store::Kept(kept) => kept.join(self.parts),
