@@ -2,9 +2,9 @@
 
     python tests/oracle/karras.py tests/fixtures/karras.json
 
-It needs Python's standard library only: these are the formulas of diffusers 0.42.1's EulerDiscreteScheduler,
-EulerAncestralDiscreteScheduler and DPMSolverMultistepScheduler in double precision, in diffusers' own variables. As in samplers.py a formula
-takes the place of the denoiser, and the noise that step i adds is cos((i + 1) noise).
+It needs Python's standard library only: these are the formulas of EulerDiscreteScheduler, EulerAncestralDiscreteScheduler
+and DPMSolverMultistepScheduler of diffusers 0.42.1 in double precision. As in samplers.py a formula takes the place of the
+denoiser. The noise that step i adds is cos((i + 1) noise).
 """
 
 import json

@@ -15,7 +15,7 @@ use crate::{
     weights::Weights,
 };
 
-/// `config.json` of a CLIPTextModel; missing keys take transformers' defaults.
+/// `config.json` of a CLIPTextModel. A missing key takes transformers' default.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct TextConfig {
@@ -57,7 +57,7 @@ pub struct TextModel {
     text_projection: Option<Linear>,
 }
 
-/// What the tower says of (B, T) token ids.
+/// The tower's states for (B, T) token ids.
 pub struct TextStates {
     /// After the last layer and the final norm, (B, T, width): what Stable Diffusion 1 and 2 attend to.
     pub last: Tensor,
@@ -68,13 +68,16 @@ pub struct TextStates {
 }
 
 impl TextModel {
-    /// Loads a CLIPTextModel or CLIPTextModelWithProjection folder.
+    /// Loads the folder of a CLIPTextModel or CLIPTextModelWithProjection.
+    ///
+    /// # Errors
+    /// A file is missing or damaged, or the weights do not fit the configuration.
     pub fn open(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
         let config = json::read(&folder.join("config.json"))?;
         Self::load(Loader::frozen(&Weights::open(folder)?, dtype, device), config)
     }
 
-    /// `p` at the root of the file; the `text_model.` prefix may be there or not (transformers 5 leaves it out).
+    /// `p` at the root of the file. The prefix `text_model.` is optional, because transformers 5 leaves it out.
     pub fn load(p: Loader, config: TextConfig) -> Result<Self> {
         let root = if p.has("embeddings.token_embedding.weight") { p.clone() } else { p.pp("text_model") };
         let shape = Shape {
@@ -104,7 +107,7 @@ impl TextModel {
     /// `ids`: B rows of at most `max_position_embeddings` token ids, all of one length.
     ///
     /// # Errors
-    /// Rows of different or too great length; an id outside the vocabulary.
+    /// Rows that differ in length or are too long; an id outside the vocabulary.
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<TextStates> {
         let length = ids.first().map_or(0, Vec::len);
         ensure!(ids.iter().all(|row| row.len() == length), "token rows differ in length");
@@ -113,7 +116,7 @@ impl TextModel {
         let vocab = self.config.vocab_size;
         ensure!(
             ids.iter().flatten().all(|&id| (id as usize) < vocab),
-            "a token id lies outside the text encoder's vocabulary of {vocab}: its tokenizer is another model's"
+            "a token id lies outside the text encoder's vocabulary of {vocab}: the tokenizer belongs to another model"
         );
         Ok(self.states(ids, length)?)
     }
@@ -132,7 +135,8 @@ impl TextModel {
         Ok(TextStates { last, penultimate, pooled })
     }
 
-    /// Position of the end-of-text token. Configs of 2022 say eos 2, which stands for "the largest id, first occurrence".
+    /// Position of the end-of-text token. In configs from 2022 `eos_token_id` is 2, which means the first occurrence of the
+    /// largest id.
     fn end(&self, row: &[u32]) -> usize {
         let eos = match self.config.eos_token_id {
             2 => row.iter().copied().max().unwrap_or(0),

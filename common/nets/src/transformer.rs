@@ -6,7 +6,7 @@ use ops::Mask;
 
 use crate::{layers::LayerNorm, loader::Loader};
 
-/// No tower is ever trained.
+/// A linear layer with frozen weights: the towers are never trained.
 struct Linear {
     weight: Tensor, // (in, out)
     bias: Tensor,   // (out)
@@ -74,7 +74,7 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// `p` at `...encoder`.
+    /// `p` at the tower's `encoder`.
     pub fn load(p: Loader, shape: Shape) -> Result<Self> {
         let w = shape.width;
         anyhow::ensure!(
@@ -99,7 +99,7 @@ impl Encoder {
         Ok(Self { layers: layers.collect::<Result<_>>()?, shape })
     }
 
-    /// `x` (B, N, width) -> hidden states after each layer, the input first.
+    /// `x` (B, N, width) -> the input and the hidden states after each layer, each (B, N, width).
     pub fn hidden_states(&self, x: &Tensor, mask: Mask) -> Candle<Vec<Tensor>> {
         let mut states = vec![x.clone()];
         for layer in &self.layers {
@@ -115,7 +115,7 @@ impl Encoder {
         for layer in before {
             x = self.layer(layer, &x, Mask::None)?;
         }
-        // Of the last layer, the other tokens are only attended to.
+        // In the last layer only the first token's output is needed; the other tokens serve as keys and values.
         let h = last.layer_norm1.forward(&x)?;
         let q = last.q_proj.forward(&first_token(&h)?)?; // (B, 1, width)
         let (k, v) = (last.k_proj.forward(&h)?, last.v_proj.forward(&h)?);
@@ -129,7 +129,7 @@ impl Encoder {
         self.finish(layer, x, &ops::attention(&q, &k, &v, self.shape.heads, mask)?)
     }
 
-    /// The rest of a layer, from what its attention says.
+    /// The rest of a layer. `attended`: the output of its attention before the projection.
     fn finish(&self, layer: &Layer, x: &Tensor, attended: &Tensor) -> Candle<Tensor> {
         let x = (x + layer.out_proj.forward(attended)?)?;
         let h = layer.fc1.forward(&layer.layer_norm2.forward(&x)?)?;

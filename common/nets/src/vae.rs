@@ -14,7 +14,7 @@ use crate::{
     weights::Weights,
 };
 
-/// `vae/config.json`; missing keys take diffusers' defaults.
+/// `vae/config.json`. A missing key takes diffusers' default.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct VaeConfig {
@@ -62,16 +62,16 @@ impl VaeConfig {
         Ok(())
     }
 
-    /// Pixels a latent: 8 in Stable Diffusion, 4 in the mini world.
+    /// Pixels per latent on each side: 8 in Stable Diffusion, 4 in the mini world.
     pub fn factor(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
     }
 }
 
-/// Every norm of the VAE.
+/// The epsilon of every norm in the VAE.
 const EPS: f64 = 1e-6;
 
-/// One head over all pixels, in the middle.
+/// Self-attention of all pixels in the middle block, with one head.
 struct MidAttention {
     group_norm: GroupNorm,
     to_q: Linear,
@@ -82,7 +82,7 @@ struct MidAttention {
 
 impl MidAttention {
     fn load(p: Loader, width: usize, groups: usize) -> Result<Self> {
-        // Files of 2022 call them query, key, value and proj_attn.
+        // Files from 2022 call them query, key, value and proj_attn.
         let linear = |new: &str, old: &str| {
             let name = if p.pp(new).has("weight") { new } else { old };
             Linear::load(p.pp(name), width, width)
@@ -124,7 +124,7 @@ impl MidBlock {
     }
 }
 
-/// Resnets, then a convolution that halves or follows a doubling.
+/// Resnets, and then a convolution that halves the size or follows its doubling.
 struct Level {
     resnets: Vec<ResnetBlock>,
     resample: Option<Conv2d>,
@@ -156,7 +156,7 @@ pub struct Vae {
     dtype: DType,
 }
 
-/// The Gaussian that the encoder gives for an image; both (B, C, h, w), unscaled, logvar clamped to [-30, 20].
+/// The Gaussian that the encoder predicts for B images; both (B, C, h, w), unscaled, logvar clamped to [-30, 20].
 pub struct Posterior {
     pub mean: Tensor,
     pub logvar: Tensor,
@@ -170,10 +170,14 @@ impl Posterior {
 }
 
 impl Vae {
+    /// Frozen weights from a folder with `config.json` and weights.
+    ///
+    /// # Errors
+    /// A file is missing or damaged, or the weights do not fit the configuration.
     pub fn open(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
         let config: VaeConfig = json::read(&folder.join("config.json"))?;
         config.check().with_context(|| folder.join("config.json").display().to_string())?;
-        // SDXL's overflows in half precision.
+        // SDXL's VAE overflows in half precision.
         let dtype = if config.force_upcast && dtype == DType::F16 { DType::F32 } else { dtype };
         let weights = Weights::open(folder)?;
         let p = Loader::frozen(&weights, dtype, device);
@@ -234,19 +238,19 @@ impl Vae {
         Ok(Self { config: c, encoder, decoder, device: device.clone(), dtype })
     }
 
-    /// A sample of the posterior (B, C, h, w) -> latents as the UNet sees them: centred, and scaled to about unit variance.
+    /// A sample of the posterior (B, C, h, w) -> latents as the denoiser sees them: centred, and scaled to about unit variance.
     pub fn to_latents(&self, z: &Tensor) -> Candle<Tensor> {
         let (mean, std) = self.centre(z)?;
         z.broadcast_sub(&mean)?.broadcast_div(&std)? * self.config.scaling_factor
     }
 
-    /// The way back.
+    /// The inverse of [`Vae::to_latents`].
     fn sample_of(&self, latents: &Tensor) -> Candle<Tensor> {
         let (mean, std) = self.centre(latents)?;
         (latents / self.config.scaling_factor)?.broadcast_mul(&std)?.broadcast_add(&mean)
     }
 
-    /// Mean and standard deviation that the config gives the channels of a sample: 0 and 1 in Stable Diffusion, (1, C, 1, 1).
+    /// Mean and standard deviation of a sample's channels, from the config, each (1, C, 1, 1): 0 and 1 in Stable Diffusion.
     fn centre(&self, like: &Tensor) -> Candle<(Tensor, Tensor)> {
         let (c, shape) = (&self.config, (1, self.config.latent_channels, 1, 1));
         let column = |given: &Option<Vec<f32>>, other: f64| {
@@ -279,7 +283,7 @@ impl Vae {
         Ok(Posterior { mean, logvar })
     }
 
-    /// `latents` (B, C, h, w) as the UNet sees them (scaled) -> pixels (B, 3, H, W), about [-1, 1], f32.
+    /// `latents` (B, C, h, w) as the denoiser sees them (scaled) -> pixels (B, 3, H, W), about [-1, 1], f32.
     pub fn decode(&self, latents: &Tensor) -> Candle<Tensor> {
         let d = &self.decoder;
         let mut h = self.sample_of(&latents.to_device(&self.device)?)?.to_dtype(self.dtype)?;
@@ -300,11 +304,11 @@ impl Vae {
     }
 }
 
-/// `pixels` (B, 3, H, W) about [-1, 1] -> 8-bit RGB images, rows first, as diffusers' image processor rounds them.
+/// `pixels` (B, 3, H, W), about [-1, 1] -> B images of 8-bit RGB, row by row, rounded as by diffusers' image processor.
 pub fn to_u8(pixels: &Tensor) -> Candle<Vec<Vec<u8>>> {
     let unit = ((pixels * 0.5)? + 0.5)?.clamp(0f32, 1f32)?;
     let levels = (unit.permute((0, 2, 3, 1))? * 255.0)?.contiguous()?.to_device(&Device::Cpu)?;
-    // numpy rounds halves to even
+    // As numpy, which rounds halves to even.
     levels
         .chunk(levels.dim(0)?, 0)?
         .iter()

@@ -10,7 +10,7 @@ use crate::{
     transformer::{Encoder, HiddenAct, Shape},
 };
 
-/// `vision_config` of a CLIPModel; missing keys take transformers' defaults.
+/// `vision_config` of a CLIPModel. A missing key takes transformers' default.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct VisionConfig {
@@ -54,7 +54,7 @@ pub struct VisionModel {
 }
 
 impl VisionModel {
-    /// `p` at the root of a CLIPModel; the config's `projection_dim` is that of the root's `visual_projection`.
+    /// `p` at the root of a CLIPModel. `projection_dim` of the config is that of the root's `visual_projection`.
     pub fn load(p: Loader, config: VisionConfig) -> Result<Self> {
         let root = p.pp("vision_model");
         let (w, patch) = (config.hidden_size, config.patch_size);

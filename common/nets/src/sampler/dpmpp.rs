@@ -56,7 +56,7 @@ impl Sampler for Dpmpp {
         &self.timesteps
     }
 
-    /// With lambda = log(alpha / sigma), h = lambda' - lambda and r = h_before / h:
+    /// With lambda = log(alpha / sigma), h = lambda' - lambda and r = (h of the step before) / h:
     ///
     ///   x' = sigma'/sigma x - alpha' (e^-h - 1) D,   D = x_0 + (x_0 - x_0 before) / (2 r)
     ///

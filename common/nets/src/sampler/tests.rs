@@ -99,7 +99,8 @@ fn karras_sigmas_and_added_noise_lead_where_the_formulas_lead() {
         assert!(far < 2e-3 && sampler.timesteps().len() == case.timesteps.len(), "{what}: timesteps off by {far}");
         let end = sampled(sampler.as_mut(), &sets.noise);
         let far = end.iter().zip(&case.end).fold(0f32, |a, (x, y)| a.max((x - y).abs()));
-        assert!(far < 5e-4, "{what}: ends at {end:?}, the formulas at {:?}", case.end);
+        let size = case.end.iter().fold(1f32, |a, v| a.max(v.abs()));
+        assert!(far < 5e-4 + 5e-6 * size, "{what}: ends at {end:?}, the formulas at {:?}", case.end);
     }
 }
 
