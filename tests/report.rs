@@ -18,7 +18,7 @@ fn text_of(p: usize) -> String {
     format!("prompt <{p}> & a \"longer\" text that needs a second line, at the least")
 }
 
-/// Two images each of n prompts by one model; the k-th image of prompt p has one colour, [p, k, the model's].
+/// Two images for each of n prompts by one model. The k-th image of prompt p has the single colour [10 p, 100 k, the model's].
 fn drawn(model: &str, colour: u8, n: usize) -> RecordBatch {
     let rows: Vec<(usize, usize)> = (0..n).flat_map(|p| [(p, 0), (p, 1)]).collect();
     let column = |f: &dyn Fn(usize, usize) -> String| texts(rows.iter().map(|&(p, k)| f(p, k)));
@@ -45,7 +45,7 @@ fn two_models() -> Dir {
     dir
 }
 
-/// The colour in the middle of every cell: pictures are shown 8 times as large, 128 pixels with 8 between them.
+/// The colour in the middle of each cell. Images are shown 8 times as large: 128 pixels, with 8 between them.
 fn cells(sheet: &Rgb, rows: usize) -> Vec<[[u8; 3]; 2]> {
     let at = |x: usize, y: usize| -> [u8; 3] { sheet.data[3 * (y * sheet.width + x)..][..3].try_into().unwrap() };
     let (left, top) = (sheet.width - 20 - 2 * 128 - 8, sheet.height - 20 - 16 - rows * 136);
@@ -53,7 +53,7 @@ fn cells(sheet: &Rgb, rows: usize) -> Vec<[[u8; 3]; 2]> {
 }
 
 #[test]
-fn one_prompt_a_row_and_one_model_a_column() {
+fn a_row_is_a_prompt_and_a_column_is_a_model() {
     let dir = two_models();
     let run = dir.tool("report").args(["--images", "a.parquet", "b.parquet", "--sheet", "s.png"]).ok();
     assert_eq!((run.text(), &run.err[..]), ("", ""));
@@ -61,27 +61,27 @@ fn one_prompt_a_row_and_one_model_a_column() {
     let expected: Vec<_> = (0..6).map(|p| [[10 * p, 0, 20], [10 * p, 0, 200]]).collect();
     assert_eq!(cells(&sheet, 6), expected);
     assert_eq!(sheet.data[..3], [0xf2; 3]);
-    // Something is written beside the first row: dark pixels.
+    // Text beside the first row has dark pixels.
     let left = (sheet.height - 36 - 6 * 136) * sheet.width;
     let dark = |y: usize, x: usize| sheet.data[3 * (left + y * sheet.width + x)] < 0x60;
     assert!((0..128).any(|y| (20..220).any(|x| dark(y, x))));
-    // The same again, to a pipe.
+    // A pipe gets the same bytes.
     let run = dir.tool("report").args(["--images", "a.parquet", "b.parquet", "--sheet", "-"]).ok();
     assert!(run.out == dir.bytes("s.png"));
 }
 
 #[test]
-fn k_and_prompts_choose() {
+fn k_and_prompts_choose_the_images() {
     let dir = two_models();
     let args = ["--images", "a.parquet", "b.parquet", "--sheet", "s.png", "--k", "1", "--prompts", "3"];
     dir.tool("report").args(args).ok();
-    // Two of the first set's three prompts, one of the second's, evenly spaced.
+    // Two prompts from the first set and one from the second, evenly spaced.
     let expected: Vec<_> = [0, 2, 4].map(|p| [[10 * p, 100, 20], [10 * p, 100, 200]]).into();
     assert_eq!(cells(&decode(&dir.bytes("s.png")).unwrap(), 3), expected);
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn an_error_names_the_file_and_the_prompt() {
     let dir = two_models();
     dir.put("five.parquet", &drawn("other", 1, 5));
     dir.put("bare.parquet", &without(&drawn("other", 1, 6), "image"));
@@ -105,14 +105,14 @@ fn what_is_wrong_is_named() {
 }
 
 #[test]
-fn a_sheet_of_seeds_and_a_larger_one() {
+fn a_sheet_of_seeds_and_a_larger_sheet() {
     let dir = two_models();
     let sheet = |more: &[&str]| {
         let args = ["--images", "a.parquet", "b.parquet", "--sheet", "s.png"];
         dir.tool("report").args(args).args(more).ok();
         decode(&dir.bytes("s.png")).unwrap()
     };
-    // A model a row, an image a column.
+    // A row is a model, a column is an image.
     let seeds = sheet(&["--seeds-of", &text_of(4)]);
     assert_eq!(cells(&seeds, 2), [[[40, 0, 20], [40, 100, 20]], [[40, 0, 200], [40, 100, 200]]]);
     let (once, twice) = (sheet(&[]), sheet(&["--scale", "2"]));
@@ -124,7 +124,7 @@ fn a_sheet_of_seeds_and_a_larger_one() {
 
 const METRICS: [&str; 3] = ["hps", "clip", "aesthetic"];
 
-/// The table's images as `score` gives them back: each metric's scores look random around `level`.
+/// A scored table of these images: the scores of each metric are random around `level`.
 fn judged(drawn: &RecordBatch, seed: u64, level: f32) -> RecordBatch {
     let mut table = without(drawn, "image");
     for (m, metric) in METRICS.iter().enumerate() {
@@ -138,7 +138,7 @@ fn judged(drawn: &RecordBatch, seed: u64, level: f32) -> RecordBatch {
     table
 }
 
-/// Prompts of the whole experiment: enough for a winner.
+/// The number of prompts of the whole experiment; there are enough for a winner.
 const N: usize = 14;
 
 /// A line of log.jsonl.
@@ -152,7 +152,7 @@ fn step(step: u64, refreshed: bool) -> String {
     format!("{line}\n")
 }
 
-/// Three models, their scores and win rates, two runs, and votes on 40 pairs with two labels tables.
+/// Three models with their scores and win rates, three runs, and two labels tables of the votes on 40 pairs.
 fn whole_experiment() -> Dir {
     let dir = Dir::new();
     for (i, model) in ["base", "dpo", "balanced"].into_iter().enumerate() {
@@ -221,7 +221,7 @@ fn words(element: ElementRef) -> String {
     element.text().collect::<String>().trim().to_owned()
 }
 
-/// The cell of the table whose title begins so, in the row and the column with these heads.
+/// The cell at the given heads of row and column, in the table whose title begins with `title`.
 fn cell<'a>(html: &'a Html, title: &str, row: &str, column: &str) -> ElementRef<'a> {
     let titled = |table: &ElementRef| within(*table, "caption").first().is_some_and(|c| words(*c).starts_with(title));
     let tables: Vec<_> = all(html, "table").into_iter().filter(titled).collect();
@@ -239,7 +239,7 @@ fn numbers(element: ElementRef) -> Vec<f64> {
 }
 
 #[test]
-fn the_pages_numbers_are_winrates() {
+fn the_numbers_of_the_page_are_those_of_winrate() {
     let dir = whole_experiment();
     let (_, html) = page(&dir, &WHOLE);
     let json: Value = serde_json::from_slice(&dir.bytes("winrate.json")).unwrap();
@@ -267,7 +267,7 @@ fn the_pages_numbers_are_winrates() {
         }
     }
     assert_eq!(compared, 3 * 3 * METRICS.len());
-    // The first table: a comparison a row, and who is ahead where anybody is.
+    // The first table has a row per comparison, and marks who is ahead.
     let mut seen = HashSet::new();
     for (row, c) in all(&html, ".overview tbody tr").into_iter().zip(comparisons) {
         for (cell, metric) in within(row, "td.rate").into_iter().zip(METRICS) {
@@ -281,7 +281,7 @@ fn the_pages_numbers_are_winrates() {
 }
 
 #[test]
-fn the_page_stands_alone_and_tells_everything_in_words() {
+fn the_page_needs_nothing_from_outside_and_says_everything_in_words() {
     let dir = whole_experiment();
     let (text, html) = page(&dir, &WHOLE);
     for away in ["http:", "https:", "//www", "url(", "@import", "<link", "<iframe", "<object"] {
@@ -298,7 +298,7 @@ fn the_page_stands_alone_and_tells_everything_in_words() {
     }
     let ids: Vec<_> = all(&html, "[id]").iter().map(|e| e.attr("id").unwrap().to_owned()).collect();
     assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len(), "{ids:?}");
-    // Every picture has its words, every chart its numbers, every control its name.
+    // Every plot has a description, every chart its numbers, every control a label.
     let charts = all(&html, "figure.chart");
     assert_eq!(charts.len(), 3 + 1 + 2 + 2);
     for chart in charts {
@@ -316,12 +316,12 @@ fn the_page_stands_alone_and_tells_everything_in_words() {
         assert!(label.is_some_and(|l| !words(l).is_empty()), "{}", control.html());
     }
     assert_eq!(all(&html, "html")[0].attr("lang"), Some("en"));
-    // What others wrote stays text.
+    // Prompts and notes stay text.
     assert_eq!((all(&html, "script").len(), all(&html, "style").len()), (1, 1));
     assert_eq!(words(all(&html, ".remark")[0]), "</style><script>alert('note')</script>");
     assert_eq!(words(all(&html, "#rows h3")[2]), text_of(2));
     assert_eq!(all(&html, "#rows img")[0].attr("alt").unwrap(), format!("base, image 0: {}", text_of(0)));
-    // The same again, the same bytes, also into a pipe.
+    // A second run gives the same bytes, also into a pipe.
     let again = dir.tool("report").args(WHOLE).args(["-"]).ok();
     assert!(again.out == text.as_bytes());
 }
@@ -358,7 +358,7 @@ fn the_gallery_holds_every_image_with_its_scores() {
             assert_eq!(best[t], highest);
         }
     }
-    // Fewer prompts are spread over the sets; without scores there are images all the same.
+    // Fewer prompts are spread over the sets. Images are shown without scores too.
     let (_, html) = page(&dir, &["--images", "base.parquet", "dpo.parquet", "--prompts", "3", "-o"]);
     let prompts: Vec<_> = all(&html, "#rows h3").into_iter().map(words).collect();
     assert_eq!(prompts, [0, 2, 8].map(text_of));
@@ -390,7 +390,7 @@ fn large_images_are_made_to_fit() {
         let (head, body) = images[0].attr("src").unwrap().split_once(";base64,").unwrap();
         assert_eq!(head, format!("data:image/{kind}"));
         assert_eq!(text.contains("To keep the page small"), kind == "jpeg");
-        // What the page says of its size stays the drawing's.
+        // The page states the size of the image as it was drawn.
         assert_eq!(images[0].attr("width"), Some("256"));
         sizes.push(decode(&STANDARD.decode(body).unwrap()).unwrap().width);
     }
@@ -398,7 +398,7 @@ fn large_images_are_made_to_fit() {
 }
 
 #[test]
-fn curves_tell_steps_and_refreshes() {
+fn curves_show_steps_and_refreshes() {
     let dir = whole_experiment();
     let (_, html) = page(&dir, &["--logs", "dpo/log.jsonl", "balanced/log.jsonl", "-o"]);
     let sections: Vec<_> = all(&html, "main > section").iter().map(|s| s.attr("id").unwrap().to_owned()).collect();
@@ -415,22 +415,22 @@ fn curves_tell_steps_and_refreshes() {
         "balanced, policy to reference, %",
     ];
     assert_eq!(headings, expected);
-    // One run has two refreshes: in each panel that shows it.
+    // One run has two refreshes; each panel that shows the run shows them.
     let refreshes: Vec<_> = panels.iter().map(|p| within(*p, ".refresh").len()).collect();
     assert_eq!(refreshes, [2, 2, 2, 0, 0, 2, 2]);
     assert_eq!(words(within(panels[0], ".refresh title")[0]), "balanced: reference replaced after step 12");
-    // Twelve rows of two steps: loss, accuracy, drift where it was measured, four errors.
+    // Twelve rows of two steps each: loss, accuracy, drift where it was measured, four errors.
     let rows = within(all(&html, "#training table")[0], "tbody tr");
     assert_eq!(rows.len(), 12);
     let found = numbers(rows[2]);
     let close = |a: f64, b: f64| (a - b).abs() < 1e-12;
     let expected = [0.69 - 0.055, 0.555, 5e-4, 0.4, 0.5, 0.41, 0.42];
     assert!(found.iter().zip(expected).all(|(a, b)| close(*a, b)) && found.len() == 7, "{found:?}");
-    // The policy's loser error lies (0.5 - 0.42) / 0.42 above the reference's.
+    // The policy's error of the loser is (0.5 - 0.42) / 0.42 above the reference's.
     assert!(within(panels[4], "svg")[0].attr("aria-label").unwrap().contains("loser from 19.0476 to 19.0476"));
 }
 
-/// The cell of two voters; the first column has no head.
+/// The cell of two voters. The first column has no head.
 fn heat<'a>(html: &'a Html, row: &str, column: &str) -> ElementRef<'a> {
     let column = all(html, ".heat thead th").into_iter().position(|th| words(th) == column).unwrap();
     let row = all(html, ".heat tbody tr").into_iter().find(|tr| words(within(*tr, "th")[0]) == row).unwrap();
@@ -438,11 +438,11 @@ fn heat<'a>(html: &'a Html, row: &str, column: &str) -> ElementRef<'a> {
 }
 
 #[test]
-fn agreement_is_what_vote_says() {
+fn agreement_is_that_of_vote() {
     let dir = whole_experiment();
     let json: Value = serde_json::from_slice(&dir.bytes("majority.json")).unwrap();
     let (_, html) = page(&dir, &["--labels", "majority.parquet", "human.parquet", "-o"]);
-    // Three metrics and people, and the majority's own label.
+    // The voters are three metrics, people, and the majority label itself.
     assert_eq!(all(&html, ".heat tbody tr").len(), 5);
     let pairs = json["agreement"].as_array().unwrap();
     assert_eq!(pairs.len(), 6);
@@ -455,14 +455,14 @@ fn agreement_is_what_vote_says() {
             assert!(close && found.len() == 2, "{x}, {y}: {found:?}");
         }
     }
-    // Labels of other pairs get a matrix of their own.
+    // Labels of other pairs get their own matrix.
     dir.put("few.parquet", &dir.get("majority.parquet").slice(0, 9));
     let (_, html) = page(&dir, &["--labels", "majority.parquet", "few.parquet", "-o"]);
     assert_eq!(all(&html, ".heat table").len(), 2);
 }
 
 #[test]
-fn what_does_not_belong_together_is_named() {
+fn files_that_do_not_fit_each_other_are_refused() {
     let dir = whole_experiment();
     let scored = dir.get("dpo-scored.parquet");
     dir.put("other.parquet", &world::with(&scored, "image_uid", texts((0..2 * N).map(|i| format!("x{i}")))));
@@ -498,9 +498,9 @@ fn what_does_not_belong_together_is_named() {
     assert_eq!(dir.list(), before);
 }
 
-/// What `winrate --seeds` wrote: a table and bars, all numbers as there, and no finding, since nobody is named.
+/// The output of `winrate --seeds` becomes a table and bars with all its numbers. There is no finding, since no winner is named.
 #[test]
-fn seeds_together_are_a_table_and_bars() {
+fn pooled_seeds_are_a_table_and_bars() {
     let dir = Dir::new();
     let mut tables = vec![];
     for (i, model) in ["balanced", "dpo", "base"].into_iter().enumerate() {
@@ -535,7 +535,7 @@ fn seeds_together_are_a_table_and_bars() {
         }
     }
     assert_eq!(words(all(&html, ".overview thead th")[4]), "clip (held out)");
-    // A chart a baseline, a panel a metric, a bar a model, a point a seed.
+    // A chart per baseline, a panel per metric, a bar per model, a point per seed.
     let charts: Vec<_> = all(&html, "#winrates h3").into_iter().map(words).collect();
     assert_eq!(charts, ["Models against base", "Models against dpo"]);
     assert_eq!(all(&html, "#winrates rect.bar").len(), 3 * (2 + 1));
@@ -543,13 +543,13 @@ fn seeds_together_are_a_table_and_bars() {
     assert!(all(&html, ".findings").is_empty());
     let facts = words(all(&html, "header")[0]);
     says(&facts, &["dpo and balanced against base", "14"]);
-    // Beside the comparisons of single tables both are there.
+    // Comparisons of single tables can stand beside them.
     dir.tool("winrate")
         .args(["balanced-0.parquet", "base-0.parquet", "--best-of", "2", "--json", "-q", "-o", "one.json"])
         .ok();
     let (_, html) = page(&dir, &["--winrates", "seeds.json", "one.json", "-o"]);
     assert_eq!((all(&html, ".overview").len(), all(&html, ".findings").len()), (2, 1));
-    // Neither is nothing.
+    // A file without either is refused.
     dir.write("none.json", r#"{"best_of": 2, "by": "set", "metrics": ["hps"], "comparisons": [], "seeds": []}"#);
     let error = dir.tool("report").args(["--winrates", "none.json", "-o", "r.html"]).fails(2);
     says(&error, &["none.json holds no comparison"]);
@@ -561,9 +561,9 @@ fn seeds_together_are_a_table_and_bars() {
     );
 }
 
-/// The run in the folder dpo-0 drew the images of the table dpo-0, which say that their model is dpo: one name, one colour.
+/// The run in the folder dpo-0 made the model of the table dpo-0, which is called dpo: both have one name and one colour.
 #[test]
-fn a_run_is_called_as_the_images_that_it_drew() {
+fn a_run_is_called_after_its_model() {
     let dir = Dir::new();
     let mut args = vec!["--images".to_owned()];
     let mut logs = vec!["--logs".to_owned()];
@@ -583,6 +583,6 @@ fn a_run_is_called_as_the_images_that_it_drew() {
         all(&html, "#training .legend").into_iter().take(1).flat_map(|l| within(l, "li")).map(words).collect()
     };
     assert_eq!(names(&args), ["dpo", "balanced"]);
-    // Without images a run has its folder's name.
+    // Without images, a run is called after its folder.
     assert_eq!(names(&args[4..]), ["dpo-0", "balanced-0"]);
 }

@@ -52,7 +52,8 @@ pub fn section(file: &Winrates, models: &Models) -> Markup {
                 (table(&numbers(file, means, &file.by, &rows, mean)))
             }))
         }
-        @for (b, pooled) in file.by_baseline() {
+        @for pooled in file.seeds.chunk_by(|p, q| p.b == q.b) {
+            @let b = &pooled[0].b;
             @let rows: Vec<_> = pooled.iter().map(|p| Row { label: &p.a, model: &p.a, seeds: Some(p.seeds), group: &p.all }).collect();
             @let rates = format!("Win rate over {b}, mean of the seeds [95 % interval], each seed; change of the mean score in standard deviations of {b} [95 % interval]");
             (chart(&html! { h3 { "Models against " (b) } }, &panels(&rows, &format!("over {b}, mean of the seeds,")), &html! {}, &table(&numbers(file, rates, "model", &rows, rate))))
@@ -64,7 +65,7 @@ pub fn section(file: &Winrates, models: &Models) -> Markup {
 fn bars(metric: &str, compared: &str, rows: &[Row], models: &Models) -> Markup {
     let longest = rows.iter().map(|row| row.label.chars().count().min(LETTERS)).max().unwrap_or(0);
     let size = (WIDTH, TOP + STEP * rows.len() as f64 + 22.0);
-    let plot = Plot::with_margins((0.0, 100.0), (0.0, 1.0), size, (9.0 + 6.9 * longest as f64, 48.0, 22.0));
+    let plot = Plot::new((0.0, 100.0), (0.0, 1.0), size, (9.0 + 6.9 * longest as f64, 48.0, 22.0));
     let at = |share: f64| plot.x.at(100.0 * share);
     let ticks = [0, 25, 50, 75, 100].map(|t| (f64::from(t), format!("{t}{}", if t == 100 { " %" } else { "" })));
     let words = |row: &Row| {
@@ -104,7 +105,7 @@ fn short(label: &str) -> String {
 fn numbers(file: &Winrates, title: String, first: &str, rows: &[Row], cell: fn(&winrates::Cell) -> Cell) -> Grid {
     let seeds = rows.iter().any(|row| row.seeds.is_some());
     let head = [first].into_iter().chain(seeds.then_some("seeds")).chain(["n"]).map(String::from);
-    let named = |m: &String| if file.is_held_out(m) { format!("{m} (held out)") } else { m.clone() };
+    let named = |m: &String| if file.held_out.contains(m) { format!("{m} (held out)") } else { m.clone() };
     let cells = |row: &Row| {
         let counts = row.seeds.into_iter().chain([row.group.n]).map(|n| n.to_string().into());
         let metrics = file.metrics.iter().map(|m| cell(row.group.cell(m)));

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::{
     models::Models,
-    plot::{Entry, Plot, Size, TOP, chart, legend, panel, roomy},
+    plot::{Entry, MARGINS, Plot, Size, TOP, chart, legend, panel, roomy},
     table::{list, table},
 };
 
@@ -201,7 +201,7 @@ fn one_run(heading: &str, run: &Run, values: &[(&str, &str, Value)], start: Opti
 fn curves(heading: &str, size: Size, start: Option<f64>, refreshes: &[(&Run, String)], curves: &[Curve]) -> Markup {
     let last = refreshes.iter().filter_map(|(run, _)| run.steps.last()).map(|s| s.step).max();
     let y = roomy(curves.iter().flat_map(|c| &c.points).map(|p| p.1).chain(start));
-    let plot = Plot::new((0.0, last.unwrap_or(1) as f64), y, size);
+    let plot = Plot::new((0.0, last.unwrap_or(1) as f64), y, size, MARGINS);
     let single = curves.iter().filter(|c| !c.single.is_empty());
     let body = html! {
         (plot.y_axis(5))
@@ -240,24 +240,22 @@ fn from_to(name: &str, points: &[(f64, f64)]) -> String {
 /// The means of at most a dozen spans of steps.
 fn numbers(run: &Run) -> Grid {
     let every = run.steps.len().div_ceil(12);
-    let mut head = vec!["to step".into(), "loss".into(), "implicit accuracy".into(), "drift".into()];
-    head.extend(ERRORS.iter().map(|e| e.0.to_owned()));
-    head.push("reference".into());
+    let columns = [("loss", LOSS, 4), ("implicit accuracy", ACCURACY, 4), ("drift", DRIFT, 6)];
+    let columns: Vec<_> = columns.into_iter().chain(ERRORS.map(|(name, _, value)| (name, value, 4))).collect();
     let row = |steps: &[Step]| {
-        let mean = |value: Value| {
-            let mean = steps.iter().filter_map(value).sum::<f64>() / steps.len() as f64;
-            Cell::new().number(mean, format!("{mean:.4}"))
+        let cell = |&(_, value, digits): &(_, Value, usize)| {
+            let known: Vec<f64> = steps.iter().filter_map(value).collect();
+            let mean = known.iter().sum::<f64>() / known.len() as f64;
+            if known.is_empty() { "–".into() } else { Cell::new().number(mean, format!("{mean:.digits$}")) }
         };
-        let drift = steps.iter().rev().find_map(|s| s.drift);
-        let drift = drift.map_or("–".into(), |drift| Cell::new().number(drift, format!("{drift:.6}")));
-        let last = steps[steps.len() - 1].step.to_string().into();
+        let last = steps[steps.len() - 1].step.to_string();
         let replaced = if steps.iter().any(|s| s.refreshed) { "replaced" } else { "" };
-        let errors = ERRORS.iter().map(|e| mean(e.2));
-        [last, mean(LOSS), mean(ACCURACY), drift].into_iter().chain(errors).chain([replaced.into()]).collect()
+        [last.into()].into_iter().chain(columns.iter().map(cell)).chain([replaced.into()]).collect()
     };
+    let head = ["to step"].into_iter().chain(columns.iter().map(|c| c.0)).chain(["reference"]).map(String::from);
     Grid {
         title: format!("{}: means over {every} steps each", run.name),
-        head,
+        head: head.collect(),
         rows: run.steps.chunks(every).map(row).collect(),
         left: 0,
     }

@@ -72,22 +72,6 @@ impl Face {
     }
 }
 
-/// Text for XML: markup is escaped, and a character that XML cannot hold becomes a space.
-pub fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => escaped.push(' '),
-            c => escaped.push(c),
-        }
-    }
-    escaped
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,10 +98,5 @@ mod tests {
     fn width_is_the_fonts() {
         // Advance of 'm' in DejaVu Sans: 1995 of 2048 units an em.
         assert!((Face::new(2048.0).unwrap().width("mm") - 2.0 * 1995.0).abs() < 0.5);
-    }
-
-    #[test]
-    fn xml_stays_well_formed() {
-        assert_eq!(escape("a<b>&\"\u{1}"), "a&lt;b&gt;&amp;&quot; ");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, bail, ensure};
-use maud::{Markup, html};
+use maud::{Markup, PreEscaped, html};
 use pipe::{moments, schema::images, scored::PromptKey, text};
 use rayon::prelude::*;
 use serde_json::json;
@@ -39,6 +39,8 @@ type Shown<'a> = (&'a Prompt, Vec<u64>);
 /// Table and row of an image.
 type Place = (usize, usize);
 
+/// The form that sorts and filters. The script fills in models, metrics, sets and image numbers, and shows it.
+const CONTROLS: &str = include_str!("controls.html");
 /// Estimated bytes of the text around an image, and of the rest of the page.
 const WORDS: usize = 1_100;
 const REST: usize = 400_000;
@@ -134,9 +136,9 @@ impl<'a> Gallery<'a> {
         let base = self.models.baseline().and_then(|b| models.iter().position(|m| *m == b));
         Ok(html! {
             div #gallery .(size) data-view="models" data-models=(json!(models).to_string()) data-metrics=(json!(self.metrics).to_string())
-                data-sd=(json!(self.sds).to_string()) data-base=[base] data-seeds=(most) style={ "--models:" (models.len()) ";--seeds:" (most) } {
+                data-sd=(json!(self.sds).to_string()) data-base=[base] data-k=(self.k) style={ "--models:" (models.len()) ";--seeds:" (most) } {
                 p.note { (self.words(fit, &shown)) }
-                (self.controls(&models, &shown))
+                (PreEscaped(CONTROLS))
                 p #count role="status" aria-live="polite" { (text::count(shown.len(), "prompt")) }
                 div #rows {
                     @for (prompt, ks) in &shown {
@@ -174,7 +176,7 @@ impl<'a> Gallery<'a> {
     fn best(&self, key: &PromptKey) -> Option<String> {
         let best = |s: &&ModelTable, m| {
             let scores = s.ks(key).filter_map(|k| s.image(key, k)?.score(m));
-            scores.reduce(f64::max)
+            scores.reduce(f64::max).map(|x| x as f32)
         };
         let of_model = |s| (0..self.metrics.len()).map(|m| best(s, m)).collect::<Vec<_>>();
         let all: Vec<_> = self.scores.iter().map(of_model).collect();
@@ -222,61 +224,6 @@ impl<'a> Gallery<'a> {
                         }
                     }
                 }
-            }
-        }
-    }
-
-    fn controls(&self, models: &[&str], shown: &[Shown]) -> Markup {
-        let mut sets: Vec<&str> = vec![];
-        for set in self.rows.iter().filter_map(|prompt| prompt.key.0.as_deref()) {
-            if !sets.contains(&set) {
-                sets.push(set);
-            }
-        }
-        let ks = shown.iter().map(|(_, ks)| &ks[..]).max_by_key(|ks| ks.len()).unwrap_or_default();
-        let option = |value: &str, text: &str| html! { option value=(value) { (text) } };
-        let per_metric = |value: &str, text: &str| {
-            html! { @for (m, metric) in self.metrics.iter().enumerate() { (option(&format!("{value}{m}"), &format!("{text}{metric}"))) } }
-        };
-        let per_model = html! { @for (t, model) in models.iter().enumerate() { option value=(t) { (model) } } };
-        let (compared, several) = (!self.metrics.is_empty() && models.len() > 1, self.metrics.len() > 1);
-        html! {
-            form #controls hidden aria-label="Gallery" {
-                @if ks.len() > 1 {
-                    fieldset {
-                        legend { "View" }
-                        label { input type="radio" name="view" value="models" checked; "models side by side" }
-                        label { input type="radio" name="view" value="seeds"; "all seeds" }
-                    }
-                    label.for-models { "Image " select name="image" {
-                        @for k in ks { option value=(k) selected[*k == self.k] { (k) } }
-                        (per_metric("best-", "best by "))
-                    } }
-                }
-                @if compared {
-                    label { "Compare " select name="a" { (per_model) } }
-                    label { "with " select name="b" { (per_model) } }
-                    label { "Sort by " select name="sort" {
-                        (option("order", "the table's order"))
-                        (option("mean", "gain, mean of all metrics"))
-                        (per_metric("", "gain in "))
-                        @if several { (option("split", "disagreement of the metrics")) }
-                    } }
-                    label { input type="checkbox" name="least"; "least first" }
-                }
-                @if sets.len() > 1 {
-                    label { "Set " select name="set" { (option("", "all")) @for set in sets { (option(set, set)) } } }
-                }
-                @if compared {
-                    label { "Prompts where " select name="agree" {
-                        (option("", "anything"))
-                        (option("better", "every metric gains"))
-                        (option("worse", "every metric loses"))
-                        @if several { (option("split", "the metrics disagree")) }
-                    } }
-                }
-                label { "Find " input type="search" name="find" placeholder="words of the prompt" autocomplete="off"; }
-                label { "Image size " input type="range" name="size" min="72" max="512" step="8"; }
             }
         }
     }

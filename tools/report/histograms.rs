@@ -9,7 +9,7 @@ use pipe::{
 use crate::{
     model_table::ModelTable,
     models::Models,
-    plot::{Plot, Size, TOP, chart, extent, panel},
+    plot::{MARGINS, Plot, Size, TOP, chart, extent, panel},
     table::{decimals, signed, table},
 };
 
@@ -29,7 +29,10 @@ pub fn section(tables: &[ModelTable], models: &Models) -> Markup {
     let (base, others) = (&tables[0], &tables[1..]);
     let names: Vec<&str> = tables.iter().map(|t| t.model.as_str()).collect();
     let of = |tables: &'_ [ModelTable], values: &dyn Fn(&ModelTable, usize) -> Vec<f64>| -> Vec<Vec<Values>> {
-        let of_metric = |m| tables.iter().map(|t| Values { model: t.model.clone(), values: values(t, m) }).collect();
+        let of_metric = |m| {
+            let all = tables.iter().map(|t| Values { model: t.model.clone(), values: values(t, m) });
+            all.filter(|v| !v.values.is_empty()).collect()
+        };
         (0..base.metrics.len()).map(of_metric).collect()
     };
     let scores = of(tables, &|t, m| t.scores(m).collect());
@@ -44,7 +47,7 @@ pub fn section(tables: &[ModelTable], models: &Models) -> Markup {
             &html! { "The share of each model's images per bin of the score, in percent. The marks on the axis are the means." },
             &table(&numbers(&base.metrics, &scores)),
         ))
-        @if changes[0].iter().any(|v| !v.values.is_empty()) {
+        @if changes.iter().any(|values| !values.is_empty()) {
             h3 { "Change of each image" }
             (chart(
                 &models.legend(&names[1..]),
@@ -92,7 +95,7 @@ fn histogram(metric: &str, what: &str, all: &[Values], models: &Models, range: R
         })
         .collect();
     let highest = shares.iter().flatten().copied().fold(1e-9, f64::max);
-    let plot = Plot::new((low, high), (0.0, 1.06 * highest), SIZE);
+    let plot = Plot::new((low, high), (0.0, 1.06 * highest), SIZE, MARGINS);
     let outline = |shares: &[f64]| {
         let edge = |i: usize| low + i as f64 * step;
         let tops = shares.iter().enumerate().flat_map(|(i, y)| [(edge(i), *y), (edge(i + 1), *y)]);
@@ -137,11 +140,11 @@ fn rows(
 }
 
 fn numbers(metrics: &[String], scores: &[Vec<Values>]) -> Grid {
-    let number = |x: f64| Cell::new().number(x, format!("{x:.4}"));
+    let number = |x: Option<f64>| x.map_or("–".into(), |x| Cell::new().number(x, format!("{x:.4}")));
     rows("Scores of all images".into(), &["mean", "sd", "min", "max"], metrics, scores, |_, values| {
         let all = || values.iter().copied();
         let (min, max) = extent(all());
-        [moments::mean(all()), moments::sd(all()).unwrap_or(0.0), min, max].map(number).to_vec()
+        [Some(moments::mean(all())), moments::sd(all()), Some(min), Some(max)].map(number).to_vec()
     })
 }
 

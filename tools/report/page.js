@@ -1,5 +1,5 @@
 "use strict";
-// The gallery: sorts, filters and enlarges what the page already holds. Without it every row stays in the table's order.
+// The gallery: sorts, filters and enlarges what the page holds. Without this script every row stays in the order of the table.
 (() => {
   const gallery = document.getElementById("gallery");
   if (!gallery) return;
@@ -12,6 +12,22 @@
   const STEP = 24;
   let limit = STEP;
 
+  // Fills the controls, and removes those that have nothing to choose from.
+  const fill = (name, options) => control(name).append(...options.map(([value, text]) => new Option(text, value)));
+  const distinct = (values) => [...new Set(values)];
+  const each = (prefix, words) => metrics.map((metric, m) => [prefix + m, `${words} ${metric}`]);
+  const ks = distinct([...list.querySelectorAll("figure")].map((figure) => figure.dataset.k)).sort((p, q) => p - q);
+  const sets = distinct([...list.children].map((row) => row.dataset.set)).filter((set) => set);
+  const some = { seeds: ks.length > 1, scores: metrics.length > 0 && models.length > 1, sets: sets.length > 1 };
+  const splits = (words) => (metrics.length > 1 ? [["split", words]] : []);
+  fill("image", [...ks.map((k) => [k, k]), ...each("best-", "best by")]);
+  for (const name of ["a", "b"]) fill(name, [...models.entries()]);
+  fill("sort", [...each("", "gain in"), ...splits("disagreement of the metrics")]);
+  fill("set", sets.map((set) => [set, set]));
+  fill("agree", splits("the metrics disagree"));
+  control("image").value = gallery.dataset.k;
+  controls.querySelectorAll("[data-for]").forEach((part) => some[part.dataset.for] || part.remove());
+
   const rows = [...list.children].map((node, order) => ({
     node,
     order,
@@ -19,7 +35,7 @@
     best: JSON.parse(node.dataset.best ?? "null"),
   }));
 
-  // What model a gains over model b, one a metric; null where one of them has no score.
+  // What model a gains over model b, one number per metric; null where one of them has no score.
   const gainsOf = (row) =>
     metrics.map((_, m) => {
       const [a, b] = [value("a"), value("b")].map((t) => row.best?.[t]?.[m] ?? null);
@@ -64,7 +80,7 @@
     gains.replaceChildren(span(`${models[value("a")]} − ${models[value("b")]}, best of all images`, "of"), ...each);
   };
 
-  // Marks in each column the image that is shown where models stand side by side.
+  // Marks the image of each column that is shown while models stand side by side.
   const choose = (row) => {
     const image = value("image");
     for (const column of row.node.querySelectorAll(".strip")) {
@@ -83,7 +99,7 @@
   let visible = [];
   const update = () => {
     gallery.dataset.view = value("view") || "models";
-    // Images of different numbers beside one another are not compared one by one.
+    // Images of different numbers are not compared with each other.
     gallery.classList.toggle("mixed", gallery.dataset.view === "models" && value("image").startsWith("best-"));
     rows.forEach((row) => (row.gains = gainsOf(row)));
     visible = rows.filter(wanted);
@@ -103,7 +119,7 @@
     more.textContent = `Show ${Math.min(STEP, visible.length - shown.length)} more`;
   };
 
-  // The same row, large.
+  // Shows one row larger, in a dialog.
   const dialog = document.getElementById("large");
   let current = 0;
   const show = (at) => {

@@ -9,7 +9,7 @@ pub type Size = (f64, f64);
 /// The upper edge of every plot within its panel.
 pub const TOP: f64 = 10.0;
 /// Left of the plot (labels of the y axis), right of it, and below it (labels and name of the x axis).
-const MARGINS: (f64, f64, f64) = (40.0, 12.0, 34.0);
+pub const MARGINS: (f64, f64, f64) = (40.0, 12.0, 34.0);
 
 /// A linear map from the values `low..high` to SVG units.
 #[derive(Clone, Copy)]
@@ -63,13 +63,8 @@ pub struct Plot {
 }
 
 impl Plot {
-    /// The plot of a panel of this size, for values within these ranges.
-    pub fn new(x: (f64, f64), y: (f64, f64), size: Size) -> Self {
-        Self::with_margins(x, y, size, MARGINS)
-    }
-
-    /// The same with margins to the left, to the right and below.
-    pub fn with_margins(x: (f64, f64), y: (f64, f64), size: Size, (left, right, below): (f64, f64, f64)) -> Self {
+    /// The plot of a panel of this size, with margins to the left, to the right and below, for values within these ranges.
+    pub fn new(x: (f64, f64), y: (f64, f64), size: Size, (left, right, below): (f64, f64, f64)) -> Self {
         let (right, bottom) = (size.0 - right, size.1 - below);
         Self { x: Scale::new(x, (left, right)), y: Scale::new(y, (bottom, TOP)), left, right, bottom }
     }
@@ -226,7 +221,7 @@ mod tests {
 
     #[test]
     fn crowded_labels_alternate() {
-        let plot = Plot::new((-0.5, 1.5), (0.0, 1.0), (252.0, 100.0));
+        let plot = Plot::new((-0.5, 1.5), (0.0, 1.0), (252.0, 100.0), MARGINS);
         let lowest = |label: &str| {
             let ticks = [(0.0, label.to_owned()), (1.0, label.to_owned())];
             plot.x_axis(&ticks, Lines::Outside).into_string().contains("y=\"94\"")

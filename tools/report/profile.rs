@@ -5,7 +5,7 @@ use pipe::grid::{Cell, Grid};
 
 use crate::{
     models::Models,
-    plot::{Lines, Plot, Size, chart, panel, px, roomy},
+    plot::{Lines, MARGINS, Plot, Size, chart, panel, px, roomy},
     table::{percent, signed, table},
     winrates::{self, Comparison, Winrates},
 };
@@ -67,7 +67,7 @@ fn parallel(
         each.filter_map(|(m, metric)| Some((m, value(c.all.cell(metric))?))).collect()
     };
     let y = roomy(against.iter().flat_map(|c| values(c)).flat_map(|(_, estimate)| estimate).chain([zero]));
-    let plot = Plot::new((-0.4, file.metrics.len() as f64 - 0.6), y, SIZE);
+    let plot = Plot::new((-0.4, file.metrics.len() as f64 - 0.6), y, SIZE, MARGINS);
     // The models stand side by side at each axis, so that no interval hides another.
     let at = |m: usize, i: usize| plot.x.at(m as f64) + 10.0 * (i as f64 - (against.len() as f64 - 1.0) / 2.0);
     let axes: Vec<_> = file.metrics.iter().enumerate().map(|(m, name)| (m as f64, name.clone())).collect();

@@ -54,7 +54,7 @@ fn overview(file: &Winrates, title: &str, rows: Vec<Row>) -> Markup {
                         th role="columnheader" scope="col" { "comparison" }
                         @for (name, _) in counts { th.num role="columnheader" scope="col" { (name) } }
                         @for m in &file.metrics {
-                            th.num role="columnheader" scope="col" { (m) @if file.is_held_out(m) { " " span.held title="it did not vote on the labels" { "(held out)" } } }
+                            th.num role="columnheader" scope="col" { (m) @if file.held_out.contains(m) { " " span.held title="it did not vote on the labels" { "(held out)" } } }
                         }
                     }
                 }

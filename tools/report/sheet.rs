@@ -1,8 +1,7 @@
 //! A contact sheet: images in rows and columns. Its words are rendered from SVG, and the images are laid over it.
 
-use std::fmt::Write;
-
 use anyhow::{Context, Result, ensure};
+use maud::html;
 use nets::image::{self, Filter, Rgb};
 use resvg::{
     tiny_skia::{Pixmap, Transform},
@@ -11,7 +10,7 @@ use resvg::{
 
 use crate::{
     choose::{common_prompts, evenly},
-    font::{FAMILY, FONT, Face, escape},
+    font::{FAMILY, FONT, Face},
     images::{ModelImages, same_noise},
     model_table::Prompt,
 };
@@ -107,38 +106,37 @@ impl Sheet {
             "{rows} rows of {cell} pixels are too tall for one sheet; choose fewer --prompts, or a smaller --scale"
         );
 
-        let mut svg = String::new();
         let centre = |column: usize| margin + aside + (cell + gap) * column + cell / 2;
-        for (column, lines) in heads.iter().enumerate() {
-            for (i, line) in lines.iter().enumerate() {
-                let y = top - scale * (12 + 20 * (lines.len() - 1 - i));
-                text(&mut svg, line, (centre(column), y), &title, "#222", "middle")?;
-            }
-        }
-        let mut pictures = vec![];
+        let text = |line: &str, x: usize, y: usize, face: &Face, colour: &str, anchor: &str| {
+            html! { text x=(x) y=(y) font-size=(face.size) fill=(colour) text-anchor=(anchor) { (line) } }
+        };
         let beside = (aside - scale * 16) as f32;
+        let note = small.wrap(&self.note, (width - 2 * margin) as f32, 1);
+        let svg = html! {
+            svg xmlns="http://www.w3.org/2000/svg" width=(width) height=(height) {
+                rect width="100%" height="100%" fill="#f2f2f2" {}
+                @for (column, lines) in heads.iter().enumerate() {
+                    @for (i, line) in lines.iter().rev().enumerate() {
+                        (text(line, centre(column), top - scale * (12 + 20 * i), &title, "#222", "middle"))
+                    }
+                }
+                @for (r, row) in self.rows.iter().enumerate() {
+                    @let y = |pixels: usize| top + (cell + gap) * r + scale * pixels;
+                    @let lines = body.wrap(&row.title, beside, (cell / scale - 20) / 18);
+                    @let remark = row.remark.as_ref().map(|remark| small.wrap(remark, beside, 1)).unwrap_or_default();
+                    @for (i, line) in lines.iter().enumerate() { (text(line, margin, y(14 + 18 * i), &body, "#222", "start")) }
+                    @for line in &remark { (text(line, margin, y(14 + 18 * lines.len()), &small, "#777", "start")) }
+                }
+                @for line in &note { (text(line, margin, height - margin, &small, "#777", "start")) }
+            }
+        };
+        let mut pixels = render(&svg.into_string())?;
         for (r, row) in self.rows.iter().enumerate() {
-            let y = top + (cell + gap) * r;
-            let lines = body.wrap(&row.title, beside, (cell / scale - 20) / 18);
-            for (i, line) in lines.iter().enumerate() {
-                text(&mut svg, line, (margin, y + scale * (14 + 18 * i)), &body, "#222", "start")?;
-            }
-            if let Some(remark) = row.remark.as_ref().and_then(|s| small.wrap(s, beside, 1).pop()) {
-                text(&mut svg, &remark, (margin, y + scale * (14 + 18 * lines.len())), &small, "#777", "start")?;
-            }
             for (column, picture) in row.pictures.iter().enumerate() {
                 let fitted = fit(picture, cell);
-                pictures.push((centre(column) - fitted.width / 2, y + (cell - fitted.height) / 2, fitted));
+                let (x, y) = (centre(column) - fitted.width / 2, top + (cell + gap) * r + (cell - fitted.height) / 2);
+                lay(&mut pixels, &fitted, x, y);
             }
-        }
-        let note = small.wrap(&self.note, (width - 2 * margin) as f32, 1).pop().unwrap_or_default();
-        text(&mut svg, &note, (margin, height - margin), &small, "#777", "start")?;
-        let svg = format!(
-            r##"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"><rect width="100%" height="100%" fill="#f2f2f2"/>{svg}</svg>"##
-        );
-        let mut pixels = render(&svg)?;
-        for (x, y, picture) in pictures {
-            lay(&mut pixels, &picture, x, y);
         }
         pixels.encode_png().context("the sheet cannot be written as PNG")
     }
@@ -165,12 +163,6 @@ fn fit(picture: &Rgb, cell: usize) -> Rgb {
         (0..times).for_each(|_| data.extend_from_slice(&wide));
     }
     Rgb { width: picture.width * times, height: picture.height * times, data }
-}
-
-fn text(svg: &mut String, line: &str, (x, y): (usize, usize), face: &Face, colour: &str, anchor: &str) -> Result<()> {
-    let (size, line) = (face.size, escape(line));
-    write!(svg, r#"<text x="{x}" y="{y}" font-size="{size}" fill="{colour}" text-anchor="{anchor}">{line}</text>"#)?;
-    Ok(())
 }
 
 fn render(svg: &str) -> Result<Pixmap> {

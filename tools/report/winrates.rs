@@ -136,23 +136,6 @@ impl Winrates {
     pub fn prompts(&self) -> Option<usize> {
         self.comparisons.first().map(|c| c.all.n).or(self.seeds.first().map(|p| p.all.n)).map(|n| n as usize)
     }
-
-    /// The comparisons over several seeds, by baseline.
-    pub fn by_baseline(&self) -> Vec<(&str, Vec<&Pooled>)> {
-        let mut baselines: Vec<(&str, Vec<&Pooled>)> = vec![];
-        for p in &self.seeds {
-            match baselines.iter_mut().find(|(b, _)| *b == p.b) {
-                Some((_, models)) => models.push(p),
-                None => baselines.push((&p.b, vec![p])),
-            }
-        }
-        baselines
-    }
-
-    /// Whether a metric judged without having voted on the labels.
-    pub fn is_held_out(&self, metric: &str) -> bool {
-        self.held_out.iter().any(|m| m == metric)
-    }
 }
 
 impl Comparison {

@@ -7,7 +7,6 @@ mod bootstrap;
 mod compare;
 mod json;
 mod judges;
-mod layout;
 mod scored;
 mod seeds;
 mod sign;
@@ -21,6 +20,7 @@ use clap::Parser;
 use pipe::{
     atomic,
     cli::{self, Answer, Common, named},
+    grid::Format,
     metrics, place,
     stdout::print,
     table::Inputs,
@@ -30,7 +30,6 @@ use pipe::{
 use bootstrap::Bootstrap;
 use compare::{By, Comparison, compare, correct};
 use judges::TableVoters;
-use layout::Format;
 use scored::ModelScores;
 use seeds::Pooled;
 use tables::Results;
@@ -260,15 +259,16 @@ fn notes(common: &Common, tables: &[ModelScores], metrics: &[String], comparison
 }
 
 fn shown(args: &Args, results: &Results) -> String {
-    let format = args.format;
+    let csv = args.format == Format::Csv;
     let grids = match () {
-        _ if args.means => vec![results.means(format)],
-        _ if args.stats => vec![results.stats(format)],
-        _ if args.seeds => results.seeds(format),
-        _ if args.tests || format == Format::Csv => vec![results.tests(format)],
+        _ if args.means => vec![results.means()],
+        _ if args.stats => vec![results.stats()],
+        _ if args.seeds && csv => vec![results.seeds_by_number()],
+        _ if args.seeds => results.seeds(),
+        _ if args.tests || csv => vec![results.tests()],
         _ => results.rates(),
     };
-    grids.iter().map(|grid| grid.show(format)).collect::<Vec<_>>().join("\n")
+    grids.iter().map(|grid| grid.write(args.format)).collect::<Vec<_>>().join("\n")
 }
 
 fn judge(args: &Args, metrics: &[String], comparison: &Comparison) -> Answer {

@@ -1,11 +1,14 @@
 //! What is printed: the paper's Tables I and II (win rates), V (mean scores) and VI (distribution of the scores), every test, and
 //! several seeds taken together.
 
-use pipe::{moments, names::Names};
+use pipe::{
+    grid::{self, Grid},
+    moments,
+    names::Names,
+};
 
 use crate::{
     compare::{By, Cell, Comparison, Rate, Row, Side, groups},
-    layout::{Format, Grid},
     scored::{ModelScores, Prompt},
     seeds::{Estimate, Pooled, PooledCell},
     sign::LEVEL,
@@ -34,7 +37,7 @@ impl Results<'_> {
              (exact sign test, Holm over these {tests} rates, {:.0} %)",
             100.0 * LEVEL
         );
-        let grid = |title: String, cell: &dyn Fn(&Row, &Cell) -> String| {
+        let grid = |title: String, cell: &dyn Fn(&Row, &Cell) -> grid::Cell| {
             let rows = self.rows().map(|(c, row)| {
                 let head = self.row_head(&[format!("{} vs {}", c.a, c.b)], row.group.as_deref(), row.n);
                 head.into_iter().chain(row.cells.iter().map(|x| cell(row, x))).collect()
@@ -60,13 +63,9 @@ impl Results<'_> {
     }
 
     /// Every rate with its counts, intervals and probabilities, one per line.
-    pub fn tests(&self, format: Format) -> Grid {
-        let share = |x: f64| if format == Format::Csv { x.to_string() } else { format!("{:.1} %", 100.0 * x) };
-        let p = |x: f64| match format {
-            Format::Csv => x.to_string(),
-            _ if x < 0.0001 => "<0.0001".into(),
-            _ => format!("{x:.4}"),
-        };
+    pub fn tests(&self) -> Grid {
+        let share = |x: f64| grid::Cell::new().number(x, format!("{:.1} %", 100.0 * x));
+        let p = |x: f64| grid::Cell::new().number(x, if x < 0.0001 { "<0.0001".into() } else { format!("{x:.4}") });
         let mut rows = vec![];
         for (c, row) in self.rows() {
             for (metric, cell) in self.metrics.iter().zip(&row.cells) {
@@ -78,11 +77,12 @@ impl Results<'_> {
                 for &(of, rate) in which {
                     let (low, high) = wilson(rate.wins.wins, row.n);
                     let ahead = rate.winner().map_or("", |w| if w == Side::A { &c.a } else { &c.b });
-                    let group = self.grouped().then(|| row.group.as_deref().unwrap_or("all").to_owned());
-                    let mut line = vec![c.a.clone(), c.b.clone()];
+                    let group = self.grouped().then(|| row.group.as_deref().unwrap_or("all").into());
+                    let mut line: Vec<grid::Cell> = vec![(&c.a).into(), (&c.b).into()];
                     line.extend(group);
-                    line.extend([self.called(metric), of.into(), ahead.into()]);
-                    line.extend([row.n, rate.wins.wins, rate.wins.losses, rate.wins.ties].map(|n| n.to_string()));
+                    line.extend([self.called(metric).into(), of.into(), ahead.into()]);
+                    let counts = [row.n, rate.wins.wins, rate.wins.losses, rate.wins.ties];
+                    line.extend(counts.map(|n| grid::Cell::new().count(n)));
                     line.extend([rate.wins.rate(), low, high, rate.bootstrap.0, rate.bootstrap.1].map(share));
                     line.extend([rate.p, rate.p_holm].map(p));
                     rows.push(line);
@@ -103,22 +103,20 @@ impl Results<'_> {
     }
 
     /// Table V: mean scores, and how far they are from the last table's.
-    pub fn means(&self, format: Format) -> Grid {
+    pub fn means(&self) -> Grid {
         let base = &self.tables[self.tables.len() - 1];
         let mut rows = vec![];
         for (table, group, prompts) in self.slices() {
             let cell = |m: usize| {
                 let of = |prompts: &[&Prompt]| moments::mean(prompts.iter().map(|p| p.mean[m]));
                 let mean = of(&prompts);
-                if format == Format::Csv {
-                    return mean.to_string();
-                }
                 let theirs: Vec<_> = prompts.iter().filter_map(|p| base.get(&p.key)).collect();
                 let sd = moments::sd(theirs.iter().flat_map(|p| &p.scores[m]).map(|&x| f64::from(x)));
                 let change = sd.filter(|&sd| sd > 0.0).map(|sd| (mean - of(&theirs)) / sd);
+                let cell = grid::Cell::new().number(mean, format!("{mean:.4}"));
                 match change.filter(|_| !std::ptr::eq(table, base)) {
-                    Some(change) => format!("{mean:.4} ({change:+.2})"),
-                    None => format!("{mean:.4}"),
+                    Some(change) => cell.text(format!(" ({change:+.2})")),
+                    None => cell,
                 }
             };
             let head = self.row_head(&[table.name(self.tables)], group, prompts.len());
@@ -134,8 +132,8 @@ impl Results<'_> {
     }
 
     /// Table VI: mean, least, greatest and standard deviation of the images' scores, and the deviation among one prompt's images.
-    pub fn stats(&self, format: Format) -> Grid {
-        let number = |x: f64| if format == Format::Csv { x.to_string() } else { format!("{x:.4}") };
+    pub fn stats(&self) -> Grid {
+        let number = |x: f64| grid::Cell::new().number(x, format!("{x:.4}"));
         let mut rows = vec![];
         for (table, group, prompts) in self.slices() {
             let distributions: Vec<_> = (0..self.metrics.len()).map(|m| Distribution::of(&prompts, m)).collect();
@@ -150,15 +148,11 @@ impl Results<'_> {
         Grid { title, left: head.len() - 1 - self.metrics.len(), head, rows }
     }
 
-    /// Several training seeds taken together: win rates and changes of the mean score, one line per comparison; in CSV one line
-    /// per number.
-    pub fn seeds(&self, format: Format) -> Vec<Grid> {
-        if format == Format::Csv {
-            return vec![self.seeds_by_number()];
-        }
-        let grid = |title: String, cell: &dyn Fn(&PooledCell) -> String| {
+    /// Several training seeds taken together: win rates and changes of the mean score, one line per comparison.
+    pub fn seeds(&self) -> Vec<Grid> {
+        let grid = |title: String, cell: &dyn Fn(&PooledCell) -> grid::Cell| {
             let row = |p: &Pooled| {
-                let head = [p.a.clone(), p.b.clone(), p.seeds.to_string(), p.n.to_string()];
+                let head = [(&p.a).into(), (&p.b).into(), p.seeds.to_string().into(), p.n.to_string().into()];
                 head.into_iter().chain(p.cells.iter().map(cell)).collect()
             };
             let metrics = self.metrics.iter().map(|m| self.called(m));
@@ -169,27 +163,27 @@ impl Results<'_> {
         vec![
             grid(format!("win rate, best of {images} images a prompt, mean of the training seeds {between}"), &|c| {
                 let Estimate { mean, low, high } = c.rate;
-                format!("{:.1} % [{:.1}, {:.1}]", 100.0 * mean, 100.0 * low, 100.0 * high)
+                grid::Cell::new().estimate([mean, low, high], points, " %")
             }),
             grid(format!("change of the mean score, in sd of the baseline's images {between}"), &|c| match c.change {
-                Some(Estimate { mean, low, high }) => format!("{mean:+.2} [{low:+.2}, {high:+.2}]"),
+                Some(Estimate { mean, low, high }) => grid::Cell::new().estimate([mean, low, high], signed, ""),
                 None => "-".into(),
             }),
         ]
     }
 
-    /// One line per number and its interval: `figure` is `rate`, or `change_sd` as in the JSON.
-    fn seeds_by_number(&self) -> Grid {
+    /// The same for a spreadsheet, one line per number and its interval: `figure` is `rate`, or `change_sd` as in the JSON.
+    pub fn seeds_by_number(&self) -> Grid {
         let mut rows = vec![];
         for (figure, of) in
             [("rate", (|c| Some(c.rate)) as fn(&PooledCell) -> Option<Estimate>), ("change_sd", |c| c.change)]
         {
             for p in self.pooled {
                 for (metric, cell) in self.metrics.iter().zip(&p.cells) {
-                    let mut row = vec![figure.to_owned(), p.a.clone(), p.b.clone(), self.called(metric)];
-                    row.extend([p.seeds, p.n].map(|n| n.to_string()));
+                    let mut row = vec![figure.into(), (&p.a).into(), (&p.b).into(), self.called(metric).into()];
+                    row.extend([p.seeds, p.n].map(|n| n.to_string().into()));
                     let numbers = of(cell).map(|e| [e.mean, e.low, e.high].map(|x| x.to_string()));
-                    row.extend(numbers.unwrap_or_else(|| ["-", "-", "-"].map(String::from)));
+                    row.extend(numbers.unwrap_or_else(|| ["-", "-", "-"].map(String::from)).map(grid::Cell::from));
                     rows.push(row);
                 }
             }
@@ -228,10 +222,10 @@ impl Results<'_> {
         head
     }
 
-    fn row_head(&self, first: &[String], group: Option<&str>, n: usize) -> Vec<String> {
-        let mut head = first.to_vec();
-        head.extend(self.grouped().then(|| group.unwrap_or("all").to_owned()));
-        head.push(n.to_string());
+    fn row_head(&self, first: &[String], group: Option<&str>, n: usize) -> Vec<grid::Cell> {
+        let mut head: Vec<grid::Cell> = first.iter().map(grid::Cell::from).collect();
+        head.extend(self.grouped().then(|| group.unwrap_or("all").into()));
+        head.push(n.to_string().into());
         head
     }
 
@@ -243,7 +237,7 @@ impl Results<'_> {
 }
 
 /// A rate with its interval; if `signed`, with room for the mark of who is ahead.
-fn rate(row: &Row, rate: &Rate, signed: bool) -> String {
+fn rate(row: &Row, rate: &Rate, signed: bool) -> grid::Cell {
     let (low, high) = wilson(rate.wins.wins, row.n);
     let ties = if rate.wins.ties > 0 { format!(", ties {}", rate.wins.ties) } else { String::new() };
     let ahead = match rate.winner() {
@@ -252,14 +246,23 @@ fn rate(row: &Row, rate: &Rate, signed: bool) -> String {
         None if signed => "  ",
         None => "",
     };
-    format!("{:.1} % [{:.1}, {:.1}]{ties}{ahead}", 100.0 * rate.wins.rate(), 100.0 * low, 100.0 * high)
+    grid::Cell::new().estimate([rate.wins.rate(), low, high], points, " %").text(ties + ahead)
 }
 
-fn change(cell: &Cell) -> String {
+fn change(cell: &Cell) -> grid::Cell {
     match (cell.change_sd(), cell.in_sd(cell.diff.0), cell.in_sd(cell.diff.1)) {
-        (Some(change), Some(low), Some(high)) => format!("{change:+.2} [{low:+.2}, {high:+.2}]"),
+        (Some(change), Some(low), Some(high)) => grid::Cell::new().estimate([change, low, high], signed, ""),
         _ => "-".into(),
     }
+}
+
+/// "64.6" of the share 0.646.
+fn points(share: f64) -> String {
+    format!("{:.1}", 100.0 * share)
+}
+
+fn signed(x: f64) -> String {
+    format!("{x:+.2}")
 }
 
 /// How the scores of some images are distributed.

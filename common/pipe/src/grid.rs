@@ -1,8 +1,25 @@
-//! A table that a person reads: cells of text and numbers, apart from the format in which they are written.
+//! A table that a person reads: one model, and a writer per format. `report` has the writer for HTML.
+
+use crate::text;
+
+crate::names! {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Format {
+        /// Aligned columns, for a terminal
+        Text = "text",
+        /// For a README or an issue
+        Markdown = "markdown",
+        /// A tabular with the rules of booktabs, for a paper
+        Latex = "latex",
+        /// One unrounded number per cell, for a spreadsheet
+        Csv = "csv",
+    }
+}
 
 /// A table before it is written.
 #[derive(Clone, Debug, Default)]
 pub struct Grid {
+    /// Lines above the table. LaTeX has them as a comment, CSV not at all.
     pub title: String,
     pub head: Vec<String>,
     pub rows: Vec<Vec<Cell>>,
@@ -53,10 +70,119 @@ impl Cell {
         let value = self.number(value, show(value)).text(format!("{unit} ["));
         value.number(low, show(low)).text(", ").number(high, show(high)).text("]")
     }
+
+    /// The cell as a reader sees it.
+    fn shown(&self) -> String {
+        let piece = |piece: &Piece| match piece {
+            Piece::Text(shown) | Piece::Number(_, shown) => shown.clone(),
+            Piece::Break => " ".into(),
+        };
+        self.0.iter().map(piece).collect()
+    }
+
+    /// The cell's first number, unrounded; its text if it has none.
+    fn unrounded(&self) -> String {
+        let number = |piece: &Piece| if let Piece::Number(value, _) = piece { Some(value.to_string()) } else { None };
+        self.0.iter().find_map(number).unwrap_or_else(|| self.shown().trim_end().to_owned())
+    }
 }
 
 impl<T: Into<String>> From<T> for Cell {
     fn from(text: T) -> Self {
         Self::new().text(text)
+    }
+}
+
+impl Grid {
+    pub fn write(&self, format: Format) -> String {
+        let lines = self.rows.iter().map(|row| row.iter().map(Cell::shown).collect());
+        let lines: Vec<Vec<String>> = [self.head.clone()].into_iter().chain(lines).collect();
+        match format {
+            Format::Text => format!("{}\n{}", self.title, text::table(&lines, self.left)),
+            Format::Markdown => self.markdown(&lines),
+            Format::Latex => self.latex(&lines),
+            Format::Csv => self.csv(),
+        }
+    }
+
+    fn markdown(&self, lines: &[Vec<String>]) -> String {
+        let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+        let escaped = |row: &Vec<String>| line(row.iter().map(|c| c.trim_end().replace('|', "\\|")).collect());
+        let rule = (0..self.head.len()).map(|c| if c < self.left { ":--" } else { "--:" }.to_owned()).collect();
+        let body: String = lines[1..].iter().map(escaped).collect();
+        format!("{}\n\n{}{}{body}", self.title, escaped(&lines[0]), line(rule))
+    }
+
+    /// A rule is drawn where the first cell of a row differs from the one above.
+    fn latex(&self, lines: &[Vec<String>]) -> String {
+        let line = |row: &Vec<String>| {
+            let cells: Vec<_> = row.iter().map(|c| tex(c.trim_end())).collect();
+            cells.join(" & ") + " \\\\\n"
+        };
+        let columns = "l".repeat(self.left) + &"r".repeat(self.head.len() - self.left);
+        let mut body = String::new();
+        for (i, row) in lines.iter().enumerate().skip(1) {
+            body += if i > 1 && row[0] != lines[i - 1][0] { "\\midrule\n" } else { "" };
+            body += &line(row);
+        }
+        format!(
+            "% {}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{}\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n",
+            self.title.replace('\n', "\n% "),
+            line(&lines[0])
+        )
+    }
+
+    fn csv(&self) -> String {
+        let line = |cells: Vec<String>| cells.iter().map(|c| quoted(c)).collect::<Vec<_>>().join(",") + "\n";
+        let rows = self.rows.iter().map(|row| line(row.iter().map(Cell::unrounded).collect()));
+        line(self.head.clone()) + &rows.collect::<String>()
+    }
+}
+
+/// A CSV field, in quotes if it needs them (RFC 4180).
+fn quoted(cell: &str) -> String {
+    if cell.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
+}
+
+/// Escapes what TeX reserves.
+fn tex(cell: &str) -> String {
+    let mut text = String::new();
+    for c in cell.chars() {
+        match c {
+            '%' | '&' | '_' | '#' | '$' | '{' | '}' => text.extend(['\\', c]),
+            '\\' => text += "\\textbackslash{}",
+            '~' => text += "\\textasciitilde{}",
+            '^' => text += "\\textasciicircum{}",
+            c => text.push(c),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_format_reserves_is_escaped() {
+        let rows = vec![vec!["a_b|c".into(), "1,5 %  ".into()], vec!["d".into(), "2 \"x\"".into()]];
+        let grid = Grid { title: "Two\nlines".into(), head: vec!["".into(), "x^2".into()], rows, left: 1 };
+        let shown = |format| grid.write(format);
+        assert_eq!(shown(Format::Text), "Two\nlines\n           x^2\na_b|c  1,5 %\nd        2 \"x\"\n");
+        let markdown = "Two\nlines\n\n|  | x^2 |\n| :-- | --: |\n| a_b\\|c | 1,5 % |\n| d | 2 \"x\" |\n";
+        assert_eq!(shown(Format::Markdown), markdown);
+        let latex = "% Two\n% lines\n\\begin{tabular}{lr}\n\\toprule\n & x\\textasciicircum{}2 \\\\\n\\midrule\na\\_b|c & 1,5 \\% \\\\\n\
+                     \\midrule\nd & 2 \"x\" \\\\\n\\bottomrule\n\\end{tabular}\n";
+        assert_eq!(shown(Format::Latex), latex);
+        assert_eq!(shown(Format::Csv), ",x^2\na_b|c,\"1,5 %\"\nd,\"2 \"\"x\"\"\"\n");
+    }
+
+    #[test]
+    fn a_number_is_rounded_for_people_and_not_for_programs() {
+        let cell =
+            Cell::new().estimate([0.625, 0.5, 0.75], |x| format!("{:.1}", 100.0 * x), " %").line_break().count(3);
+        let grid = Grid { head: vec!["rate".into()], rows: vec![vec![cell]], ..Grid::default() };
+        assert_eq!(grid.write(Format::Text), format!("\n{:>21}\n62.5 % [50.0, 75.0] 3\n", "rate"));
+        assert_eq!(grid.write(Format::Csv), "rate\n0.625\n");
     }
 }
