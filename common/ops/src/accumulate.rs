@@ -33,9 +33,6 @@ pub fn accumulate<R>(params: impl Iterator<Item = (Var, Option<Tensor>)>, body: 
 }
 
 /// Adds the gradients that a backward pass left in its store, and drops the rest of the store.
-///
-/// # Errors
-/// A gradient has another shape or type than its parameter.
 pub fn accumulate_store(mut store: GradStore) -> Result<()> {
     let here: Vec<Var> = WANTED.with_borrow(|wanted| {
         let vars = wanted.iter().flat_map(|all| all.values().map(|(var, _)| var));

@@ -15,17 +15,11 @@ use super::values::{with_values, write};
 pub(crate) const CHUNK: usize = 1 << 14;
 
 /// x = f(x) for every number of a contiguous f32 CPU tensor, in place.
-///
-/// # Errors
-/// The tensor has another type, is not contiguous, or lies on another device.
 pub fn map_in_place(x: &Tensor, f: impl Fn(f32) -> f32 + Sync) -> Result<()> {
     write(x, |x| x.par_chunks_mut(CHUNK).for_each(|x| x.iter_mut().for_each(|x| *x = f(*x))))
 }
 
 /// sum += g, element by element; both are f32 CPU tensors.
-///
-/// # Errors
-/// As [`map_in_place`].
 pub(crate) fn add_in_place(sum: &Tensor, g: &Tensor) -> Result<()> {
     with_values([g], |[g]| {
         write(sum, |sum| {
@@ -37,9 +31,6 @@ pub(crate) fn add_in_place(sum: &Tensor, g: &Tensor) -> Result<()> {
 }
 
 /// sum += g, element by element: in place on the CPU, as a new tensor elsewhere.
-///
-/// # Errors
-/// The tensors differ in shape, type or device.
 pub fn add_to(sum: &mut Tensor, g: &Tensor) -> Result<()> {
     if sum.device().is_cpu() {
         return add_in_place(sum, g);
@@ -49,9 +40,6 @@ pub fn add_to(sum: &mut Tensor, g: &Tensor) -> Result<()> {
 }
 
 /// x *= factor: in place on the CPU, as a new tensor elsewhere.
-///
-/// # Errors
-/// As [`map_in_place`].
 pub fn scale(x: &mut Tensor, factor: f64) -> Result<()> {
     if x.device().is_cpu() {
         return map_in_place(x, |x| x * factor as f32);
@@ -76,9 +64,6 @@ pub(crate) fn add_bias(y: Tensor, b: &Tensor, pixels: usize) -> Result<Tensor> {
 }
 
 /// The sum of squares of each f32 tensor, added up in f64. All tensors lie on one device; a GPU is waited for once.
-///
-/// # Errors
-/// A tensor has another type or lies on another device than the first.
 pub fn sums_of_squares(tensors: &[&Tensor]) -> Result<Vec<f64>> {
     #[cfg(feature = "cuda")]
     if tensors.first().is_some_and(|x| x.device().is_cuda()) {
@@ -92,9 +77,6 @@ pub fn sums_of_squares(tensors: &[&Tensor]) -> Result<Vec<f64>> {
 }
 
 /// The sum of squares of one f32 tensor, added up in f64.
-///
-/// # Errors
-/// The tensor has another type.
 pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
     Ok(sums_of_squares(&[x])?.into_iter().sum())
 }

@@ -15,9 +15,6 @@ pub(crate) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a
 }
 
 /// Runs `f` over the values of f32 CPU tensors.
-///
-/// # Errors
-/// A tensor has another type or lies on another device.
 pub fn with_values<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
     let mut held = Vec::with_capacity(N);
     for tensor in tensors {
@@ -41,9 +38,6 @@ pub enum Values<'a> {
 }
 
 /// Runs `f` over the values of contiguous CPU tensors, f32 or bf16, which it may change. The tensors must not share memory.
-///
-/// # Errors
-/// A tensor has another type, is not contiguous, or lies on another device.
 pub fn with_values_mut<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([Values; N]) -> R) -> Result<R> {
     let (mut f, mut result) = (Some(f), None);
     lock(&tensors, Vec::with_capacity(N), &mut |values| {
@@ -90,9 +84,6 @@ fn lock(tensors: &[&Tensor], held: Vec<Values>, f: &mut dyn FnMut(Vec<Values>)) 
 }
 
 /// Lets `f` change the values of a contiguous f32 CPU tensor.
-///
-/// # Errors
-/// The tensor has another type, is not contiguous, or lies on another device.
 pub fn write<R>(x: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
     with_values_mut([x], |[x]| match x {
         Values::F32(x) => Ok(f(x)),
