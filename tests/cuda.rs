@@ -23,7 +23,7 @@ fn random(shape: &[usize], seed: u64) -> Tensor {
 }
 
 /// The result of `f`, and the gradient of a random weighting of it by every operand. The first `data` operands have the type
-/// `dtype`; the others are weights, f32, and made fit by the operation itself.
+/// `dtype`; the others are f32 weights, which the operation converts itself.
 fn value_and_gradients(
     operands: &[Tensor],
     device: &Device,
@@ -32,12 +32,12 @@ fn value_and_gradients(
     f: &dyn Fn(&[Tensor]) -> Result<Tensor>,
 ) -> Result<Vec<Tensor>> {
     let vars: Vec<Var> = operands.iter().map(|x| Var::from_tensor(&x.to_device(device)?)).collect::<Result<_>>()?;
-    let given: Vec<Tensor> = vars
+    let cast: Vec<Tensor> = vars
         .iter()
         .enumerate()
         .map(|(i, v)| if i < data { v.to_dtype(dtype) } else { Ok(v.as_tensor().clone()) })
         .collect::<Result<_>>()?;
-    let y = f(&given)?.to_dtype(DType::F32)?;
+    let y = f(&cast)?.to_dtype(DType::F32)?;
     let weight = random(y.dims(), 99).to_device(device)?;
     let store = (&y * weight)?.sum_all()?.backward()?;
     let gradients = vars.iter().map(|v| Ok(store.get(v).expect("no gradient").clone()));
