@@ -1,4 +1,4 @@
-//! What one micro-batch brings to the networks.
+//! The inputs of one micro-batch, ready for the networks.
 
 use candle_core::Tensor;
 use nets::conditioning::Conditioning;

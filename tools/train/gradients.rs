@@ -34,7 +34,7 @@ pub struct GradientFlags {
 }
 
 pipe::names! {
-    /// What is kept of a forward pass for the backward pass.
+    /// How much of a forward pass is kept for the backward pass.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Checkpointing {
         /// `on` for networks of 50 million weights or more, otherwise `off`

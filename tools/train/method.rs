@@ -20,7 +20,7 @@ pub struct MethodFlags {
     /// MU of its fall
     #[arg(long, value_name = "none|sdpo[:MU]", default_value = "none")]
     guard: Guard,
-    /// Whose squared error a v-prediction model minimises
+    /// The squared error that a v-prediction model minimises; other models have only one
     #[arg(long, default_value_t = ErrorOf::Prediction, value_parser = named::<ErrorOf>())]
     error: ErrorOf,
     /// The timesteps at which noise is added to the pairs

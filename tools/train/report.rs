@@ -1,4 +1,4 @@
-//! What a person sees of a run: log.jsonl, the progress bar and one warning.
+//! Reports the steps of a run: to log.jsonl, to the progress bar, and once as a warning.
 
 use anyhow::Result;
 use pipe::{

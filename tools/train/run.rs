@@ -53,7 +53,7 @@ pub struct Losses {
     pub grad_norm: f64,
 }
 
-/// What became of a step.
+/// The outcome of a step.
 pub enum Update {
     /// The weights have moved; the drift, where it was measured.
     Done(Option<Drift>),
