@@ -1,4 +1,4 @@
-//! `--safe`: a text classifier tells which prompts are not safe for work.
+//! `--safe`: a text classifier finds the prompts that are not safe for work, and they are left out.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use pipe::{
     prompt_source::Prompt,
 };
 
-/// The filter and what it left out.
+/// The flags of the filter.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Safe prompts")]
 pub struct Safe {
@@ -17,32 +17,33 @@ pub struct Safe {
     /// class NSFW (the paper's is michellejieli/inappropriate_text_classifier); the probabilities go to `nsfw_prob`
     #[arg(long, value_name = "DIR")]
     pub safe: Option<PathBuf>,
-    /// Probability of NSFW above which a prompt is left out; at 0.5 it is where the classifier itself decides
+    /// Probability of NSFW above which a prompt is left out; the classifier itself decides at 0.5
     #[arg(long, value_name = "P", default_value_t = 0.5, requires = "safe")]
     pub threshold: f32,
-    /// Fetch the classifier if it is named by a hub id (org/name[@revision]) and not in the cache
+    /// Download the classifier if it is a hub id (org/name[@revision]) that is not in the cache
     #[arg(long, requires = "safe")]
     pub allow_download: bool,
-    /// Where the classifier runs
+    /// The device that runs the classifier
     #[arg(long, default_value_t = Device::Cpu, value_parser = named::<Device>(), requires = "safe")]
     pub device: Device,
 }
 
-/// What the filter did.
-#[cfg_attr(not(feature = "nets"), allow(dead_code))] // then nothing is filtered
+/// The result of the filter.
+#[cfg_attr(not(feature = "nets"), allow(dead_code))] // without networks nothing is filtered
 pub struct Filtered {
-    /// Hash of the classifier.
+    /// Hash of the classifier's weights and vocabulary.
     pub model: String,
+    /// Prompts that were left out.
     pub dropped: usize,
-    /// Prompts after `max` safe ones were found.
+    /// Prompts that were not classified, because `max` safe ones had been found.
     pub beyond_max: usize,
 }
 
-/// Prompts that are looked at between two looks at signals and the progress bar.
+/// Prompts per batch; signals and the progress bar are served after each.
 #[cfg(feature = "nets")]
 const AT_ONCE: usize = 64;
 
-/// Writes `nsfw_prob` and leaves the safe prompts, the first `max` of them.
+/// Keeps the first `max` safe prompts, with their `nsfw_prob`.
 ///
 /// # Errors
 /// `folder` has no classifier, or one of another kind; the threshold is not a probability; a signal arrived.
@@ -55,16 +56,16 @@ pub fn filter(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe,
     ensure!((0.0..=1.0).contains(&args.threshold), "--threshold {} is not a probability", args.threshold);
     stop::watch()?;
     let folder = Hub { allow_download: args.allow_download }.folder(folder, hub::resolve)?;
-    let say = || format!("--safe {}", folder.display());
-    let model = TextClassifier::open(&folder, &device::open(args.device)?).with_context(say)?;
+    let context = || format!("--safe {}", folder.display());
+    let model = TextClassifier::open(&folder, &device::open(args.device)?).with_context(context)?;
     let nsfw = model.labels.iter().position(|l| l.eq_ignore_ascii_case("nsfw")).with_context(|| {
-        format!("{}: none of its classes is NSFW (id2label in config.json has {})", say(), model.labels.join(", "))
+        format!("{}: none of its classes is NSFW (id2label in config.json has {})", context(), model.labels.join(", "))
     })?;
     let bar = progress::bar("prompts", Some(prompts.len() as u64), quiet);
     let (mut kept, mut seen) = (vec![], 0);
     for some in prompts.chunks(AT_ONCE) {
         let texts: Vec<&str> = some.iter().map(|p| &p.prompt[..]).collect();
-        let probabilities = device::on_workers(|| model.probabilities(&texts, nsfw)).with_context(say)?;
+        let probabilities = device::on_workers(|| model.probabilities(&texts, nsfw)).with_context(context)?;
         for (prompt, p) in some.iter().zip(probabilities) {
             if kept.len() < max {
                 seen += 1;
