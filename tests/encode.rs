@@ -123,8 +123,8 @@ fn a_rerun_keeps_other_files_in_the_folder() {
     std::fs::create_dir(dir.path("data")).unwrap();
     dir.put("data/pairs.parquet", &pairs(3));
     let before = tree(&dir.path("data"));
-    for (input, part) in [("data/pairs.parquet", "is also an input"), ("pairs.parquet", "was not made by encode")] {
-        says(&encode(&dir, input, "data", &[]).fails(2), &["data/pairs.parquet", part, "another"]);
+    for input in ["data/pairs.parquet", "pairs.parquet"] {
+        says(&encode(&dir, input, "data", &[]).fails(2), &["data/pairs.parquet was not made by encode", "another"]);
     }
     assert!(tree(&dir.path("data")) == before);
     std::fs::create_dir(dir.path("parts")).unwrap();

@@ -90,7 +90,6 @@ fn encode(args: Args) -> Result<Answer> {
     let range = inputs.range(args.sharding.shard)?;
     let encoder = Encoder::open(&base, &args)?;
     let tables = Tables::folder("encode", out, args.sharding.shard, encoder.tables())?;
-    tables.refuse_inputs(&args.pairs)?;
 
     let mut job = Job::open(Spec {
         tool: "encode",

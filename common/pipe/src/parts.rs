@@ -77,12 +77,6 @@ impl Tables {
         let base = shard.map_or(folder.to_owned(), |shard| folder.join(shard.file_name()).with_extension(""));
         Ok(Self { base, tables: all })
     }
-
-    /// # Errors
-    /// One of `inputs` is one of the tables: it would be replaced by what is made of it.
-    pub fn refuse_inputs<P: AsRef<Path>>(&self, inputs: &[P]) -> Result<()> {
-        self.tables.iter().try_for_each(|table| place::refuse_inputs(&table.target, inputs))
-    }
 }
 
 /// The folder of finished parts, and what they will become.
