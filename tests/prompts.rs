@@ -179,7 +179,7 @@ fn what_is_wrong_is_named() {
     let error = dir.tool("prompts").args(["-", "-o", "p.parquet"]).stdin("").fails(2);
     says(&error, &["standard input is empty"]);
     dir.write("a.txt", "a\n");
-    says(&dir.tool("prompts").args(["a.txt", "-o", "p", "--shard", "0/2"]).fails(2), &["--shard"]);
+    says(&dir.tool("prompts").args(["a.txt", "-o", "p", "--shard", "0/2"]).exits(2).err, &["--shard"]);
 }
 
 /// `tests/oracle/safe.py` made it: a tiny classifier, and what transformers says with it.
