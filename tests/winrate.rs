@@ -110,14 +110,14 @@ fn text_for_people() {
     // numpy: (mean(policy) - mean(base)) / std(base, ddof=1) = (0.4625 - 0.3625) / 0.2264 = 0.44
     let run = dir().tool("winrate").args(BOTH).ok();
     let text = "\
-win rate, best of 2 images a prompt [95 % interval]
+win rate, best of 2 images per prompt [95 % interval]
 Who is ahead: + the candidate, - the baseline, no sign nobody, within the noise (exact sign test, Holm over these 6 rates, 5 %)
                 set   n                          hps                 clip
 policy vs base  even  2   50.0 % [9.5, 90.5], ties 1   50.0 % [9.5, 90.5]
 policy vs base  odd   2           50.0 % [9.5, 90.5]   50.0 % [9.5, 90.5]
 policy vs base  all   4  50.0 % [15.0, 85.0], ties 1  50.0 % [15.0, 85.0]
 
-win rate, mean of 2 images a prompt
+win rate, mean of 2 images per prompt
                 set   n                  hps                 clip
 policy vs base  even  2   50.0 % [9.5, 90.5]   50.0 % [9.5, 90.5]
 policy vs base  odd   2   50.0 % [9.5, 90.5]   50.0 % [9.5, 90.5]

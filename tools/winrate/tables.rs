@@ -49,11 +49,11 @@ impl Results<'_> {
         let signed =
             |of: fn(&Cell) -> &Rate| self.rows().any(|(_, r)| r.cells.iter().any(|c| of(c).winner().is_some()));
         let images = self.best_of;
-        let mut grids = vec![grid(format!("win rate, best of {images} images a prompt {noise}"), &|row, c| {
+        let mut grids = vec![grid(format!("win rate, best of {images} images per prompt {noise}"), &|row, c| {
             rate(row, &c.best, signed(|c| &c.best))
         })];
         if images > 1 {
-            grids.push(grid(format!("win rate, mean of {images} images a prompt"), &|row, c| {
+            grids.push(grid(format!("win rate, mean of {images} images per prompt"), &|row, c| {
                 rate(row, &c.mean, signed(|c| &c.mean))
             }));
         }
@@ -96,7 +96,7 @@ impl Results<'_> {
         head.extend(["n", "wins", "losses", "ties", "rate", "low", "high"]);
         head.extend(["bootstrap low", "bootstrap high", "p", "p Holm"]);
         let title = format!(
-            "win rates by the best and by the mean of {} images a prompt, with Wilson's and the bootstrap's 95 % intervals and the exact sign test",
+            "win rates by the best and by the mean of {} images per prompt, with Wilson's and the bootstrap's 95 % intervals and the exact sign test",
             self.best_of
         );
         Grid { title, head: head.into_iter().map(String::from).collect(), rows, left }
@@ -124,7 +124,7 @@ impl Results<'_> {
         }
         let head = self.head(&["model"]);
         let title = format!(
-            "mean score of {} images a prompt (difference from {}, in sd of its images)",
+            "mean score of {} images per prompt (difference from {}, in sd of its images)",
             self.best_of,
             base.name(self.tables)
         );
@@ -144,7 +144,7 @@ impl Results<'_> {
             }
         }
         let head = self.head(&["model", ""]);
-        let title = format!("scores of {} images a prompt, image by image", self.best_of);
+        let title = format!("scores of {} images per prompt, image by image", self.best_of);
         Grid { title, left: head.len() - 1 - self.metrics.len(), head, rows }
     }
 
@@ -161,7 +161,7 @@ impl Results<'_> {
         };
         let (images, between) = (self.best_of, "[95 % interval over seeds and prompts]");
         vec![
-            grid(format!("win rate, best of {images} images a prompt, mean of the training seeds {between}"), &|c| {
+            grid(format!("win rate, best of {images} images per prompt, mean of the training seeds {between}"), &|c| {
                 let Estimate { mean, low, high } = c.rate;
                 grid::Cell::new().estimate([mean, low, high], points, " %")
             }),
