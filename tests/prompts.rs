@@ -175,7 +175,7 @@ fn what_is_wrong_is_named() {
     let error = dir.tool("prompts").args(["t.parquet", "-o", "p.parquet"]).fails(2);
     says(&error, &["t.parquet, row 1", "null"]);
     let error = dir.tool("prompts").args(["-", "-o", "p.parquet"]).stdin(dir.bytes("t.parquet")).fails(2);
-    says(&error, &["standard input is a Parquet file", "name it as a file"]);
+    says(&error, &["standard input is a Parquet file", "name the file"]);
     let error = dir.tool("prompts").args(["-", "-o", "p.parquet"]).stdin("").fails(2);
     says(&error, &["standard input is empty"]);
     dir.write("a.txt", "a\n");

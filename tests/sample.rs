@@ -106,8 +106,9 @@ fn every_sampler_gives_the_images_of_the_parity_kit() {
 #[ignore = "needs ../shared/parity/given"]
 fn further_samplers_give_the_latents_of_the_parity_kit() {
     let kit = parity("");
-    let all: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(kit.join("expected/flow.json")).unwrap()).unwrap();
+    // Python writes infinities, which JSON does not have.
+    let text = std::fs::read_to_string(kit.join("expected/flow.json")).unwrap().replace("-Infinity", "null");
+    let all: serde_json::Value = serde_json::from_str(&text).unwrap();
     let dir = Dir::new();
     let noise = kit.join("expected/flow/samplers_noise.safetensors").display().to_string();
     for (case, settings) in all["samplers"].as_object().unwrap() {
@@ -200,7 +201,7 @@ fn karras_and_spacing_are_recorded() {
         assert_eq!(args.get("spacing").is_some(), rest.contains("spacing"), "{rest}");
     }
     says(&sample(&dir, "one.txt", "y.parquet", "--scheduler pndm --karras").fails(2), &["pndm has no Karras sigmas"]);
-    says(&sample(&dir, "one.txt", "y.parquet", "--spacing even").fails(2), &["--spacing", "leading", "linspace"]);
+    says(&sample(&dir, "one.txt", "y.parquet", "--spacing even").exits(2).err, &["--spacing", "leading", "linspace"]);
     // The base's own configuration may ask for Karras' sigmas too.
     copy(&oracle("base"), &dir.path("base"));
     let file = dir.path("base/scheduler/scheduler_config.json");
@@ -559,7 +560,7 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
         ("prompts.txt", "--unet absent", &["absent does not exist"]),
         ("prompts.txt", "--unet plain", &["plain"]),
         ("prompts.txt", "--guidance nan", &["--guidance"]),
-        ("prompts.txt", "--guidance 1 --negative grey", &["--negative says what guidance leads away from"]),
+        ("prompts.txt", "--guidance 1 --negative grey", &["--negative", "--guidance above 1, not 1"]),
         ("prompts.txt", "--time-ids 8,8,0,0,8,8", &["--time-ids is for SDXL"]),
         (
             "prompts.txt",

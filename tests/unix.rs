@@ -375,7 +375,7 @@ fn a_missing_or_foreign_file() {
         dir.put("folder/part-00001-of-00002.parquet", &case.input);
         case.refuses(&dir, dir.tool(case.tool).args(["folder"]), &["part-00000-of-00002.parquet is missing", "0/2"]);
         dir.put("folder/part-00001-of-00003.parquet", &case.input);
-        case.refuses(&dir, dir.tool(case.tool).args(["folder"]), &["parts of different tables", "stale"]);
+        case.refuses(&dir, dir.tool(case.tool).args(["folder"]), &["parts of different tables", "remove the old ones"]);
         std::fs::remove_file(dir.path("folder/part-00001-of-00002.parquet")).unwrap();
         let missing = ["2 of 3 parts are missing", "part-00000-of-00003.parquet first", "I = 0,2"];
         case.refuses(&dir, dir.tool(case.tool).args(["folder"]), &missing);
