@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
 use maud::{Markup, html};
-use pipe::text;
+use pipe::{text, winrates::Winrates};
 
 use crate::{
     Args,
@@ -21,7 +21,7 @@ use crate::{
     page::{Head, Section, page},
     profile, results,
     table::list,
-    winrates::Winrates,
+    winrates,
 };
 
 /// The default number of prompts in the gallery: few enough for images that are large enough to judge.
@@ -32,7 +32,7 @@ const PROMPTS: usize = 240;
 /// # Errors
 /// A file cannot be read or does not fit the others; nothing was named; the page cannot be made small enough.
 pub fn html(args: &Args, images: &[ModelImages]) -> Result<String> {
-    let winrates = args.winrates.iter().map(|path| Winrates::read(path)).collect::<Result<Vec<_>>>()?;
+    let winrates = args.winrates.iter().map(|path| winrates::read(path)).collect::<Result<Vec<_>>>()?;
     let mut scores = ModelTable::read_scored(&args.scored)?;
     let mut runs = args.logs.iter().map(|path| Run::read(path)).collect::<Result<Vec<_>>>()?;
     let matrices = Matrix::read_all(&args.labels)?;
@@ -109,14 +109,14 @@ fn name_runs(runs: &mut [Run], logs: &[PathBuf], tables: &[&ModelTable]) {
 /// All models. The baseline is `base`, else that of the first comparison, else the first table's model.
 fn models(base: Option<&str>, tables: &[&ModelTable], winrates: &[Winrates], runs: &[Run]) -> Result<Models> {
     let tables = tables.iter().map(|t| t.model.as_str());
-    let compared = winrates.iter().flat_map(Winrates::models);
+    let compared = winrates.iter().flat_map(winrates::models);
     let known: Vec<&str> = tables.clone().chain(compared).chain(runs.iter().map(|r| r.name.as_str())).collect();
     if let Some(base) = base.filter(|base| !known.contains(base)) {
         let mut names = Models::new(None, known).names().to_vec();
         names.sort();
         bail!("--base: there is no model '{base}' (there are: {})", names.join(", "));
     }
-    let compared = winrates.first().and_then(|w| w.models().next());
+    let compared = winrates.first().and_then(|w| winrates::models(w).next());
     Ok(Models::new(base.or(compared).or(tables.clone().next()), known))
 }
 
@@ -133,7 +133,7 @@ fn head(args: &Args, models: &Models, winrates: &[Winrates], images: &[ModelImag
         _ => list(shown.names()),
     };
     let scored = scores.iter().map(|t| t.images().count()).sum::<usize>();
-    let prompts = winrates.first().and_then(Winrates::prompts).or(tables.first().map(|t| t.prompts.len()));
+    let prompts = winrates.first().and_then(winrates::prompts).or(tables.first().map(|t| t.prompts.len()));
     let metrics = winrates.first().map(|w| &w.metrics).or(scores.first().map(|s| &s.metrics));
     let facts = [
         ("models", Some(shown.names().len())),

@@ -1,10 +1,11 @@
 //! The section "Results": who wins, in sentences and in the layout of the paper's Table I.
 
 use maud::{Markup, PreEscaped, html};
+use pipe::winrates::{Comparison, Side, Winrates};
 
 use crate::{
     table::{interval, list, percent},
-    winrates::{Comparison, Group, Side, Winrates},
+    winrates::{self, Row},
 };
 
 /// The findings of the first file that compares single tables, then the win rates of all files.
@@ -13,10 +14,8 @@ pub fn section(files: &[Winrates]) -> Markup {
         @if let Some(found) = files.iter().find(|file| !file.comparisons.is_empty()) { (findings(found)) }
         @for file in files {
             @let title = format!("Win rate over all prompts, best of {} images, ", file.best_of);
-            @let single = file.comparisons.iter().map(|c| (&c.a, &c.b, vec![("prompts", c.all.n)], &c.all));
-            @let pooled = file.seeds.iter().map(|p| (&p.a, &p.b, vec![("seeds", p.seeds), ("prompts", p.all.n)], &p.all));
-            (overview(file, &(title.clone() + "with its 95 % interval"), single.collect()))
-            (overview(file, &(title + "mean of the training seeds, with its 95 % interval over seeds and prompts"), pooled.collect()))
+            (overview(file, &(title.clone() + "with its 95 % interval"), file.comparisons.iter().map(winrates::all).collect()))
+            (overview(file, &(title + "mean of the training seeds, with its 95 % interval over seeds and prompts"), file.seeds.iter().map(winrates::pooled).collect()))
         }
     }
 }
@@ -26,8 +25,9 @@ fn findings(file: &Winrates) -> Markup {
     let verdicts =
         [("ahead", "wins on ", Some(Side::A)), ("behind", "loses on ", Some(Side::B)), ("open", "no winner on ", None)];
     let sentence = |c: &Comparison| {
+        let row = winrates::all(c);
         let parts = verdicts.iter().filter_map(|(class, words, winner)| {
-            let on: Vec<_> = file.metrics.iter().filter(|m| c.all.cell(m).winner() == *winner).collect();
+            let on: Vec<_> = file.metrics.iter().filter(|m| row.cells[m.as_str()].winner() == *winner).collect();
             (!on.is_empty()).then(|| html! { span class=(class) { (words) (list(&on)) } }.into_string())
         });
         PreEscaped(parts.collect::<Vec<_>>().join("; "))
@@ -38,13 +38,11 @@ fn findings(file: &Winrates) -> Markup {
     }
 }
 
-/// Candidate, baseline, counts with the names of their columns, and the comparison over all prompts.
-type Row<'a> = (&'a String, &'a String, Vec<(&'a str, u64)>, &'a Group);
-
 /// One row per comparison; nothing without rows. On narrow screens the cells stand below each other, and a browser then no longer
 /// takes them for a table: hence the roles.
 fn overview(file: &Winrates, title: &str, rows: Vec<Row>) -> Markup {
-    let Some((_, _, counts, _)) = rows.first() else { return html! {} };
+    let Some(first) = rows.first() else { return html! {} };
+    let counts = |row: &Row| row.seeds.map(|n| ("seeds", n)).into_iter().chain([("prompts", row.n)]);
     html! {
         div.overview {
             table role="table" {
@@ -52,23 +50,24 @@ fn overview(file: &Winrates, title: &str, rows: Vec<Row>) -> Markup {
                 thead role="rowgroup" {
                     tr role="row" {
                         th role="columnheader" scope="col" { "comparison" }
-                        @for (name, _) in counts { th.num role="columnheader" scope="col" { (name) } }
+                        @for (name, _) in counts(first) { th.num role="columnheader" scope="col" { (name) } }
                         @for m in &file.metrics {
                             th.num role="columnheader" scope="col" { (m) @if file.held_out.contains(m) { " " span.held title="it did not vote on the labels" { "(held out)" } } }
                         }
                     }
                 }
                 tbody role="rowgroup" {
-                    @for (a, b, counts, group) in &rows {
+                    @for row in &rows {
                         tr role="row" {
-                            th role="rowheader" scope="row" { (a) span.vs { " vs " } (b) }
-                            @for (name, n) in counts { td.num role="cell" data-of=(name) { (n) } }
+                            th role="rowheader" scope="row" { (row.a) span.vs { " vs " } (row.b) }
+                            @for (name, n) in counts(row) { td.num role="cell" data-of=(name) { (n) } }
                             @for m in &file.metrics {
-                                @let (cell, [rate, low, high]) = (group.cell(m), group.cell(m).rate());
+                                @let cell = &row.cells[m.as_str()];
+                                @let [rate, low, high] = cell.rate;
                                 td.num.rate.(cell.class()) role="cell" data-of=(m) {
                                     span.big { (percent(rate)) } " " span.interval { (interval(low, high)) }
                                     @if let Some(test) = &cell.test {
-                                        " " span.p title="exact sign test, corrected for the table (Holm)" { "p " (p_value(test.p_holm)) }
+                                        " " span.p title="exact sign test, corrected for the table (Holm)" { "p " (p_value(test.best.p_holm)) }
                                     }
                                 }
                             }

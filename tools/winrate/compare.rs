@@ -1,13 +1,17 @@
 //! Compares one model with another: on all prompts, and group by group.
 
 use anyhow::{Result, bail, ensure};
-use pipe::{moments, names::Names};
+use pipe::{
+    moments,
+    names::Names,
+    winrates::{ByMetric, Cell, Change, Comparison, Group, Rate, Side},
+};
 
 use crate::{
     bootstrap::Bootstrap,
     scored::{ModelScores, Prompt},
     sign::{LEVEL, holm, sign_test},
-    stats::Wins,
+    stats::{Wins, wilson},
 };
 
 pipe::names! {
@@ -33,90 +37,15 @@ impl By {
     }
 }
 
-/// A candidate `a` against a baseline `b`.
-pub struct Comparison {
-    pub a: String,
-    pub b: String,
-    pub table_a: String,
-    pub table_b: String,
-    /// The groups in the order in which the candidate's table has them, then all prompts.
-    pub rows: Vec<Row>,
-    /// Number of prompts whose images start from different noise in the two tables.
-    pub other_seeds: usize,
-}
-
-/// A comparison over some prompts.
-pub struct Row {
-    /// `None`: all prompts.
-    pub group: Option<String>,
-    pub n: usize,
-    /// One per metric.
-    pub cells: Vec<Cell>,
-}
-
-/// A comparison over some prompts under one metric.
-pub struct Cell {
-    /// By the best image of each prompt.
-    pub best: Rate,
-    /// By the mean over the images of each prompt.
-    pub mean: Rate,
-    pub mean_a: f64,
-    pub mean_b: f64,
-    /// 95 % interval of mean_a - mean_b, by the paired bootstrap over prompts.
-    pub diff: (f64, f64),
-    /// Standard deviation of the baseline's scores, image by image.
-    pub sd_b: Option<f64>,
-}
-
-/// On how many prompts the candidate is ahead, and how certain that is.
-pub struct Rate {
-    pub wins: Wins,
-    /// 95 % interval of the rate, by the paired bootstrap over prompts.
-    pub bootstrap: (f64, f64),
-    /// The exact sign test's p-value, alone and corrected for all rates of the printed table.
-    pub p: f64,
-    pub p_holm: f64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    A,
-    B,
-}
-
-impl Rate {
-    /// Who is ahead; `None` within the noise.
-    pub fn winner(&self) -> Option<Side> {
-        let ahead = if self.wins.wins > self.wins.losses { Side::A } else { Side::B };
-        (self.p_holm <= LEVEL).then_some(ahead)
-    }
-}
-
-impl Cell {
-    /// A difference of scores in standard deviations of the baseline.
-    pub fn in_sd(&self, diff: f64) -> Option<f64> {
-        self.sd_b.filter(|&sd| sd > 0.0).map(|sd| diff / sd)
-    }
-
-    /// The change of the mean score, in standard deviations of the baseline.
-    pub fn change_sd(&self) -> Option<f64> {
-        self.in_sd(self.mean_a - self.mean_b)
-    }
-}
-
-impl Comparison {
-    pub fn all(&self) -> &Row {
-        &self.rows[self.rows.len() - 1]
-    }
-}
-
-/// Holm's correction over all rates that are printed together.
+/// Names the winners, with Holm's correction over all rates that are printed together.
 pub fn correct(comparisons: &mut [Comparison], rate: fn(&mut Cell) -> &mut Rate) {
-    let cells = comparisons.iter_mut().flat_map(|c| &mut c.rows).flat_map(|r| &mut r.cells);
-    let mut rates: Vec<&mut Rate> = cells.map(rate).collect();
+    let groups = comparisons.iter_mut().flat_map(|c| c.groups.iter_mut().chain([&mut c.all]));
+    let mut rates: Vec<&mut Rate> = groups.flat_map(|g| &mut g.metrics.0).map(|(_, cell)| rate(cell)).collect();
     let p: Vec<f64> = rates.iter().map(|r| r.p).collect();
     for (rate, corrected) in rates.iter_mut().zip(holm(&p)) {
+        let ahead = if rate.wins > rate.losses { Side::A } else { Side::B };
         rate.p_holm = corrected;
+        rate.winner = (corrected <= LEVEL).then_some(ahead);
     }
 }
 
@@ -148,22 +77,29 @@ pub fn both<'a>(a: &'a ModelScores, b: &'a ModelScores) -> Result<Vec<Both<'a>>>
 pub fn compare(
     a: &ModelScores,
     b: &ModelScores,
-    metrics: usize,
+    metrics: &[String],
     by: Option<By>,
     bootstrap: Bootstrap,
 ) -> Result<Comparison> {
     let both = both(a, b)?;
-    let mut rows = vec![];
+    let mut some_prompts = vec![];
     for group in groups(a, by)? {
         let column = by.unwrap_or(By::Set);
         let some: Vec<_> = both.iter().copied().filter(|(p, _)| column.of(p) == group).collect();
-        rows.push(row(Some(group.unwrap_or("(none)").to_owned()), &some, metrics, bootstrap));
+        some_prompts.push(compare_group(Some(group.unwrap_or("(none)").to_owned()), &some, metrics, bootstrap));
     }
-    rows.push(row(None, &both, metrics, bootstrap));
     let other_seeds = both.iter().filter(|(p, q)| p.seeds().zip(q.seeds()).is_some_and(|(p, q)| p != q)).count();
     let names = [a, b].map(|t| if a.model == b.model { format!("{} ({})", t.model, t.table) } else { t.model.clone() });
     let [name_a, name_b] = names;
-    Ok(Comparison { a: name_a, b: name_b, table_a: a.table.clone(), table_b: b.table.clone(), rows, other_seeds })
+    Ok(Comparison {
+        a: name_a,
+        b: name_b,
+        table_a: a.table.clone(),
+        table_b: b.table.clone(),
+        all: compare_group(None, &both, metrics, bootstrap),
+        groups: some_prompts,
+        other_seeds,
+    })
 }
 
 /// The groups of a table's prompts, in the table's order; none if all prompts are of one set and `by` is not given.
@@ -200,34 +136,48 @@ fn only(prompt: &Prompt, has: &ModelScores, lacks: &ModelScores) -> String {
     )
 }
 
-fn row(group: Option<String>, both: &[Both], metrics: usize, bootstrap: Bootstrap) -> Row {
+fn compare_group(name: Option<String>, both: &[Both], metrics: &[String], bootstrap: Bootstrap) -> Group {
     // What the bootstrap draws, prompt by prompt: three values per metric.
     let values = |(a, b): &Both| -> Vec<f64> {
         let won = |won: bool| f64::from(u8::from(won));
-        (0..metrics)
+        (0..metrics.len())
             .flat_map(|m| [won(a.best[m] > b.best[m]), won(a.mean[m] > b.mean[m]), a.mean[m] - b.mean[m]])
             .collect()
     };
     let rows: Vec<_> = both.iter().map(values).collect();
-    let intervals = bootstrap.intervals(group.as_deref().unwrap_or(""), &rows);
+    let intervals = bootstrap.intervals(name.as_deref().unwrap_or(""), &rows);
     let cell = |m: usize| {
         let (mut best, mut mean) = (Wins::default(), Wins::default());
         for (a, b) in both {
             best.add(a.best[m], b.best[m]);
             mean.add(a.mean[m], b.mean[m]);
         }
-        let rate = |wins: Wins, bootstrap| {
-            let p = sign_test(wins.wins, wins.losses);
-            Rate { wins, bootstrap, p, p_holm: p }
-        };
+        let mean_a = moments::mean(both.iter().map(|(a, _)| a.mean[m]));
+        let mean_b = moments::mean(both.iter().map(|(_, b)| b.mean[m]));
+        let sd_b = moments::sd(both.iter().flat_map(|(_, b)| &b.scores[m]).map(|&x| f64::from(x)));
+        let (diff, (diff_low, diff_high)) = (mean_a - mean_b, intervals[3 * m + 2]);
+        let change = sd_b.filter(|&sd| sd > 0.0).map(|sd| [diff, diff_low, diff_high].map(|x| x / sd));
         Cell {
             best: rate(best, intervals[3 * m]),
-            mean: rate(mean, intervals[3 * m + 1]),
-            diff: intervals[3 * m + 2],
-            mean_a: moments::mean(both.iter().map(|(a, _)| a.mean[m])),
-            mean_b: moments::mean(both.iter().map(|(_, b)| b.mean[m])),
-            sd_b: moments::sd(both.iter().flat_map(|(_, b)| &b.scores[m]).map(|&x| f64::from(x))),
+            mean_a,
+            mean_b,
+            sd_b,
+            diff,
+            diff_low,
+            diff_high,
+            change: Change::new(change),
+            mean_of_n: rate(mean, intervals[3 * m + 1]),
         }
     };
-    Row { group, n: both.len(), cells: (0..metrics).map(cell).collect() }
+    let cells = metrics.iter().cloned().zip((0..metrics.len()).map(cell)).collect();
+    Group { name, n: both.len(), metrics: ByMetric(cells) }
+}
+
+/// A rate before Holm's correction, without a winner.
+fn rate(counts: Wins, (bootstrap_low, bootstrap_high): (f64, f64)) -> Rate {
+    let Wins { wins, ties, losses } = counts;
+    let (low, high) = wilson(wins, counts.n());
+    let p = sign_test(wins, losses);
+    let rate = counts.rate();
+    Rate { wins, ties, losses, rate, low, high, bootstrap_low, bootstrap_high, p, p_holm: p, winner: None }
 }

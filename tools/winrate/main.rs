@@ -5,7 +5,6 @@
 
 mod bootstrap;
 mod compare;
-mod json;
 mod judges;
 mod scored;
 mod seeds;
@@ -21,17 +20,19 @@ use pipe::{
     atomic,
     cli::{self, Answer, Common, named},
     grid::Format,
-    metrics, place,
+    metrics,
+    names::Names,
+    place,
     stdout::print,
     table::Inputs,
     text,
+    winrates::{Comparison, Pooled, Winrates},
 };
 
 use bootstrap::Bootstrap;
-use compare::{By, Comparison, compare, correct};
+use compare::{By, compare, correct};
 use judges::TableVoters;
 use scored::ModelScores;
-use seeds::Pooled;
 use tables::Results;
 
 /// Compute on how many prompts one model's best image scores higher than another's
@@ -123,26 +124,32 @@ fn run(args: Args) -> Result<Answer> {
     let (voted, held_out) = judges(&args, &inputs, &metrics)?;
     let tables = read(&args, inputs, &metrics)?;
     let bootstrap = Bootstrap { seed: common.seed, resamples: args.resamples };
-    let comparisons = if args.seeds { vec![] } else { compare_all(&args, &tables, metrics.len(), bootstrap)? };
-    let pooled = if args.seeds { pool_all(&args, &tables, metrics.len())? } else { vec![] };
+    let comparisons = if args.seeds { vec![] } else { compare_all(&args, &tables, &metrics, bootstrap)? };
+    let pooled = if args.seeds { pool_all(&args, &tables, &metrics)? } else { vec![] };
     notes(common, &tables, &metrics, &comparisons);
-    let results = Results {
-        metrics: &metrics,
-        held_out: &held_out,
+    let described = tables.iter().zip(voted).map(|(table, (_, voted))| table.describe(&metrics, voted)).collect();
+    let winrates = Winrates {
         best_of: args.best_of,
-        by: args.by,
-        tables: &tables,
-        comparisons: &comparisons,
-        pooled: &pooled,
+        by: args.by.unwrap_or(By::Set).name().to_owned(),
+        metrics,
+        held_out,
+        seed: args.common.seed,
+        resamples: args.resamples,
+        tables: described,
+        comparisons,
+        seeds: pooled,
     };
-    let out = if common.json { json::whole(&results, &voted, bootstrap)? + "\n" } else { shown(&args, &results) };
+    let out = match common.json {
+        true => serde_json::to_string(&winrates)? + "\n",
+        false => shown(&args, &Results { winrates: &winrates, by: args.by, tables: &tables }),
+    };
     match common.output.as_deref().filter(|o| o.as_os_str() != "-") {
         Some(path) => atomic::write(path, out.as_bytes())?,
         None => print(out)?,
     }
     let (first, last) = (&tables[0].table, &tables[tables.len() - 1].table);
-    let judged = comparisons.iter().find(|c| c.table_a == *first && c.table_b == *last);
-    Ok(judged.map_or(Answer::Yes, |comparison| judge(&args, &metrics, comparison)))
+    let judged = winrates.comparisons.iter().find(|c| c.table_a == *first && c.table_b == *last);
+    Ok(judged.map_or(Answer::Yes, |comparison| judge(&args, comparison)))
 }
 
 /// Checks what does not need the tables' contents.
@@ -216,7 +223,12 @@ fn is_asked(args: &Args, model: &str) -> bool {
 }
 
 /// Every table against every later one, in the paper's order: everything against the last table, then against the one before it.
-fn compare_all(args: &Args, tables: &[ModelScores], metrics: usize, bootstrap: Bootstrap) -> Result<Vec<Comparison>> {
+fn compare_all(
+    args: &Args,
+    tables: &[ModelScores],
+    metrics: &[String],
+    bootstrap: Bootstrap,
+) -> Result<Vec<Comparison>> {
     let mut comparisons = vec![];
     for (j, b) in tables.iter().enumerate().skip(1).rev().filter(|(_, b)| is_asked(args, &b.model)) {
         for a in tables[..j].iter().rev() {
@@ -224,12 +236,12 @@ fn compare_all(args: &Args, tables: &[ModelScores], metrics: usize, bootstrap: B
         }
     }
     correct(&mut comparisons, |cell| &mut cell.best);
-    correct(&mut comparisons, |cell| &mut cell.mean);
+    correct(&mut comparisons, |cell| &mut cell.mean_of_n);
     Ok(comparisons)
 }
 
 /// Every model, its seeds together, against every later one, in the same order.
-fn pool_all(args: &Args, tables: &[ModelScores], metrics: usize) -> Result<Vec<Pooled>> {
+fn pool_all(args: &Args, tables: &[ModelScores], metrics: &[String]) -> Result<Vec<Pooled>> {
     let models = seeds::models(tables);
     let mut pooled = vec![];
     for (j, b) in models.iter().enumerate().skip(1).rev().filter(|(_, b)| is_asked(args, b.name)) {
@@ -271,12 +283,11 @@ fn shown(args: &Args, results: &Results) -> String {
     grids.iter().map(|grid| grid.write(args.format)).collect::<Vec<_>>().join("\n")
 }
 
-fn judge(args: &Args, metrics: &[String], comparison: &Comparison) -> Answer {
+fn judge(args: &Args, comparison: &Comparison) -> Answer {
     let Some(p) = args.require else { return Answer::Yes };
-    let cells = metrics.iter().zip(&comparison.all().cells);
-    let below: Vec<_> = cells.filter(|(_, cell)| cell.best.wins.rate() < p).collect();
+    let below: Vec<_> = comparison.all.metrics.0.iter().filter(|(_, cell)| cell.best.rate < p).collect();
     for (metric, cell) in &below {
-        let (a, b, rate) = (&comparison.a, &comparison.b, cell.best.wins.rate());
+        let (a, b, rate) = (&comparison.a, &comparison.b, cell.best.rate);
         args.common.say(format!("winrate: {a} vs {b}: {metric} {rate:.4} is below the required {p}"));
     }
     if below.is_empty() { Answer::Yes } else { Answer::No }

@@ -9,6 +9,7 @@ use pipe::{
     schema::{images, prompts},
     scored::{self, PromptKey, ScoredRows, owned},
     table::{BATCH, Inputs},
+    winrates::{ByMetric, Distribution, Table},
 };
 
 use crate::stats;
@@ -72,6 +73,19 @@ impl ModelScores {
     pub fn name(&self, all: &[ModelScores]) -> String {
         let alone = all.iter().filter(|t| t.model == self.model).count() == 1;
         if alone { self.model.clone() } else { format!("{} ({})", self.model, self.table) }
+    }
+
+    pub fn describe(&self, metrics: &[String], voted: Vec<String>) -> Table {
+        let prompts: Vec<&Prompt> = self.prompts.iter().collect();
+        let scores = (0..metrics.len()).map(|m| distribution(&prompts, m));
+        Table {
+            table: self.table.clone(),
+            model: self.model.clone(),
+            prompts: prompts.len(),
+            null_scores: ByMetric(metrics.iter().cloned().zip(self.nulls.iter().copied()).collect()),
+            scores: ByMetric(metrics.iter().cloned().zip(scores).collect()),
+            voted,
+        }
     }
 
     pub fn get(&self, key: &PromptKey) -> Option<&Prompt> {
@@ -151,5 +165,17 @@ impl Prompt {
     /// The seeds of the images that count; `None` if the table does not have them.
     pub fn seeds(&self) -> Option<Vec<u64>> {
         self.images.iter().map(|image| image.seed).collect()
+    }
+}
+
+/// How the scores of some prompts' images are distributed.
+pub fn distribution(prompts: &[&Prompt], metric: usize) -> Distribution {
+    let scores = prompts.iter().flat_map(|p| &p.scores[metric]).map(|&x| f64::from(x));
+    Distribution {
+        mean: moments::mean(scores.clone()),
+        min: scores.clone().fold(f64::INFINITY, f64::min),
+        max: scores.clone().fold(f64::NEG_INFINITY, f64::max),
+        sd: moments::sd(scores),
+        sd_of_a_prompt: moments::sd_within(prompts.iter().map(|p| p.scores[metric].as_slice())),
     }
 }

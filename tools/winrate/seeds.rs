@@ -1,7 +1,10 @@
 //! Several training seeds of a model: how far a win rate could differ with other seeds and other prompts.
 
 use anyhow::{Result, ensure};
-use pipe::moments;
+use pipe::{
+    moments,
+    winrates::{ByMetric, Change, Pooled, PooledCell},
+};
 
 use crate::{
     compare::both,
@@ -27,31 +30,12 @@ pub fn models(tables: &[ModelScores]) -> Vec<Model<'_>> {
     models
 }
 
-/// A model against another, over all their prompts.
-pub struct Pooled {
-    pub a: String,
-    pub b: String,
-    pub seeds: usize,
-    pub n: usize,
-    /// One per metric.
-    pub cells: Vec<PooledCell>,
-}
-
-/// Means over seeds and prompts, with 95 % intervals.
-pub struct PooledCell {
-    /// Share of prompts on which the candidate's best image scores higher, one per seed.
-    pub rates: Vec<f64>,
-    pub rate: Estimate,
-    /// Change of the mean score, in standard deviations of the baseline's images; `None` where all of these score the same.
-    pub change: Option<Estimate>,
-}
-
 /// A mean and its 95 % interval.
 #[derive(Clone, Copy)]
-pub struct Estimate {
-    pub mean: f64,
-    pub low: f64,
-    pub high: f64,
+struct Estimate {
+    mean: f64,
+    low: f64,
+    high: f64,
 }
 
 /// Compares seed by seed, the i-th of `a` with the i-th of `b`. A single table of either model is compared with every seed of the
@@ -59,7 +43,7 @@ pub struct Estimate {
 ///
 /// # Errors
 /// The numbers of seeds do not match; a table has other prompts.
-pub fn compare(a: &Model, b: &Model, metrics: usize) -> Result<Pooled> {
+pub fn compare(a: &Model, b: &Model, metrics: &[String]) -> Result<Pooled> {
     let (of_a, of_b) = (a.seeds.len(), b.seeds.len());
     ensure!(
         of_a == of_b || of_a == 1 || of_b == 1,
@@ -84,14 +68,17 @@ pub fn compare(a: &Model, b: &Model, metrics: usize) -> Result<Pooled> {
         let images = b.seeds.iter().flat_map(|t| &t.prompts).flat_map(|p| &p.scores[m]);
         let sd = moments::sd(images.map(|&x| f64::from(x))).filter(|&sd| sd > 0.0);
         let change = estimate(&values(&|a, b| a.mean[m] - b.mean[m]));
+        let Estimate { mean: rate, low, high } = rate(&won);
         PooledCell {
+            rate,
+            low,
+            high,
             rates: won.iter().map(|seed| mean(seed)).collect(),
-            rate: rate(&won),
-            change: sd.map(|sd| Estimate { mean: change.mean / sd, low: change.low / sd, high: change.high / sd }),
+            change: Change::new(sd.map(|sd| [change.mean, change.low, change.high].map(|x| x / sd))),
         }
     };
-    let cells = (0..metrics).map(cell).collect();
-    Ok(Pooled { a: a.name.to_owned(), b: b.name.to_owned(), seeds, n: pairs[0].len(), cells })
+    let cells = metrics.iter().cloned().zip((0..metrics.len()).map(cell)).collect();
+    Ok(Pooled { a: a.name.to_owned(), b: b.name.to_owned(), seeds, n: pairs[0].len(), metrics: ByMetric(cells) })
 }
 
 fn mean(values: &[f64]) -> f64 {

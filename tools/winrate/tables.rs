@@ -5,60 +5,54 @@ use pipe::{
     grid::{self, Grid},
     moments,
     names::Names,
+    winrates::{Cell, Change, Comparison, Distribution, Group, Pooled, PooledCell, Rate, Side, Winrates},
 };
 
 use crate::{
-    compare::{By, Cell, Comparison, Rate, Row, Side, groups},
-    scored::{ModelScores, Prompt},
-    seeds::{Estimate, Pooled, PooledCell},
+    compare::{By, groups},
+    scored::{self, ModelScores, Prompt},
     sign::LEVEL,
-    stats::wilson,
 };
 
 /// Everything that the tables show.
 pub struct Results<'a> {
-    pub metrics: &'a [String],
-    /// Metrics that judge and did not vote.
-    pub held_out: &'a [String],
-    pub best_of: u32,
+    pub winrates: &'a Winrates,
     pub by: Option<By>,
     pub tables: &'a [ModelScores],
-    pub comparisons: &'a [Comparison],
-    /// The same with several training seeds taken together, under --seeds.
-    pub pooled: &'a [Pooled],
 }
 
 impl Results<'_> {
     /// Tables I and II: on how many prompts the candidate is ahead, and how far the mean scores moved.
     pub fn rates(&self) -> Vec<Grid> {
-        let tests: usize = self.comparisons.iter().map(|c| c.rows.len() * self.metrics.len()).sum();
+        let tests = self.rows().count() * self.winrates.metrics.len();
         let noise = format!(
             "[95 % interval]\nWho is ahead: + the candidate, - the baseline, no sign nobody, within the noise \
              (exact sign test, Holm over these {tests} rates, {:.0} %)",
             100.0 * LEVEL
         );
-        let grid = |title: String, cell: &dyn Fn(&Row, &Cell) -> grid::Cell| {
-            let rows = self.rows().map(|(c, row)| {
-                let head = self.row_head(&[format!("{} vs {}", c.a, c.b)], row.group.as_deref(), row.n);
-                head.into_iter().chain(row.cells.iter().map(|x| cell(row, x))).collect()
+        let grid = |title: String, cell: &dyn Fn(&Cell) -> grid::Cell| {
+            let rows = self.rows().map(|(c, group)| {
+                let head = self.row_head(&[format!("{} vs {}", c.a, c.b)], group.name.as_deref(), group.n);
+                head.into_iter().chain(group.metrics.values().map(cell)).collect()
             });
             let rows: Vec<_> = rows.collect();
             let head = self.head(&[""]);
-            Grid { title, left: head.len() - 1 - self.metrics.len(), head, rows }
+            Grid { title, left: head.len() - 1 - self.winrates.metrics.len(), head, rows }
         };
-        let signed =
-            |of: fn(&Cell) -> &Rate| self.rows().any(|(_, r)| r.cells.iter().any(|c| of(c).winner().is_some()));
-        let images = self.best_of;
-        let mut grids = vec![grid(format!("win rate, best of {images} images per prompt {noise}"), &|row, c| {
-            rate(row, &c.best, signed(|c| &c.best))
+        let signed = |of: fn(&Cell) -> &Rate| {
+            self.rows().any(|(_, group)| group.metrics.values().any(|c| of(c).winner.is_some()))
+        };
+        let images = self.winrates.best_of;
+        let mut grids = vec![grid(format!("win rate, best of {images} images per prompt {noise}"), &|c| {
+            rate(&c.best, signed(|c| &c.best))
         })];
         if images > 1 {
-            grids.push(grid(format!("win rate, mean of {images} images per prompt"), &|row, c| {
-                rate(row, &c.mean, signed(|c| &c.mean))
+            grids.push(grid(format!("win rate, mean of {images} images per prompt"), &|c| {
+                rate(&c.mean_of_n, signed(|c| &c.mean_of_n))
             }));
         }
         let title = "change of the mean score, in sd of the baseline's images [95 % paired bootstrap over prompts]";
-        grids.push(grid(title.into(), &|_, c| change(c)));
+        grids.push(grid(title.into(), &|c| change(&c.change)));
         grids
     }
 
@@ -67,23 +61,22 @@ impl Results<'_> {
         let share = |x: f64| grid::Cell::new().number(x, format!("{:.1} %", 100.0 * x));
         let p = |x: f64| grid::Cell::new().number(x, if x < 0.0001 { "<0.0001".into() } else { format!("{x:.4}") });
         let mut rows = vec![];
-        for (c, row) in self.rows() {
-            for (metric, cell) in self.metrics.iter().zip(&row.cells) {
-                let which = if self.best_of > 1 {
-                    &[("best", &cell.best), ("mean", &cell.mean)][..]
+        for (c, group) in self.rows() {
+            for (metric, cell) in &group.metrics.0 {
+                let which = if self.winrates.best_of > 1 {
+                    &[("best", &cell.best), ("mean", &cell.mean_of_n)][..]
                 } else {
                     &[("best", &cell.best)]
                 };
                 for &(of, rate) in which {
-                    let (low, high) = wilson(rate.wins.wins, row.n);
-                    let ahead = rate.winner().map_or("", |w| if w == Side::A { &c.a } else { &c.b });
-                    let group = self.grouped().then(|| row.group.as_deref().unwrap_or("all").into());
+                    let ahead = rate.winner.map_or("", |w| if w == Side::A { &c.a } else { &c.b });
+                    let name = self.grouped().then(|| group.name.as_deref().unwrap_or("all").into());
                     let mut line: Vec<grid::Cell> = vec![(&c.a).into(), (&c.b).into()];
-                    line.extend(group);
+                    line.extend(name);
                     line.extend([self.called(metric).into(), of.into(), ahead.into()]);
-                    let counts = [row.n, rate.wins.wins, rate.wins.losses, rate.wins.ties];
+                    let counts = [group.n, rate.wins, rate.losses, rate.ties];
                     line.extend(counts.map(|n| grid::Cell::new().count(n)));
-                    line.extend([rate.wins.rate(), low, high, rate.bootstrap.0, rate.bootstrap.1].map(share));
+                    line.extend([rate.rate, rate.low, rate.high, rate.bootstrap_low, rate.bootstrap_high].map(share));
                     line.extend([rate.p, rate.p_holm].map(p));
                     rows.push(line);
                 }
@@ -97,7 +90,7 @@ impl Results<'_> {
         head.extend(["bootstrap low", "bootstrap high", "p", "p Holm"]);
         let title = format!(
             "win rates by the best and by the mean of {} images per prompt, with Wilson's and the bootstrap's 95 % intervals and the exact sign test",
-            self.best_of
+            self.winrates.best_of
         );
         Grid { title, head: head.into_iter().map(String::from).collect(), rows, left }
     }
@@ -120,15 +113,15 @@ impl Results<'_> {
                 }
             };
             let head = self.row_head(&[table.name(self.tables)], group, prompts.len());
-            rows.push(head.into_iter().chain((0..self.metrics.len()).map(cell)).collect());
+            rows.push(head.into_iter().chain((0..self.winrates.metrics.len()).map(cell)).collect());
         }
         let head = self.head(&["model"]);
         let title = format!(
             "mean score of {} images per prompt (difference from {}, in sd of its images)",
-            self.best_of,
+            self.winrates.best_of,
             base.name(self.tables)
         );
-        Grid { title, left: head.len() - 1 - self.metrics.len(), head, rows }
+        Grid { title, left: head.len() - 1 - self.winrates.metrics.len(), head, rows }
     }
 
     /// Table VI: mean, least, greatest and standard deviation of the images' scores, and the deviation among one prompt's images.
@@ -136,16 +129,17 @@ impl Results<'_> {
         let number = |x: f64| grid::Cell::new().number(x, format!("{x:.4}"));
         let mut rows = vec![];
         for (table, group, prompts) in self.slices() {
-            let distributions: Vec<_> = (0..self.metrics.len()).map(|m| Distribution::of(&prompts, m)).collect();
-            for (name, value) in Distribution::FIGURES {
+            let distributions: Vec<_> =
+                (0..self.winrates.metrics.len()).map(|m| scored::distribution(&prompts, m)).collect();
+            for (name, value) in FIGURES {
                 let head = self.row_head(&[table.name(self.tables), name.into()], group, prompts.len());
                 let cell = |s: &Distribution| value(s).map_or_else(|| "-".into(), number);
                 rows.push(head.into_iter().chain(distributions.iter().map(cell)).collect());
             }
         }
         let head = self.head(&["model", ""]);
-        let title = format!("scores of {} images per prompt, image by image", self.best_of);
-        Grid { title, left: head.len() - 1 - self.metrics.len(), head, rows }
+        let title = format!("scores of {} images per prompt, image by image", self.winrates.best_of);
+        Grid { title, left: head.len() - 1 - self.winrates.metrics.len(), head, rows }
     }
 
     /// Several training seeds taken together: win rates and changes of the mean score, one line per comparison.
@@ -153,36 +147,31 @@ impl Results<'_> {
         let grid = |title: String, cell: &dyn Fn(&PooledCell) -> grid::Cell| {
             let row = |p: &Pooled| {
                 let head = [(&p.a).into(), (&p.b).into(), p.seeds.to_string().into(), p.n.to_string().into()];
-                head.into_iter().chain(p.cells.iter().map(cell)).collect()
+                head.into_iter().chain(p.metrics.values().map(cell)).collect()
             };
-            let metrics = self.metrics.iter().map(|m| self.called(m));
+            let metrics = self.winrates.metrics.iter().map(|m| self.called(m));
             let head = ["model", "against", "seeds", "n"].map(String::from).into_iter().chain(metrics);
-            Grid { title, head: head.collect(), rows: self.pooled.iter().map(row).collect(), left: 2 }
+            Grid { title, head: head.collect(), rows: self.winrates.seeds.iter().map(row).collect(), left: 2 }
         };
-        let (images, between) = (self.best_of, "[95 % interval over seeds and prompts]");
+        let (images, between) = (self.winrates.best_of, "[95 % interval over seeds and prompts]");
         vec![
             grid(format!("win rate, best of {images} images per prompt, mean of the training seeds {between}"), &|c| {
-                let Estimate { mean, low, high } = c.rate;
-                grid::Cell::new().estimate([mean, low, high], points, " %")
+                grid::Cell::new().estimate(c.estimate(), points, " %")
             }),
-            grid(format!("change of the mean score, in sd of the baseline's images {between}"), &|c| match c.change {
-                Some(Estimate { mean, low, high }) => grid::Cell::new().estimate([mean, low, high], signed, ""),
-                None => "-".into(),
-            }),
+            grid(format!("change of the mean score, in sd of the baseline's images {between}"), &|c| change(&c.change)),
         ]
     }
 
     /// The same for a spreadsheet, one line per number and its interval: `figure` is `rate`, or `change_sd` as in the JSON.
     pub fn seeds_by_number(&self) -> Grid {
         let mut rows = vec![];
-        for (figure, of) in
-            [("rate", (|c| Some(c.rate)) as fn(&PooledCell) -> Option<Estimate>), ("change_sd", |c| c.change)]
-        {
-            for p in self.pooled {
-                for (metric, cell) in self.metrics.iter().zip(&p.cells) {
+        let rate: fn(&PooledCell) -> Option<[f64; 3]> = |cell| Some(cell.estimate());
+        for (figure, of) in [("rate", rate), ("change_sd", |cell| cell.change.estimate())] {
+            for p in &self.winrates.seeds {
+                for (metric, cell) in &p.metrics.0 {
                     let mut row = vec![figure.into(), (&p.a).into(), (&p.b).into(), self.called(metric).into()];
                     row.extend([p.seeds, p.n].map(|n| n.to_string().into()));
-                    let numbers = of(cell).map(|e| [e.mean, e.low, e.high].map(|x| x.to_string()));
+                    let numbers = of(cell).map(|estimate| estimate.map(|x| x.to_string()));
                     row.extend(numbers.unwrap_or_else(|| ["-", "-", "-"].map(String::from)).map(grid::Cell::from));
                     rows.push(row);
                 }
@@ -192,8 +181,9 @@ impl Results<'_> {
         Grid { title: String::new(), head: head.to_vec(), rows, left: 4 }
     }
 
-    fn rows(&self) -> impl Iterator<Item = (&Comparison, &Row)> {
-        self.comparisons.iter().flat_map(|c| c.rows.iter().map(move |row| (c, row)))
+    /// Each comparison group by group, then over all prompts.
+    fn rows(&self) -> impl Iterator<Item = (&Comparison, &Group)> {
+        self.winrates.comparisons.iter().flat_map(|c| c.groups.iter().chain([&c.all]).map(move |group| (c, group)))
     }
 
     /// The tables, baseline first as in the paper, with their prompts: each group, then all together.
@@ -218,7 +208,7 @@ impl Results<'_> {
         let mut head: Vec<_> = first.iter().map(|s| s.to_string()).collect();
         head.extend(self.grouped().then(|| self.by.unwrap_or(By::Set).name().to_owned()));
         head.push("n".into());
-        head.extend(self.metrics.iter().map(|m| self.called(m)));
+        head.extend(self.winrates.metrics.iter().map(|m| self.called(m)));
         head
     }
 
@@ -231,29 +221,25 @@ impl Results<'_> {
 
     /// A metric's name, marked if it only judges.
     pub fn called(&self, metric: &str) -> String {
-        let held_out = self.held_out.iter().any(|m| m == metric);
+        let held_out = self.winrates.held_out.iter().any(|m| m == metric);
         if held_out { format!("{metric} (held out)") } else { metric.to_owned() }
     }
 }
 
 /// A rate with its interval; if `signed`, with room for the mark of who is ahead.
-fn rate(row: &Row, rate: &Rate, signed: bool) -> grid::Cell {
-    let (low, high) = wilson(rate.wins.wins, row.n);
-    let ties = if rate.wins.ties > 0 { format!(", ties {}", rate.wins.ties) } else { String::new() };
-    let ahead = match rate.winner() {
+fn rate(rate: &Rate, signed: bool) -> grid::Cell {
+    let ties = if rate.ties > 0 { format!(", ties {}", rate.ties) } else { String::new() };
+    let ahead = match rate.winner {
         Some(Side::A) => " +",
         Some(Side::B) => " -",
         None if signed => "  ",
         None => "",
     };
-    grid::Cell::new().estimate([rate.wins.rate(), low, high], points, " %").text(ties + ahead)
+    grid::Cell::new().estimate(rate.estimate(), points, " %").text(ties + ahead)
 }
 
-fn change(cell: &Cell) -> grid::Cell {
-    match (cell.change_sd(), cell.in_sd(cell.diff.0), cell.in_sd(cell.diff.1)) {
-        (Some(change), Some(low), Some(high)) => grid::Cell::new().estimate([change, low, high], signed, ""),
-        _ => "-".into(),
-    }
+fn change(change: &Change) -> grid::Cell {
+    change.estimate().map_or_else(|| "-".into(), |estimate| grid::Cell::new().estimate(estimate, signed, ""))
 }
 
 /// "64.6" of the share 0.646.
@@ -265,36 +251,13 @@ fn signed(x: f64) -> String {
     format!("{x:+.2}")
 }
 
-/// How the scores of some images are distributed.
-pub struct Distribution {
-    pub mean: f64,
-    pub min: f64,
-    pub max: f64,
-    pub sd: Option<f64>,
-    /// The same among the images of one prompt, pooled over all prompts: what the best of n chooses from.
-    pub sd_of_a_prompt: Option<f64>,
-}
-
 /// A name and how to get its value.
 type Figure = (&'static str, fn(&Distribution) -> Option<f64>);
 
-impl Distribution {
-    const FIGURES: [Figure; 5] = [
-        ("mean", |s| Some(s.mean)),
-        ("min", |s| Some(s.min)),
-        ("max", |s| Some(s.max)),
-        ("sd", |s| s.sd),
-        ("sd of a prompt", |s| s.sd_of_a_prompt),
-    ];
-
-    pub fn of(prompts: &[&Prompt], metric: usize) -> Self {
-        let scores = prompts.iter().flat_map(|p| &p.scores[metric]).map(|&x| f64::from(x));
-        Self {
-            mean: moments::mean(scores.clone()),
-            min: scores.clone().fold(f64::INFINITY, f64::min),
-            max: scores.clone().fold(f64::NEG_INFINITY, f64::max),
-            sd: moments::sd(scores),
-            sd_of_a_prompt: moments::sd_within(prompts.iter().map(|p| p.scores[metric].as_slice())),
-        }
-    }
-}
+const FIGURES: [Figure; 5] = [
+    ("mean", |s| Some(s.mean)),
+    ("min", |s| Some(s.min)),
+    ("max", |s| Some(s.max)),
+    ("sd", |s| s.sd),
+    ("sd of a prompt", |s| s.sd_of_a_prompt),
+];

@@ -31,3 +31,4 @@ pub mod stop;
 pub mod table;
 pub mod take;
 pub mod text;
+pub mod winrates;

@@ -1,0 +1,206 @@
+//! What `winrate --json` writes and `report --winrates` reads. `common/FORMATS.md` lists the fields. All intervals are 95 %.
+
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeOwned, Error},
+};
+use serde_json::{Map, Value};
+
+#[derive(Serialize, Deserialize)]
+pub struct Winrates {
+    /// The number of images per prompt, of which the best counts.
+    pub best_of: u32,
+    /// The column by which prompts are grouped.
+    pub by: String,
+    pub metrics: Vec<String>,
+    /// Metrics that judge and did not vote.
+    pub held_out: Vec<String>,
+    /// The seed of the bootstrap.
+    pub seed: u64,
+    pub resamples: u32,
+    pub tables: Vec<Table>,
+    pub comparisons: Vec<Comparison>,
+    /// What `winrate --seeds` writes in place of the comparisons.
+    pub seeds: Vec<Pooled>,
+}
+
+/// One value per metric, in the order of the metrics: a JSON object.
+pub struct ByMetric<T>(pub Vec<(String, T)>);
+
+#[derive(Serialize, Deserialize)]
+pub struct Table {
+    pub table: String,
+    pub model: String,
+    /// The number of prompts.
+    pub prompts: usize,
+    /// The number of images without a score.
+    pub null_scores: ByMetric<usize>,
+    pub scores: ByMetric<Distribution>,
+    /// The metrics that voted on the labels of the model.
+    pub voted: Vec<String>,
+}
+
+/// How the scores of some images are distributed.
+#[derive(Serialize, Deserialize)]
+pub struct Distribution {
+    pub mean: f64,
+    pub min: f64,
+    pub max: f64,
+    pub sd: Option<f64>,
+    /// The same among the images of one prompt, pooled over all prompts: what the best of n chooses from.
+    pub sd_of_a_prompt: Option<f64>,
+}
+
+/// Candidate `a` against baseline `b`.
+#[derive(Serialize, Deserialize)]
+pub struct Comparison {
+    pub a: String,
+    pub b: String,
+    pub table_a: String,
+    pub table_b: String,
+    pub all: Group,
+    /// In the order in which the candidate's table has them.
+    pub groups: Vec<Group>,
+    /// The number of prompts whose images start from different noise in the two tables.
+    pub other_seeds: usize,
+}
+
+/// A comparison over some prompts.
+#[derive(Serialize, Deserialize)]
+pub struct Group {
+    /// `None`: all prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The number of prompts.
+    pub n: usize,
+    pub metrics: ByMetric<Cell>,
+}
+
+/// A comparison over some prompts under one metric.
+#[derive(Serialize, Deserialize)]
+pub struct Cell {
+    /// By the best image of each prompt.
+    #[serde(flatten)]
+    pub best: Rate,
+    pub mean_a: f64,
+    pub mean_b: f64,
+    /// The standard deviation of the baseline's scores, image by image.
+    pub sd_b: Option<f64>,
+    /// mean_a - mean_b, and its interval by the paired bootstrap over prompts.
+    pub diff: f64,
+    pub diff_low: f64,
+    pub diff_high: f64,
+    #[serde(flatten)]
+    pub change: Change,
+    /// By the mean over the images of each prompt.
+    pub mean_of_n: Rate,
+}
+
+/// On how many prompts the candidate is ahead, and how certain that is.
+#[derive(Serialize, Deserialize)]
+pub struct Rate {
+    pub wins: usize,
+    pub ties: usize,
+    pub losses: usize,
+    /// The win rate, from 0 to 1, and Wilson's interval.
+    pub rate: f64,
+    pub low: f64,
+    pub high: f64,
+    /// The interval by the paired bootstrap over prompts.
+    pub bootstrap_low: f64,
+    pub bootstrap_high: f64,
+    /// The p-value of the exact sign test, alone and corrected for all rates of the file.
+    pub p: f64,
+    pub p_holm: f64,
+    /// Who is ahead; `None` within the noise.
+    pub winner: Option<Side>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    A,
+    B,
+}
+
+/// The change of the mean score and its interval, in standard deviations of the baseline's images; `None` where all of these score
+/// the same.
+#[derive(Serialize, Deserialize)]
+pub struct Change {
+    change_sd: Option<f64>,
+    change_sd_low: Option<f64>,
+    change_sd_high: Option<f64>,
+}
+
+/// Candidate `a` against baseline `b`, over all prompts and several training seeds.
+#[derive(Serialize, Deserialize)]
+pub struct Pooled {
+    pub a: String,
+    pub b: String,
+    pub seeds: usize,
+    /// The number of prompts.
+    pub n: usize,
+    pub metrics: ByMetric<PooledCell>,
+}
+
+/// Means over seeds and prompts under one metric.
+#[derive(Serialize, Deserialize)]
+pub struct PooledCell {
+    /// The win rate, from 0 to 1, and its interval.
+    pub rate: f64,
+    pub low: f64,
+    pub high: f64,
+    /// The win rate of each seed.
+    pub rates: Vec<f64>,
+    #[serde(flatten)]
+    pub change: Change,
+}
+
+impl Rate {
+    /// The win rate, and the lower and upper end of its interval.
+    pub fn estimate(&self) -> [f64; 3] {
+        [self.rate, self.low, self.high]
+    }
+}
+
+impl PooledCell {
+    /// The win rate, and the lower and upper end of its interval.
+    pub fn estimate(&self) -> [f64; 3] {
+        [self.rate, self.low, self.high]
+    }
+}
+
+impl Change {
+    pub fn new(estimate: Option<[f64; 3]>) -> Self {
+        let [change_sd, change_sd_low, change_sd_high] = estimate.map_or([None; 3], |estimate| estimate.map(Some));
+        Self { change_sd, change_sd_low, change_sd_high }
+    }
+
+    /// The change, and the lower and upper end of its interval.
+    pub fn estimate(&self) -> Option<[f64; 3]> {
+        Some([self.change_sd?, self.change_sd_low?, self.change_sd_high?])
+    }
+}
+
+impl<T> ByMetric<T> {
+    pub fn get(&self, metric: &str) -> Option<&T> {
+        self.0.iter().find(|(name, _)| name == metric).map(|(_, value)| value)
+    }
+
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|(_, value)| value)
+    }
+}
+
+impl<T: Serialize> Serialize for ByMetric<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(metric, value)| (metric, value)))
+    }
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for ByMetric<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let read = |(metric, value): (String, Value)| Ok((metric, T::deserialize(value).map_err(D::Error::custom)?));
+        Map::deserialize(deserializer)?.into_iter().map(read).collect::<Result<_, _>>().map(Self)
+    }
+}
