@@ -6,12 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use candle_core::Device;
 use clap::Parser;
-use pipe::{
-    atomic,
-    cli::{Common, Networks},
-    device::Dtype,
-    origin::Origin,
-};
+use pipe::cli::{Common, Networks};
+use pipe::{atomic, device::Dtype, origin::Origin};
 
 use crate::{
     batches::LoaderFlags,
@@ -19,9 +15,8 @@ use crate::{
     data::VisitFlags,
     gradients::GradientFlags,
     log::LogFlags,
-    lora::LoraFlags,
     method::{Method, MethodFlags},
-    models::ModelFlags,
+    models::{LoraFlags, ModelFlags},
     optimiser::OptimiserFlags,
     reference::{Place, ReferenceFlags},
     spikes::{OnSpike, SpikeFlags},

@@ -1,15 +1,13 @@
 //! The batches of a run, prepared on other threads while the networks work on earlier ones.
 
-use std::{
-    sync::mpsc::{Receiver, sync_channel},
-    thread::JoinHandle,
-};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, anyhow};
 use candle_core::Device;
 use nets::process::Process;
 
-use crate::{batch::Batch, training_data::TrainingData, world::Share};
+use crate::{data::Batch, training_data::TrainingData, world::Share};
 
 #[derive(clap::Args, Clone, Copy, Debug)]
 #[command(next_help_heading = "Runs")]

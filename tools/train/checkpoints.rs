@@ -1,21 +1,13 @@
 //! The checkpoint folders of a run: what is published (unet/ or lora/), what only a resumption needs (state/), which checkpoint
 //! is the newest, and which may be removed.
 
-use std::{
-    collections::BTreeMap,
-    ffi::OsString,
-    fs,
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
+use std::{collections::BTreeMap, ffi::OsString, fs, num::NonZeroUsize};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
-use nets::{
-    folder, lora,
-    weights::{self, Weights},
-    write,
-};
+use nets::weights::{self, Weights};
+use nets::{folder, lora, write};
 use pipe::{atomic, cli::named, device::Dtype, origin::Origin};
 use serde::{Deserialize, Serialize};
 
@@ -141,7 +133,7 @@ impl Checkpoints {
             kept.extend(detached(&state.policy.params).map(|(n, t)| (format!("policy.{n}"), t)));
         }
         self.publish(folder, state, &origin)?;
-        let saved = Saved { counters: state.counters.clone(), origin, merged: self.merges(state) };
+        let saved = Saved { counters: state.counters.clone(), origin, merged: self.merge };
         let text = serde_json::to_string(&saved)?;
         write::tensors(&folder.join(STATE), &kept, [(Saved::KEY.to_owned(), text)].into())?;
         saved.published().try_for_each(|which| adopt(folder, which))
@@ -164,10 +156,6 @@ impl Checkpoints {
             write::model(&folder.join(UNET.next), &self.unet, &rounded(merged)?, origin)?;
         }
         Ok(())
-    }
-
-    fn merges(&self, state: &State) -> bool {
-        self.merge && state.counters.lora.is_some()
     }
 
     fn dtype(&self) -> DType {

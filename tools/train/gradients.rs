@@ -5,21 +5,13 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
-use nets::{
-    denoiser::Activations,
-    params::{self, Grads},
-};
+use nets::denoiser::Activations;
+use nets::params::{self, Grads};
 use pipe::cli::named;
 use rayon::prelude::*;
 
-use crate::{
-    batch::Batch,
-    batches::Batches,
-    guard::Guard,
-    loss::{Errors, Label, Pair},
-    method::Method,
-    state::State,
-};
+use crate::loss::{Errors, Label, Pair};
+use crate::{batches::Batches, data::Batch, guard::Guard, method::Method, state::State};
 
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Optimisation")]

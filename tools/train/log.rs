@@ -1,17 +1,14 @@
 //! log.jsonl: one JSON object per optimiser step, with unrounded numbers.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::Write,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::{io::Write, time::Duration};
 
 use anyhow::{Context, Result};
 use pipe::cli::named;
 use serde::{Deserialize, Serialize};
 
-use crate::{loss::Pair, state::Drift, tensorboard::Events};
+use crate::{loss::Pair, tensorboard::Events};
 
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct LogFlags {
@@ -79,11 +76,6 @@ impl Line {
             memory_mib: peak_memory(),
             ..Self::default()
         }
-    }
-
-    /// With the distances where they were measured.
-    pub fn with_drift(self, drift: Option<Drift>) -> Self {
-        Self { drift: drift.map(|d| d.base), drift_reference: drift.map(|d| d.reference), ..self }
     }
 }
 

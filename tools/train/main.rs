@@ -4,7 +4,6 @@
 //!   train pairs.parquet --labels labels.parquet --base sd15 -o policy --resume-from-checkpoint latest
 
 mod args;
-mod batch;
 mod batches;
 mod checkpoints;
 mod data;
@@ -12,7 +11,6 @@ mod dry_run;
 mod gradients;
 mod guard;
 mod log;
-mod lora;
 mod loss;
 mod method;
 mod models;
@@ -37,15 +35,13 @@ use batches::Batches;
 use gradients::{Execution, Gradients};
 use method::{Method, beta_note, small_rate_warning};
 use nets::{device, folder, weights::Weights};
-use pipe::{
-    cli::{Answer, run},
-    stop,
-};
+use pipe::cli::{Answer, run};
+use pipe::stop;
 use report::Reporter;
 use run::{Run, Update};
 use start::Start;
 use training_data::TrainingData;
-use world::World;
+use world::{Share, World};
 
 /// Networks allocate a result per operation; the pool reuses the memory of large ones.
 #[global_allocator]
@@ -130,7 +126,7 @@ fn prepare(mut args: Args, world: &mut World) -> Result<Run<'_>> {
 
     let execution = Execution::of(&state, &args.gradients, compute, &device);
     let most_pairs = execution.most_pairs().filter(|_| args.data.replay.is_none()); // one entry of a replay file is one micro-batch
-    let share = world.share(&args.batch, most_pairs);
+    let share = Share::new(&args.batch, most_pairs, world.rank(), world.size());
     let learning_rate = setup.optimiser.learning_rate(setup.pairs_per_step);
     let base = Weights::open(&folder::denoiser(&setup.models.base)?)?;
     let (done, steps) = (state.counters.step, setup.optimiser.max_train_steps);

@@ -6,10 +6,8 @@ use anyhow::{Result, ensure};
 use nets::process::{ErrorOf, Process};
 use pipe::{cli::named, origin::Origin};
 
-use crate::{
-    guard::Guard,
-    loss::{Form, LossFlags, Objective, PairLoss},
-};
+use crate::guard::Guard;
+use crate::loss::{Form, LossFlags, Objective, PairLoss};
 
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Method")]

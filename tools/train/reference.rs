@@ -1,22 +1,12 @@
 //! The reference: where its weights are kept, and how it follows the policy (Algorithm 1, line 14).
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::Path,
-    str::FromStr,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::time::{SystemTime, UNIX_EPOCH};
+use std::{collections::BTreeMap, fs, path::Path, str::FromStr};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
-use nets::{
-    conditioning::Conditioning,
-    denoiser::{Streamed, Trainable},
-    params::Params,
-    weights::Weights,
-    write,
-};
+use nets::denoiser::{Streamed, Trainable};
+use nets::{conditioning::Conditioning, params::Params, weights::Weights, write};
 use pipe::cli::named;
 
 #[derive(clap::Args, Clone, Debug)]

@@ -5,21 +5,19 @@ use std::{collections::HashMap, num::NonZeroUsize, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use nets::{
-    conditioning::{Conditioning, TimeIds},
-    json,
-    process::Process,
-    prompt::PromptEncoder,
-    vae::VaeConfig,
-    weights,
-};
+use nets::conditioning::{Conditioning, TimeIds};
+use nets::{json, process::Process, prompt::PromptEncoder, vae::VaeConfig, weights};
+use pipe::id::file_hash;
 
-use crate::{batch::Batch, loss::Label};
+use crate::{data::Batch, loss::Label};
 
 pub struct Replay {
     name: String,
     tensors: HashMap<String, Tensor>,
-    pairs: NonZeroUsize,
+    /// Captions in the file: the pairs per step.
+    pub pairs: NonZeroUsize,
+    /// SHA-256 of the file.
+    pub hash: String,
     /// Of the captions.
     pub conditioning: Conditioning,
     /// Pixels per latent, on each side.
@@ -42,12 +40,7 @@ impl Replay {
         let pairs = pairs.with_context(|| format!("{name}: the metadata key 'prompts' lists no captions"))?;
         let vae: VaeConfig = json::read(&vae.join("config.json"))?;
         let conditioning = text.encode(&captions)?;
-        Ok(Self { name, tensors, pairs, conditioning, factor: vae.factor() })
-    }
-
-    /// Captions in the file: the pairs per step.
-    pub fn pairs(&self) -> NonZeroUsize {
-        self.pairs
+        Ok(Self { name, tensors, pairs, hash: file_hash(path)?, conditioning, factor: vae.factor() })
     }
 
     fn first(&self) -> Result<&Tensor> {

@@ -1,17 +1,11 @@
 //! Reports the steps of a run: to log.jsonl, to the progress bar, and once as a warning.
 
 use anyhow::Result;
-use pipe::{
-    cli::Common,
-    progress::{self, ProgressBar},
-};
+use pipe::cli::Common;
+use pipe::progress::{self, ProgressBar};
 
-use crate::{
-    checkpoints::Checkpoints,
-    log::{Line, Log, LogFlags},
-    loss::Pair,
-    method::saturation_warning,
-};
+use crate::log::{Line, Log, LogFlags};
+use crate::{checkpoints::Checkpoints, loss::Pair, method::saturation_warning};
 
 pub struct Reporter {
     flags: LogFlags,

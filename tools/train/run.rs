@@ -167,8 +167,10 @@ impl Run<'_> {
             z: self.logs_z.then(|| losses.pairs.iter().map(|(_, p)| p.z).collect()),
             grad_norm: losses.grad_norm,
             lr: self.learning_rate.at(step),
+            drift: drift.map(|d| d.base),
+            drift_reference: drift.map(|d| d.reference),
             refreshed: self.setup.reference.mode().rate_after(step) == Some(1.0),
-            ..Line::of(step, &losses.pairs, took).with_drift(drift)
+            ..Line::of(step, &losses.pairs, took)
         };
         self.reporter.report(&line, &losses.pairs)
     }

@@ -9,8 +9,7 @@ use pipe::origin::Origin;
 
 use crate::{
     checkpoints::{self, CheckpointFlags, Checkpoints},
-    lora::LoraFlags,
-    models::{ModelFlags, Models},
+    models::{LoraFlags, ModelFlags, Models},
     optimiser::OptimiserFlags,
     reference::ReferenceFlags,
     spikes::LossHistory,
@@ -29,15 +28,6 @@ pub struct Setup {
     /// SHA-256 of the labels, or of the replay file.
     pub labels: String,
     pub device: Device,
-}
-
-/// A state before its first step.
-struct Fresh {
-    state: State,
-    /// SHA-256 of the weights of policy and reference.
-    hashes: [String; 2],
-    /// The folder of the UNet that training starts from.
-    unet: PathBuf,
 }
 
 /// A state to start from, how to write it, and a message about it.
@@ -68,8 +58,9 @@ impl Setup {
         if let Some(out) = written.filter(|_| !flags.resumes()) {
             checkpoints::refuse_earlier(out)?;
         }
-        let Fresh { mut state, hashes, unet } = self.fresh()?;
-        let models = || format!("{} and {}", self.policy_path().display(), self.models.base.display());
+        let (mut state, hashes, unet) = self.fresh()?;
+        let policy = self.models.policy.as_ref().unwrap_or(&self.models.base);
+        let models = || format!("{} and {}", policy.display(), self.models.base.display());
         data.check(&state.policy.denoiser.config).with_context(models)?;
         let origin = data.describe(self.describe(settings, hashes, &unet)?, &self.models)?;
         let resumption = flags.resumption(out, &origin)?;
@@ -85,12 +76,14 @@ impl Setup {
     /// The state that a checkpoint of the same run holds. The networks are opened again, because a reference that has been
     /// refreshed since is no longer the one at the start.
     pub fn restore(&self, checkpoint: &Path) -> Result<State> {
-        let mut state = self.fresh()?.state;
+        let (mut state, ..) = self.fresh()?;
         checkpoints::resume(&mut state, checkpoint)?;
         Ok(state)
     }
 
-    fn fresh(&self) -> Result<Fresh> {
+    /// A state before its first step, the SHA-256 of the weights of policy and reference, and the folder of the UNet that training
+    /// starts from.
+    fn fresh(&self) -> Result<(State, [String; 2], PathBuf)> {
         let lora = self.lora.config();
         let Models { policy, reference, hashes, unet } = match &lora {
             None => Models::whole(&self.models, &self.reference, &self.device)?,
@@ -108,11 +101,7 @@ impl Setup {
             losses: LossHistory::default(),
             skipped: 0,
         };
-        Ok(Fresh { state: State { policy, reference, optimizer, counters }, hashes, unet })
-    }
-
-    fn policy_path(&self) -> &PathBuf {
-        self.models.policy.as_ref().unwrap_or(&self.models.base)
+        Ok((State { policy, reference, optimizer, counters }, hashes, unet))
     }
 
     /// Adds the trained networks to the origin of the weights.

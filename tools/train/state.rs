@@ -2,13 +2,8 @@
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
-use nets::{
-    denoiser::Trainable,
-    lora::{self, Adapter, LoraConfig},
-    optim::Optimizer,
-    params::Params,
-    weights::Weights,
-};
+use nets::lora::{self, Adapter, LoraConfig};
+use nets::{denoiser::Trainable, optim::Optimizer, params::Params, weights::Weights};
 use pipe::id::{hex, sha256};
 use serde::{Deserialize, Serialize};
 

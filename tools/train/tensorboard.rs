@@ -1,11 +1,8 @@
 //! TensorBoard's event files: TFRecord frames around protocol buffers of which only five fields are needed.
 
-use std::{
-    fs::File,
-    io::Write,
-    path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+use std::{fs::File, io::Write};
 
 use anyhow::{Context, Result};
 

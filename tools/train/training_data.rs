@@ -5,15 +5,10 @@ use std::{ops::Range, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use nets::{denoiser::Config, process::Process, prompt::PromptEncoder};
-use pipe::{id::file_hash, origin::Origin};
+use pipe::origin::Origin;
 
-use crate::{
-    batch::Batch,
-    data::{Data, VisitFlags},
-    models::ModelFlags,
-    replay::Replay,
-    world::BatchFlags,
-};
+use crate::data::{Batch, Data, VisitFlags};
+use crate::{models::ModelFlags, replay::Replay, world::BatchFlags};
 
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Data")]
@@ -48,11 +43,7 @@ impl DataFlags {
 
 pub enum TrainingData {
     Pairs(Box<Data>),
-    Replay {
-        replay: Replay,
-        /// SHA-256 of the file.
-        hash: String,
-    },
+    Replay(Box<Replay>),
 }
 
 impl TrainingData {
@@ -67,8 +58,7 @@ impl TrainingData {
     ) -> Result<Self> {
         if let Some(path) = &flags.replay {
             let text = PromptEncoder::open(&models.base, DType::F32, device)?;
-            let replay = Replay::open(path, &models.vae_folder(), text)?;
-            return Ok(Self::Replay { replay, hash: file_hash(path)? });
+            return Ok(Self::Replay(Box::new(Replay::open(path, &models.vae_folder(), text)?)));
         }
         let labels = flags.labels.as_ref().context("--labels is missing; name what `vote` wrote (or use --replay)")?;
         ensure!(!flags.data.is_empty(), "DATA is missing; name pairs tables, a folder of `encode` or an images table");
@@ -78,7 +68,7 @@ impl TrainingData {
     /// The inputs of micro-batch `i` of this process's part of the run, from 0, which consists of `samples`.
     pub fn make_batch(&mut self, i: u64, samples: Range<u64>, process: &Process, device: &Device) -> Result<Batch> {
         match self {
-            Self::Replay { replay, .. } => replay.batch(i, process, device),
+            Self::Replay(replay) => replay.batch(i, process, device),
             Self::Pairs(data) => data.batch(samples, process, device),
         }
     }
@@ -86,7 +76,7 @@ impl TrainingData {
     /// A note on the labels.
     pub fn note(&self, pairs_per_step: usize) -> Option<String> {
         let Self::Pairs(data) = self else { return None };
-        let (pairs, abstained, unlabelled) = (data.len(), data.abstained, data.unlabelled);
+        let (pairs, abstained, unlabelled) = (data.len(), data.labelled.abstained, data.labelled.unlabelled);
         Some(format!(
             "{pairs} pairs are used; {abstained} abstain and {unlabelled} have no label; {pairs_per_step} pairs per step"
         ))
@@ -104,7 +94,7 @@ impl TrainingData {
     /// Another size was asked for.
     pub fn batch(&self, flags: BatchFlags) -> Result<BatchFlags> {
         match self {
-            Self::Replay { replay, .. } => flags.of_replay(replay.pairs()),
+            Self::Replay(replay) => flags.of_replay(replay.pairs),
             Self::Pairs(_) => Ok(flags),
         }
     }
@@ -113,7 +103,7 @@ impl TrainingData {
     /// The denoiser was made for other text encoders or other latents than these.
     pub fn check(&self, denoiser: &Config) -> Result<()> {
         let (widths, channels) = match self {
-            Self::Replay { replay, .. } => (replay.conditioning.widths()?, replay.channels()?),
+            Self::Replay(replay) => (replay.conditioning.widths()?, replay.channels()?),
             Self::Pairs(data) => (data.captions.widths(), data.channels()),
         };
         denoiser.check_text(widths)?;
@@ -126,7 +116,7 @@ impl TrainingData {
     /// C h w of a latent.
     pub fn latent_numbers(&self) -> Result<usize> {
         match self {
-            Self::Replay { replay, .. } => replay.latent_numbers(),
+            Self::Replay(replay) => replay.latent_numbers(),
             Self::Pairs(data) => Ok(data.latent_numbers()),
         }
     }
@@ -134,7 +124,7 @@ impl TrainingData {
     /// SHA-256 of the labels, or of the replay file.
     pub fn labels_hash(&self) -> &str {
         match self {
-            Self::Replay { hash, .. } => hash,
+            Self::Replay(replay) => &replay.hash,
             Self::Pairs(data) => &data.labels_hash,
         }
     }
@@ -142,7 +132,7 @@ impl TrainingData {
     /// Adds the data, and the frozen networks that prepare them, to the origin of the weights.
     pub fn describe(&self, origin: Origin, models: &ModelFlags) -> Result<Origin> {
         match self {
-            Self::Replay { hash, .. } => Ok(origin.arg("replay", hash.clone())),
+            Self::Replay(replay) => Ok(origin.arg("replay", replay.hash.clone())),
             Self::Pairs(data) => models.describe_frozen(data.describe(origin)),
         }
     }

@@ -4,18 +4,11 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
-use pipe::{
-    augment::Augment,
-    cli::Networks,
-    device::{Device, Dtype},
-};
+use pipe::device::{Device, Dtype};
+use pipe::{augment::Augment, cli::Networks};
 
-use crate::{
-    data::VisitFlags,
-    models::ModelFlags,
-    optimiser::{OptimiserFlags, OptimizerName},
-    training_data::DataFlags,
-};
+use crate::optimiser::{OptimiserFlags, OptimizerName};
+use crate::{data::VisitFlags, models::ModelFlags, training_data::DataFlags};
 
 /// Flags of Diffusion-DPO's, diffusers' and kohya's scripts for what is done in another way here, and how.
 const REPLACED: [(&str, &str); 21] = [

@@ -4,33 +4,18 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use nets::weights::Weights;
-use pipe::{
-    origin::{InputOrigin, Origin},
-    table::Inputs,
-};
+use pipe::origin::{InputOrigin, Origin};
+use pipe::table::Inputs;
 
-/// The tables in the folder.
-pub struct Cache<'a>(&'a Path);
+pub const LATENTS: &str = "latents.parquet";
+pub const CAPTIONS: &str = "captions.parquet";
+pub const PAIRS: &str = "pairs.parquet";
 
-impl<'a> Cache<'a> {
-    /// The folder that `encode` wrote, if that is what the data are.
-    pub fn find(data: &'a [PathBuf]) -> Option<Self> {
-        match data {
-            [one] if one.join("latents.parquet").exists() => Some(Self(one)),
-            _ => None,
-        }
-    }
-
-    pub fn latents(&self) -> PathBuf {
-        self.0.join("latents.parquet")
-    }
-
-    pub fn captions(&self) -> PathBuf {
-        self.0.join("captions.parquet")
-    }
-
-    pub fn pairs(&self) -> PathBuf {
-        self.0.join("pairs.parquet")
+/// The folder that `encode` wrote, if that is what the data are.
+pub fn folder(data: &[PathBuf]) -> Option<&Path> {
+    match data {
+        [one] if one.join(LATENTS).exists() => Some(one),
+        _ => None,
     }
 }
 

@@ -3,16 +3,10 @@
 use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result};
-use nets::{
-    conditioning::{Conditioning, Widths},
-    prompt::PromptEncoder,
-};
-use pipe::{
-    key::Key,
-    schema::pairs,
-    table::{BATCH, Inputs},
-    take::Taker,
-};
+use nets::conditioning::{Conditioning, Widths};
+use nets::prompt::PromptEncoder;
+use pipe::table::{BATCH, Inputs};
+use pipe::{key::Key, schema::pairs, take::Taker};
 
 use super::{cache::shape_of, images::lists, votes::name_key};
 

@@ -6,18 +6,12 @@ use anyhow::{Context, Result, ensure};
 use arrow::array::{Array, AsArray, BooleanArray, PrimitiveArray};
 use arrow::datatypes::Int32Type;
 use candle_core::{Device, Tensor};
-use nets::{
-    conditioning::TimeIds,
-    image::{self, TrainCrop},
-    vae::{Posterior, Vae},
-};
-use pipe::{
-    column::Rows,
-    key::Key,
-    schema::{images, pairs},
-    table::{BATCH, Inputs},
-    take::Taker,
-};
+use nets::conditioning::TimeIds;
+use nets::image::{self, TrainCrop};
+use nets::vae::{Posterior, Vae};
+use pipe::schema::{images, pairs};
+use pipe::table::{BATCH, Inputs};
+use pipe::{column::Rows, key::Key, take::Taker};
 use rayon::prelude::*;
 
 use super::votes::name_key;

@@ -5,31 +5,23 @@ mod captions;
 mod images;
 mod votes;
 
-use std::{
-    ops::Range,
-    path::{Path, PathBuf},
-};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use cache::{Cache, check_networks, shape_of};
+use cache::{check_networks, shape_of};
 use candle_core::{DType, Device, Tensor};
 use captions::Captions;
 use images::{Images, RowsOf, Wanted};
 use nets::{conditioning::Conditioning, process::Process, prompt::PromptEncoder, vae::Vae};
-use pipe::{
-    augment::Augment,
-    cli::named,
-    id::{hex, sha256},
-    origin::{InputOrigin, Origin},
-    pairs::PairKeys,
-    schema::{images as image_columns, pairs},
-    seed,
-    table::{BATCH, Inputs},
-    take::Taker,
-};
+use pipe::id::{hex, sha256};
+use pipe::origin::{InputOrigin, Origin};
+use pipe::schema::{images as image_columns, pairs};
+use pipe::table::{BATCH, Inputs};
+use pipe::{augment::Augment, cli::named, pairs::PairKeys, seed, take::Taker};
 use votes::{Votes, name_key};
 
-use crate::{batch::Batch, loss::Label, models::ModelFlags};
+use crate::{loss::Label, models::ModelFlags};
 
 /// How pairs are prepared for training.
 #[derive(clap::Args, Clone, Copy, Debug)]
@@ -57,6 +49,20 @@ impl VisitFlags {
     }
 }
 
+/// The inputs of one micro-batch of B pairs.
+pub struct Batch {
+    /// Scaled latents, (2B, C, h, w), the preferred images first.
+    pub latents: Tensor,
+    /// (2B, C, h, w), the same for both images of a pair.
+    pub noise: Tensor,
+    /// The 2B times of the noise, the same for both images of a pair.
+    pub times: Vec<f32>,
+    /// The conditioning of the 2B images: their captions, or the empty prompt where a caption was dropped.
+    pub conditioning: Conditioning,
+    /// B, in the order of the images.
+    pub labels: Vec<Label>,
+}
+
 /// One labelled pair as row numbers: 28 bytes, so that a million pairs take little memory.
 #[derive(Clone, Copy)]
 struct Entry {
@@ -68,13 +74,19 @@ struct Entry {
     weight: f32,
 }
 
+#[derive(Default)]
+pub struct Labelled {
+    entries: Vec<Entry>,
+    /// Pairs whose label has weight 0.
+    pub abstained: usize,
+    /// Pairs without a label.
+    pub unlabelled: usize,
+}
+
 /// All pairs with a label of weight above 0, and what is needed to visit them. The tables stay on the disk; a row is read when
 /// it is visited.
 pub struct Data {
-    entries: Vec<Entry>,
-    /// Pairs whose label has weight 0, and pairs without a label.
-    pub abstained: usize,
-    pub unlabelled: usize,
+    pub labelled: Labelled,
     /// SHA-256 of the labels.
     pub labels_hash: String,
     /// Origins of the labels and of the tables.
@@ -118,8 +130,8 @@ impl Data {
         let vae = Vae::open(&models.vae_folder(), DType::F32, device)?;
         let mut labels = Inputs::open(&[labels.to_owned()])?;
         let label_origins = labels.origins()?;
-        let cache = Cache::find(data);
-        let Tables { mut listed, images, rows_of, origins } = open_tables(data, cache.as_ref())?;
+        let cache = cache::folder(data);
+        let Tables { mut listed, images, rows_of, origins } = open_tables(data, cache)?;
         check_networks(&origins, &models.frozen_networks())?;
         let factor = vae.config.factor();
         let resolution = side(&visits, &images, models.native_side(factor)?, factor)?;
@@ -128,39 +140,27 @@ impl Data {
         let votes = Votes::read(&mut labels)?;
         let labels_name = labels.name();
         let listed = listed.as_mut().unwrap_or(&mut labels);
-        let Joined { entries, abstained, unlabelled } = join(listed, &votes, rows_of.as_ref())?;
+        let labelled = join(listed, &votes, rows_of.as_ref())?;
         ensure!(
-            !entries.is_empty(),
-            "{labels_name}: no pair of {} has a label with a weight above 0 ({abstained} abstain, {unlabelled} have none), so \
-             there is nothing to train on; are these the labels of these pairs?",
-            listed.name()
+            !labelled.entries.is_empty(),
+            "{labels_name}: no pair of {} has a label with a weight above 0 ({} abstain, {} have none), so there is nothing to \
+             train on; are these the labels of these pairs?",
+            listed.name(),
+            labelled.abstained,
+            labelled.unlabelled
         );
-        let captions = match &cache {
-            Some(cache) => Captions::cached(&cache.captions())?,
+        let captions = match cache {
+            Some(cache) => Captions::cached(&cache.join(cache::CAPTIONS))?,
             None => Captions::Encoder(Box::new(PromptEncoder::open(&models.base, DType::F32, device)?)),
         };
         let labels_hash = one_hash(&label_origins).unwrap_or(votes.hash);
         let inputs = [label_origins, origins].concat();
-        Ok(Self {
-            entries,
-            abstained,
-            unlabelled,
-            labels_hash,
-            inputs,
-            keys,
-            images,
-            captions,
-            vae,
-            visits,
-            seed,
-            resolution,
-            epoch: None,
-        })
+        Ok(Self { labelled, labels_hash, inputs, keys, images, captions, vae, visits, seed, resolution, epoch: None })
     }
 
     /// Pairs with a label of weight above 0.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.labelled.entries.len()
     }
 
     /// C h w of a latent.
@@ -192,7 +192,7 @@ impl Data {
 
     /// The pairs and epochs of `samples`, counted over all epochs: one permutation per epoch, drawn from (seed, epoch).
     fn visit(&mut self, samples: Range<u64>) -> Vec<(Entry, u64)> {
-        let n = self.entries.len() as u64;
+        let n = self.len() as u64;
         let mut visited = vec![];
         for sample in samples {
             let (epoch, place) = (sample / n, (sample % n) as usize);
@@ -200,7 +200,7 @@ impl Data {
                 self.epoch = Some((epoch, seed::draws(self.seed, "epoch", "", epoch).permutation(n as usize)));
             }
             if let Some((_, order)) = &self.epoch {
-                visited.push((self.entries[order[place] as usize], epoch));
+                visited.push((self.labelled.entries[order[place] as usize], epoch));
             }
         }
         visited
@@ -260,17 +260,15 @@ impl Data {
 }
 
 /// Opens a folder of `encode`, an images table or pairs tables.
-fn open_tables(data: &[PathBuf], cache: Option<&Cache>) -> Result<Tables> {
+fn open_tables(data: &[PathBuf], cache: Option<&Path>) -> Result<Tables> {
     if let Some(cache) = cache {
-        let mut latents = Inputs::open(&[cache.latents()])?;
+        let [latents, captions, pairs] = [cache::LATENTS, cache::CAPTIONS, cache::PAIRS].map(|name| cache.join(name));
+        let origins = Inputs::open(&[latents.clone(), captions, pairs.clone()])?.origins()?;
+        let mut latents = Inputs::open(&[latents])?;
         let shape = shape_of(&latents, "latent_shape")?;
         let (rows, flips) = Images::rows(&mut latents)?;
-        return Ok(Tables {
-            listed: Some(Inputs::open(&[cache.pairs()])?),
-            images: Images::Cache { table: Taker::open(&latents)?, shape, flips },
-            rows_of: Some(rows),
-            origins: Inputs::open(&[cache.latents(), cache.captions(), cache.pairs()])?.origins()?,
-        });
+        let images = Images::Cache { table: Taker::open(&latents)?, shape, flips };
+        return Ok(Tables { listed: Some(Inputs::open(&[pairs])?), images, rows_of: Some(rows), origins });
     }
     let mut inputs = Inputs::open(data)?;
     let origins = inputs.origins()?;
@@ -302,17 +300,9 @@ fn side(visits: &VisitFlags, images: &Images, native: usize, factor: usize) -> R
     Ok(stored)
 }
 
-/// Pairs with their labels.
-#[derive(Default)]
-struct Joined {
-    entries: Vec<Entry>,
-    abstained: usize,
-    unlabelled: usize,
-}
-
 /// Looks up label and images of every listed pair.
-fn join(listed: &mut Inputs, votes: &Votes, rows_of: Option<&RowsOf>) -> Result<Joined> {
-    let (mut joined, mut row) = (Joined::default(), 0u32);
+fn join(listed: &mut Inputs, votes: &Votes, rows_of: Option<&RowsOf>) -> Result<Labelled> {
+    let (mut labelled, mut row) = (Labelled::default(), 0u32);
     for rows in listed.read(Some(&PairKeys::COLUMNS), 0..usize::MAX, BATCH)? {
         let rows = rows?;
         let keys = PairKeys::of(&rows, rows.text(pairs::CAPTION)?)?;
@@ -324,17 +314,17 @@ fn join(listed: &mut Inputs, votes: &Votes, rows_of: Option<&RowsOf>) -> Result<
         };
         for i in 0..rows.len() {
             match votes.of(keys.ids.value(i)) {
-                None => joined.unlabelled += 1,
-                Some((_, 0.0)) => joined.abstained += 1,
+                None => labelled.unlabelled += 1,
+                Some((_, 0.0)) => labelled.abstained += 1,
                 Some((target, weight)) => {
                     let images = [image(i, 0, row)?, image(i, 1, row)?];
-                    joined.entries.push(Entry { keys: row, images, target, weight });
+                    labelled.entries.push(Entry { keys: row, images, target, weight });
                 }
             }
             row += 1;
         }
     }
-    Ok(joined)
+    Ok(labelled)
 }
 
 /// The hash of a file, or of the hashes of its parts; `None` for a pipe.

@@ -3,12 +3,9 @@
 use std::collections::HashMap;
 
 use anyhow::{Result, ensure};
-use pipe::{
-    id,
-    key::{Key, key},
-    schema::labels,
-    table::{BATCH, Inputs},
-};
+use pipe::key::{Key, key};
+use pipe::table::{BATCH, Inputs};
+use pipe::{id, schema::labels};
 
 /// Target and weight of every labelled pair, by pair_id.
 pub struct Votes {

@@ -16,11 +16,9 @@ use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
 use launch::Launch;
 use nets::params::Grads;
-use pipe::{
-    cli::{self, Answer},
-    device, id,
-    stop::{self, Stopped},
-};
+use pipe::cli::{self, Answer};
+use pipe::stop::{self, Stopped};
+use pipe::{device, id};
 use ranks::Ranks;
 
 use crate::loss::{Errors, Pair, PairLoss};
@@ -81,11 +79,6 @@ impl World {
     pub fn attach(&mut self, device: &Device) -> Result<()> {
         let alone = self.size() == 1;
         self.ranks.as_mut().filter(|_| !alone).map_or(Ok(()), |ranks| ranks.attach(device))
-    }
-
-    /// This process's share of every step, with at most `most` pairs per micro-batch.
-    pub fn share(&self, batch: &BatchFlags, most: Option<usize>) -> Share {
-        Share::new(batch, most, self.rank(), self.size())
     }
 
     /// A note on how several processes share a step.

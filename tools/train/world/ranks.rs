@@ -2,13 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
-use mpi::{
-    Threading,
-    collective::SystemOperation,
-    environment::Universe,
-    topology::SimpleCommunicator,
-    traits::{Communicator, CommunicatorCollectives},
-};
+use mpi::traits::{Communicator, CommunicatorCollectives};
+use mpi::{Threading, collective::SystemOperation, environment::Universe, topology::SimpleCommunicator};
 
 #[cfg(feature = "nccl")]
 use {mpi::traits::Root, ops::nccl};
