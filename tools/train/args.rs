@@ -167,7 +167,6 @@ impl Args {
         }
     }
 
-    /// The settings that decide the weights, as their origin.
     pub fn origin(&self, method: &Method) -> Origin {
         let origin = Origin::new("train").arg("effective_batch", self.batch.pairs_per_step());
         let origin = method.describe(self.optimiser.describe(origin));

@@ -26,7 +26,6 @@ pub struct Batches {
     progress: Progress,
 }
 
-/// Makes any micro-batch.
 #[derive(Clone)]
 struct Maker {
     share: Share,
@@ -117,7 +116,6 @@ impl Batches {
         self.maker.share.pairs_at_once()
     }
 
-    /// The next `n` micro-batches.
     pub fn take(&mut self, n: usize) -> Result<Vec<Batch>> {
         (0..n).map(|_| self.next()).collect()
     }

@@ -60,12 +60,9 @@ impl CheckpointFlags {
     }
 }
 
-/// Writes the checkpoints of a run.
 pub struct Checkpoints {
-    /// The output folder.
     pub out: PathBuf,
     pub flags: CheckpointFlags,
-    /// The origin of the weights.
     pub origin: Origin,
     /// The UNet that training started from: its config.json, and with adapters its weights.
     pub unet: PathBuf,
@@ -74,16 +71,6 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// What several processes must have in common before they begin, by name and content.
-    pub fn identity(&self) -> Result<[(&'static str, String); 3]> {
-        Ok([
-            ("settings", serde_json::to_string(&self.origin.args)?),
-            ("data or labels", serde_json::to_string(&self.origin.inputs)?),
-            ("models", serde_json::to_string(&self.origin.models)?),
-        ])
-    }
-
-    /// Whether a checkpoint is to be written after this step.
     pub fn due(&self, step: u64) -> bool {
         self.flags.checkpointing_steps > 0 && step.is_multiple_of(self.flags.checkpointing_steps)
     }
@@ -99,14 +86,23 @@ impl Checkpoints {
         self.write(&self.out, state)
     }
 
-    /// The newest of the checkpoints that `add` has written.
     pub fn newest(&self) -> Option<PathBuf> {
         complete_checkpoints(&self.out).pop().map(|(_, path)| path)
     }
 
-    /// Puts the output folder in order before a run continues in it.
+    /// Puts the output folder in order before a run continues in it: removes what a killed run left of unfinished checkpoints,
+    /// which are folders without state/ and weights that wait for it. Files that may belong to somebody else stay.
     pub fn tidy(&self) -> Result<()> {
-        tidy(&self.out)?;
+        let waiting = [UNET.next, LORA.next];
+        let names = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.file_name());
+        let unfinished = |folder: &Path| {
+            let ours = |name: OsString| name == "state" || waiting.iter().any(|next| name == *next);
+            folder.is_dir() && names(folder).all(ours) && !folder.join(STATE).exists()
+        };
+        let folders = named_checkpoints(&self.out).into_iter().map(|(_, path)| path).filter(|path| unfinished(path));
+        let _ = complete(&self.out); // renames weights that wait beside their state/
+        let waiting = waiting.map(|name| self.out.join(name)).into_iter().filter(|path| path.is_dir());
+        folders.chain(waiting).try_for_each(|path| remove(&path))?;
         // A run that continues from its newest checkpoint no longer needs the older ones.
         if self.flags.resumes_latest() { self.prune() } else { Ok(()) }
     }
@@ -236,7 +232,6 @@ fn refuse_other_run(ours: &Counters, theirs: &Counters, folder: &Path) -> Result
 /// The one file in state/, so that moments, reference and counters appear together.
 const STATE: &str = "state/optimizer.safetensors";
 
-/// The metadata of that file.
 #[derive(Serialize, Deserialize)]
 struct Saved {
     counters: Counters,
@@ -395,21 +390,6 @@ pub fn refuse_other_kind(out: &Path, lora: bool) -> Result<()> {
     let what = if lora { "a whole UNet" } else { "adapters" };
     ensure!(!other, "{} holds {what} of another run; choose another folder with -o", out.display());
     Ok(())
-}
-
-/// Removes what a killed run left of unfinished checkpoints: folders without state/, and weights that wait for it. Files that
-/// may belong to somebody else stay.
-fn tidy(out: &Path) -> Result<()> {
-    let waiting = [UNET.next, LORA.next];
-    let names = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.file_name());
-    let unfinished = |folder: &Path| {
-        let ours = |name: OsString| name == "state" || waiting.iter().any(|next| name == *next);
-        folder.is_dir() && names(folder).all(ours) && !folder.join(STATE).exists()
-    };
-    let folders = named_checkpoints(out).into_iter().map(|(_, path)| path).filter(|path| unfinished(path));
-    let _ = complete(out); // renames weights that wait beside their state/
-    let waiting = waiting.map(|name| out.join(name)).into_iter().filter(|path| path.is_dir());
-    folders.chain(waiting).try_for_each(|path| remove(&path))
 }
 
 fn remove(folder: &Path) -> Result<()> {

@@ -78,7 +78,6 @@ impl Execution {
     }
 }
 
-/// The gradient of one optimiser step.
 #[derive(Default)]
 pub struct Gradients {
     /// The losses, in the order of the micro-batches.
@@ -221,7 +220,6 @@ fn errors(residual: &Tensor, weights: &[f64]) -> Result<Vec<f64>> {
     Ok(means.to_vec1::<f64>()?.into_iter().zip(weights).map(|(e, w)| e * w).collect())
 }
 
-/// The sum over C, h, w for every image.
 fn sums(x: &Tensor) -> Result<Vec<f64>> {
     Ok(x.flatten_from(1)?.sum(1)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
 }

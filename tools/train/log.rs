@@ -79,7 +79,6 @@ impl Line {
     }
 }
 
-/// Mean over pairs.
 pub fn mean(pairs: &[Pair], f: impl Fn(&Pair) -> f64) -> f64 {
     pairs.iter().map(f).sum::<f64>() / pairs.len() as f64
 }

@@ -94,12 +94,10 @@ pub struct Objective {
 }
 
 impl Objective {
-    /// Adds the settings to the origin of the weights.
     pub fn describe(&self, origin: Origin) -> Origin {
         origin.arg("loss", format!("{:?}", self.form)).arg("beta_dpo", self.beta).arg("label_smoothing", self.smoothing)
     }
 
-    /// The loss of a pair with these errors.
     pub fn pair(self, e: Errors, label: Label) -> PairLoss {
         let label = smoothed(label, self.smoothing);
         match self.form {

@@ -119,10 +119,11 @@ fn prepare(mut args: Args, world: &mut World) -> Result<Run<'_>> {
     let setup = args.setup(data.labels_hash(), &device);
     let (origin, out) = (args.origin(&method), args.output()?);
     let start = || setup.start(&data, origin, &args.checkpoints, out.as_deref(), args.dry_run);
-    let Start { state, checkpoints, message } = world.first_then_others(start)?;
+    let start = world.first_then_others(start)?;
     if world.size() > 1 {
-        world.agree(&[&checkpoints.identity()?[..], &state.identity()?].concat())?;
+        world.agree(&start.identity()?)?;
     }
+    let Start { state, checkpoints, message } = start;
 
     let execution = Execution::of(&state, &args.gradients, compute, &device);
     let most_pairs = execution.most_pairs().filter(|_| args.data.replay.is_none()); // one entry of a replay file is one micro-batch
@@ -133,7 +134,7 @@ fn prepare(mut args: Args, world: &mut World) -> Result<Run<'_>> {
     let reporter = Reporter::new(args.log, &args.common, &checkpoints, done, steps, world.first());
     let notes =
         [method.timesteps_note(), world.note(&share), message, data.note(setup.pairs_per_step), data.flips_note()];
-    let beta = beta_note(method.objective.beta, data.latent_numbers()?);
+    let beta = beta_note(method.objective.beta, data.latent_shape()?);
     let advice = [Some(beta), small_rate_warning(learning_rate.sum(), state.weight_size()?)];
     notes.iter().chain(&advice).flatten().for_each(|note| reporter.say(note));
 

@@ -77,7 +77,6 @@ impl Method {
         Ok(Self { process, objective: flags.objective()?, guard: flags.guard, error: flags.error, timesteps })
     }
 
-    /// Adds the settings to the origin of the weights.
     pub fn describe(&self, origin: Origin) -> Origin {
         self.objective
             .describe(origin)
@@ -91,7 +90,6 @@ impl Method {
         times.iter().map(|&t| self.process.weight(self.error, t)).collect()
     }
 
-    /// A note where not every timestep is trained.
     pub fn timesteps_note(&self) -> Option<String> {
         let (trained, all) = self.process.few_times()?;
         Some(format!(
@@ -102,13 +100,14 @@ impl Method {
     }
 }
 
-/// A note that gives beta in the other conventions in use. `latent`: the numbers of one latent, C h w.
-pub fn beta_note(beta: f64, latent: usize) -> String {
+/// A note that gives beta in the other conventions in use. `latent`: C, h and w of one latent.
+pub fn beta_note(beta: f64, latent: [usize; 3]) -> String {
+    let numbers: usize = latent.iter().product();
     format!(
         "beta {beta} (mean squared errors, with the 1/2: Diffusion-DPO's code) is {} without the 1/2 (diffusers' script for \
-         Stable Diffusion) and {:.4} for errors summed over the {latent} numbers of a latent",
+         Stable Diffusion) and {:.4} for errors summed over the {numbers} numbers of a latent",
         beta / 2.0,
-        beta / (2.0 * latent as f64)
+        beta / (2.0 * numbers as f64)
     )
 }
 
@@ -147,7 +146,7 @@ mod tests {
 
     #[test]
     fn beta_is_given_in_the_other_conventions() {
-        let note = beta_note(5000.0, 4 * 64 * 64);
+        let note = beta_note(5000.0, [4, 64, 64]);
         assert!(note.contains("is 2500 without") && note.contains("0.1526 for errors summed over the 16384"), "{note}");
     }
 

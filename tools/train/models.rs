@@ -7,7 +7,7 @@ use candle_core::Device;
 use nets::denoiser::{Config, Trainable};
 use nets::lora::{Adapters, LoraConfig};
 use nets::{folder, hub, weights::Weights};
-use pipe::{cli::Hub, origin::Origin};
+use pipe::cli::Hub;
 
 use crate::reference::{Reference, ReferenceFlags};
 
@@ -47,7 +47,6 @@ impl ModelFlags {
         })
     }
 
-    /// The folder of the VAE.
     pub fn vae_folder(&self) -> PathBuf {
         match &self.vae {
             Some(path) if path.join("vae").is_dir() => path.join("vae"),
@@ -60,14 +59,6 @@ impl ModelFlags {
     pub fn frozen_networks(&self) -> Vec<(&'static str, PathBuf)> {
         let encoders = ["text_encoder", "text_encoder_2"].map(|role| (role, self.base.join(role)));
         [("vae", self.vae_folder())].into_iter().chain(encoders).filter(|(_, folder)| folder.is_dir()).collect()
-    }
-
-    /// Adds them to the origin of the weights.
-    pub fn describe_frozen(&self, mut origin: Origin) -> Result<Origin> {
-        for (role, folder) in self.frozen_networks() {
-            origin = origin.model(role, Weights::open(&folder)?.hash()?);
-        }
-        Ok(origin)
     }
 
     /// Side in pixels of the images that the base's UNet was made for, with `factor` pixels per latent.

@@ -106,7 +106,6 @@ impl OptimiserFlags {
         }
     }
 
-    /// How the moments are stored.
     pub fn moments(&self) -> DType {
         match self.moments {
             Moments::F32 => DType::F32,
@@ -131,7 +130,6 @@ impl OptimiserFlags {
         }
     }
 
-    /// Adds the settings to the origin of the weights.
     pub fn describe(&self, origin: Origin) -> Origin {
         // The length matters only to a schedule that ends.
         let ends = matches!(self.lr_scheduler, LrSchedule::Linear | LrSchedule::Cosine);

@@ -25,7 +25,6 @@ pub struct ReferenceFlags {
 }
 
 impl ReferenceFlags {
-    /// How the reference moves.
     pub fn mode(&self) -> Mode {
         match self.refresh_every {
             None => self.reference_mode,
@@ -38,11 +37,8 @@ impl ReferenceFlags {
 /// When and how far the reference moves.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mode {
-    /// Never: plain Diffusion-DPO.
     Frozen,
-    /// It becomes the policy after every K-th optimiser step.
     Hard(u64),
-    /// After every step it moves towards the policy by this share of the distance.
     Ema(f64),
 }
 
@@ -163,7 +159,6 @@ impl Reference {
         }
     }
 
-    /// One of its tensors, f32.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         match self {
             Reference::Held(held) => {

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, num::NonZeroUsize, path::Path};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use nets::conditioning::{Conditioning, TimeIds};
 use nets::{json, process::Process, prompt::PromptEncoder, vae::VaeConfig, weights};
@@ -43,23 +43,17 @@ impl Replay {
         Ok(Self { name, tensors, pairs, hash: file_hash(path)?, conditioning, factor: vae.factor() })
     }
 
-    fn first(&self) -> Result<&Tensor> {
-        let first =
-            self.tensors.get("0.latents").with_context(|| format!("{}: tensor '0.latents' is missing", self.name))?;
-        let dims = first.dims();
-        ensure!(first.rank() == 4, "{}: tensor '0.latents' has shape {dims:?}, expected (2B, C, h, w)", self.name);
-        Ok(first)
+    fn get(&self, i: u64, what: &str) -> Result<&Tensor> {
+        let key = format!("{i}.{what}");
+        self.tensors.get(&key).with_context(|| format!("{}: tensor '{key}' is missing", self.name))
     }
 
-    /// C h w of a latent.
-    pub fn latent_numbers(&self) -> Result<usize> {
-        let first = self.first()?;
-        Ok(first.elem_count() / first.dim(0)?.max(1))
-    }
-
-    /// C of a latent.
-    pub fn channels(&self) -> Result<usize> {
-        Ok(self.first()?.dim(1)?)
+    /// C, h and w of a latent.
+    pub fn latent_shape(&self) -> Result<[usize; 3]> {
+        match self.get(0, "latents")?.dims() {
+            [_, c, h, w] => Ok([*c, *h, *w]),
+            dims => bail!("{}: tensor '0.latents' has shape {dims:?}, expected (2B, C, h, w)", self.name),
+        }
     }
 
     /// The inputs of step `i`, from 0. The labels are certain.
@@ -67,13 +61,9 @@ impl Replay {
     /// # Errors
     /// The file has no such step, or its tensors do not fit each other or the captions.
     pub fn batch(&self, i: u64, process: &Process, device: &Device) -> Result<Batch> {
-        let get = |what: &str| {
-            let key = format!("{i}.{what}");
-            self.tensors.get(&key).with_context(|| format!("{}: tensor '{key}' is missing", self.name))
-        };
-        let latents = get("latents")?.to_dtype(DType::F32)?;
-        let noise = get("noise")?.to_dtype(DType::F32)?;
-        let times = get("timesteps")?;
+        let latents = self.get(i, "latents")?.to_dtype(DType::F32)?;
+        let noise = self.get(i, "noise")?.to_dtype(DType::F32)?;
+        let times = self.get(i, "timesteps")?;
         ensure!(
             times.rank() == 1,
             "{}: tensor '{i}.timesteps' has shape {:?}; expected one timestep per image",
@@ -91,7 +81,7 @@ impl Replay {
             noise.dims(),
             times.len()
         );
-        let (theirs, ours) = (latents.dim(1)?, self.channels()?);
+        let (theirs, ours) = (latents.dim(1)?, self.latent_shape()?[0]);
         ensure!(theirs == ours, "{}: step {i} has latents of {theirs} channels, step 0 of {ours}", self.name);
         let times = times.into_iter().map(|t| process.check_time(t)).collect::<Result<Vec<f32>>>();
         let conditioning = self.conditioning.to_device(device)?;

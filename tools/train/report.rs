@@ -32,7 +32,6 @@ impl Reporter {
         Self { flags, common: common.clone(), log, bar, warned: false }
     }
 
-    /// A message for a person.
     pub fn say(&self, message: impl std::fmt::Display) {
         self.common.say(message);
     }
@@ -42,7 +41,6 @@ impl Reporter {
         self.flags.drift_every > 0 && step.is_multiple_of(self.flags.drift_every)
     }
 
-    /// Reports a step with these losses.
     pub fn report(&mut self, line: &Line, pairs: &[Pair]) -> Result<()> {
         self.log.iter_mut().try_for_each(|log| log.write(line))?;
         // The first steps may swing.
@@ -56,7 +54,6 @@ impl Reporter {
         Ok(())
     }
 
-    /// Goes back to the step after `done` finished ones.
     pub fn go_back(&mut self, checkpoints: &Checkpoints, done: u64) {
         self.log = self.log.take().map(|_| Log::new(&checkpoints.out, done, self.flags.report_to));
         self.bar.set_position(done);

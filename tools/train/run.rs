@@ -161,7 +161,6 @@ impl Run<'_> {
         Ok(self)
     }
 
-    /// Writes a line of log.jsonl and moves the progress bar.
     pub fn report(&mut self, step: u64, losses: &Losses, drift: Option<Drift>, took: Duration) -> Result<()> {
         let line = Line {
             z: self.logs_z.then(|| losses.pairs.iter().map(|(_, p)| p.z).collect()),
@@ -175,7 +174,6 @@ impl Run<'_> {
         self.reporter.report(&line, &losses.pairs)
     }
 
-    /// Writes `checkpoint-<step>`.
     pub fn save(&mut self) -> Result<()> {
         self.gradients.grads.clear(); // the checkpoint may need the memory
         self.rollbacks = 0;
@@ -187,7 +185,6 @@ impl Run<'_> {
         Stopped(signal.0, self.checkpoints.flags.flags_to_continue()).into()
     }
 
-    /// Writes the last checkpoint.
     pub fn finish(mut self) -> Result<()> {
         self.gradients.grads.clear();
         if self.world.first() { self.checkpoints.finish(&self.state) } else { Ok(()) }

@@ -37,6 +37,21 @@ pub struct Start {
     pub message: Option<String>,
 }
 
+impl Start {
+    /// What several processes must have in common before they begin, by name and content.
+    pub fn identity(&self) -> Result<[(&'static str, String); 5]> {
+        let origin = &self.checkpoints.origin;
+        let steps = "number of finished steps (is the output folder on a disk that all share?)";
+        Ok([
+            ("settings", serde_json::to_string(&origin.args)?),
+            ("data or labels", serde_json::to_string(&origin.inputs)?),
+            ("models", serde_json::to_string(&origin.models)?),
+            (steps, self.state.counters.step.to_string()),
+            ("weights", self.state.hash()?),
+        ])
+    }
+}
+
 impl Setup {
     /// The state to start from: fresh, or that of the checkpoint to continue from. `settings`: the origin of the weights as far as
     /// the flags decide it. `out`: the output folder; a dry run may have none.
@@ -112,7 +127,6 @@ impl Setup {
         Ok(origin.arg("lora", serde_json::to_value(&config)?).model("adapted", adapted))
     }
 
-    /// Continues from a checkpoint, and says so.
     fn resume(&self, state: &mut State, checkpoint: &Path) -> Result<String> {
         checkpoints::resume(state, checkpoint)?;
         let (done, all, name) = (state.counters.step, self.optimiser.max_train_steps, checkpoint.display());

@@ -52,14 +52,6 @@ pub struct Drift {
     pub reference: f64,
 }
 
-impl Drift {
-    /// From squared norms.
-    fn new(from_base: f64, from_reference: f64, size: f64) -> Self {
-        let relative = |square: f64| (square / size.max(f64::MIN_POSITIVE)).sqrt();
-        Self { base: relative(from_base), reference: relative(from_reference) }
-    }
-}
-
 impl State {
     /// Moves the reference by `rate` of the way to the policy. See [`Reference::follow`] for `scratch`.
     pub fn move_reference(&mut self, rate: f64, scratch: &std::path::Path) -> Result<()> {
@@ -86,13 +78,16 @@ impl State {
 
     /// How far the policy is from the base and from the present reference.
     pub fn drift(&self, base: &Weights) -> Result<Drift> {
-        match &self.counters.lora {
-            None => self.drift_of_weights(base),
-            Some(config) => self.drift_of_adapters(base, config),
-        }
+        let [from_base, from_reference, size] = match &self.counters.lora {
+            None => self.squares_of_weights(base)?,
+            Some(config) => self.squares_of_adapters(base, config)?,
+        };
+        let relative = |square: f64| (square / size.max(f64::MIN_POSITIVE)).sqrt();
+        Ok(Drift { base: relative(from_base), reference: relative(from_reference) })
     }
 
-    fn drift_of_weights(&self, base: &Weights) -> Result<Drift> {
+    /// |theta - theta_base|^2, |theta - theta_reference|^2 and |theta_base|^2.
+    fn squares_of_weights(&self, base: &Weights) -> Result<[f64; 3]> {
         let (mut from_base, mut from_reference, mut size) = (0.0, 0.0, 0.0);
         for (name, var) in &self.policy.params {
             let theta = var.as_detached_tensor();
@@ -101,11 +96,11 @@ impl State {
             from_reference += ops::sum_of_squares(&(theta - self.reference.get(name, var.dims())?)?)?;
             size += ops::sum_of_squares(&theta0)?;
         }
-        Ok(Drift::new(from_base, from_reference, size))
+        Ok([from_base, from_reference, size])
     }
 
-    /// The adapters change the weights of a layer by scale B A.
-    fn drift_of_adapters(&self, base: &Weights, config: &LoraConfig) -> Result<Drift> {
+    /// The same where adapters change the weights of a layer by scale B A.
+    fn squares_of_adapters(&self, base: &Weights, config: &LoraConfig) -> Result<[f64; 3]> {
         let (mut from_base, mut from_reference, mut size) = (0.0, 0.0, 0.0);
         for name in base.names() {
             size += ops::sum_of_squares(&base.raw(&name)?.to_dtype(DType::F32)?)?;
@@ -120,7 +115,7 @@ impl State {
             let reference = Adapter { a, b, scale: config.scale() };
             from_reference += ops::sum_of_squares(&(moved - reference.delta()?)?)?;
         }
-        Ok(Drift::new(from_base, from_reference, size))
+        Ok([from_base, from_reference, size])
     }
 
     /// The root mean square of the trained weights; 0 for adapters, which start at 0.
@@ -134,12 +129,6 @@ impl State {
             n += var.elem_count();
         }
         Ok((sum / n as f64).sqrt())
-    }
-
-    /// What several processes must have in common before they begin, by name and content.
-    pub fn identity(&self) -> Result<[(&'static str, String); 2]> {
-        let steps = "number of finished steps (is the output folder on a disk that all share?)";
-        Ok([(steps, self.counters.step.to_string()), ("weights", self.hash()?)])
     }
 }
 

@@ -26,7 +26,6 @@ impl Events {
         Ok(events)
     }
 
-    /// The numbers of a step under their names.
     pub fn add(&mut self, step: u64, numbers: &[(String, f64)]) -> Result<()> {
         let event = event(step, |e| {
             e.message(5, |summary| {
@@ -66,7 +65,6 @@ fn frame(data: &[u8]) -> Vec<u8> {
     [&length[..], &masked(&length), data, &masked(data)].concat()
 }
 
-/// A protocol buffer.
 #[derive(Default)]
 struct Message(Vec<u8>);
 

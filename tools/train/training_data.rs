@@ -4,7 +4,7 @@ use std::{ops::Range, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
-use nets::{denoiser::Config, process::Process, prompt::PromptEncoder};
+use nets::{denoiser::Config, process::Process, prompt::PromptEncoder, weights::Weights};
 use pipe::origin::Origin;
 
 use crate::data::{Batch, Data, VisitFlags};
@@ -73,7 +73,6 @@ impl TrainingData {
         }
     }
 
-    /// A note on the labels.
     pub fn note(&self, pairs_per_step: usize) -> Option<String> {
         let Self::Pairs(data) = self else { return None };
         let (pairs, abstained, unlabelled) = (data.len(), data.labelled.abstained, data.labelled.unlabelled);
@@ -102,22 +101,22 @@ impl TrainingData {
     /// # Errors
     /// The denoiser was made for other text encoders or other latents than these.
     pub fn check(&self, denoiser: &Config) -> Result<()> {
-        let (widths, channels) = match self {
-            Self::Replay(replay) => (replay.conditioning.widths()?, replay.channels()?),
-            Self::Pairs(data) => (data.captions.widths(), data.channels()),
-        };
-        denoiser.check_text(widths)?;
+        denoiser.check_text(match self {
+            Self::Replay(replay) => replay.conditioning.widths()?,
+            Self::Pairs(data) => data.captions.widths(),
+        })?;
+        let [channels, ..] = self.latent_shape()?;
         let [takes, gives] = denoiser.channels;
         ensure!(channels == takes, "the denoiser takes latents of {takes} channels, but these have {channels}");
         ensure!(channels == gives, "the denoiser predicts {gives} channels, but latents have {channels}");
         Ok(())
     }
 
-    /// C h w of a latent.
-    pub fn latent_numbers(&self) -> Result<usize> {
+    /// C, h and w of a latent.
+    pub fn latent_shape(&self) -> Result<[usize; 3]> {
         match self {
-            Self::Replay(replay) => replay.latent_numbers(),
-            Self::Pairs(data) => Ok(data.latent_numbers()),
+            Self::Replay(replay) => replay.latent_shape(),
+            Self::Pairs(data) => Ok(data.latent_shape()),
         }
     }
 
@@ -131,9 +130,14 @@ impl TrainingData {
 
     /// Adds the data, and the frozen networks that prepare them, to the origin of the weights.
     pub fn describe(&self, origin: Origin, models: &ModelFlags) -> Result<Origin> {
-        match self {
-            Self::Replay(replay) => Ok(origin.arg("replay", replay.hash.clone())),
-            Self::Pairs(data) => models.describe_frozen(data.describe(origin)),
+        let data = match self {
+            Self::Replay(replay) => return Ok(origin.arg("replay", replay.hash.clone())),
+            Self::Pairs(data) => data,
+        };
+        let mut origin = data.describe(origin);
+        for (role, folder) in models.frozen_networks() {
+            origin = origin.model(role, Weights::open(&folder)?.hash()?);
         }
+        Ok(origin)
     }
 }

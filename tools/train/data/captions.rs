@@ -46,7 +46,6 @@ impl Captions {
         }
     }
 
-    /// The conditioning of B captions.
     pub fn conditioning(&self, captions: &[String]) -> Result<Conditioning> {
         match self {
             Captions::Encoder(text) => text.encode(captions),
@@ -59,9 +58,11 @@ impl Captions {
                 let wanted = captions.iter().map(row).collect::<Result<Vec<_>>>()?;
                 let found = table.take(&wanted, &["states", "pooled"])?;
                 let states = lists(&found, "states")?.reshape((captions.len(), *t, *d))?;
-                let pooled =
-                    pooled.map(|p| Ok::<_, anyhow::Error>(lists(&found, "pooled")?.reshape((captions.len(), p))?));
-                Ok(Conditioning { states, pooled: pooled.transpose()?, sizes: vec![] })
+                let pooled = match pooled {
+                    Some(p) => Some(lists(&found, "pooled")?.reshape((captions.len(), *p))?),
+                    None => None,
+                };
+                Ok(Conditioning { states, pooled, sizes: vec![] })
             }
         }
     }

@@ -23,7 +23,6 @@ use votes::{Votes, name_key};
 
 use crate::{loss::Label, models::ModelFlags};
 
-/// How pairs are prepared for training.
 #[derive(clap::Args, Clone, Copy, Debug)]
 #[command(next_help_heading = "Data")]
 pub struct VisitFlags {
@@ -87,7 +86,6 @@ pub struct Labelled {
 /// it is visited.
 pub struct Data {
     pub labelled: Labelled,
-    /// SHA-256 of the labels.
     pub labels_hash: String,
     /// Origins of the labels and of the tables.
     inputs: Vec<InputOrigin>,
@@ -97,7 +95,6 @@ pub struct Data {
     vae: Vae,
     visits: VisitFlags,
     seed: u64,
-    /// Side of the images in pixels.
     resolution: usize,
     /// The permutation of the epoch last asked for.
     epoch: Option<(u64, Vec<u32>)>,
@@ -158,21 +155,16 @@ impl Data {
         Ok(Self { labelled, labels_hash, inputs, keys, images, captions, vae, visits, seed, resolution, epoch: None })
     }
 
-    /// Pairs with a label of weight above 0.
     pub fn len(&self) -> usize {
         self.labelled.entries.len()
     }
 
-    /// C h w of a latent.
-    pub fn latent_numbers(&self) -> usize {
-        self.vae.config.latent_channels * (self.resolution / self.vae.config.factor()).pow(2)
-    }
-
-    /// C of a latent.
-    pub fn channels(&self) -> usize {
+    /// C, h and w of a latent.
+    pub fn latent_shape(&self) -> [usize; 3] {
+        let side = self.resolution / self.vae.config.factor();
         match &self.images {
-            Images::Cache { shape: [channels, ..], .. } => *channels,
-            _ => self.vae.config.latent_channels,
+            Images::Cache { shape, .. } => *shape,
+            _ => [self.vae.config.latent_channels, side, side],
         }
     }
 
@@ -300,7 +292,6 @@ fn side(visits: &VisitFlags, images: &Images, native: usize, factor: usize) -> R
     Ok(stored)
 }
 
-/// Looks up label and images of every listed pair.
 fn join(listed: &mut Inputs, votes: &Votes, rows_of: Option<&RowsOf>) -> Result<Labelled> {
     let (mut labelled, mut row) = (Labelled::default(), 0u32);
     for rows in listed.read(Some(&PairKeys::COLUMNS), 0..usize::MAX, BATCH)? {

@@ -41,7 +41,6 @@ impl Ranks {
         self.world.size() as usize
     }
 
-    /// Prepares the sums of tensors on this device.
     pub fn attach(&mut self, device: &Device) -> Result<()> {
         #[cfg(feature = "nccl")]
         if device.is_cuda() {
@@ -105,7 +104,6 @@ impl Ranks {
         self.world.abort(i32::from(code))
     }
 
-    /// Leaves MPI together with the others.
     pub fn leave(self) {
         drop(self);
     }
