@@ -41,7 +41,8 @@ pub fn read(path: &Path) -> Result<Winrates> {
     ensure!(!all.metrics.is_empty(), "{file} holds no metric");
     let rows: Vec<Row> = all.comparisons.iter().flat_map(groups).chain(all.seeds.iter().map(pooled)).collect();
     ensure!(!rows.is_empty(), "{file} holds no comparison; give `winrate` two tables or more");
-    for Row { a, b, label, cells, .. } in &rows {
+    for Row { a, b, label, seeds, cells, .. } in &rows {
+        let label = if seeds.is_some() { "all" } else { label };
         let missing = all.metrics.iter().find(|m| !cells.contains_key(m.as_str()));
         ensure!(missing.is_none(), "{file}: {a} vs {b}, {label}: metric '{}' is missing", missing.map_or("", |m| m));
     }
