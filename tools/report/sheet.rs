@@ -60,7 +60,7 @@ impl Sheet {
         Ok(Self {
             columns: tables.iter().map(|t| t.table.model.clone()).collect(),
             rows: shown.iter().map(row).collect::<Result<_>>()?,
-            note: format!("image {k} of {} of {} prompts{noise}", shown.len(), prompts.len()),
+            note: format!("{} of {} prompts, image k = {k} of each{noise}", shown.len(), prompts.len()),
         })
     }
 

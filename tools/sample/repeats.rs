@@ -87,7 +87,7 @@ impl Repeats {
     pub fn note(&self) -> String {
         match self.shared {
             0 => String::new(),
-            n => format!("; {n} of them have the text of an earlier prompt and share its images"),
+            n => format!("; {n} images are copies, because their prompt repeats the text of an earlier one"),
         }
     }
 }

@@ -44,8 +44,8 @@ use summary::Summary;
 ///
 /// Takes a pairs table (and writes two columns per metric) or an images table (one column per metric). Scores are raw: the
 /// cosine, or the answer of the head. They do not depend on batch size, threads or shards. Finished parts are kept in
-/// OUT.partial/, so that the same command continues where it was stopped; its summary then counts the images and captions of
-/// the rest, but the scores and labels of all rows. Two more metrics are judges for an evaluation, which do not vote unless
+/// OUT.partial/, so that the same command continues where it was stopped; the summary then counts scores and labels of all
+/// rows, but images and captions only of the rows that this run scored. Two more metrics are judges for an evaluation, which do not vote unless
 /// `vote --metrics` names them: clip-l (OpenAI's ViT-L/14), and colourfulness, which needs no model.
 #[derive(Parser, Debug)]
 #[command(
@@ -59,7 +59,7 @@ Examples:
     --model clip=CLIP-ViT-H-14 --model aesthetic=clip-vit-large-patch14,head.pth
   score pairs.parquet -o scores.parquet --models scorers/ --verify 100
 
-Exit status: 0 done, 1 the scores differ (--verify), 2 trouble."
+Exit status: 0 done, 1 the scores differ (--verify), 2 trouble; 130 or 143 when a signal stopped it."
 )]
 struct Args {
     /// Pairs or images tables, or folders of their parts

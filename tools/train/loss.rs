@@ -17,8 +17,8 @@ pub struct LossFlags {
     /// The same as --loss sft
     #[arg(long, conflicts_with = "loss")]
     sft: bool,
-    /// Strength of the tie to the reference, in the convention of Diffusion-DPO's code (mean squared errors, with the 1/2),
-    /// whose default this is
+    /// Strength of the tie to the reference, as Diffusion-DPO's code counts it: errors are means over a latent, and the
+    /// loss has the factor 1/2. 5000 is that code's default
     #[arg(long, visible_alias = "beta", value_name = "X", default_value_t = 5000.0)]
     beta_dpo: f64,
     /// Probability that a label is wrong (conservative DPO); above 0 the best z is finite

@@ -4,11 +4,11 @@ crate::names! {
     /// Which images are mirrored at random.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Augment {
-        /// No image
+        /// Mirror no image
         None = "none",
-        /// Both images of a pair or neither
+        /// Mirror both images of a pair or neither
         PairFlip = "pair-flip",
-        /// Each image by itself, as in Diffusion-DPO
+        /// Mirror each image by itself, as in Diffusion-DPO
         IndependentFlip = "independent-flip",
     }
 }

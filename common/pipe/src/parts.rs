@@ -60,6 +60,7 @@ impl Tables {
         tables: Vec<(&'static str, Schema)>,
     ) -> Result<Self> {
         ensure!(!folder.exists() || folder.is_dir(), "cannot write in {}: it is not a folder", folder.display());
+        atomic::probe(folder)?;
         let mut all = vec![];
         for (name, schema) in tables {
             let path = folder.join(name).with_extension("parquet");

@@ -10,9 +10,9 @@ pipe::names! {
     /// How `torchvision.transforms.functional.resize` resizes a tensor, which depends on its version.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Antialias {
-        /// torchvision 0.17 and later: antialiased, a = -0.5.
+        /// Antialiased, as in torchvision 0.17 and later
         On = "antialias",
-        /// torchvision 0.16 and earlier: four taps at any scale, a = -0.75.
+        /// Four pixels at any scale, as in torchvision 0.16 and earlier
         Legacy = "legacy",
     }
 }

@@ -23,7 +23,9 @@ pipe::names! {
     /// Editions of HPSv2: the same arithmetic with other weights, and so other scores.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Version {
+        /// HPSv2, the file HPS_v2_compressed.pt
         V2_0 = "2.0",
+        /// HPSv2.1, the file HPS_v2.1_compressed.pt
         V2_1 = "2.1",
     }
 }
