@@ -389,7 +389,7 @@ fn the_same_text_in_two_sets_is_drawn_once() {
         let args = ["prompts.txt", "more.txt", "-o", out, "--base", &base, "--steps", "4", "-n", "2"];
         dir.tool("sample").args(args.iter().copied().chain(rest.split_whitespace())).ok().err
     };
-    says(&draw("both.parquet", ""), &["16 images of 8 prompts", "4 of them have the text of an earlier prompt"]);
+    says(&draw("both.parquet", ""), &["16 images of 8 prompts", "4 images are copies"]);
     let both = dir.get("both.parquet");
     for (name, rows) in [("prompts.txt", 0..10), ("more.txt", 10..16)] {
         sample(&dir, name, "alone.parquet", "-n 2").ok();
