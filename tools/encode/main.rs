@@ -74,6 +74,7 @@ struct Args {
 static POOL: ops::Pool = ops::Pool;
 
 fn main() -> ExitCode {
+    POOL.keep_small_blocks();
     run("encode", |args| device::on_workers(|| encode(args)))
 }
 

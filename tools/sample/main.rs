@@ -127,6 +127,7 @@ struct Args {
 static POOL: ops::Pool = ops::Pool;
 
 fn main() -> ExitCode {
+    POOL.keep_small_blocks();
     run("sample", |args| device::on_workers(|| sample(args)))
 }
 

@@ -94,6 +94,7 @@ struct Args {
 static POOL: ops::Pool = ops::Pool;
 
 fn main() -> ExitCode {
+    POOL.keep_small_blocks();
     run("score", |args| device::on_workers(|| score(args)))
 }
 

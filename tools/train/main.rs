@@ -48,6 +48,7 @@ use world::{Share, World};
 static POOL: ops::Pool = ops::Pool;
 
 fn main() -> ExitCode {
+    POOL.keep_small_blocks();
     run("train", |args| device::on_workers(|| join_and_train(args)))
 }
 
