@@ -102,7 +102,7 @@ impl SchedulerConfig {
 
     /// # Errors
     /// The file sets `key` to something else than `supported`.
-    pub fn expect(&self, key: &str, supported: impl Into<Value>) -> Result<()> {
+    pub fn require(&self, key: &str, supported: impl Into<Value>) -> Result<()> {
         let (set, supported) = (self.other.get(key).unwrap_or(&Value::Null), supported.into());
         ensure!(
             set.is_null() || *set == supported,
@@ -133,9 +133,9 @@ mod tests {
         let text = r#"{"lambda_min_clipped": -Infinity, "x": NaN, "beta_schedule": "linear", "y": "-Infinity"}"#;
         let config: SchedulerConfig = serde_json::from_str(&without_infinities(text)).unwrap();
         assert_eq!((config.num_train_timesteps, &config.beta_schedule[..]), (1000, "linear"));
-        assert!(config.expect("lambda_min_clipped", 1).is_ok() && config.expect("absent", 1).is_ok());
+        assert!(config.require("lambda_min_clipped", 1).is_ok() && config.require("absent", 1).is_ok());
         assert_eq!(
-            config.expect("y", "x").unwrap_err().to_string(),
+            config.require("y", "x").unwrap_err().to_string(),
             r#"y = "-Infinity" is not supported by this sampler, only "x" is"#
         );
     }

@@ -21,10 +21,10 @@ impl Dpmpp {
     pub fn new(process: &Ddpm, steps: usize, karras: bool) -> Result<Self> {
         let c = &process.config;
         sigmas::refuse_others(process)?;
-        c.expect("algorithm_type", "dpmsolver++")?;
-        c.expect("solver_type", "midpoint")?;
-        c.expect("solver_order", 2)?;
-        c.expect("thresholding", false)?; // which is not meant for latents
+        c.require("algorithm_type", "dpmsolver++")?;
+        c.require("solver_type", "midpoint")?;
+        c.require("solver_order", 2)?;
+        c.require("thresholding", false)?; // which is not meant for latents
         let training = sigmas::of_training(process);
         let mut timesteps = spaced_before_end(c, c.timestep_spacing.unwrap_or(Spacing::Linspace), steps)?;
         let mut sigmas = sigmas::at(&training, &timesteps);

@@ -17,8 +17,8 @@ pub struct Euler {
 impl Euler {
     pub fn new(process: &Ddpm, steps: usize, karras: bool) -> Result<Self> {
         sigmas::refuse_others(process)?;
-        process.config.expect("interpolation_type", "linear")?;
-        process.config.expect("timestep_type", "discrete")?;
+        process.config.require("interpolation_type", "linear")?;
+        process.config.require("timestep_type", "discrete")?;
         Self::ending_at(process, steps, karras, process.config.final_sigmas_type)
     }
 
