@@ -111,7 +111,7 @@ fn text_for_people() {
     let run = dir().tool("winrate").args(BOTH).ok();
     let text = "\
 win rate, best of 2 images per prompt [95 % interval]
-Who is ahead: + the candidate, - the baseline, no sign nobody, within the noise (exact sign test, Holm over these 6 rates, 5 %)
+Who is ahead: + the candidate, - the baseline, no sign: a difference within the noise (exact sign test, Holm over these 6 rates, 5 %)
                 set   n                          hps                 clip
 policy vs base  even  2   50.0 % [9.5, 90.5], ties 1   50.0 % [9.5, 90.5]
 policy vs base  odd   2           50.0 % [9.5, 90.5]   50.0 % [9.5, 90.5]

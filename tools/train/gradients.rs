@@ -31,7 +31,7 @@ pipe::names! {
     enum Checkpointing {
         /// `on` for networks of 50 million weights or more, otherwise `off`
         Auto = "auto",
-        /// The input of each block, which is then computed twice: a fraction of the memory for a quarter more time
+        /// Only the input of each block, and compute the block twice: a fraction of the memory, a quarter more time
         On = "on",
         /// All activations
         Off = "off",

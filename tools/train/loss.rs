@@ -21,7 +21,7 @@ pub struct LossFlags {
     /// loss has the factor 1/2. 5000 is that code's default
     #[arg(long, visible_alias = "beta", value_name = "X", default_value_t = 5000.0)]
     beta_dpo: f64,
-    /// Probability that a label is wrong (conservative DPO); above 0 the best z is finite
+    /// Probability that a label is wrong (conservative DPO); above 0, the policy gains nothing by preferring winners without limit
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     label_smoothing: f64,
 }

@@ -14,8 +14,8 @@ use crate::loss::{Form, LossFlags, Objective, PairLoss};
 pub struct MethodFlags {
     #[command(flatten)]
     loss: LossFlags,
-    /// `sdpo` scales the loser's gradient so that the winner's error cannot rise to first order; `sdpo:MU` keeps the share
-    /// MU of its fall
+    /// `sdpo` scales the loser's gradient down where it would make the winner's error rise. `sdpo:MU` is stricter: a small
+    /// step still lowers that error by MU times what it would without the loser
     #[arg(long, value_name = "none|sdpo[:MU]", default_value = "none")]
     guard: Guard,
     /// The squared error that a v-prediction model minimises; other models have only one
@@ -43,8 +43,7 @@ pipe::names! {
     /// Which timesteps are trained.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Timesteps {
-        /// `turbo` for a base like SDXL Turbo, whose scheduler spaces timesteps `trailing` and which predicts the noise;
-        /// otherwise `all`
+        /// `turbo` for a base like SDXL Turbo (it predicts noise, and its scheduler has the spacing `trailing`), otherwise `all`
         Auto = "auto",
         /// Every timestep of the schedule, equally often
         All = "all",

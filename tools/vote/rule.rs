@@ -32,11 +32,11 @@ pipe::names! {
     pub enum Ties {
         /// Nobody: the weight is 0, and so exactly no gradient in Eq. 9
         Abstain = "abstain",
-        /// Image 1 wins, as the paper's "otherwise" says literally
+        /// Image 1 wins: the paper's formula taken literally
         Second = "second",
         /// Image 0 wins, as in Diffusion-DPO's code, which keeps the order of equal images
         First = "first",
-        /// The human label of the pair; where it ties or is missing, nobody
+        /// The human label of the pair decides; if it is a tie or missing, the weight is 0
         Human = "human",
         /// A coin toss, drawn from --seed and pair_id
         Random = "random",

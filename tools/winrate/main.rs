@@ -91,7 +91,7 @@ struct Args {
     /// The win rates as CSV are those of --tests, since a cell holds one number.
     #[arg(long, value_name = "LAYOUT", default_value_t = Format::Text, conflicts_with = "json", value_parser = named::<Format>())]
     format: Format,
-    /// Resamples of the bootstrap; at the default, the ends of an interval are exact to about a fiftieth of its width
+    /// Resamples of the bootstrap; with 10000, another seed moves the ends of an interval by about 2 % of its width
     #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u32).range(100..))]
     resamples: u32,
     /// Exit with 1 if a win rate of the first table over the last, on all prompts, is below P (0 to 1)

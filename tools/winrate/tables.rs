@@ -26,7 +26,7 @@ impl Results<'_> {
     pub fn rates(&self) -> Vec<Grid> {
         let tests = self.rows().count() * self.winrates.metrics.len();
         let noise = format!(
-            "[95 % interval]\nWho is ahead: + the candidate, - the baseline, no sign nobody, within the noise \
+            "[95 % interval]\nWho is ahead: + the candidate, - the baseline, no sign: a difference within the noise \
              (exact sign test, Holm over these {tests} rates, {:.0} %)",
             100.0 * LEVEL
         );
