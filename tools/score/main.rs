@@ -59,7 +59,7 @@ Examples:
     --model clip=CLIP-ViT-H-14 --model aesthetic=clip-vit-large-patch14,head.pth
   score pairs.parquet -o scores.parquet --models scorers/ --verify 100
 
-Exit status: 0 done, 1 the scores differ (--verify), 2 trouble; 130 or 143 when a signal stopped it."
+Exit status: 0 done, 1 the scores differ (--verify), 2 trouble, 128 + N after signal N."
 )]
 struct Args {
     /// Pairs or images tables, or folders of their parts
