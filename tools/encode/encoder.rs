@@ -55,8 +55,6 @@ struct Prepared<'a> {
 }
 
 impl Encoder {
-    /// # Errors
-    /// A network that is missing or damaged; a resolution that the VAE cannot halve as often as it must.
     pub fn open(base: &Path, args: &Args) -> Result<Self> {
         let device = device::open(args.networks.device)?;
         let dtype = device::dtype(args.networks.dtype, &device)?;

@@ -109,9 +109,6 @@ fn run(args: Args) -> Result<Answer> {
 }
 
 /// Keeps the prompts of `sets` (all if none is named) and returns how many others there were.
-///
-/// # Errors
-/// One of these sets has no prompt.
 fn keep_sets(prompts: &mut Vec<Prompt>, sets: &[String]) -> Result<usize> {
     let found = prompts.len();
     if sets.is_empty() {

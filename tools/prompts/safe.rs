@@ -44,9 +44,6 @@ pub struct Filtered {
 const AT_ONCE: usize = 64;
 
 /// Keeps the first `max` safe prompts, with their `nsfw_prob`.
-///
-/// # Errors
-/// `folder` has no classifier, or one of another kind; the threshold is not a probability; a signal arrived.
 #[cfg(feature = "nets")]
 pub fn filter(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe, quiet: bool) -> Result<Filtered> {
     use anyhow::{Context, ensure};
@@ -85,8 +82,7 @@ pub fn filter(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe,
     Ok(Filtered { model: model.hash, dropped, beyond_max })
 }
 
-/// # Errors
-/// Always: this build has no networks.
+/// Refuses always: this build has no networks.
 #[cfg(not(feature = "nets"))]
 pub fn filter(_: &mut Vec<Prompt>, _: usize, _: &Path, _: &Safe, _: bool) -> Result<Filtered> {
     anyhow::bail!("--safe runs a network, and this build has none; build with the default features")

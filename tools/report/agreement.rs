@@ -35,9 +35,6 @@ const BATCH: usize = 65_536;
 
 impl Matrix {
     /// One matrix per group of tables that hold the same pairs and the same votes.
-    ///
-    /// # Errors
-    /// A file is not a labels table.
     pub fn read_all(paths: &[PathBuf]) -> Result<Vec<Self>> {
         let mut all: Vec<Self> = vec![];
         for path in paths {

@@ -28,9 +28,6 @@ use crate::{
 const PROMPTS: usize = 240;
 
 /// The page as HTML.
-///
-/// # Errors
-/// A file cannot be read or does not fit the others; nothing was named; the page cannot be made small enough.
 pub fn html(args: &Args, images: &[ModelImages]) -> Result<String> {
     let winrates = args.winrates.iter().map(|path| winrates::read(path)).collect::<Result<Vec<_>>>()?;
     let mut scores = ModelTable::read_scored(&args.scored)?;

@@ -65,8 +65,6 @@ const RELATIVE: [(&str, &str, Value); 2] = [
 ];
 
 impl Run {
-    /// # Errors
-    /// The file cannot be read, has no lines, or has a line that `train` does not write.
     pub fn read(path: &Path) -> Result<Self> {
         let file = path.display();
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {file}"))?;

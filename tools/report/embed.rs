@@ -50,9 +50,6 @@ impl Fit {
     }
 
     /// Embeds an encoded image.
-    ///
-    /// # Errors
-    /// It is not a JPEG, PNG or WebP, or it is damaged.
     pub fn embed(self, bytes: &[u8]) -> Result<Embedded> {
         let pixels = image::decode(bytes)?;
         let (width, height) = (pixels.width, pixels.height);

@@ -50,9 +50,6 @@ const SAMPLE: usize = 24;
 
 impl<'a> Gallery<'a> {
     /// A gallery of `n` prompts, with the image number `k` first.
-    ///
-    /// # Errors
-    /// The tables are of different prompts or of the same model, a prompt has no k-th image, or scores do not belong to the images.
     pub fn new(
         tables: &'a [ModelImages],
         scores: &'a [ModelTable],
@@ -114,9 +111,6 @@ impl<'a> Gallery<'a> {
     }
 
     /// Estimates the bytes of a page with this gallery from some of its images.
-    ///
-    /// # Errors
-    /// An image cannot be read.
     pub fn estimate(&self, fit: Fit) -> Result<usize> {
         let places = self.places(&self.shown(fit.seeds));
         let sample: Vec<Place> = places.iter().copied().step_by(places.len().div_ceil(SAMPLE).max(1)).collect();
@@ -124,8 +118,6 @@ impl<'a> Gallery<'a> {
         Ok(REST + places.len() * (WORDS + bytes / sample.len().max(1)))
     }
 
-    /// # Errors
-    /// An image cannot be read.
     pub fn section(&self, fit: Fit) -> Result<Markup> {
         let shown = self.shown(fit.seeds);
         let embedded = self.embed(&self.places(&shown), fit)?;
@@ -230,9 +222,6 @@ impl<'a> Gallery<'a> {
 }
 
 /// The scored table of each images table.
-///
-/// # Errors
-/// There is none of a table's model; it lacks an image, or was made of other images.
 fn matching<'a>(tables: &[ModelImages], scores: &'a [ModelTable]) -> Result<Vec<&'a ModelTable>> {
     let known = || scores.iter().map(|s| s.model.as_str()).collect::<Vec<_>>().join(", ");
     let of = |images: &ModelImages| {

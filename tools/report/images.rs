@@ -15,8 +15,6 @@ pub struct ModelImages {
 }
 
 impl ModelImages {
-    /// # Errors
-    /// A file is not an images table of one model.
     pub fn open_all(paths: &[PathBuf]) -> Result<Vec<Self>> {
         let mut all = paths.iter().map(|path| Self::open(path)).collect::<Result<Vec<_>>>()?;
         name_by_file(all.iter_mut().map(|t| &mut t.table));
@@ -31,9 +29,6 @@ impl ModelImages {
     }
 
     /// The pixels of a prompt's k-th image.
-    ///
-    /// # Errors
-    /// It is not there, null, or cannot be decoded.
     pub fn picture(&self, key: &PromptKey, k: u64) -> Result<Rgb> {
         let image = self.table.image(key, k);
         let image = image.with_context(|| format!("{}: there is no image k = {k}", self.table.file))?;
@@ -42,9 +37,6 @@ impl ModelImages {
     }
 
     /// The encoded images of these rows, each with where it is, for messages.
-    ///
-    /// # Errors
-    /// One is null.
     pub fn encoded(&self, rows: &[usize]) -> Result<Vec<(String, Vec<u8>)>> {
         let bytes = |row: pipe::column::Rows| {
             let bytes = row.bytes(images::IMAGE)?;

@@ -46,9 +46,6 @@ const HINT: &str = "`report --scored` reads what `score` writes of an images tab
 
 impl ModelTable {
     /// Reads scored tables.
-    ///
-    /// # Errors
-    /// A file is not a scored table of one model, or the tables have different metrics.
     pub fn read_scored(paths: &[PathBuf]) -> Result<Vec<Self>> {
         let read = |path: &PathBuf| {
             let mut inputs = Inputs::open(std::slice::from_ref(path))?;
@@ -73,9 +70,6 @@ impl ModelTable {
     }
 
     /// Reads what a table says of its images, and their scores of `metrics`.
-    ///
-    /// # Errors
-    /// The table is of two models, has an image twice, or has no rows.
     pub fn read(path: &Path, inputs: &mut Inputs, metrics: Vec<String>) -> Result<Self> {
         let (file, model) = (path.display().to_string(), String::new());
         let mut table = Self { file, model, metrics, prompts: vec![], images: HashMap::new() };
@@ -106,8 +100,7 @@ impl ModelTable {
         Ok(())
     }
 
-    /// # Errors
-    /// A prompt has no k-th image.
+    /// Refuses a prompt without a k-th image.
     pub fn require_k(&self, k: u64) -> Result<()> {
         match self.prompts.iter().find(|p| self.image(&p.key, k).is_none()) {
             Some(prompt) => bail!("{}: prompt {} has no image k = {k}", self.file, prompt.name()),

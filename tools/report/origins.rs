@@ -13,9 +13,6 @@ use serde_json::Value;
 use crate::table::frame;
 
 /// The section "How it was made"; `None` without tables.
-///
-/// # Errors
-/// A table cannot be read.
 pub fn section<'a>(tables: impl Iterator<Item = &'a PathBuf>) -> Result<Option<Markup>> {
     let rows = tables.map(|path| Ok((path.display(), origin(path)?))).collect::<Result<Vec<_>>>()?;
     let head = html! { tr { @for head in ["table", "made by", "with", "models"] { th scope="col" { (head) } } } };

@@ -44,9 +44,6 @@ const TALLEST: usize = 32_000;
 
 impl Sheet {
     /// The k-th images of `n` prompts: a row per prompt, a column per model.
-    ///
-    /// # Errors
-    /// The tables are of different prompts, a prompt has no k-th image, or an image cannot be read.
     pub fn of_prompts(tables: &[ModelImages], n: usize, k: u64) -> Result<Self> {
         let prompts = common_prompts(tables)?;
         tables.iter().try_for_each(|t| t.table.require_k(k))?;
@@ -65,9 +62,6 @@ impl Sheet {
     }
 
     /// All images of one prompt: a row per model, a column per image.
-    ///
-    /// # Errors
-    /// A table lacks the prompt, or an image cannot be read.
     pub fn of_seeds(tables: &[ModelImages], prompt: &str) -> Result<Self> {
         let found = |t: &ModelImages| {
             let found = t.table.prompts.iter().find(|p| p.text == prompt).map(|p| p.key.clone());
@@ -89,9 +83,6 @@ impl Sheet {
     }
 
     /// The sheet as a PNG, `scale` times as large.
-    ///
-    /// # Errors
-    /// It would be too tall.
     pub fn png(&self, scale: usize) -> Result<Vec<u8>> {
         let (cell, margin, gap, aside) = (scale * self.cell(), scale * MARGIN, scale * GAP, scale * HEAD);
         let face = |size: f32| Face::new(size * scale as f32);

@@ -31,8 +31,6 @@ pub struct Shown<'a> {
     pub test: Option<&'a Cell>,
 }
 
-/// # Errors
-/// The file cannot be read, is not what `winrate --json` writes, or lacks a metric in one of its comparisons.
 pub fn read(path: &Path) -> Result<Winrates> {
     let file = path.display();
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {file}"))?;

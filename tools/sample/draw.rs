@@ -52,9 +52,6 @@ pub struct Drawing {
 
 impl Painter {
     /// Everything from the model folder `base`, the denoiser from its own folder.
-    ///
-    /// # Errors
-    /// A part is missing or damaged; parts do not fit each other; a setting that the model does not have.
     pub fn open(base: &Path, denoiser: &Path, settings: Settings, dtype: DType, device: &Device) -> Result<Self> {
         let text = PromptEncoder::open(base, dtype, device)?;
         let process = Process::open(base)?;
@@ -93,9 +90,6 @@ impl Painter {
     }
 
     /// (C, h, w) of the latents: those given, or of the asked size in pixels.
-    ///
-    /// # Errors
-    /// A size that is not a multiple of the VAE's factor; given noise that the model or the sampler cannot use.
     pub fn latent_size(
         &self,
         height: Option<usize>,

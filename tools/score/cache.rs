@@ -43,9 +43,6 @@ const KEY: usize = size_of::<Key>();
 
 impl Cache {
     /// An empty cache. `room`: the keys for which memory is reserved at the start.
-    ///
-    /// # Errors
-    /// `folder` takes no files.
     pub fn in_folder(folder: &Path, bytes: usize, room: usize) -> Result<Self> {
         let file = tempfile::tempfile_in(folder)
             .with_context(|| format!("cannot write a temporary file in {}", folder.display()))?;
@@ -62,9 +59,6 @@ impl Cache {
     }
 
     /// Looks up some (key, place).
-    ///
-    /// # Errors
-    /// The file cannot be read.
     pub fn look_up(&self, wanted: impl Iterator<Item = (Key, usize)>) -> Result<Found> {
         let (mut vectors, mut missing, mut seen) = (HashMap::new(), vec![], HashSet::new());
         for (key, place) in wanted {
@@ -87,9 +81,6 @@ impl Cache {
     }
 
     /// Keeps the vectors of a key that is not here.
-    ///
-    /// # Errors
-    /// The file cannot be written: the disk is full.
     pub fn put(&mut self, key: Key, vectors: &Vectors) -> Result<()> {
         const CANNOT: &str = "cannot write a temporary file beside the output";
         if self.lengths.is_empty() {

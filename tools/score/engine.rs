@@ -90,9 +90,6 @@ struct Pair {
 
 impl Engine {
     /// `folder`: where vectors that may be needed again are kept while the program runs.
-    ///
-    /// # Errors
-    /// `folder` takes no files.
     pub fn new(
         scorers: Scorers,
         kind: Kind,
@@ -124,9 +121,6 @@ impl Engine {
     }
 
     /// The scores of all image places in these rows: one list per metric, null where an image or its caption is missing.
-    ///
-    /// # Errors
-    /// An image that cannot be read or a null caption, unless they are skipped; a score that is not a number; a signal.
     pub fn score(&mut self, rows: &Rows) -> Result<Vec<Vec<Option<f32>>>> {
         let places = Places::of(self.kind, rows)?;
         let places: Vec<Place> = places.iter().collect();

@@ -25,9 +25,6 @@ pub struct ModelFlags {
 pub type Scorers = Vec<(&'static str, Scorer)>;
 
 /// The metrics of `--metrics`.
-///
-/// # Errors
-/// One that does not exist, or is named twice.
 pub fn metrics(names: &[String]) -> Result<Vec<&'static Metric>> {
     let mut metrics: Vec<&Metric> = vec![];
     for name in names {
@@ -40,9 +37,6 @@ pub fn metrics(names: &[String]) -> Result<Vec<&'static Metric>> {
 
 impl ModelFlags {
     /// Where each metric's model lies: at the path that `--model` gives, else in the folder of `--models`.
-    ///
-    /// # Errors
-    /// A metric that needs a model has none; a path does not exist; `--model` names a metric that is not asked for.
     pub fn files(&self, metrics: &[&Metric]) -> Result<Vec<ModelFiles>> {
         let named = self.named(metrics)?;
         let files = |metric: &&Metric| -> Result<ModelFiles> {
@@ -103,9 +97,6 @@ fn in_folder(folder: &Path, name: &str) -> Result<PathBuf> {
 }
 
 /// Loads all models.
-///
-/// # Errors
-/// A model's files are damaged, do not fit each other, or need a flag.
 pub fn open(metrics: &[&'static Metric], files: &[ModelFiles], options: &Options) -> Result<Scorers> {
     let open = |(metric, files): (&&'static Metric, &ModelFiles)| {
         let scorer = (metric.open)(files, options).with_context(|| described(metric))?;

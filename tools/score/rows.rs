@@ -28,9 +28,6 @@ const IMAGES_NEEDED: [&str; 7] =
 
 impl Kind {
     /// The kind of these tables.
-    ///
-    /// # Errors
-    /// They are of neither kind, or lack a column.
     pub fn of(inputs: &Inputs) -> Result<Self> {
         if inputs.has(images::IMAGE) {
             inputs.require(&IMAGES_NEEDED, "`sample` writes images tables")?;

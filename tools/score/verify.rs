@@ -46,9 +46,6 @@ impl Comparison {
 }
 
 /// Scores `n` random rows of `inputs` again and compares them with those in `out`.
-///
-/// # Errors
-/// `out` is not the table of these rows and metrics, or a table is not a Parquet file.
 pub fn verify(
     engine: &mut Engine,
     kind: Kind,

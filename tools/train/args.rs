@@ -84,8 +84,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// # Errors
-    /// Numbers outside their range; flags that contradict each other or cannot be used by so many processes.
+    /// Refuses numbers outside their range, and flags that contradict each other or the number of processes.
     pub fn check(&self, processes: usize) -> Result<()> {
         self.upstream.check(&self.networks)?;
         self.data.check()?;
@@ -142,8 +141,6 @@ impl Args {
         Ok(Some(out.clone()))
     }
 
-    /// # Errors
-    /// A place that cannot be written.
     pub fn probe_outputs(&self) -> Result<()> {
         let folder_of = |file: &Path| match file.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),

@@ -306,9 +306,6 @@ fn adopt(folder: &Path, which: &Published) -> Result<()> {
 }
 
 /// Reads the state of a checkpoint folder, after finishing a write that was killed between state/ and the weights.
-///
-/// # Errors
-/// State and weights do not belong together, or are missing.
 fn complete(folder: &Path) -> Result<Saved> {
     let saved = Saved::read(folder)?;
     for which in saved.published() {
@@ -369,8 +366,7 @@ fn difference(ours: &Origin, theirs: &Origin) -> Option<String> {
         .or_else(|| (ours.inputs != theirs.inputs).then(|| "input table".into()))
 }
 
-/// # Errors
-/// `out` holds checkpoints of an earlier run, with which those of a new one would be mixed.
+/// Refuses an `out` with checkpoints of an earlier run, with which those of a new one would be mixed.
 pub fn refuse_earlier(out: &Path) -> Result<()> {
     if let Some((_, path)) = named_checkpoints(out).pop() {
         bail!(
@@ -382,8 +378,7 @@ pub fn refuse_earlier(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// # Errors
-/// `out` holds weights that a run of the other kind published, which would be taken for those of this run.
+/// Refuses weights that a run of the other kind published, which would be taken for those of this run.
 pub fn refuse_other_kind(out: &Path, lora: bool) -> Result<()> {
     let [whole, adapters] = [UNET.folder, LORA.folder].map(|name| out.join(name).is_dir());
     let other = if lora { whole && !adapters } else { adapters };

@@ -97,8 +97,6 @@ impl Log {
         Self { out: out.to_owned(), path: out.join("log.jsonl"), step, report_to, files: None }
     }
 
-    /// # Errors
-    /// A file cannot be written.
     pub fn write(&mut self, line: &Line) -> Result<()> {
         let text = serde_json::to_string(line)? + "\n";
         if self.files.is_none() {

@@ -27,8 +27,6 @@ pub struct LossFlags {
 }
 
 impl LossFlags {
-    /// # Errors
-    /// A number outside its range.
     pub fn objective(&self) -> Result<Objective> {
         let (beta, smoothing) = (self.beta_dpo, self.label_smoothing);
         ensure!(beta > 0.0 && beta.is_finite(), "--beta-dpo must be above 0, it is {beta}");

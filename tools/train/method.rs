@@ -27,8 +27,6 @@ pub struct MethodFlags {
 }
 
 impl MethodFlags {
-    /// # Errors
-    /// A number outside its range; a guard for a loss that has nothing to guard.
     pub fn objective(&self) -> Result<Objective> {
         let objective = self.loss.objective()?;
         ensure!(
@@ -63,8 +61,6 @@ pub struct Method {
 }
 
 impl Method {
-    /// # Errors
-    /// The base has no scheduler that can be read; the flags contradict each other.
     pub fn open(flags: &MethodFlags, base: &Path) -> Result<Self> {
         let process = Process::open(base)?;
         let timesteps = match flags.timesteps {

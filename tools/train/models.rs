@@ -32,9 +32,6 @@ pub struct ModelFlags {
 
 impl ModelFlags {
     /// The same flags with local folders in place of hub ids.
-    ///
-    /// # Errors
-    /// A model is not in the cache and may not be, or cannot be, downloaded.
     pub fn resolve(&self) -> Result<Self> {
         let local = |path: &PathBuf| self.hub.folder(path, hub::resolve);
         let local_if_named = |path: &Option<PathBuf>| path.as_ref().map(local).transpose();
@@ -86,8 +83,6 @@ pub struct LoraFlags {
 }
 
 impl LoraFlags {
-    /// # Errors
-    /// An alpha below 0, NaN or infinite.
     pub fn check(&self) -> Result<()> {
         let alpha = self.lora_alpha.unwrap_or_default();
         ensure!(alpha >= 0.0 && alpha.is_finite(), "--lora-alpha must not be below 0, it is {alpha}");
@@ -113,9 +108,6 @@ pub struct Models {
 
 impl Models {
     /// All weights of the policy are trained, and the reference is a second UNet.
-    ///
-    /// # Errors
-    /// Files that cannot be read; policy and reference of different architectures.
     pub fn whole(models: &ModelFlags, reference: &ReferenceFlags, device: &Device) -> Result<Self> {
         let unet_of = |path: &Option<PathBuf>| folder::denoiser(path.as_ref().unwrap_or(&models.base));
         let (unet, other) = (unet_of(&models.policy)?, unet_of(&models.reference)?);
@@ -127,9 +119,6 @@ impl Models {
 
     /// Adapters are trained beside a frozen UNet. The reference is the same UNet with adapters of its own, which at first
     /// change nothing.
-    ///
-    /// # Errors
-    /// Files that cannot be read; adapters of another rank or alpha; a reference that is another UNet.
     pub fn adapted(models: &ModelFlags, config: &LoraConfig, seed: u64, device: &Device) -> Result<Self> {
         let adapters = [&models.policy, &models.reference].map(|path| path.as_deref().and_then(folder::adapters));
         let under = models.policy.as_ref().filter(|_| adapters[0].is_none()).unwrap_or(&models.base);

@@ -72,8 +72,6 @@ pipe::names! {
 }
 
 impl OptimiserFlags {
-    /// # Errors
-    /// A number outside its range.
     pub fn check(&self) -> Result<()> {
         ensure!(self.max_train_steps > 0, "--max-train-steps is 0: nothing to do");
         for (flag, value) in [

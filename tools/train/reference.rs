@@ -105,9 +105,6 @@ pub enum Reference {
 
 impl Reference {
     /// Opens the denoiser in `folder` as the reference of a policy with these parameters.
-    ///
-    /// # Errors
-    /// The two differ in architecture; `--reference-weights file` for a moving average.
     pub fn open(folder: &Path, policy: &Params, flags: &ReferenceFlags, device: &Device) -> Result<Self> {
         const LARGE: usize = 50_000_000; // parameters: 200 MB
         let large = policy.values().map(|p| p.elem_count()).sum::<usize>() >= LARGE;

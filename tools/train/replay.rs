@@ -25,8 +25,6 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// # Errors
-    /// The file is not a whole safetensors file, or its metadata has no list of captions.
     pub fn open(path: &Path, vae: &Path, text: PromptEncoder) -> Result<Self> {
         let name = path.display().to_string();
         let metadata = weights::metadata(path)?;
@@ -57,9 +55,6 @@ impl Replay {
     }
 
     /// The inputs of step `i`, from 0. The labels are certain.
-    ///
-    /// # Errors
-    /// The file has no such step, or its tensors do not fit each other or the captions.
     pub fn batch(&self, i: u64, process: &Process, device: &Device) -> Result<Batch> {
         let latents = self.get(i, "latents")?.to_dtype(DType::F32)?;
         let noise = self.get(i, "noise")?.to_dtype(DType::F32)?;

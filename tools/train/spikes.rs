@@ -30,8 +30,7 @@ pub struct SpikeFlags {
 }
 
 impl SpikeFlags {
-    /// # Errors
-    /// A factor that every loss or no loss exceeds.
+    /// Refuses a factor that every loss or no loss exceeds.
     pub fn check(&self) -> Result<()> {
         ensure!(self.spike > 1.0, "--spike must be above 1, not {}", self.spike);
         Ok(())

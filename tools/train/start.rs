@@ -55,9 +55,6 @@ impl Start {
 impl Setup {
     /// The state to start from: fresh, or that of the checkpoint to continue from. `settings`: the origin of the weights as far as
     /// the flags decide it. `out`: the output folder; a dry run may have none.
-    ///
-    /// # Errors
-    /// Models that do not fit each other or the data; an output folder that holds another run.
     pub fn start(
         &self,
         data: &TrainingData,

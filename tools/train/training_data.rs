@@ -30,8 +30,7 @@ impl DataFlags {
         self.labels.as_ref().is_some_and(|labels| labels.as_os_str() == "-")
     }
 
-    /// # Errors
-    /// DATA from a pipe.
+    /// Refuses DATA from a pipe.
     pub fn check(&self) -> Result<()> {
         ensure!(
             self.data.iter().all(|data| data.as_os_str() != "-"),
@@ -47,8 +46,6 @@ pub enum TrainingData {
 }
 
 impl TrainingData {
-    /// # Errors
-    /// A file that is missing or is not what it should be; a cache that was made with other networks.
     pub fn open(
         flags: &DataFlags,
         visits: VisitFlags,
@@ -88,9 +85,6 @@ impl TrainingData {
     }
 
     /// The flags of the batch; a replay file sets its size.
-    ///
-    /// # Errors
-    /// Another size was asked for.
     pub fn batch(&self, flags: BatchFlags) -> Result<BatchFlags> {
         match self {
             Self::Replay(replay) => flags.of_replay(replay.pairs),
@@ -98,8 +92,7 @@ impl TrainingData {
         }
     }
 
-    /// # Errors
-    /// The denoiser was made for other text encoders or other latents than these.
+    /// Refuses a denoiser that was made for other text encoders or other latents than these.
     pub fn check(&self, denoiser: &Config) -> Result<()> {
         denoiser.check_text(match self {
             Self::Replay(replay) => replay.conditioning.widths()?,

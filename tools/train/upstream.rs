@@ -84,8 +84,7 @@ pub struct UpstreamFlags {
 }
 
 impl UpstreamFlags {
-    /// # Errors
-    /// A flag for what is done in another way here; precision that training cannot have.
+    /// Refuses flags for what is done in another way here, and precision that training cannot have.
     pub fn check(&self, networks: &Networks) -> Result<()> {
         if let Some((flag, instead)) = self.replaced.0.first() {
             bail!("--{flag} is not a flag of this program: {instead}");
@@ -102,8 +101,7 @@ impl UpstreamFlags {
         Ok(())
     }
 
-    /// # Errors
-    /// The base is not the kind of model that the launch line takes it for.
+    /// Refuses a base that is not the kind of model that the launch line takes it for.
     pub fn check_base(&self, models: &ModelFlags) -> Result<()> {
         let base = &models.base;
         ensure!(
@@ -115,9 +113,6 @@ impl UpstreamFlags {
     }
 
     /// Sets our flags to what these mean, and returns notes for the user.
-    ///
-    /// # Errors
-    /// The data set is the name of one on the hub, not a file.
     pub fn translate(
         &self,
         data: &mut DataFlags,

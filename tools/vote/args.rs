@@ -93,8 +93,7 @@ Examples:
 Exit status: 0 done, 2 trouble.";
 
 impl Args {
-    /// # Errors
-    /// A flag would have no effect, or a flag that the rule needs is missing.
+    /// Refuses a flag that would have no effect, and a rule that lacks a flag.
     pub fn check(&self) -> Result<()> {
         let rule = &self.rule;
         ensure!(

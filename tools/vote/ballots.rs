@@ -42,9 +42,6 @@ pub enum Columns {
 }
 
 /// Appends a table to those with the same metrics, or puts it beside all others.
-///
-/// # Errors
-/// The table shares only some of its metrics with another.
 fn add(columns: &mut Vec<Column>, inputs: Inputs, metrics: Vec<String>) -> Result<()> {
     let shares = |c: &Column| c.metrics.iter().any(|m| metrics.contains(m)) || c.metrics == metrics;
     match columns.iter_mut().find(|c| shares(c)) {
@@ -68,9 +65,6 @@ fn add(columns: &mut Vec<Column>, inputs: Inputs, metrics: Vec<String>) -> Resul
 impl Ballots {
     /// Opens the tables and finds out which are read side by side. `wanted`: only these metrics, in this order (empty: all but
     /// judges).
-    ///
-    /// # Errors
-    /// A table cannot be read; a column is missing; a metric of `wanted` is not there; two tables share only some of their metrics.
     pub fn open(paths: &[PathBuf], wanted: &[String]) -> Result<Self> {
         let mut columns: Vec<Column> = vec![];
         let mut found = vec![];
@@ -147,9 +141,6 @@ impl Ballots {
     }
 
     /// Lets people vote too, as one more metric.
-    ///
-    /// # Errors
-    /// No table has human labels, or a metric has the same name.
     pub fn add_people(&mut self) -> Result<()> {
         ensure!(
             self.has_labels(),

@@ -27,8 +27,6 @@ pub struct ImagePairs {
 }
 
 impl ImagePairs {
-    /// # Errors
-    /// A table cannot be read, a column is missing, or a metric of `wanted` is not there.
     pub fn open(paths: &[PathBuf], wanted: &[String]) -> Result<Self> {
         let inputs = Inputs::open(paths)?;
         inputs.require(&NEEDED, HINT)?;

@@ -111,8 +111,6 @@ fn open(args: &Args, ties: Ties) -> Result<PairSource> {
     Ok(source)
 }
 
-/// # Errors
-/// The tables do not have what the rule needs.
 fn check(source: &PairSource, rule: &Rule, ties: Ties) -> Result<()> {
     let human = *rule == Rule::Human;
     ensure!(

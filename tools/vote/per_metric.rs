@@ -25,9 +25,6 @@ impl FromStr for PerMetric {
 }
 
 /// The numbers given to `flag`, one per metric; `None` for a metric that was not named.
-///
-/// # Errors
-/// A name is not a metric, or is given twice.
 pub fn in_order(flag: &str, given: &[PerMetric], metrics: &[String]) -> Result<Vec<Option<f64>>> {
     for (i, g) in given.iter().enumerate() {
         let name = &g.metric;

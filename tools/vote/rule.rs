@@ -97,9 +97,6 @@ pub fn scale(rule: &Rule) -> Option<fn(&Scale) -> f64> {
 
 impl Tally {
     /// The rule over `metrics`, with one weight each (1 where none were given), and `scales` where the rule needs them.
-    ///
-    /// # Errors
-    /// The rule names a metric that is not there, or asks for more votes than there are voters.
     pub fn new(rule: Rule, metrics: &[String], weights: Vec<f64>, scales: &Scales) -> Result<Self> {
         let w = match (&rule, scale(&rule)) {
             (Rule::Single(name), _) => {

@@ -47,9 +47,6 @@ impl Scale {
 
 /// Reads the scales of `metrics` from a JSON file: `{"hps": {"sd": 0.013, "min": 0.22, "max": 0.31}, ...}`, or what
 /// `vote --json` printed for another table, which holds the same under `voters`.
-///
-/// # Errors
-/// The file cannot be read or is not JSON, or a metric has no spread in it.
 pub fn read(path: &Path, metrics: &[String]) -> Result<Scales> {
     let name = path.display();
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;

@@ -80,9 +80,6 @@ impl PairSource {
     }
 
     /// Makes people a voter.
-    ///
-    /// # Errors
-    /// There are no human labels.
     pub fn add_people(&mut self) -> Result<()> {
         match self {
             PairSource::Scores(ballots) => ballots.add_people(),

@@ -53,9 +53,6 @@ pub fn correct(comparisons: &mut [Comparison], rate: fn(&mut Cell) -> &mut Rate)
 pub type Both<'a> = (&'a Prompt, &'a Prompt);
 
 /// The prompts of two tables, in the order of the first.
-///
-/// # Errors
-/// Only one table has some prompt.
 pub fn both<'a>(a: &'a ModelScores, b: &'a ModelScores) -> Result<Vec<Both<'a>>> {
     let mut both = vec![];
     for prompt in &a.prompts {
@@ -71,9 +68,6 @@ pub fn both<'a>(a: &'a ModelScores, b: &'a ModelScores) -> Result<Vec<Both<'a>>>
 }
 
 /// Compares two tables prompt by prompt. Without `by`, prompts are grouped by set if there are several sets.
-///
-/// # Errors
-/// Only one table has some prompt; no prompt has a value in the column `by`.
 pub fn compare(
     a: &ModelScores,
     b: &ModelScores,
@@ -103,9 +97,6 @@ pub fn compare(
 }
 
 /// The groups of a table's prompts, in the table's order; none if all prompts are of one set and `by` is not given.
-///
-/// # Errors
-/// No prompt has a value in the column `by`.
 pub fn groups(table: &ModelScores, by: Option<By>) -> Result<Vec<Option<&str>>> {
     let column = by.unwrap_or(By::Set);
     let mut groups: Vec<Option<&str>> = vec![];

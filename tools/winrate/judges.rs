@@ -24,9 +24,6 @@ pub fn scorers(inputs: &Inputs, metrics: &[String]) -> Result<Vec<Vec<Option<Val
 }
 
 /// Returns the metrics whose scorer is not known for every table.
-///
-/// # Errors
-/// Two tables have scores of one metric from different scorers.
 pub fn same_scorers(tables: &[(String, Vec<Vec<Option<Value>>>)], metrics: &[String]) -> Result<Vec<String>> {
     let mut unknown = vec![];
     for (m, metric) in metrics.iter().enumerate() {
@@ -63,9 +60,6 @@ pub fn voted(inputs: &Inputs) -> Result<Vec<String>> {
 }
 
 /// The metrics that judge and did not vote: those that `--held-out` names, and those that took part in none of the known votes.
-///
-/// # Errors
-/// A metric that `--held-out` names is not compared, or is known to have voted.
 pub fn held_out(named: &[String], metrics: &[String], voted: &[TableVoters]) -> Result<Vec<String>> {
     for name in named {
         ensure!(

@@ -51,10 +51,6 @@ struct Image {
 
 impl ModelScores {
     /// Reads a table and keeps the first `n` images of each prompt, by k.
-    ///
-    /// # Errors
-    /// A column or a metric is missing; a score is not a number; the table has two models; a prompt has too few images, or none
-    /// with a score.
     pub fn read(path: &Path, mut inputs: Inputs, metrics: &[String], n: usize) -> Result<Self> {
         let table = if path.as_os_str() == "-" { "standard input".into() } else { path.display().to_string() };
         inputs.require(&NEEDED, HINT)?;

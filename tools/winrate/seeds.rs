@@ -40,9 +40,6 @@ struct Estimate {
 
 /// Compares seed by seed, the i-th of `a` with the i-th of `b`. A single table of either model is compared with every seed of the
 /// other.
-///
-/// # Errors
-/// The numbers of seeds do not match; a table has other prompts.
 pub fn compare(a: &Model, b: &Model, metrics: &[String]) -> Result<Pooled> {
     let (of_a, of_b) = (a.seeds.len(), b.seeds.len());
     ensure!(

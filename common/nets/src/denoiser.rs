@@ -34,9 +34,6 @@ enum Architecture {
 
 impl Config {
     /// From the denoiser's own folder.
-    ///
-    /// # Errors
-    /// The file is missing, or asks for an architecture that is not built.
     pub fn read(folder: &Path) -> Result<Self> {
         let file = folder.join("config.json");
         let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -49,8 +46,7 @@ impl Config {
         })
     }
 
-    /// # Errors
-    /// The text encoders make other states than the denoiser was trained with.
+    /// Refuses text encoders that make other states than the denoiser was trained with.
     pub fn check_text(&self, made: Widths) -> Result<()> {
         let (takes, gets) = (self.widths.states, made.states);
         ensure!(gets == takes, "the denoiser attends to states of width {takes}, the text encoder makes {gets}");
@@ -114,9 +110,6 @@ impl Pass<'_> {
 
 impl Denoiser {
     /// Frozen weights, from the denoiser's own folder.
-    ///
-    /// # Errors
-    /// A file is missing or damaged, or the weights do not fit the configuration.
     pub fn open(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
         let weights = Weights::open(folder)?;
         Self::load(folder, Loader::frozen(&weights, dtype, device))
@@ -132,9 +125,6 @@ impl Denoiser {
     }
 
     /// Predicts from the noisy latents `x` (B, C, h, w) at the times `t` (B), in the dtype of `x` -> (B, C, h, w).
-    ///
-    /// # Errors
-    /// Shapes or conditioning that do not fit.
     pub fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
         let Network::UNet(unet) = &self.network;
         unet.forward(x, t, conditioning)
@@ -184,9 +174,6 @@ impl Trainable {
 
     /// Policy and reference on the same frozen tensors, each with adapters of its own. New adapters add nothing, and no
     /// history is kept for those of the reference. `seed` decides the initial values.
-    ///
-    /// # Errors
-    /// `config` names no layer, or one that is not linear.
     pub fn open_adapted(folder: &Path, config: &LoraConfig, seed: u64, device: &Device) -> Result<[Self; 2]> {
         let weights = Weights::open(folder)?;
         let shared = Loader::shared(&weights, device);
@@ -218,8 +205,7 @@ pub struct Streamed {
 }
 
 impl Streamed {
-    /// # Errors
-    /// As [`Denoiser::open`], but missing tensors and wrong shapes are found by `predict`.
+    /// Missing tensors and wrong shapes are found by `predict`.
     pub fn open(folder: &Path, device: &Device) -> Result<Self> {
         let config = Config::read(folder)?;
         Ok(Self { weights: Weights::open(folder)?, prefix: "", config, device: device.clone() })
@@ -237,9 +223,6 @@ impl Streamed {
     }
 
     /// One of its tensors, f32.
-    ///
-    /// # Errors
-    /// It is missing or has another shape.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         self.loader().get(name, shape)
     }

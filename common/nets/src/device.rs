@@ -5,9 +5,6 @@ use candle_core::{DType, Device};
 use pipe::device;
 
 /// candle's device.
-///
-/// # Errors
-/// This build has no CUDA, or the device does not exist.
 pub fn open(device: device::Device) -> Result<Device> {
     match device {
         device::Device::Cpu => Ok(Device::Cpu),
@@ -43,9 +40,6 @@ fn cuda(ordinal: usize) -> candle_core::Result<Device> {
 }
 
 /// candle's number type for the networks on `device`.
-///
-/// # Errors
-/// Half precision on the CPU.
 pub fn dtype(dtype: device::Dtype, device: &Device) -> Result<DType> {
     match dtype {
         device::Dtype::F32 => Ok(DType::F32),

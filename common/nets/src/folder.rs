@@ -31,9 +31,6 @@ pub(crate) const WEIGHTS: [&str; 10] = [
 
 /// The weight files that `path` means: itself, the files that it lists if it is an index, or the first of the usual
 /// names that the folder holds, whole or in shards.
-///
-/// # Errors
-/// `path` does not exist, the folder holds no weights, or a file that an index lists is missing.
 pub(crate) fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_file() {
         return if path.extension().is_some_and(|e| e == "json") { shards(path) } else { Ok(vec![path.to_owned()]) };
@@ -76,9 +73,6 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>> {
 pub const DENOISER: &str = "unet";
 
 /// The denoiser's own folder, given a checkpoint folder, a model folder, or that folder itself.
-///
-/// # Errors
-/// There is no `config.json` of a denoiser.
 pub fn denoiser(path: &Path) -> Result<PathBuf> {
     for folder in [path.join(DENOISER), path.to_owned()] {
         if folder.join("config.json").is_file() {

@@ -13,9 +13,6 @@ use crate::folder::{self, WEIGHTS};
 
 /// The folder that a model argument means: the path itself if it exists, else what the hub's cache (`$HF_HOME`) holds under
 /// this id.
-///
-/// # Errors
-/// The cache lacks the id, and it may not or cannot be fetched.
 pub fn resolve(arg: &Path, allow_download: bool) -> Result<PathBuf> {
     let id = arg.to_str().filter(|_| !arg.exists()).and_then(split);
     let Some((name, revision)) = id else { return Ok(arg.to_owned()) }; // a path; opening it says what is missing

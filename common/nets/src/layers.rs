@@ -14,9 +14,6 @@ pub struct Linear {
 
 impl Linear {
     /// Loads `weight` and `bias`.
-    ///
-    /// # Errors
-    /// A tensor is missing or has another shape; here and in all layers.
     pub fn load(p: Loader, inner: usize, out: usize) -> Result<Self> {
         Self::with(p, &[out, inner], true)
     }
@@ -80,8 +77,6 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// # Errors
-    /// The channels do not divide into the groups.
     pub fn load(p: Loader, channels: usize, groups: usize, eps: f64) -> Result<Self> {
         anyhow::ensure!(
             groups > 0 && channels.is_multiple_of(groups),

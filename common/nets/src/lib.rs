@@ -1,5 +1,8 @@
 //! Networks on candle that can be trained: Stable Diffusion's UNet, VAE and text encoder, CLIP's two towers, noise
 //! schedules and samplers, optimisers, checkpoints, scorers.
+//!
+//! What opens a file fails where that is missing, damaged or does not fit the others, and says which and why. What takes tensors
+//! fails where shapes, types or devices do not fit.
 
 pub mod clean;
 pub mod conditioning;

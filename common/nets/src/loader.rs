@@ -81,9 +81,6 @@ impl<'a> Loader<'a> {
     }
 
     /// The tensor `name` at this path.
-    ///
-    /// # Errors
-    /// As [`Weights::get`].
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let path = self.path(name);
         let load =
@@ -101,9 +98,6 @@ impl<'a> Loader<'a> {
     }
 
     /// The adapter of the linear layer at this path, if it has one. `weight` is the shape of the layer's weight.
-    ///
-    /// # Errors
-    /// The adapter's rank is larger than that of the weight.
     pub fn adapter(&self, weight: &[usize]) -> Result<Option<Adapter>> {
         let Trained::Adapters(config, seed) = &self.trained else { return Ok(None) };
         if !config.adapts(&self.prefix) {
@@ -121,9 +115,6 @@ impl<'a> Loader<'a> {
     }
 
     /// For layers that cannot be adapted.
-    ///
-    /// # Errors
-    /// The adapters' targets name this layer.
     pub fn refuse_adapter(&self) -> Result<()> {
         let asked = matches!(&self.trained, Trained::Adapters(config, _) if config.adapts(&self.prefix));
         ensure!(!asked, "'{}' is not a linear layer: leave it out of the layers to adapt", self.prefix);

@@ -21,9 +21,6 @@ pub fn accumulate<R>(params: &Params, grads: &mut Grads, body: impl FnOnce() -> 
 }
 
 /// Adds zeros for the parameters that no gradient reached.
-///
-/// # Errors
-/// The device has no memory left.
 pub fn fill_missing(params: &Params, grads: &mut Grads) -> Result<()> {
     for (name, var) in params {
         if !grads.contains_key(name) {
@@ -34,9 +31,6 @@ pub fn fill_missing(params: &Params, grads: &mut Grads) -> Result<()> {
 }
 
 /// Adds `more` to `sum`, which may be empty.
-///
-/// # Errors
-/// Gradients of one name differ in shape or device.
 pub fn add(sum: &mut Grads, more: Grads) -> Result<()> {
     for (name, gradient) in more {
         match sum.get_mut(&name) {
@@ -48,25 +42,16 @@ pub fn add(sum: &mut Grads, more: Grads) -> Result<()> {
 }
 
 /// Sets gradients on the CPU to zero in the memory that they have: fresh memory costs more than writing it again.
-///
-/// # Errors
-/// A gradient lies on another device.
 pub fn zero(grads: &Grads) -> Result<()> {
     grads.values().try_for_each(|grad| ops::map_in_place(grad, |_| 0.0))
 }
 
 /// The Euclidean norm over all gradients, added up in f64 in the order of their names.
-///
-/// # Errors
-/// A gradient is not f32.
 pub fn global_norm(grads: &Grads) -> Result<f64> {
     Ok(ops::sums_of_squares(&grads.values().collect::<Vec<_>>())?.iter().sum::<f64>().sqrt())
 }
 
 /// Scales gradients, the norm of which is `norm`, to a norm of at most `max_norm`; as torch's `clip_grad_norm_`.
-///
-/// # Errors
-/// A gradient is not f32.
 pub fn clip(grads: &mut Grads, norm: f64, max_norm: f64) -> Result<()> {
     let factor = max_norm / (norm + 1e-6);
     if factor < 1.0 {

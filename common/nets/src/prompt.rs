@@ -61,9 +61,6 @@ pub struct PromptEncoder {
 
 impl PromptEncoder {
     /// From `base/tokenizer` and `base/text_encoder`, and in SDXL `base/tokenizer_2` and `base/text_encoder_2`.
-    ///
-    /// # Errors
-    /// A part is missing or damaged.
     pub fn open(base: &Path, dtype: DType, device: &Device) -> Result<Self> {
         let first = Reader::open(base, "", dtype, device)?;
         if !base.join("text_encoder_2").is_dir() {
@@ -82,9 +79,6 @@ impl PromptEncoder {
     ///
     /// One encoder: its last hidden state after the final norm. Two: their penultimate states side by side, and the
     /// second's projected state at the end of the text.
-    ///
-    /// # Errors
-    /// The tokenizer's ids lie outside the text encoder's vocabulary.
     pub fn encode<S: AsRef<str>>(&self, prompts: &[S]) -> Result<Conditioning> {
         let one = self.first.read(prompts)?;
         let Some(second) = &self.second else {

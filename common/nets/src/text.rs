@@ -69,9 +69,6 @@ pub struct TextStates {
 
 impl TextModel {
     /// Loads the folder of a CLIPTextModel or CLIPTextModelWithProjection.
-    ///
-    /// # Errors
-    /// A file is missing or damaged, or the weights do not fit the configuration.
     pub fn open(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
         let config = json::read(&folder.join("config.json"))?;
         Self::load(Loader::frozen(&Weights::open(folder)?, dtype, device), config)
@@ -105,9 +102,6 @@ impl TextModel {
     }
 
     /// `ids`: B rows of at most `max_position_embeddings` token ids, all of one length.
-    ///
-    /// # Errors
-    /// Rows that differ in length or are too long; an id outside the vocabulary.
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<TextStates> {
         let length = ids.first().map_or(0, Vec::len);
         ensure!(ids.iter().all(|row| row.len() == length), "token rows differ in length");
@@ -145,17 +139,13 @@ impl TextModel {
         row.iter().position(|&id| id == eos).unwrap_or(0)
     }
 
-    /// # Errors
-    /// The checkpoint has no projection.
+    /// Refuses a checkpoint without a projection.
     pub fn check_projection(&self) -> Result<()> {
         ensure!(self.text_projection.is_some(), "this text encoder has no text_projection");
         Ok(())
     }
 
     /// The pooled state through `text_projection`, (B, projection_dim).
-    ///
-    /// # Errors
-    /// The checkpoint has no projection.
     pub fn project(&self, pooled: &Tensor) -> Result<Tensor> {
         match &self.text_projection {
             Some(projection) => Ok(projection.forward(pooled)?),

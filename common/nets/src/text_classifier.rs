@@ -59,8 +59,6 @@ impl Default for Config {
 }
 
 impl Config {
-    /// # Errors
-    /// `config.json` cannot be read, or describes another kind of model.
     fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         let config: Self = json::read(&path)?;
@@ -121,9 +119,6 @@ const EPS: f64 = 1e-12;
 
 impl TextClassifier {
     /// Opens a folder with `config.json`, weights (safetensors or a PyTorch pickle) and `tokenizer.json` or `vocab.txt`.
-    ///
-    /// # Errors
-    /// `config.json` describes another kind of model; a file is missing or damaged, or does not fit the others.
     pub fn open(folder: &Path, device: &Device) -> Result<Self> {
         let config = Config::open(folder)?;
         let (tokenizer, vocabulary) = tokenizer(folder, config.max_position_embeddings)?;
@@ -168,17 +163,11 @@ impl TextClassifier {
     }
 
     /// The token ids of a text: [CLS], the text, truncated to the model's length, [SEP].
-    ///
-    /// # Errors
-    /// The tokenizer fails.
     pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.tokenizer.encode_fast(text, true).map_err(|e| anyhow!("{e}"))?.get_ids().to_vec())
     }
 
     /// The logits of each text, one per class. The other texts of a call do not change them, because none is padded.
-    ///
-    /// # Errors
-    /// The tokenizer fails.
     pub fn logits(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
         let mut by_length: BTreeMap<usize, Vec<(usize, Vec<u32>)>> = BTreeMap::new();
         for (i, text) in texts.iter().enumerate() {
@@ -196,9 +185,6 @@ impl TextClassifier {
     }
 
     /// The probability of class number `label` for each text: the softmax of its logits, in f64.
-    ///
-    /// # Errors
-    /// As [`Self::logits`]; or a probability is not finite.
     pub fn probabilities(&self, texts: &[&str], label: usize) -> Result<Vec<f32>> {
         let softmax = |row: Vec<f32>| -> Result<f32> {
             let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);

@@ -171,9 +171,6 @@ impl Posterior {
 
 impl Vae {
     /// Frozen weights from a folder with `config.json` and weights.
-    ///
-    /// # Errors
-    /// A file is missing or damaged, or the weights do not fit the configuration.
     pub fn open(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
         let config: VaeConfig = json::read(&folder.join("config.json"))?;
         config.check().with_context(|| folder.join("config.json").display().to_string())?;

@@ -69,9 +69,6 @@ impl Stored {
 
 impl Weights {
     /// Opens a weight file, an index of several, or the weights in a model folder.
-    ///
-    /// # Errors
-    /// There are no weights at `path`, a file is damaged, or a pickle asks for classes that weights do not need.
     pub fn open(path: &Path) -> Result<Self> {
         let files = folder::weight_files(path)?;
         let name = files.first().map_or(path, |f| f).display().to_string();
@@ -86,9 +83,6 @@ impl Weights {
     }
 
     /// The same weights under other names. `rename` turns each (name, tensor) into any number of them.
-    ///
-    /// # Errors
-    /// A tensor cannot be read, or `rename` fails.
     pub fn renamed(self, rename: impl Fn(&str, Tensor) -> Result<Vec<(String, Tensor)>>) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for name in self.tensors.keys() {
@@ -113,18 +107,12 @@ impl Weights {
     }
 
     /// A tensor on the CPU, in the type in which it is stored.
-    ///
-    /// # Errors
-    /// It is missing or cannot be read.
     pub fn raw(&self, name: &str) -> Result<Tensor> {
         let stored = self.tensors.get(name).with_context(|| format!("{}: tensor '{name}' is missing", self.name))?;
         stored.read().with_context(|| format!("{}: cannot read tensor '{name}'", self.name))
     }
 
     /// A float tensor of the given shape. A stored (out, in) serves for (out, in, 1, 1) and the other way round.
-    ///
-    /// # Errors
-    /// It is missing, has another shape, or does not hold floats.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let tensor = self.raw(name)?;
         ensure!(
@@ -143,9 +131,6 @@ impl Weights {
     }
 
     /// SHA-256 over the weight files, in hexadecimal. For one file it is what `sha256sum` prints.
-    ///
-    /// # Errors
-    /// A file cannot be read.
     pub fn hash(&self) -> Result<String> {
         match &self.files[..] {
             [one] => file_hash(one),
@@ -165,9 +150,6 @@ impl Weights {
 
 /// SHA-256 of a weight file in hexadecimal. Each file is read once per process, whoever asks; one that has been replaced or
 /// changed since then is read again.
-///
-/// # Errors
-/// The file cannot be read.
 pub fn file_hash(path: &Path) -> Result<String> {
     /// Device, inode, size, time of the last change (s, ns).
     type Version = (u64, u64, u64, i64, i64);
@@ -185,9 +167,6 @@ pub fn file_hash(path: &Path) -> Result<String> {
 }
 
 /// The text metadata of a safetensors file.
-///
-/// # Errors
-/// The file is not a whole safetensors file.
 pub fn metadata(path: &Path) -> Result<HashMap<String, String>> {
     Ok(header(path)?.metadata.metadata().clone().unwrap_or_default())
 }

@@ -13,9 +13,6 @@ use safetensors::tensor::TensorInfo;
 use crate::folder::DIFFUSERS_WEIGHTS;
 
 /// Writes named tensors (f32, f16 or bf16) and text metadata as safetensors. No more than one tensor is copied at a time.
-///
-/// # Errors
-/// A tensor of another type; the file cannot be written.
 pub fn tensors(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: BTreeMap<String, String>) -> Result<()> {
     // Wide numbers first, as safetensors' own writer puts them, so that each lies at a multiple of its width.
     let mut order: Vec<(&String, &Tensor)> = tensors.iter().collect();
@@ -60,9 +57,6 @@ fn put<T: Copy, const N: usize>(file: &mut impl Write, values: Vec<T>, bytes: fn
 
 /// Writes a model folder for diffusers: `config.json`, copied from the folder `config_of`, and then the weights, whose
 /// appearance says that the folder is complete.
-///
-/// # Errors
-/// `config_of` has no configuration, or a file cannot be written.
 pub fn model(folder: &Path, config_of: &Path, weights: &BTreeMap<String, Tensor>, origin: &Origin) -> Result<()> {
     let config = config_of.join("config.json");
     let text = std::fs::read(&config).with_context(|| format!("cannot read {}", config.display()))?;

@@ -30,9 +30,6 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
 }
 
 /// diffusers' GEGLU: `x` (..., 2F), hidden before gate -> hidden * gelu(gate), (..., F).
-///
-/// # Errors
-/// The last dimension is odd.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
     if x.dim(D::Minus1)? % 2 != 0 {
         bail!("geglu: the last dimension of {:?} is odd", x.shape())

@@ -21,9 +21,6 @@ pub enum Mask {
 }
 
 /// softmax(q k^T / sqrt(d)) v for each head. `q` (B, N, heads * d), `k` and `v` (B, M, heads * d) -> (B, N, heads * d).
-///
-/// # Errors
-/// The shapes do not fit each other or the number of heads.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> {
     let ((b, n, width), (bk, m, wk)) = (q.dims3()?, k.dims3()?);
     if (b, width) != (bk, wk) || k.dims() != v.dims() || width % heads != 0 || (mask == Mask::Causal && n != m) {

@@ -16,9 +16,6 @@ use super::{
 };
 
 /// `x` (B, C, H, W), `weight` (O, C, k, k), `bias` (O) -> (B, O, H', W').
-///
-/// # Errors
-/// The channels do not fit the weight, or the input is smaller than the kernel.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
     let ((_, c, h, w), (o, cw, k, kw)) = (x.dims4()?, weight.dims4()?);
     if c != cw || k != kw || h + 2 * padding < k || w + 2 * padding < k || bias.dims() != [o] {

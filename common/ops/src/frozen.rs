@@ -9,18 +9,12 @@ use super::{
 };
 
 /// Transposes a weight (out, in) to (in, out), as [`linear_frozen`] takes it.
-///
-/// # Errors
-/// The weight is not a matrix.
 pub fn freeze(weight: &Tensor) -> Result<Tensor> {
     swap_last_two(&weight.detach().unsqueeze(0)?)?.squeeze(0)
 }
 
 /// `x` (..., rows, in), `weight` (in, out), `bias` (out) -> (..., rows, out): what [`super::linear`] gives, to the bit. There is
 /// no backward pass.
-///
-/// # Errors
-/// The last dimension of `x` is not `in`.
 pub fn linear_frozen(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     if x.dim(x.rank() - 1)? != weight.dim(0)? {
         bail!("linear_frozen: input {:?} does not fit the weight {:?}", x.shape(), weight.shape())

@@ -26,9 +26,6 @@ const ROWS: usize = 128;
 const COLUMNS: usize = 1024;
 
 /// `x` (..., rows, in), `weight` (out, in) or (out, in, 1, 1) as a 1x1 convolution stores it, `bias` (out) -> (..., rows, out).
-///
-/// # Errors
-/// The last dimension of `x` is not `in`.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     if x.dim(x.rank() - 1)? != weight.elem_count() / weight.dim(0)? {
         bail!("linear: input {:?} does not fit the weight {:?}", x.shape(), weight.shape())

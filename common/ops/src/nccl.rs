@@ -14,18 +14,12 @@ pub struct Communicator(Comm);
 pub type Identity = [c_char; 128];
 
 /// Makes the identity of a new group.
-///
-/// # Errors
-/// NCCL does not start.
 pub fn identity() -> Result<Identity> {
     Ok(*Id::new().map_err(|e| Error::Msg(format!("NCCL does not start: {e:?}")))?.internal())
 }
 
 impl Communicator {
     /// Joins the group as `rank` of `size` processes, and waits for the others.
-    ///
-    /// # Errors
-    /// The device is not a GPU, or NCCL does not start.
     pub fn join(device: &Device, rank: usize, size: usize, identity: Identity) -> Result<Self> {
         let stream = device.as_cuda_device()?.cuda_stream();
         match Comm::from_rank(stream, rank, size, Id::uninit(identity)) {
@@ -35,9 +29,6 @@ impl Communicator {
     }
 
     /// `x` (f32, contiguous, on the GPU of this process) becomes its sum over all processes, in place.
-    ///
-    /// # Errors
-    /// `x` is another kind of tensor, or NCCL fails.
     pub fn sum(&self, x: &Tensor) -> Result<()> {
         x.inplace_op1(self)
     }

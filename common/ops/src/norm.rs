@@ -24,9 +24,6 @@ pub enum Activation {
 
 /// `x` (B, C, ...), normalised over each of `groups` groups of channels, times `weight` (C) plus `bias` (C), then the
 /// activation `then`. In f32, because half-precision sums over a group lose too much; the result has the type of `x`.
-///
-/// # Errors
-/// The number of channels is not divisible by `groups`, or differs from that of the weight.
 pub fn group_norm(
     x: &Tensor,
     weight: &Tensor,
@@ -43,9 +40,6 @@ pub fn group_norm(
 }
 
 /// `x` (..., C), normalised over C, times `weight` (C) plus `bias` (C). In f32; the result has the type of `x`.
-///
-/// # Errors
-/// The last dimension of `x` differs from that of the weight.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let width = x.dim(D::Minus1)?;
     if weight.dims() != [width] || bias.dims() != [width] {

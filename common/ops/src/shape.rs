@@ -12,9 +12,6 @@ pub fn to_tokens(x: &Tensor) -> Result<Tensor> {
 }
 
 /// `x` (B, h * w, C) -> (B, C, h, w): tokens become pixels.
-///
-/// # Errors
-/// `x` does not have three dimensions, or does not hold h * w tokens.
 pub fn from_tokens(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
     let (b, _, c) = x.dims3()?;
     swap_last_two(x)?.reshape((b, c, h, w))

@@ -32,9 +32,6 @@ const PATIENCE: Duration = Duration::from_millis(200);
 
 impl<T: Send + 'static, I: Iterator<Item = Result<T>> + Send + 'static> Ahead<I> {
     /// Makes up to `ready` items before they are asked for; 0 starts no thread.
-    ///
-    /// # Errors
-    /// The system allows no further thread.
     pub fn new(mut items: I, ready: usize) -> Result<Self> {
         // The thread itself holds one of the items.
         let Some(waiting) = ready.checked_sub(1) else { return Ok(Self(State::Inline(items))) };
@@ -52,9 +49,6 @@ impl<T: Send + 'static, I: Iterator<Item = Result<T>> + Send + 'static> Ahead<I>
     }
 
     /// Stops reading ahead and gives the iterator back. It may be up to `ready` items further than what was taken from here.
-    ///
-    /// # Errors
-    /// The thread has panicked.
     pub fn into_inner(self) -> Result<I> {
         match self.0 {
             State::Inline(items) | State::Ended(Some(items)) => Ok(items),

@@ -104,9 +104,6 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Checks, before any work is done, that `folder` can be made and written in. Leaves nothing behind.
-///
-/// # Errors
-/// It cannot.
 pub fn probe(folder: &Path) -> Result<()> {
     let existing = folder.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
     let cannot = || format!("cannot write in {}", folder.display());

@@ -53,9 +53,6 @@ pub struct Common {
 
 impl Common {
     /// The output path.
-    ///
-    /// # Errors
-    /// No output was named, or it is a URL.
     pub fn output(&self) -> Result<&PathBuf> {
         match &self.output {
             Some(url) if is_url(url) => {
@@ -67,9 +64,6 @@ impl Common {
     }
 
     /// The output path, which must not be one of the `inputs` or a file in a folder among them.
-    ///
-    /// # Errors
-    /// It is; or no output was named.
     pub fn output_beside<P: AsRef<Path>>(&self, inputs: impl IntoIterator<Item = P>) -> Result<&PathBuf> {
         let output = self.output()?;
         place::refuse_inputs(output, inputs)?;
@@ -86,9 +80,6 @@ impl Common {
 
     /// Prints the answer of `--json` on standard output; on standard error, and not under `-q`, if the table goes to standard
     /// output.
-    ///
-    /// # Errors
-    /// Standard output cannot be written.
     pub fn answer(&self, json: impl std::fmt::Display) -> Result<()> {
         if self.output.as_ref().is_some_and(|output| output.as_os_str() == "-") {
             self.say(json);
@@ -120,9 +111,6 @@ pub struct Hub {
 
 impl Hub {
     /// The folder of a model, by `nets::hub::resolve`. Where that may not download, an error names the flag.
-    ///
-    /// # Errors
-    /// As `resolve`.
     pub fn folder(&self, model: &Path, resolve: impl Fn(&Path, bool) -> Result<PathBuf>) -> Result<PathBuf> {
         let folder = resolve(model, self.allow_download);
         if self.allow_download { folder } else { folder.context("models are downloaded with --allow-download only") }
@@ -140,9 +128,6 @@ pub struct Sharding {
 
 impl Sharding {
     /// The output path, a folder under `--shard`. Neither it nor the part that is written is one of the `inputs`.
-    ///
-    /// # Errors
-    /// One of them is; or no output was named.
     pub fn output_beside<'a, P>(
         &self,
         common: &'a Common,

@@ -89,9 +89,6 @@ impl Rows {
     }
 
     /// A column of scores: numbers; null where something could not be scored.
-    ///
-    /// # Errors
-    /// A score is infinite or NaN.
     pub fn scores(&self, name: &str) -> Result<Float32Array> {
         let scores = self.f32_or_null(name)?;
         // One pass over the values decides; what stands under a null does not count.

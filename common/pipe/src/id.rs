@@ -37,9 +37,6 @@ pub fn pair_id(caption: &str, image_0_uid: &str, image_1_uid: &str, ranking_id: 
 }
 
 /// SHA-256 of a file's bytes, in hexadecimal: what `sha256sum` prints.
-///
-/// # Errors
-/// The file cannot be read.
 pub fn file_hash(path: &Path) -> Result<String> {
     let say = || format!("cannot read {}", path.display());
     let mut file = File::open(path).with_context(say)?;

@@ -54,9 +54,6 @@ enum Store {
 
 impl Job {
     /// Opens the outputs, or the parts that an earlier run of the same work left. From here on signals are noted.
-    ///
-    /// # Errors
-    /// The parts are those of other work; a place cannot be written.
     pub fn open(spec: Spec) -> Result<Self> {
         let Spec { tool, tables, origin, cut, keep, rows, quiet } = spec;
         stop::watch()?;

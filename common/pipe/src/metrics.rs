@@ -25,18 +25,12 @@ pub fn of_images(schema: &Schema) -> Vec<String> {
 }
 
 /// The metrics that `--metrics` names, in its order; all that were found where it names none.
-///
-/// # Errors
-/// As [`check`].
 pub fn choose(wanted: &[String], found: Vec<String>) -> Result<Vec<String>> {
     check(wanted, &found)?;
     Ok(if wanted.is_empty() { found } else { wanted.to_vec() })
 }
 
 /// Checks what `--metrics` names.
-///
-/// # Errors
-/// A metric was not found, or is named twice.
 pub fn check(wanted: &[String], found: &[String]) -> Result<()> {
     for (i, name) in wanted.iter().enumerate() {
         ensure!(found.contains(name), "--metrics: there is no metric '{name}' (there are: {})", found.join(", "));

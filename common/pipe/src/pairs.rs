@@ -22,9 +22,6 @@ impl PairKeys {
 
     /// The keys of pairs with these `captions` (null counts as empty). A table's own `pair_id` holds; where there is none, it is
     /// computed.
-    ///
-    /// # Errors
-    /// A column is missing, is not text, or has a null uid.
     pub fn of(rows: &Rows, captions: StringArray) -> Result<Self> {
         let uids = [rows.text(pairs::UID[0])?, rows.text(pairs::UID[1])?];
         let ids = match rows.has(labels::PAIR_ID) {

@@ -40,9 +40,6 @@ pub(crate) struct Table {
 
 impl Tables {
     /// One table, in a file, a pipe or a device.
-    ///
-    /// # Errors
-    /// `target` is a folder.
     pub fn file(target: &Path, schema: Schema) -> Result<Self> {
         let target = if place::is_stream(target) { target.to_owned() } else { place::file_behind(target)? };
         Ok(Self { base: target.clone(), tables: vec![Table { name: "", target, schema }] })
@@ -50,9 +47,6 @@ impl Tables {
 
     /// Several tables in a folder, each as `NAME.parquet`: a file, or with `shard` a folder of parts. Other files in the
     /// folder stay.
-    ///
-    /// # Errors
-    /// A file with one of these names is not a table that `tool` made, or something else stands in the way.
     pub fn folder(
         tool: &str,
         folder: &Path,
@@ -95,9 +89,6 @@ const PLAN: &str = "plan.json";
 impl Parts {
     /// Makes the folder, or finds it as the same work left it. `origin` and `cut` (how rows are cut into parts) say what
     /// the same work is.
-    ///
-    /// # Errors
-    /// It belongs to other work, or cannot be written.
     pub(crate) fn open(tables: Tables, origin: Origin, cut: &str) -> Result<Self> {
         let Tables { base, tables } = tables;
         let folder = partial_path(&base);

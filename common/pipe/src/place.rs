@@ -17,17 +17,11 @@ pub fn is_stream(path: &Path) -> bool {
 }
 
 /// Opens a named pipe (and waits for its reader) or a device.
-///
-/// # Errors
-/// It cannot be opened.
 pub(crate) fn open_stream(path: &Path) -> Result<File> {
     OpenOptions::new().write(true).open(path).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The file that `path` leads to through symbolic links, whether it exists or not.
-///
-/// # Errors
-/// It is a folder or a socket, or links lead in a circle.
 pub(crate) fn file_behind(path: &Path) -> Result<PathBuf> {
     const LINKS: usize = 40; // as many as Linux follows
     let cannot = || format!("cannot write {}", path.display());
@@ -46,9 +40,6 @@ pub(crate) fn file_behind(path: &Path) -> Result<PathBuf> {
 }
 
 /// Refuses an `output` that is one of `inputs`, or a file in a folder among them: the result would replace its own input.
-///
-/// # Errors
-/// It is one of them.
 pub fn refuse_inputs<P: AsRef<Path>>(output: &Path, inputs: impl IntoIterator<Item = P>) -> Result<()> {
     let Some(ours) = identity(output).filter(|_| output.as_os_str() != "-") else { return Ok(()) };
     for input in inputs {

@@ -69,9 +69,6 @@ impl Entry {
 
 /// Reads all prompts of `paths` (`-`: standard input). `set` names the set of all of them. Without it the set is what a table says
 /// in its column `set`, and otherwise the file's stem.
-///
-/// # Errors
-/// A source cannot be read, is empty, or is neither text nor a table. The error names the line or row.
 pub fn read(paths: &[PathBuf], set: Option<&str>) -> Result<Prompts> {
     ensure!(paths.iter().filter(|p| p.as_os_str() == "-").count() <= 1, "standard input (`-`) can be named only once");
     let mut all = Prompts { prompts: vec![], counts: Counts::default(), origins: vec![] };

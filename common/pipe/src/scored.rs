@@ -31,9 +31,6 @@ pub struct ScoredRows {
 
 /// Reads all rows from the beginning, `batch` at a time: the columns `needed`, which the table must have without nulls, those of
 /// `optional` that it has, and the scores of `metrics`.
-///
-/// # Errors
-/// A column is missing or of another type; a score is not a number; `needed` has the model's name, and there are two of them.
 pub fn read(
     inputs: &mut Inputs,
     needed: &'static [&'static str],

@@ -46,9 +46,6 @@ fn mark(error: io::Error) -> io::Error {
 }
 
 /// Writes bytes or text to standard output.
-///
-/// # Errors
-/// It cannot be written.
 pub fn print(text: impl AsRef<[u8]>) -> Result<()> {
     let mut stdout = stdout();
     stdout.write_all(text.as_ref()).and_then(|()| stdout.flush()).context("cannot write to standard output")

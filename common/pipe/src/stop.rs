@@ -34,9 +34,6 @@ impl std::fmt::Display for Stopped {
 impl std::error::Error for Stopped {}
 
 /// From here on a signal is noted and does not kill. The caller calls [`check`] often, and [`unwatch`] after its last check.
-///
-/// # Errors
-/// The system refuses the signal handlers.
 pub fn watch() -> Result<()> {
     static REGISTERED: OnceLock<()> = OnceLock::new();
     KILLS.store(false, Ordering::SeqCst);
@@ -55,9 +52,7 @@ pub fn watch() -> Result<()> {
 
 /// From here on a signal kills again, as before [`watch`]. For the end of the work, where nobody checks any more: a signal must
 /// not get lost there.
-///
-/// # Errors
-/// A signal arrived while signals were watched.
+/// Fails where one arrived while signals were watched.
 pub fn unwatch() -> Result<()> {
     // In this order: a signal before the first line is noted, one after it kills.
     KILLS.store(true, Ordering::SeqCst);
@@ -72,8 +67,7 @@ pub fn requested() -> Option<Stopped> {
     }
 }
 
-/// # Errors
-/// A signal has arrived.
+/// Fails with [`Stopped`] once a signal has arrived.
 pub fn check() -> Result<()> {
     requested().map_or(Ok(()), |stopped| Err(Error::from(stopped)))
 }

@@ -31,8 +31,7 @@ struct Table {
 }
 
 impl Taker {
-    /// # Errors
-    /// A pipe or an Arrow file is among the inputs: only Parquet can be read from any row on.
+    /// Refuses pipes and Arrow files: only Parquet can be read from any row on.
     pub fn open(inputs: &Inputs) -> Result<Self> {
         let mut tables: Vec<Table> = vec![];
         for (name, path) in inputs.parquet_files()? {
@@ -47,9 +46,6 @@ impl Taker {
     }
 
     /// The `columns` of each row in `rows`, as one `Rows` of length 1 each, in the order of `rows`.
-    ///
-    /// # Errors
-    /// A row does not exist, or a table cannot be read.
     pub fn take(&self, rows: &[usize], columns: &[&str]) -> Result<Vec<Rows>> {
         let mut found: BTreeMap<usize, Rows> = BTreeMap::new();
         for table in &self.tables {

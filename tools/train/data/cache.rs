@@ -20,9 +20,6 @@ pub fn folder(data: &[PathBuf]) -> Option<&Path> {
 }
 
 /// Makes sure that a cache among these inputs was made with the VAE and the text encoders of this run.
-///
-/// # Errors
-/// It was made with others; weights that cannot be read.
 pub fn check_networks(inputs: &[InputOrigin], networks: &[(&'static str, PathBuf)]) -> Result<()> {
     let caches = inputs.iter().filter_map(|i| i.origin.as_deref()).filter(|o: &&Origin| o.tool == "encode");
     for cache in caches {

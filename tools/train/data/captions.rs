@@ -22,8 +22,6 @@ pub enum Captions {
 }
 
 impl Captions {
-    /// # Errors
-    /// The table is missing or was not made by `encode`.
     pub fn cached(path: &Path) -> Result<Self> {
         let mut inputs = Inputs::open(&[path.to_owned()])?;
         let shape = shape_of(&inputs, "state_shape")?;

@@ -39,8 +39,6 @@ pub struct VisitFlags {
 }
 
 impl VisitFlags {
-    /// # Errors
-    /// A share outside 0 to 1.
     pub fn check(&self) -> Result<()> {
         let share = self.proportion_empty_prompts;
         ensure!((0.0..=1.0).contains(&share), "--proportion-empty-prompts must lie between 0 and 1, it is {share}");
@@ -112,10 +110,6 @@ struct Tables {
 
 impl Data {
     /// Joins pairs and labels by `pair_id`.
-    ///
-    /// # Errors
-    /// A table that is not what it should be; an image that the labels name and the data lack; no pair with a weight above 0; a
-    /// cache that was made with other networks; a resolution that the VAE or the cache cannot have.
     pub fn open(
         data: &[PathBuf],
         labels: &Path,
@@ -274,9 +268,6 @@ fn open_tables(data: &[PathBuf], cache: Option<&Path>) -> Result<Tables> {
 }
 
 /// The side of the images in pixels, with `factor` pixels per latent.
-///
-/// # Errors
-/// The flags ask for another side than the cache has, or for one that is not a multiple of `factor`.
 fn side(visits: &VisitFlags, images: &Images, native: usize, factor: usize) -> Result<usize> {
     let side = visits.resolution.unwrap_or(native);
     ensure!(

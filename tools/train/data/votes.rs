@@ -16,9 +16,6 @@ pub struct Votes {
 
 impl Votes {
     /// Reads a labels table once, so that it may come from a pipe.
-    ///
-    /// # Errors
-    /// A table that is not a labels table; a target or weight out of range; two labels for one pair.
     pub fn read(table: &mut Inputs) -> Result<Self> {
         let needed = [labels::PAIR_ID, labels::TARGET, labels::WEIGHT];
         table.require(&needed, "--labels takes what `vote` writes")?;

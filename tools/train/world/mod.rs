@@ -33,9 +33,6 @@ pub struct World {
 
 impl World {
     /// Joins the processes that mpirun or srun started together with this one.
-    ///
-    /// # Errors
-    /// There are several, and they cannot find each other.
     pub fn join() -> Result<Self> {
         let launch = Launch::read(|name| env::var(name).ok());
         let Some(started) = launch else { return Ok(Self { ranks: None, launch }) };
@@ -101,9 +98,6 @@ impl World {
     }
 
     /// Makes sure that all processes begin the same run. `things`: what must be the same, by name and content.
-    ///
-    /// # Errors
-    /// A process differs from the first in one of them.
     pub fn agree(&self, things: &[(&str, String)]) -> Result<()> {
         // 48 bits of a hash are a whole number in f64.
         let hash = |(_, text): &(&str, String)| {
@@ -151,9 +145,6 @@ impl World {
     }
 
     /// Replaces gradients by their sums over all processes, bucket by bucket, in the order of their names.
-    ///
-    /// # Errors
-    /// Another process has died.
     pub fn sum(&self, grads: &mut Grads) -> Result<()> {
         let Some(ranks) = self.ranks.as_ref().filter(|_| self.size() > 1) else { return Ok(()) };
         let room = BUCKET / size_of::<f32>() / 3; // three buffers: gathered, sent, received

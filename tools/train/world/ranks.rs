@@ -18,9 +18,6 @@ pub struct Ranks {
 
 impl Ranks {
     /// Joins the other processes that the launcher started.
-    ///
-    /// # Errors
-    /// MPI cannot start.
     pub fn join() -> Result<Self> {
         // Only one thread sends and receives.
         let (universe, _) =

@@ -22,8 +22,7 @@ impl BatchFlags {
         self.train_batch_size.get() * self.gradient_accumulation_steps.get()
     }
 
-    /// # Errors
-    /// So many processes cannot have equally many pairs each.
+    /// Refuses processes that cannot have equally many pairs each.
     pub fn check(&self, processes: usize) -> Result<()> {
         let pairs = self.pairs_per_step();
         ensure!(
@@ -35,9 +34,6 @@ impl BatchFlags {
     }
 
     /// With the batch size of a replay file, whose steps have this many pairs.
-    ///
-    /// # Errors
-    /// Another batch size was asked for.
     pub fn of_replay(self, pairs: NonZeroUsize) -> Result<Self> {
         let asked = self.train_batch_size;
         ensure!(

@@ -21,9 +21,6 @@ use super::Rgb;
 pub const MAX_PIXELS: usize = 2 * 89_478_485;
 
 /// Decodes a JPEG, PNG or WebP, recognised by its content.
-///
-/// # Errors
-/// Another format, damaged or truncated bytes, no pixels, or more than [`MAX_PIXELS`] (refused before decoding).
 pub fn decode(bytes: &[u8]) -> Result<Rgb> {
     if bytes.starts_with(&[0xff, 0xd8]) {
         jpeg(bytes).context("the JPEG cannot be decoded")

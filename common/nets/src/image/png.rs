@@ -6,17 +6,11 @@ use png::{BitDepth, ColorType, Encoder};
 use super::Rgb;
 
 /// The image as PNG. The same pixels give the same bytes.
-///
-/// # Errors
-/// The image has no pixels.
 pub fn png(image: &Rgb) -> Result<Vec<u8>> {
     encode(image, None)
 }
 
 /// The image as PNG with a text under a key.
-///
-/// # Errors
-/// As [`png`].
 pub fn png_with(image: &Rgb, key: &str, text: &str) -> Result<Vec<u8>> {
     encode(image, Some((key, text)))
 }

@@ -58,9 +58,6 @@ impl Adapter {
     }
 
     /// A module's adapter among tensors by name.
-    ///
-    /// # Errors
-    /// A or B is missing.
     pub fn of(module: &str, tensors: &BTreeMap<String, Tensor>, config: &LoraConfig) -> Result<Self> {
         let [a, b] = Self::names(module)
             .map(|name| tensors.get(&name).cloned().with_context(|| format!("the adapters lack tensor '{name}'")));

@@ -38,9 +38,6 @@ pub struct Adapters {
 
 impl Adapters {
     /// Reads what diffusers or `train` wrote. Without metadata alpha is the rank, as in diffusers.
-    ///
-    /// # Errors
-    /// The file is damaged, or does not hold a UNet's adapters of one rank.
     pub fn open(file: &Path) -> Result<Self> {
         let weights = Weights::open(file)?;
         let settings: BTreeMap<String, Value> = match weights::metadata(file)?.get(PEFT_KEY) {
@@ -70,9 +67,6 @@ impl Adapters {
     }
 
     /// Copies the values into variables of the same names.
-    ///
-    /// # Errors
-    /// The variables have other modules, ranks or sizes.
     pub fn fill(&self, params: &Params) -> Result<()> {
         let name = self.file.display();
         for (module, var) in params {
@@ -94,9 +88,6 @@ impl Adapters {
 
 /// Writes a UNet's adapters into `folder` for diffusers ([`ADAPTERS`], with `origin` in its metadata) and for kohya's
 /// scripts ([`KOHYA_FILE`]).
-///
-/// # Errors
-/// A file cannot be written.
 pub fn write(
     folder: &Path,
     config: &LoraConfig,
@@ -121,9 +112,6 @@ pub fn write(
 }
 
 /// All weights of a base in f32, with the adapters added to the layers they belong to.
-///
-/// # Errors
-/// The base lacks a layer that is adapted.
 pub fn merged(
     base: &Weights,
     config: &LoraConfig,

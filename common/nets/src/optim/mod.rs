@@ -32,9 +32,6 @@ pub struct Optimizer {
 
 impl Optimizer {
     /// All moments are zero. `dtype` is f32, or bf16 for AdamW on the CPU.
-    ///
-    /// # Errors
-    /// `dtype` is not supported for this rule and device.
     pub fn new(params: &Params, rule: UpdateRule, dtype: DType) -> Result<Self> {
         let mut moments = BTreeMap::new();
         for (name, p) in params {
@@ -54,9 +51,6 @@ impl Optimizer {
     }
 
     /// Changes `params` by their gradients, in place: step `t` (from 1) at learning rate `lr`.
-    ///
-    /// # Errors
-    /// A parameter has no gradient or no moment, or one of another shape.
     pub fn step(&mut self, params: &Params, grads: &Grads, t: u64, lr: f64) -> Result<()> {
         let moment = |prefix: &str, name: &str| {
             let key = format!("{prefix}.{name}");

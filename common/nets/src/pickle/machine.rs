@@ -81,9 +81,6 @@ impl std::ops::Index<Id> for Heap {
 }
 
 /// Reads one pickle of protocol 0 to 5. Returns its values, and the index of the object that was pickled.
-///
-/// # Errors
-/// The pickle names a class outside the list above, has an instruction that could run code, or is damaged.
 pub(super) fn load(bytes: &[u8]) -> Result<(Heap, Id)> {
     let mut machine =
         Machine { rest: bytes, heap: Heap(vec![Value::Other]), stack: vec![], marks: vec![], memo: HashMap::new() };

@@ -22,10 +22,6 @@ type Archive = ZipArchive<BufReader<File>>;
 /// `state_dict` if it has one, else of the file's dict itself. Values that are not tensors are left out.
 ///
 /// A tensor that fills its storage is read straight into place; only views into larger storages are copied.
-///
-/// # Errors
-/// The file is not a torch archive, its pickle asks for a class that weights do not need, a tensor lies outside its storage,
-/// or there is no tensor.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     read_archive(path).with_context(|| format!("cannot read {}", path.display()))
 }

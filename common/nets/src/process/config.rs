@@ -92,16 +92,13 @@ pub enum FinalSigma {
 }
 
 impl SchedulerConfig {
-    /// # Errors
-    /// The file cannot be read, or is not such a config.
     pub fn read(file: &Path) -> Result<Self> {
         let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         serde_json::from_str(&without_infinities(&text))
             .with_context(|| format!("{} is not a scheduler's configuration", file.display()))
     }
 
-    /// # Errors
-    /// The file sets `key` to something else than `supported`.
+    /// Refuses a file that sets `key` to something else than `supported`.
     pub fn require(&self, key: &str, supported: impl Into<Value>) -> Result<()> {
         let (set, supported) = (self.other.get(key).unwrap_or(&Value::Null), supported.into());
         ensure!(

@@ -23,8 +23,6 @@ impl Ddpm {
         Self::new(SchedulerConfig::read(file)?).with_context(|| format!("{} cannot be used", file.display()))
     }
 
-    /// # Errors
-    /// A schedule of betas that is not supported, or has another number of entries than there are timesteps.
     pub fn new(config: SchedulerConfig) -> Result<Self> {
         let n = config.num_train_timesteps;
         ensure!(n > 1, "num_train_timesteps is {n}");

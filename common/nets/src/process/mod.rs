@@ -35,9 +35,6 @@ impl Process {
     pub const FILE: &str = "scheduler/scheduler_config.json";
 
     /// From the model folder `base`.
-    ///
-    /// # Errors
-    /// The file is missing or damaged, or asks for a schedule that is not supported.
     pub fn open(base: &Path) -> Result<Self> {
         Ok(Process::Ddpm(Ddpm::open(&base.join(Self::FILE))?))
     }
@@ -48,8 +45,7 @@ impl Process {
         ddpm.draw(draws)
     }
 
-    /// # Errors
-    /// The process has no such time.
+    /// Refuses a time that the process does not have.
     pub fn check_time(&self, t: f64) -> Result<f32> {
         let Process::Ddpm(ddpm) = self;
         ddpm.check_time(t)

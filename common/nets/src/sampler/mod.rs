@@ -74,8 +74,7 @@ pub trait Sampler {
 }
 
 impl Sampling {
-    /// # Errors
-    /// No steps, or more than the process has timesteps; a setting that this sampler does not have.
+    /// Refuses no steps, more than the process has timesteps, and a setting that this sampler does not have.
     pub fn sampler(&self, process: &Process) -> Result<Box<dyn Sampler>> {
         let Process::Ddpm(ddpm) = process;
         let mut process = ddpm.clone();

@@ -25,9 +25,6 @@ pub struct GivenNoise {
 
 impl GivenNoise {
     /// Reads `latents` and, where it is there, `step_noise` from a safetensors file.
-    ///
-    /// # Errors
-    /// Damaged; `latents` is missing; shapes that do not fit.
     pub fn open(file: &Path) -> Result<Self> {
         let name = file.display();
         let mut all = candle_core::safetensors::load(file, &Device::Cpu)
@@ -48,8 +45,7 @@ impl GivenNoise {
         Ok(Self { latents: latents.to_dtype(DType::F32)?, steps })
     }
 
-    /// # Errors
-    /// There is noise for other steps than these `steps`.
+    /// Refuses noise for other steps than these `steps`.
     pub fn check_steps(&self, steps: usize) -> Result<()> {
         let given = self.steps.as_ref().map_or(steps, |given| given.dims()[0]);
         ensure!(given == steps, "'step_noise' holds the noise of {given} steps, and the sampler takes {steps}");

@@ -54,8 +54,7 @@ pub fn timestep_of(sigma: f64, training: &[f32]) -> f64 {
     low as f64 + share.clamp(0.0, 1.0)
 }
 
-/// # Errors
-/// The configuration asks for sigmas that are neither the schedule's own nor Karras'.
+/// Refuses sigmas that are neither the schedule's own nor Karras'.
 pub fn refuse_others(process: &Ddpm) -> Result<()> {
     ["use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas"]
         .iter()

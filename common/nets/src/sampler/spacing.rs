@@ -5,9 +5,6 @@ use anyhow::{Result, ensure};
 use crate::process::{SchedulerConfig, Spacing};
 
 /// `steps` timesteps, the latest first; with linspace they are fractions.
-///
-/// # Errors
-/// `steps_offset` pushes one beyond the last training timestep.
 pub fn spaced(c: &SchedulerConfig, spacing: Spacing, steps: usize) -> Result<Vec<f64>> {
     let (n, count) = (c.num_train_timesteps as f64, steps as f64);
     let all: Vec<f64> = match spacing {

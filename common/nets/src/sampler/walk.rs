@@ -13,9 +13,6 @@ pub struct Guidance {
 }
 
 /// The final latents (B, C, h, w), f32, of B images with this conditioning and noise. `latent`: (C, h, w).
-///
-/// # Errors
-/// Shapes or conditioning that do not fit the denoiser.
 pub fn walk(
     denoiser: &Denoiser,
     sampler: &mut dyn Sampler,

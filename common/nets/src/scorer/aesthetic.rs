@@ -107,9 +107,6 @@ const RELU: [usize; 5] = [0, 3, 6, 9, 11]; // ava+logos-l14-reluMSE
 
 impl Head {
     /// Reads a head for vectors of `width` numbers.
-    ///
-    /// # Errors
-    /// The layers are not numbered as in a published head, or do not fit each other or the width.
     pub(super) fn read(weights: &Weights, width: usize) -> Result<Self> {
         let mut numbers = BTreeMap::new();
         for name in weights.names() {

@@ -46,9 +46,6 @@ pub const RESIZE: Choice = Choice {
 
 impl Reading {
     /// open_clip's, with the resizing that the user chose.
-    ///
-    /// # Errors
-    /// There is no such resizing.
     pub fn open_clip(options: &Options) -> Result<Self> {
         Ok(Self::OpenClip(options.choice(&RESIZE)?.unwrap_or(Antialias::On)))
     }
@@ -80,9 +77,6 @@ pub struct ClipModel {
 
 impl ClipModel {
     /// Opens a CLIP. `tower`: a weight file, or a folder with one; configuration and vocabulary lie beside it.
-    ///
-    /// # Errors
-    /// A file is missing, damaged, or does not fit the others.
     pub fn open(tower: &Path, reading: Reading, with_text: bool, options: &Options) -> Result<Self> {
         let folder = folder_of(tower);
         let weights = Weights::open(tower)?;
@@ -150,9 +144,6 @@ impl ClipModel {
 
 impl Towers for ClipModel {
     /// A vector of unit length for each picture.
-    ///
-    /// # Errors
-    /// A picture was not prepared for this model.
     fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>> {
         if pictures.is_empty() {
             return Ok(vec![]);
@@ -170,9 +161,6 @@ impl Towers for ClipModel {
     ///
     /// What follows the end token changes nothing before it, so a caption is only padded to a multiple of eight tokens, and
     /// captions of one padded length go through the tower in batches.
-    ///
-    /// # Errors
-    /// The model was opened without its text tower, or the vocabulary belongs to another model.
     fn caption_features(&self, captions: &[&str]) -> Result<Vec<Vec<f32>>> {
         let Some((model, tokenizer)) = &self.text else { bail!("this model was opened without its text tower") };
         let context = model.config.max_position_embeddings;

@@ -21,9 +21,6 @@ pub struct Description {
 }
 
 /// Mean and standard deviation as a configuration has them; CLIP's where it has none.
-///
-/// # Errors
-/// They are not three numbers, or a deviation is not positive.
 pub fn normalise(mean: &Value, std: &Value) -> Result<Normalise> {
     let three = |value: &Value, default: [f32; 3]| -> Result<[f32; 3]> {
         if value.is_null() {

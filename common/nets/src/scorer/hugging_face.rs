@@ -10,9 +10,6 @@ use super::description::{Description, normalise};
 use crate::{image::CLIP, json, text::TextConfig, vit::VisionConfig};
 
 /// Reads `config.json` of a CLIPModel, and `preprocessor_config.json` beside it if there is one.
-///
-/// # Errors
-/// A file is missing or damaged, or asks for a preprocessing that is not CLIP's.
 pub fn describe(folder: &Path) -> Result<Description> {
     #[derive(Deserialize)]
     struct Config {

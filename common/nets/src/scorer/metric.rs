@@ -94,9 +94,6 @@ pub struct Options {
 
 impl Options {
     /// The user's choice, as the type that owns its values' names.
-    ///
-    /// # Errors
-    /// The value is not one of them.
     pub fn choice<T: Names>(&self, choice: &Choice) -> Result<Option<T>> {
         let value = choice.of(&self.chosen).map(str::parse).transpose();
         value.map_err(|why: String| anyhow!("{}: {why}", choice.name))

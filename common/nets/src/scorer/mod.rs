@@ -26,9 +26,6 @@ pub const METRICS: &[Metric] =
     &[hps::METRIC, clip::METRIC, pickscore::METRIC, aesthetic::METRIC, clip_l::METRIC, colourfulness::METRIC];
 
 /// The metric of that name.
-///
-/// # Errors
-/// There is none.
 pub fn named(name: &str) -> anyhow::Result<&'static Metric> {
     let found = METRICS.iter().find(|m| m.name == name);
     found.ok_or_else(|| {

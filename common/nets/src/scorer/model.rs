@@ -27,15 +27,9 @@ pub enum Model {
 /// A vector for the image, a vector for the caption, and a score from the two.
 pub trait Towers: Send + Sync {
     /// One vector per picture.
-    ///
-    /// # Errors
-    /// A picture was not prepared for this model.
     fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>>;
 
     /// One vector per caption; empty ones where the caption does not matter.
-    ///
-    /// # Errors
-    /// The caption cannot be tokenized.
     fn caption_features(&self, captions: &[&str]) -> Result<Vec<Vec<f32>>> {
         Ok(vec![vec![]; captions.len()])
     }
@@ -47,23 +41,14 @@ pub trait Towers: Send + Sync {
 /// A model that reads the features of an image together with the caption's text, once per (image, caption).
 pub trait Joint: Send + Sync {
     /// The features of each picture, flattened: what its pairs have in common.
-    ///
-    /// # Errors
-    /// A picture was not prepared for this model.
     fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>>;
 
     /// One score per pair. `images[i]` are the features of the image that `captions[i]` goes with.
-    ///
-    /// # Errors
-    /// A caption cannot be tokenized.
     fn scores(&self, images: &[&[f32]], captions: &[&str]) -> Result<Vec<f32>>;
 }
 
 impl Scorer {
     /// The features of each picture: its vector, or what a joint model reads with a caption.
-    ///
-    /// # Errors
-    /// A picture was not prepared for this model.
     pub fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>> {
         match &self.model {
             Model::Towers(towers) => towers.image_features(pictures),
@@ -72,9 +57,6 @@ impl Scorer {
     }
 
     /// One vector per caption; empty ones where the metric does not make any.
-    ///
-    /// # Errors
-    /// A caption cannot be tokenized.
     pub fn caption_features(&self, captions: &[&str]) -> Result<Vec<Vec<f32>>> {
         match &self.model {
             Model::Towers(towers) => towers.caption_features(captions),

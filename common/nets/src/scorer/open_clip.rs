@@ -94,9 +94,6 @@ fn vit_h_14() -> Config {
 }
 
 /// The configuration beside an open_clip file, in transformers' terms.
-///
-/// # Errors
-/// The file is damaged, or a tower is not a plain transformer.
 pub fn describe(folder: &Path, tower: &Path) -> Result<Description> {
     let path = folder.join("open_clip_config.json");
     let Config { model_cfg: model, preprocess_cfg } = if path.is_file() { json::read(&path)? } else { vit_h_14() };
@@ -156,9 +153,6 @@ pub fn describe(folder: &Path, tower: &Path) -> Result<Description> {
 }
 
 /// The weights under transformers' names. What neither tower needs is left out.
-///
-/// # Errors
-/// A tensor has a shape that cannot be converted.
 pub fn renamed(weights: Weights) -> Result<Weights> {
     let file = weights.name.clone();
     let mut renamed =

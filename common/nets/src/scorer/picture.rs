@@ -12,9 +12,6 @@ pub struct Picture {
 
 impl Picture {
     /// Decodes and prepares an image. `bytes`: JPEG, PNG or WebP.
-    ///
-    /// # Errors
-    /// The bytes cannot be decoded, or claim too many pixels.
     pub fn decode(bytes: &[u8], preprocesses: &[Preprocess]) -> Result<Self> {
         let rgb = image::decode(bytes)?;
         let inputs = preprocesses.iter().map(|p| (*p, p.apply(&rgb))).collect();
@@ -22,9 +19,6 @@ impl Picture {
     }
 
     /// The network's input, (3, side, side) values.
-    ///
-    /// # Errors
-    /// The picture was decoded without this preprocessing.
     pub fn pixels(&self, preprocess: &Preprocess) -> Result<&[f32]> {
         let found = self.inputs.iter().find(|(p, _)| p == preprocess);
         let (_, pixels) = found.with_context(|| format!("the picture was not prepared for {}", preprocess.id()))?;

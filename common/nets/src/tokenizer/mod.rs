@@ -50,9 +50,6 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, with `special_tokens_map.json` and
     /// `tokenizer_config.json` if they exist. A folder without a vocabulary means CLIP's own of 49,408 tokens.
-    ///
-    /// # Errors
-    /// A file is damaged, does not hold a byte-pair tokenizer, or lacks a special token.
     pub fn from_folder(folder: &Path, style: Style) -> Result<Self> {
         let has = |name: &str| folder.join(name).is_file();
         let whole = || format!("{} holds no CLIP tokenizer", folder.display());
@@ -107,9 +104,6 @@ impl Tokenizer {
     }
 
     /// The ids of BOS, the text cut to `context - 2` tokens, and EOS: at most `context` ids.
-    ///
-    /// # Errors
-    /// The context has no room for BOS and EOS.
     pub fn ids(&self, text: &str, context: usize) -> Result<Vec<u32>> {
         ensure!(context >= 2, "a context of {context} tokens has no room for a text");
         let body = match self.style {
@@ -121,9 +115,6 @@ impl Tokenizer {
     }
 
     /// [`Tokenizer::ids`], padded to exactly `context` ids.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::ids`].
     pub fn encode(&self, text: &str, context: usize) -> Result<Vec<u32>> {
         let mut ids = self.ids(text, context)?;
         ids.resize(context, self.pad);

@@ -97,8 +97,7 @@ impl Default for UNetConfig {
 }
 
 impl UNetConfig {
-    /// # Errors
-    /// A setting that is not built, or lists that do not fit each other.
+    /// Refuses what is not built, and lists that do not fit each other.
     pub(super) fn check(&self) -> Result<()> {
         let n = self.block_out_channels.len();
         ensure!(

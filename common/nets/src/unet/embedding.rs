@@ -31,9 +31,6 @@ impl Embedding {
 
     /// The embedding of the timesteps `t` (B) and of SDXL's conditioning, after the SiLU that every resnet begins with, in
     /// the dtype and on the device of `x`: (B, 4 * first channels).
-    ///
-    /// # Errors
-    /// The config asks for SDXL's conditioning and it is missing, or the reverse.
     pub fn forward(&self, c: &UNetConfig, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
         let run = |(one, two): &Mlp, x: &Tensor| two.forward(&ops::silu(&one.forward(x)?)?);
         let sinusoid = |values: &[f32], width| {

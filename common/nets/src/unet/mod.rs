@@ -24,9 +24,6 @@ pub struct UNet {
 }
 
 /// Parses `unet/config.json`.
-///
-/// # Errors
-/// It does not fit itself, or asks for what is not built.
 pub fn parse_config(text: &str) -> Result<UNetConfig> {
     let config = serde_json::from_str(text).context("it is not the configuration of a UNet")?;
     PieceSpec::all(&config)?;
@@ -35,9 +32,6 @@ pub fn parse_config(text: &str) -> Result<UNetConfig> {
 
 impl UNet {
     /// `p` at the root of its tensors.
-    ///
-    /// # Errors
-    /// A tensor is missing or has another shape than the config says.
     pub fn load(p: Loader, config: UNetConfig) -> Result<Self> {
         let specs = PieceSpec::all(&config)?;
         let embedding = Embedding::load(&p, &config)?;
@@ -46,9 +40,6 @@ impl UNet {
     }
 
     /// `x` noisy latents (B, C, H, W), `t` one timestep per image -> the prediction (B, C, H, W).
-    ///
-    /// # Errors
-    /// Shapes that do not fit; SDXL's conditioning is missing where the config asks for it, or is there where it does not.
     pub fn forward(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
         let temb = self.embedding.forward(&self.config, x, t, conditioning)?;
         let shared = Shared { temb: &temb, context: &conditioning.states };

@@ -84,9 +84,6 @@ impl PieceSpec {
     }
 
     /// All pieces of a UNet, in the order in which they run.
-    ///
-    /// # Errors
-    /// A config that does not fit itself, or asks for what is not built.
     pub fn all(c: &UNetConfig) -> Result<Vec<Self>> {
         c.check()?;
         let n = c.block_out_channels.len();

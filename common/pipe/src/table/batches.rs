@@ -23,8 +23,7 @@ pub(super) struct Selection {
 type BatchIter = Box<dyn Iterator<Item = Result<RecordBatch>> + Send>;
 
 impl Selection {
-    /// # Errors
-    /// The table is a pipe that was read before.
+    /// Refuses a pipe that was read before.
     pub(super) fn of(table: &mut Opened, columns: Option<&[&str]>, rows: Range<usize>) -> Result<Self> {
         let body = match &mut table.body {
             Body::Parquet(path) => Body::Parquet(path.clone()),

@@ -39,8 +39,6 @@ struct Inner {
 }
 
 impl Object {
-    /// # Errors
-    /// There is no such object, the credentials do not suffice, or the store does not answer.
     pub(super) fn open(url: &str) -> Result<Self> {
         let (store, path) = store(url)?;
         let length = wait(store.head(&path))?.map_err(|error| explain(url, error))?.size;
@@ -122,9 +120,6 @@ impl Read for ObjectReader {
 }
 
 /// The names of the objects in a folder, whose URL ends in `/`.
-///
-/// # Errors
-/// The store does not answer, or is a web server, which cannot list folders.
 pub(super) fn list(url: &str) -> Result<Vec<String>> {
     let web = url.starts_with("http");
     ensure!(!web, "{url} is a folder, and a web server does not list its folders; name its parts one by one");

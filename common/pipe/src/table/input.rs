@@ -31,9 +31,6 @@ pub struct Inputs {
 
 impl Inputs {
     /// Opens files, objects, `-`, and folders of `part-00000-of-00008.parquet`; reads schemas and row counts only.
-    ///
-    /// # Errors
-    /// A file cannot be read, is not a table or is cut off; a folder lacks a part; there are no rows.
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         let tables = Self::open_each(paths)?.into_iter().flat_map(|inputs| inputs.tables).collect();
         let inputs = Self { tables };

@@ -113,9 +113,6 @@ fn part(name: &str) -> Option<(usize, usize, &str)> {
 }
 
 /// The parts in a folder, in order.
-///
-/// # Errors
-/// One is missing, or there are parts of several tables.
 pub(super) fn parts_of(folder: &Path) -> Result<Vec<PathBuf>> {
     let names = list(folder)?;
     let mut parts: Vec<(usize, usize, &str, PathBuf)> = vec![];

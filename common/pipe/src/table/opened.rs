@@ -41,9 +41,6 @@ impl Opened {
     }
 
     /// What a table made from this one says about it.
-    ///
-    /// # Errors
-    /// The file cannot be read.
     pub(super) fn input_origin(&self) -> Result<InputOrigin> {
         let sha256 = match &self.body {
             Body::Parquet(path) | Body::ArrowFile(path) => Some(content_hash(path)?),

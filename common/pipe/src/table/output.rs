@@ -62,9 +62,6 @@ enum Body {
 impl Output {
     /// Opens `path` for rows of `schema`, whose metadata gets the origin. A file becomes Parquet; `-`, a named pipe or a device
     /// takes an Arrow stream.
-    ///
-    /// # Errors
-    /// The file cannot be written, or is a terminal.
     pub fn create(path: &Path, schema: Schema, origin: &Origin) -> Result<Self> {
         let metadata = schema.metadata().clone().with(origin::KEY, origin.to_json());
         let schema = Arc::new(schema.with_metadata(metadata));

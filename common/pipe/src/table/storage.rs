@@ -34,8 +34,6 @@ pub(crate) enum Storage {
 pub(crate) type Builder = ParquetRecordBatchReaderBuilder<Storage>;
 
 impl Storage {
-    /// # Errors
-    /// The file cannot be read; or it is an object, in a build that reads none.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         if is_url(path) {
             return Self::object(path);
@@ -54,17 +52,12 @@ impl Storage {
     }
 
     /// The footer of the table.
-    ///
-    /// # Errors
-    /// It is not a whole Parquet table.
     pub(crate) fn metadata(&self, options: ArrowReaderOptions) -> ParquetResult<ArrowReaderMetadata> {
         let metadata = ArrowReaderMetadata::load(self, options)?;
         self.learn(&metadata);
         Ok(metadata)
     }
 
-    /// # Errors
-    /// It is not a whole Parquet table.
     pub(crate) fn builder(self) -> ParquetResult<Builder> {
         let metadata = self.metadata(ArrowReaderOptions::default())?;
         Ok(Builder::new_with_metadata(self, metadata))
