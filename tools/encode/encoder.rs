@@ -3,29 +3,15 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
-use arrow::{
-    array::{Array, ArrayRef, BooleanArray, Float16Array, Int32Array, ListArray, RecordBatch, StringArray},
-    buffer::OffsetBuffer,
-    compute::concat_batches,
-    datatypes::{DataType, Field, Metadata, Schema},
-};
+use arrow::array::{Array, ArrayRef, BooleanArray, Float16Array, Int32Array, ListArray, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Metadata, Schema};
+use arrow::{buffer::OffsetBuffer, compute::concat_batches};
 use candle_core::{DType, Device, Tensor};
 use half::f16;
-use nets::{
-    conditioning::Widths,
-    device,
-    image::{self, TrainCrop},
-    prompt::PromptEncoder,
-    vae::Vae,
-    weights::Weights,
-};
-use pipe::{
-    augment::Augment,
-    column::Rows,
-    origin::Origin,
-    pairs::PairKeys,
-    schema::{self, pairs},
-};
+use nets::image::{self, TrainCrop};
+use nets::{conditioning::Widths, device, prompt::PromptEncoder, vae::Vae, weights::Weights};
+use pipe::schema::{self, pairs};
+use pipe::{augment::Augment, column::Rows, origin::Origin, pairs::PairKeys};
 use rayon::prelude::*;
 
 use crate::{Args, seen::Seen};

@@ -12,14 +12,9 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use encoder::Encoder;
 use nets::{device, hub};
-use pipe::{
-    augment::Augment,
-    cli::{Answer, Common, Hub, Networks, Sharding, named, run},
-    job::{Job, Keep, Spec},
-    parts::Tables,
-    schema::pairs,
-    table::Inputs,
-};
+use pipe::cli::{Answer, Common, Hub, Networks, Sharding, named, run};
+use pipe::job::{Job, Keep, Spec};
+use pipe::{augment::Augment, parts::Tables, schema::pairs, table::Inputs};
 use seen::Seen;
 
 /// Run the VAE and the text encoder over pairs once.

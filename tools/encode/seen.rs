@@ -3,12 +3,9 @@
 use std::collections::HashSet;
 
 use anyhow::Result;
-use pipe::{
-    column::Rows,
-    key::{Key, key},
-    pairs::PairKeys,
-    schema::{images, labels, pairs},
-};
+use pipe::key::{Key, key};
+use pipe::schema::{images, labels, pairs};
+use pipe::{column::Rows, pairs::PairKeys};
 
 use crate::encoder::{CAPTIONS, LATENTS, PAIRS};
 

@@ -8,17 +8,12 @@ mod safe;
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::{Context, Result, bail};
-use arrow::{
-    array::{ArrayRef, Float32Array, RecordBatch, StringArray},
-    datatypes::SchemaRef,
-};
+use arrow::array::{ArrayRef, Float32Array, RecordBatch, StringArray};
+use arrow::datatypes::SchemaRef;
 use clap::Parser;
-use pipe::{
-    cli::{self, Answer, Common},
-    origin::Origin,
-    prompt_source::{self, Counts, Prompt},
-    schema, table, text,
-};
+use pipe::cli::{self, Answer, Common};
+use pipe::prompt_source::{self, Counts, Prompt};
+use pipe::{origin::Origin, schema, table, text};
 use safe::Safe;
 use serde_json::{Map, Value, json};
 

@@ -3,11 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use pipe::{
-    cli::{Hub, named},
-    device::Device,
-    prompt_source::Prompt,
-};
+use pipe::cli::{Hub, named};
+use pipe::{device::Device, prompt_source::Prompt};
 
 /// The flags of the filter.
 #[derive(clap::Args)]

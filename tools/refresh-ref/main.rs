@@ -9,11 +9,9 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Parser;
 use nets::{device, folder, hub, weights::Weights, write};
-use pipe::{
-    cli::{Answer, Common, Hub, named, run},
-    device::Device,
-    origin::{InputOrigin, Origin},
-};
+use pipe::cli::{Answer, Common, Hub, named, run};
+use pipe::device::Device;
+use pipe::origin::{InputOrigin, Origin};
 
 /// Make the next reference: theta_ref + rate * (theta - theta_ref)
 ///

@@ -6,10 +6,8 @@ use anyhow::{Result, ensure};
 use maud::{Markup, html};
 use pipe::{kappa::Agreement, schema::labels, table::Inputs, text};
 
-use crate::{
-    plot::minus,
-    table::{data, frame},
-};
+use crate::plot::minus;
+use crate::table::{data, frame};
 
 /// Labels tables of the same pairs and votes.
 pub struct Matrix {

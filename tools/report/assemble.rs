@@ -6,22 +6,12 @@ use anyhow::{Result, bail, ensure};
 use maud::{Markup, html};
 use pipe::{text, winrates::Winrates};
 
+use crate::curves::{self, Run};
+use crate::model_table::{ModelTable, stem};
+use crate::page::{Head, Section, page};
 use crate::{
-    Args,
-    agreement::Matrix,
-    bars,
-    curves::{self, Run},
-    embed::LADDER,
-    gallery::Gallery,
-    histograms,
-    images::ModelImages,
-    model_table::{ModelTable, stem},
-    models::Models,
-    origins,
-    page::{Head, Section, page},
-    profile, results,
-    table::list,
-    winrates,
+    Args, agreement::Matrix, bars, embed::LADDER, gallery::Gallery, histograms, images::ModelImages, models::Models,
+    origins, profile, results, table::list, winrates,
 };
 
 /// The default number of prompts in the gallery: few enough for images that are large enough to judge.

@@ -2,18 +2,13 @@
 //! several training seeds, a baseline has a chart with a panel per metric and a bar per model.
 
 use maud::{Markup, html};
-use pipe::{
-    grid::{Cell, Grid},
-    winrates::Winrates,
-};
+use pipe::grid::{Cell, Grid};
+use pipe::winrates::Winrates;
 
-use crate::{
-    models::Models,
-    plot::{Lines, Plot, TOP, chart, panel, px},
-    results::p_value,
-    table::{interval, percent, points, signed, table},
-    winrates::{self, Row, Shown},
-};
+use crate::plot::{Lines, Plot, TOP, chart, panel, px};
+use crate::table::{interval, percent, points, signed, table};
+use crate::winrates::{self, Row, Shown};
+use crate::{models::Models, results::p_value};
 
 const WIDTH: f64 = 280.0;
 /// Height of a bar, and from one bar to the next.

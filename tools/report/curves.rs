@@ -7,11 +7,9 @@ use maud::{Markup, html};
 use pipe::grid::{Cell, Grid};
 use serde::Deserialize;
 
-use crate::{
-    models::Models,
-    plot::{Entry, MARGINS, Plot, Size, TOP, chart, legend, panel, roomy},
-    table::{list, table},
-};
+use crate::models::Models;
+use crate::plot::{Entry, MARGINS, Plot, Size, TOP, chart, legend, panel, roomy};
+use crate::table::{list, table};
 
 /// A run's log.jsonl, as `train` writes it.
 pub struct Run {

@@ -1,12 +1,8 @@
 //! Text of a known width, in a font that the program carries, so that a sheet looks the same on every machine.
 
 use anyhow::{Context, Result};
-use skrifa::{
-    FontRef, MetadataProvider,
-    charmap::Charmap,
-    instance::{LocationRef, Size},
-    metrics::GlyphMetrics,
-};
+use skrifa::instance::{LocationRef, Size};
+use skrifa::{FontRef, MetadataProvider, charmap::Charmap, metrics::GlyphMetrics};
 
 /// DejaVu Sans for Latin, Greek and Cyrillic; the licence is in the file beside it.
 pub const FONT: &[u8] = include_bytes!("DejaVuSans.ttf");

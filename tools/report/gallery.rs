@@ -8,14 +8,12 @@ use pipe::{moments, schema::images, scored::PromptKey, text};
 use rayon::prelude::*;
 use serde_json::json;
 
-use crate::{
-    choose::{common_prompts, evenly},
-    embed::{Embedded, Fit},
-    images::{ModelImages, same_noise},
-    model_table::{ModelTable, Prompt},
-    models::Models,
-    table::{data, decimals, signed},
-};
+use crate::choose::{common_prompts, evenly};
+use crate::embed::{Embedded, Fit};
+use crate::images::{ModelImages, same_noise};
+use crate::model_table::{ModelTable, Prompt};
+use crate::models::Models;
+use crate::table::{data, decimals, signed};
 
 pub struct Gallery<'a> {
     tables: &'a [ModelImages],

@@ -1,17 +1,12 @@
 //! Where the scores lie, before and after alignment: one panel per metric.
 
 use maud::{Markup, html};
-use pipe::{
-    grid::{Cell, Grid},
-    moments,
-};
+use pipe::grid::{Cell, Grid};
+use pipe::moments;
 
-use crate::{
-    model_table::ModelTable,
-    models::Models,
-    plot::{MARGINS, Plot, Size, TOP, chart, extent, panel},
-    table::{decimals, signed, table},
-};
+use crate::plot::{MARGINS, Plot, Size, TOP, chart, extent, panel};
+use crate::table::{decimals, signed, table};
+use crate::{model_table::ModelTable, models::Models};
 
 const SIZE: Size = (280.0, 190.0);
 const BINS: usize = 28;

@@ -24,19 +24,13 @@ mod sheet;
 mod table;
 mod winrates;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use pipe::{
-    atomic,
-    cli::{self, Answer, Common},
-    place,
-    stdout::print,
-};
+use pipe::cli::{self, Answer, Common};
+use pipe::{atomic, place, stdout::print};
 
 use images::ModelImages;
 use sheet::Sheet;

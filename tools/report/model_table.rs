@@ -1,18 +1,14 @@
 //! One model's images, by prompt and number, with the scores that the table has of them.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    path::{Path, PathBuf},
-};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use arrow::array::Array;
-use pipe::{
-    metrics,
-    schema::{images, prompts},
-    scored::{self, PromptKey, ScoredRows, owned},
-    table::{BATCH, Inputs},
-};
+use pipe::metrics;
+use pipe::schema::{images, prompts};
+use pipe::scored::{self, PromptKey, ScoredRows, owned};
+use pipe::table::{BATCH, Inputs};
 
 pub struct ModelTable {
     /// The file as the command line names it.

@@ -4,10 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use maud::{Markup, html};
-use pipe::{
-    origin::{self, Origin},
-    table::Inputs,
-};
+use pipe::origin::{self, Origin};
+use pipe::table::Inputs;
 use serde_json::Value;
 
 use crate::table::frame;

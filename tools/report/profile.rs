@@ -1,17 +1,13 @@
 //! All models over all metrics on parallel axes, each model against the baseline.
 
 use maud::{Markup, html};
-use pipe::{
-    grid::{Cell, Grid},
-    winrates::Winrates,
-};
+use pipe::grid::{Cell, Grid};
+use pipe::winrates::Winrates;
 
-use crate::{
-    models::Models,
-    plot::{Lines, MARGINS, Plot, Size, chart, panel, px, roomy},
-    table::{percent, signed, table},
-    winrates::{self, Row, Shown},
-};
+use crate::models::Models;
+use crate::plot::{Lines, MARGINS, Plot, Size, chart, panel, px, roomy};
+use crate::table::{percent, signed, table};
+use crate::winrates::{self, Row, Shown};
 
 const SIZE: Size = (430.0, 240.0);
 

@@ -3,10 +3,8 @@
 use maud::{Markup, PreEscaped, html};
 use pipe::winrates::{Comparison, Side, Winrates};
 
-use crate::{
-    table::{interval, list, percent},
-    winrates::{self, Row},
-};
+use crate::table::{interval, list, percent};
+use crate::winrates::{self, Row};
 
 /// The findings of the first file that compares single tables, then the win rates of all files.
 pub fn section(files: &[Winrates]) -> Markup {

@@ -3,17 +3,13 @@
 use anyhow::{Context, Result, ensure};
 use maud::html;
 use nets::image::{self, Filter, Rgb};
-use resvg::{
-    tiny_skia::{Pixmap, Transform},
-    usvg::{Options, Tree},
-};
+use resvg::tiny_skia::{Pixmap, Transform};
+use resvg::usvg::{Options, Tree};
 
-use crate::{
-    choose::{common_prompts, evenly},
-    font::{FAMILY, FONT, Face},
-    images::{ModelImages, same_noise},
-    model_table::Prompt,
-};
+use crate::choose::{common_prompts, evenly};
+use crate::font::{FAMILY, FONT, Face};
+use crate::images::{ModelImages, same_noise};
+use crate::model_table::Prompt;
 
 pub struct Sheet {
     /// The heads of the columns.

@@ -4,15 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use nets::{
-    conditioning::TimeIds,
-    denoiser::Denoiser,
-    image::Rgb,
-    process::Process,
-    prompt::PromptEncoder,
-    sampler::{GivenNoise, Guidance, Noise, Sampling, walk},
-    vae::{self, Vae},
-};
+use nets::sampler::{GivenNoise, Guidance, Noise, Sampling, walk};
+use nets::vae::{self, Vae};
+use nets::{conditioning::TimeIds, denoiser::Denoiser, image::Rgb, process::Process, prompt::PromptEncoder};
 use rayon::prelude::*;
 
 /// How images are drawn, whatever they show.

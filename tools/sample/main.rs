@@ -7,34 +7,20 @@ mod draw;
 mod repeats;
 mod rows;
 
-use std::{
-    ops::Range,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::path::{Path, PathBuf};
+use std::{ops::Range, process::ExitCode};
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use draw::{Painter, Settings};
-use nets::{
-    conditioning::TimeIds,
-    device, folder, hub,
-    process::{Process, Spacing},
-    sampler::{GivenNoise, Noise, Sampling, Scheduler},
-    weights::Weights,
-    write,
-};
-use pipe::{
-    atomic,
-    cli::{Answer, Common, Hub, Networks, Sharding, named, run},
-    id,
-    job::{Job, Keep, Spec},
-    origin::{InputOrigin, Origin},
-    parts::Tables,
-    prompt_source, schema,
-    shard::target,
-};
+use nets::process::{Process, Spacing};
+use nets::sampler::{GivenNoise, Noise, Sampling, Scheduler};
+use nets::{conditioning::TimeIds, device, folder, hub, weights::Weights, write};
+use pipe::cli::{Answer, Common, Hub, Networks, Sharding, named, run};
+use pipe::job::{Job, Keep, Spec};
+use pipe::origin::{InputOrigin, Origin};
+use pipe::{atomic, id, parts::Tables, prompt_source, schema, shard::target};
 use repeats::Repeats;
 use rows::{Artist, Image};
 

@@ -1,11 +1,7 @@
 //! Vectors that are kept in case their image or caption comes again: in a file without a name, gone with the program.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fs::File,
-    os::unix::fs::FileExt,
-    path::Path,
-};
+use std::collections::{HashMap, HashSet};
+use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
 use anyhow::{Context, Result};
 use pipe::key::Key;

@@ -1,28 +1,19 @@
 //! From rows to scores: each distinct image and caption goes through the models once, each distinct pair of them is scored
 //! once.
 
-use std::{
-    collections::{HashMap, HashSet},
-    path::Path,
-};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 use anyhow::{Context, Error, Result, bail, ensure};
-use nets::{
-    image::Preprocess,
-    scorer::{Model, Picture, preprocesses},
-};
-use pipe::{
-    column::Rows,
-    key::{Key, key},
-    stop,
-};
+use nets::image::Preprocess;
+use nets::scorer::{Model, Picture, preprocesses};
+use pipe::key::{Key, key};
+use pipe::{column::Rows, stop};
 use rayon::prelude::*;
 
-use crate::{
-    cache::{self, Cache, Found, Vectors},
-    models::Scorers,
-    rows::{Kind, Place, Places},
-};
+use crate::cache::{self, Cache, Found, Vectors};
+use crate::models::Scorers;
+use crate::rows::{Kind, Place, Places};
 
 /// Images, and captions, for which memory is reserved at the start, some 20 MiB: they fill 2^17 places of a hash table. A
 /// table that grows holds its old places beside the new ones for a moment, and memory would grow with the rows.

@@ -11,32 +11,20 @@ mod rows;
 mod summary;
 mod verify;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
+use std::{process::ExitCode, sync::Arc};
 
 use anyhow::{Result, ensure};
 use candle_core::DType;
 use clap::Parser;
 use engine::{Bad, Engine, Parallel};
 use models::ModelFlags;
-use nets::{
-    device,
-    scorer::{self, Metric},
-};
+use nets::device;
+use nets::scorer::{self, Metric};
 use options::Choices;
-use pipe::{
-    atomic::create_parent,
-    cli::{Answer, Common, Networks, Sharding, run},
-    job::{Job, Keep, Spec},
-    origin::Origin,
-    parts::Tables,
-    place,
-    shard::target,
-    table::Inputs,
-};
+use pipe::cli::{Answer, Common, Networks, Sharding, run};
+use pipe::job::{Job, Keep, Spec};
+use pipe::{atomic::create_parent, origin::Origin, parts::Tables, place, shard::target, table::Inputs};
 use rows::Kind;
 use summary::Summary;
 

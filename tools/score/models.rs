@@ -3,10 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use nets::{
-    hub,
-    scorer::{self, Metric, ModelFiles, Needs, Options, Scorer},
-};
+use nets::hub;
+use nets::scorer::{self, Metric, ModelFiles, Needs, Options, Scorer};
 use pipe::cli::Hub;
 
 #[derive(clap::Args, Clone, Debug)]

@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use clap::{
-    Arg, ArgMatches, Command, FromArgMatches,
-    builder::{PossibleValue, PossibleValuesParser},
-};
+use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::{Arg, ArgMatches, Command, FromArgMatches};
 use nets::scorer;
 
 /// What the user chose for the metrics, by the name of the choice, which is also the name of the flag.

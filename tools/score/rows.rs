@@ -3,17 +3,11 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use arrow::{
-    array::{Array, ArrayRef, BinaryArray, Float32Array, RecordBatch, StringArray, UInt32Array},
-    datatypes::{Schema, SchemaRef},
-};
+use arrow::array::{Array, ArrayRef, BinaryArray, Float32Array, RecordBatch, StringArray, UInt32Array};
+use arrow::datatypes::{Schema, SchemaRef};
 use nets::scorer::{Metric, Role};
-use pipe::{
-    column::Rows,
-    pairs::PairKeys,
-    schema::{self, images, pairs, prompts},
-    table::Inputs,
-};
+use pipe::schema::{self, images, pairs, prompts};
+use pipe::{column::Rows, pairs::PairKeys, table::Inputs};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

@@ -1,10 +1,8 @@
 //! The summary of a finished table: counts, and what each metric's scores look like.
 
 use anyhow::{Context, Result};
-use arrow::{
-    array::{Array, AsArray, RecordBatch},
-    datatypes::Float32Type,
-};
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::Float32Type;
 use nets::scorer::Metric;
 use pipe::{cli::Common, column::Rows, moments::Moments, schema::pairs, text};
 use serde_json::{Map, Value, json};

@@ -4,13 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use arrow::array::Array;
-use pipe::{
-    cli::{Answer, Common},
-    column::Rows,
-    place, seed, stop,
-    table::Inputs,
-    take::Taker,
-};
+use pipe::cli::{Answer, Common};
+use pipe::{column::Rows, place, seed, stop, table::Inputs, take::Taker};
 
 use crate::{engine::Engine, rows::Kind};
 

@@ -9,21 +9,13 @@ use clap::Parser;
 use pipe::cli::{Common, Networks};
 use pipe::{atomic, device::Dtype, origin::Origin};
 
+use crate::method::{Method, MethodFlags};
+use crate::models::{LoraFlags, ModelFlags};
+use crate::reference::{Place, ReferenceFlags};
+use crate::spikes::{OnSpike, SpikeFlags};
 use crate::{
-    batches::LoaderFlags,
-    checkpoints::CheckpointFlags,
-    data::VisitFlags,
-    gradients::GradientFlags,
-    log::LogFlags,
-    method::{Method, MethodFlags},
-    models::{LoraFlags, ModelFlags},
-    optimiser::OptimiserFlags,
-    reference::{Place, ReferenceFlags},
-    spikes::{OnSpike, SpikeFlags},
-    start::Setup,
-    training_data::DataFlags,
-    upstream::UpstreamFlags,
-    world::BatchFlags,
+    batches::LoaderFlags, checkpoints::CheckpointFlags, data::VisitFlags, gradients::GradientFlags, log::LogFlags,
+    optimiser::OptimiserFlags, start::Setup, training_data::DataFlags, upstream::UpstreamFlags, world::BatchFlags,
 };
 
 const EXAMPLES: &str = "\

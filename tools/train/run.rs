@@ -6,19 +6,13 @@ use anyhow::{Context, Result, ensure};
 use nets::{params, weights::Weights, write};
 use pipe::stop::Stopped;
 
+use crate::gradients::{Execution, Gradients};
+use crate::log::{Line, mean};
+use crate::spikes::{OnSpike, SpikeFlags};
+use crate::state::{Drift, State};
 use crate::{
-    batches::Batches,
-    checkpoints::Checkpoints,
-    gradients::{Execution, Gradients},
-    log::{Line, mean},
-    loss::Pair,
-    method::Method,
-    optimiser::LearningRate,
-    report::Reporter,
-    spikes::{OnSpike, SpikeFlags},
-    start::Setup,
-    state::{Drift, State},
-    world::World,
+    batches::Batches, checkpoints::Checkpoints, loss::Pair, method::Method, optimiser::LearningRate, report::Reporter,
+    start::Setup, world::World,
 };
 
 /// How often a run may go back to the same checkpoint.

@@ -7,15 +7,10 @@ use candle_core::Device;
 use nets::{optim::Optimizer, weights::Weights};
 use pipe::origin::Origin;
 
-use crate::{
-    checkpoints::{self, CheckpointFlags, Checkpoints},
-    models::{LoraFlags, ModelFlags, Models},
-    optimiser::OptimiserFlags,
-    reference::ReferenceFlags,
-    spikes::LossHistory,
-    state::{Counters, State},
-    training_data::TrainingData,
-};
+use crate::checkpoints::{self, CheckpointFlags, Checkpoints};
+use crate::models::{LoraFlags, ModelFlags, Models};
+use crate::state::{Counters, State};
+use crate::{optimiser::OptimiserFlags, reference::ReferenceFlags, spikes::LossHistory, training_data::TrainingData};
 
 /// Everything that a state is made from.
 pub struct Setup {

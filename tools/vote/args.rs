@@ -4,20 +4,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use clap::Parser;
-use pipe::{
-    cli::{Common, Sharding, named},
-    origin::Origin,
-    rule::Rule,
-};
+use pipe::cli::{Common, Sharding, named};
+use pipe::{origin::Origin, rule::Rule};
 use serde_json::{Map, Value};
 
-use crate::{
-    ballot::HUMAN,
-    per_metric::{PerMetric, in_order},
-    rule::{self, Ties},
-    scales::{Scales, ScalesFrom},
-    tournament::Pairs,
-};
+use crate::per_metric::{PerMetric, in_order};
+use crate::rule::{self, Ties};
+use crate::scales::{Scales, ScalesFrom};
+use crate::{ballot::HUMAN, tournament::Pairs};
 
 /// Turn the scores of several metrics into one preference per pair
 ///

@@ -1,10 +1,8 @@
 //! Some pairs with everything that a rule may need of them, column by column. Here scores become votes.
 
 use anyhow::Result;
-use arrow::{
-    array::{Array, ArrayRef, AsArray, Float32Array, StringArray, UInt32Array},
-    compute::take,
-};
+use arrow::array::{Array, ArrayRef, AsArray, Float32Array, StringArray, UInt32Array};
+use arrow::compute::take;
 use pipe::moments::Moments;
 
 use crate::rule;

@@ -4,14 +4,9 @@ use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Result, bail, ensure};
 use arrow::array::{Array, ArrayRef};
-use pipe::{
-    column::Rows,
-    metrics,
-    origin::InputOrigin,
-    schema::{is_judge, labels, pairs},
-    shard::Shard,
-    table::{Batches, Inputs},
-};
+use pipe::schema::{is_judge, labels, pairs};
+use pipe::table::{Batches, Inputs};
+use pipe::{column::Rows, metrics, origin::InputOrigin, shard::Shard};
 
 use crate::ballot::{Ballot, HUMAN, Scores, human_scores};
 

@@ -1,9 +1,7 @@
 //! The rule over a batch: one decision per pair, and the voters on whom it depends.
 
-use crate::{
-    ballot::Ballot,
-    rule::{Decision, Pair, Tally, Ties},
-};
+use crate::ballot::Ballot;
+use crate::rule::{Decision, Pair, Tally, Ties};
 
 /// How pairs are decided; the same for all of them.
 #[derive(Clone)]

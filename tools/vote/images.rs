@@ -4,15 +4,10 @@ use std::{collections::HashSet, path::PathBuf, sync::Arc};
 
 use anyhow::{Result, ensure};
 use arrow::array::{Array, ArrayRef, StringArray};
-use pipe::{
-    id,
-    key::{Key, key},
-    metrics,
-    origin::InputOrigin,
-    schema::{images, is_judge, prompts},
-    scored::{self, PromptKey, ScoredRows},
-    table::Inputs,
-};
+use pipe::key::{Key, key};
+use pipe::schema::{images, is_judge, prompts};
+use pipe::scored::{self, PromptKey, ScoredRows};
+use pipe::{id, metrics, origin::InputOrigin, table::Inputs};
 
 use crate::ballot::{Ballot, Scores};
 

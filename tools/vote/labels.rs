@@ -3,10 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use arrow::{
-    array::{ArrayRef, Float32Array, Int8Array, Int32Array, RecordBatch},
-    datatypes::SchemaRef,
-};
+use arrow::array::{ArrayRef, Float32Array, Int8Array, Int32Array, RecordBatch};
+use arrow::datatypes::SchemaRef;
 
 use crate::{ballot::Ballot, decide::Decided};
 

@@ -21,14 +21,8 @@ mod tournament;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
-use pipe::{
-    ahead::Ahead,
-    cli::{self, Answer},
-    progress,
-    rule::Rule,
-    schema, shard,
-    table::Output,
-};
+use pipe::cli::{self, Answer};
+use pipe::{ahead::Ahead, progress, rule::Rule, schema, shard, table::Output};
 use serde_json::{Map, Value};
 
 use args::Args;

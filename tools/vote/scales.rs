@@ -1,10 +1,7 @@
 //! What `zsum` and `minmax` divide by: how widely each metric's scores are spread, in this table or in another.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    str::FromStr,
-};
+use std::path::{Path, PathBuf};
+use std::{collections::BTreeMap, str::FromStr};
 
 use anyhow::{Context, Result, ensure};
 use pipe::moments::Moments;

@@ -5,11 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use pipe::{origin::InputOrigin, shard::Shard};
 
-use crate::{
-    ballot::Ballot,
-    ballots::{Ballots, Columns},
-    images::ImagePairs,
-};
+use crate::ballots::{Ballots, Columns};
+use crate::{ballot::Ballot, images::ImagePairs};
 
 pub enum PairSource {
     Scores(Ballots),

@@ -3,12 +3,9 @@
 use pipe::{kappa::Agreement, moments::Moments, text};
 use serde_json::{Map, Value, json};
 
-use crate::{
-    ballot::{Ballot, HUMAN},
-    decide::Decided,
-    rule::{Reason, human},
-    scales::Scale,
-};
+use crate::ballot::{Ballot, HUMAN};
+use crate::rule::{Reason, human};
+use crate::{decide::Decided, scales::Scale};
 
 /// Everything that is counted while pairs are decided.
 pub struct Summary {

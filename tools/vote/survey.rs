@@ -4,12 +4,9 @@
 use anyhow::Result;
 use pipe::moments::Moments;
 
-use crate::{
-    ballots::Columns,
-    fit::{Fit, Patterns},
-    scales::{Scale, Scales},
-    source::PairSource,
-};
+use crate::fit::{Fit, Patterns};
+use crate::scales::{Scale, Scales};
+use crate::{ballots::Columns, source::PairSource};
 
 pub struct Survey {
     pub scales: Scales,

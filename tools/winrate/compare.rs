@@ -1,18 +1,13 @@
 //! Compares one model with another: on all prompts, and group by group.
 
 use anyhow::{Result, bail, ensure};
-use pipe::{
-    moments,
-    names::Names,
-    winrates::{ByMetric, Cell, Change, Comparison, Group, Rate, Side},
-};
+use pipe::winrates::{ByMetric, Cell, Change, Comparison, Group, Rate, Side};
+use pipe::{moments, names::Names};
 
-use crate::{
-    bootstrap::Bootstrap,
-    scored::{ModelScores, Prompt},
-    sign::{LEVEL, holm, sign_test},
-    stats::{Wins, wilson},
-};
+use crate::bootstrap::Bootstrap;
+use crate::scored::{ModelScores, Prompt};
+use crate::sign::{LEVEL, holm, sign_test};
+use crate::stats::{Wins, wilson};
 
 pipe::names! {
     /// The column by which prompts are grouped.

@@ -16,18 +16,9 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use pipe::{
-    atomic,
-    cli::{self, Answer, Common, named},
-    grid::Format,
-    metrics,
-    names::Names,
-    place,
-    stdout::print,
-    table::Inputs,
-    text,
-    winrates::{Comparison, Pooled, Winrates},
-};
+use pipe::cli::{self, Answer, Common, named};
+use pipe::winrates::{Comparison, Pooled, Winrates};
+use pipe::{atomic, grid::Format, metrics, names::Names, place, stdout::print, table::Inputs, text};
 
 use bootstrap::Bootstrap;
 use compare::{By, compare, correct};

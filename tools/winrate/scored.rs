@@ -4,13 +4,11 @@ use std::{collections::HashMap, path::Path};
 
 use anyhow::{Result, bail, ensure};
 use arrow::array::Array;
-use pipe::{
-    moments,
-    schema::{images, prompts},
-    scored::{self, PromptKey, ScoredRows, owned},
-    table::{BATCH, Inputs},
-    winrates::{ByMetric, Distribution, Table},
-};
+use pipe::moments;
+use pipe::schema::{images, prompts};
+use pipe::scored::{self, PromptKey, ScoredRows, owned};
+use pipe::table::{BATCH, Inputs};
+use pipe::winrates::{ByMetric, Distribution, Table};
 
 use crate::stats;
 

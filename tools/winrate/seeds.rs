@@ -1,16 +1,12 @@
 //! Several training seeds of a model: how far a win rate could differ with other seeds and other prompts.
 
 use anyhow::{Result, ensure};
-use pipe::{
-    moments,
-    winrates::{ByMetric, Change, Pooled, PooledCell},
-};
+use pipe::moments;
+use pipe::winrates::{ByMetric, Change, Pooled, PooledCell};
 
-use crate::{
-    compare::both,
-    scored::{ModelScores, Prompt},
-    stats::{Z, student, wilson},
-};
+use crate::compare::both;
+use crate::scored::{ModelScores, Prompt};
+use crate::stats::{Z, student, wilson};
 
 /// A model's tables: one per training seed, in the order in which they were named.
 pub struct Model<'a> {

@@ -1,18 +1,13 @@
 //! What is printed: the paper's Tables I and II (win rates), V (mean scores) and VI (distribution of the scores), every test, and
 //! several seeds taken together.
 
-use pipe::{
-    grid::{self, Grid},
-    moments,
-    names::Names,
-    winrates::{Cell, Change, Comparison, Distribution, Group, Pooled, PooledCell, Rate, Side, Winrates},
-};
+use pipe::grid::{self, Grid};
+use pipe::winrates::{Cell, Change, Comparison, Distribution, Group, Pooled, PooledCell, Rate, Side, Winrates};
+use pipe::{moments, names::Names};
 
-use crate::{
-    compare::{By, groups},
-    scored::{self, ModelScores, Prompt},
-    sign::LEVEL,
-};
+use crate::compare::{By, groups};
+use crate::scored::{self, ModelScores, Prompt};
+use crate::sign::LEVEL;
 
 /// Everything that the tables show.
 pub struct Results<'a> {

@@ -6,14 +6,10 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use ops::accumulate_store;
 
-use crate::{
-    conditioning::{Conditioning, Widths},
-    loader::Loader,
-    lora::{self, LoraConfig, kohya::Naming},
-    params::Params,
-    unet::{self, UNet, UNetConfig},
-    weights::Weights,
-};
+use crate::conditioning::{Conditioning, Widths};
+use crate::lora::{self, LoraConfig, kohya::Naming};
+use crate::unet::{self, UNet, UNetConfig};
+use crate::{loader::Loader, params::Params, weights::Weights};
 
 /// What a denoiser's `config.json` says.
 #[derive(Clone, Debug)]

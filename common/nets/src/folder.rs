@@ -1,9 +1,7 @@
 //! Which files lie where in the folders of published models and of checkpoints.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 

@@ -1,10 +1,8 @@
 //! Models by hub id, `org/name[@revision]`: from the hub's cache on this machine, and fetched only when that is allowed.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io::IsTerminal,
-    path::{Path, PathBuf},
-};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType, api::sync::ApiBuilder};

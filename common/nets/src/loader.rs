@@ -5,11 +5,8 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 
-use crate::{
-    lora::{Adapter, LoraConfig},
-    params::Params,
-    weights::Weights,
-};
+use crate::lora::{Adapter, LoraConfig};
+use crate::{params::Params, weights::Weights};
 
 /// Hands out a network's tensors by path, as in `loader.pp("conv_in").get("weight", &[..])`.
 #[derive(Clone)]

@@ -6,12 +6,10 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Device, Tensor};
 use serde::Deserialize;
 
-use crate::{
-    conditioning::{Conditioning, Widths},
-    json,
-    text::{TextModel, TextStates},
-    tokenizer::{Style, Tokenizer},
-};
+use crate::conditioning::{Conditioning, Widths};
+use crate::json;
+use crate::text::{TextModel, TextStates};
+use crate::tokenizer::{Style, Tokenizer};
 
 /// The part of `model_index.json` that says how prompts are read.
 #[derive(Deserialize)]

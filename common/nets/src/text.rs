@@ -7,13 +7,9 @@ use candle_core::{D, DType, Device, Result as Candle, Tensor};
 use ops::Mask;
 use serde::Deserialize;
 
-use crate::{
-    json,
-    layers::{LayerNorm, Linear},
-    loader::Loader,
-    transformer::{Encoder, HiddenAct, Shape},
-    weights::Weights,
-};
+use crate::layers::{LayerNorm, Linear};
+use crate::transformer::{Encoder, HiddenAct, Shape};
+use crate::{json, loader::Loader, weights::Weights};
 
 /// `config.json` of a CLIPTextModel. A missing key takes transformers' default.
 #[derive(Clone, Debug, Deserialize)]

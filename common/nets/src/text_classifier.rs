@@ -3,10 +3,8 @@
 //! candle-transformers' DistilBERT is not used, because its `gelu` is the tanh approximation: with it the logits of the parity kit are
 //! off by 1.2e-3, with the exact one by less than 5e-5.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::{DType, Device, IndexOp, Result as Candle, Tensor};
@@ -18,12 +16,8 @@ use tokenizers::{
     processors::bert::BertProcessing,
 };
 
-use crate::{
-    json,
-    layers::{LayerNorm, Linear},
-    loader::Loader,
-    weights::Weights,
-};
+use crate::layers::{LayerNorm, Linear};
+use crate::{json, loader::Loader, weights::Weights};
 
 /// `config.json`; a missing key has transformers' default.
 #[derive(Debug, Deserialize)]

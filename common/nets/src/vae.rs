@@ -7,12 +7,8 @@ use candle_core::{DType, Device, Result as Candle, Tensor};
 use ops::{Activation, Mask};
 use serde::Deserialize;
 
-use crate::{
-    json,
-    layers::{Conv2d, GroupNorm, Linear, ResnetBlock},
-    loader::Loader,
-    weights::Weights,
-};
+use crate::layers::{Conv2d, GroupNorm, Linear, ResnetBlock};
+use crate::{json, loader::Loader, weights::Weights};
 
 /// `vae/config.json`. A missing key takes diffusers' default.
 #[derive(Clone, Debug, Deserialize)]

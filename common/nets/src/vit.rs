@@ -4,11 +4,9 @@ use anyhow::Result;
 use candle_core::{Result as Candle, Tensor};
 use serde::Deserialize;
 
-use crate::{
-    layers::{LayerNorm, Linear},
-    loader::Loader,
-    transformer::{Encoder, HiddenAct, Shape},
-};
+use crate::layers::{LayerNorm, Linear};
+use crate::loader::Loader;
+use crate::transformer::{Encoder, HiddenAct, Shape};
 
 /// `vision_config` of a CLIPModel. A missing key takes transformers' default.
 #[derive(Clone, Debug, Deserialize)]

@@ -1,20 +1,15 @@
 //! Reading weights: named tensors from safetensors files (any float type, whole or in shards) and torch's zip pickles.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fs::File,
-    io::Read,
-    os::unix::fs::{FileExt, MetadataExt},
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::{fs::File, io::Read};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
-use pipe::{
-    id,
-    origin::{self, Origin},
-};
+use pipe::id;
+use pipe::origin::{self, Origin};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 

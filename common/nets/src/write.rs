@@ -4,10 +4,8 @@ use std::{collections::BTreeMap, io::Write, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use pipe::{
-    atomic::{self, AtomicFile},
-    origin::{self, Origin},
-};
+use pipe::atomic::{self, AtomicFile};
+use pipe::origin::{self, Origin};
 use safetensors::tensor::TensorInfo;
 
 use crate::folder::DIFFUSERS_WEIGHTS;

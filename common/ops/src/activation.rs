@@ -8,11 +8,8 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda::{self, launch};
-use super::{
-    arithmetic::CHUNK,
-    kernel::{Gradient, Kernel, Operand, apply1},
-    math,
-};
+use super::kernel::{Gradient, Kernel, Operand, apply1};
+use super::{arithmetic::CHUNK, math};
 
 /// x sigmoid(x), of any shape.
 pub fn silu(x: &Tensor) -> Result<Tensor> {

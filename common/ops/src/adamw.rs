@@ -5,12 +5,10 @@ use half::bf16;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use super::arithmetic::CHUNK;
 #[cfg(feature = "cuda")]
 use super::cuda::{self, launch};
-use super::{
-    arithmetic::CHUNK,
-    values::{Values, with_values, with_values_mut},
-};
+use super::values::{Values, with_values, with_values_mut};
 
 /// Numbers of a step that are the same for all tensors.
 #[derive(Clone, Copy, Debug)]

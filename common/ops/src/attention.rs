@@ -4,12 +4,9 @@ use candle_core::{D, DType, Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::{
-    kernel::{Gradient, Kernel, Operand, apply3},
-    math,
-    matrix::{Mat, Shared, even, gemm},
-    precomputed::with_backward,
-};
+use super::kernel::{Gradient, Kernel, Operand, apply3};
+use super::matrix::{Mat, Shared, even, gemm};
+use super::{math, precomputed::with_backward};
 
 /// Which keys a query may see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,14 +6,9 @@ use std::ops::Range;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{
-    arithmetic::add_bias,
-    kernel::{Gradient, Kernel, Operand, apply3},
-    math,
-    matrix::{Mat, Shared, gemm},
-    precomputed::with_backward,
-    winograd,
-};
+use super::kernel::{Gradient, Kernel, Operand, apply3};
+use super::matrix::{Mat, Shared, gemm};
+use super::{arithmetic::add_bias, math, precomputed::with_backward, winograd};
 
 /// `x` (B, C, H, W), `weight` (O, C, k, k), `bias` (O) -> (B, O, H', W').
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {

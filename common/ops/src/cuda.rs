@@ -6,15 +6,10 @@
 
 use std::sync::OnceLock;
 
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
+use candle_core::cuda_backend::cudarc::nvrtc::compile_ptx;
 use candle_core::{
-    CudaDevice, CudaStorage, Layout, Result, Shape, Storage, Tensor,
-    backend::BackendStorage,
-    bail,
-    cuda_backend::cudarc::{
-        driver::{CudaSlice, CudaView},
-        nvrtc::compile_ptx,
-    },
-    op::BackpropOp,
+    CudaDevice, CudaStorage, Layout, Result, Shape, Storage, Tensor, backend::BackendStorage, bail, op::BackpropOp,
 };
 
 /// Threads per block of the elementwise kernels, and their largest number of blocks.

@@ -2,11 +2,9 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{
-    kernel::{Kernel, Operand, apply3},
-    linear::{composed_product, product},
-    shape::swap_last_two,
-};
+use super::kernel::{Kernel, Operand, apply3};
+use super::linear::{composed_product, product};
+use super::shape::swap_last_two;
 
 /// Transposes a weight (out, in) to (in, out), as [`linear_frozen`] takes it.
 pub fn freeze(weight: &Tensor) -> Result<Tensor> {
@@ -45,10 +43,8 @@ impl Kernel<3> for LinearFrozen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        linear,
-        tests::{close, var},
-    };
+    use crate::linear;
+    use crate::tests::{close, var};
 
     #[test]
     fn the_same_bits_as_linear() {

@@ -2,12 +2,10 @@
 
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp3, DType, Device, Error, Layout, Result, Shape, Tensor};
 
+use super::accumulate::add_to_sum;
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::{
-    accumulate::add_to_sum,
-    values::{values, with_values},
-};
+use super::values::{values, with_values};
 
 /// A differentiable operation on N tensors.
 ///

@@ -3,13 +3,9 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{
-    arithmetic::add_bias,
-    kernel::{Gradient, Kernel, Operand, apply3},
-    matrix::{Mat, Shared, even, gemm},
-    precomputed::with_backward,
-    shape::swap,
-};
+use super::kernel::{Gradient, Kernel, Operand, apply3};
+use super::matrix::{Mat, Shared, even, gemm};
+use super::{arithmetic::add_bias, precomputed::with_backward, shape::swap};
 
 /// Rows that one task multiplies, about; each task packs the whole weight for itself.
 const BLOCK: usize = 256;

@@ -2,10 +2,8 @@
 
 use std::ffi::c_char;
 
-use candle_core::{
-    CpuStorage, CudaStorage, Device, Error, InplaceOp1, Layout, Result, Tensor, bail,
-    cuda_backend::cudarc::nccl::safe::{Comm, Id, ReduceOp},
-};
+use candle_core::cuda_backend::cudarc::nccl::safe::{Comm, Id, ReduceOp};
+use candle_core::{CpuStorage, CudaStorage, Device, Error, InplaceOp1, Layout, Result, Tensor, bail};
 
 /// One process's place among those that sum together.
 pub struct Communicator(Comm);

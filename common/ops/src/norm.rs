@@ -8,11 +8,8 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda::{self, launch};
-use super::{
-    kernel::{Gradient, Kernel, Operand, apply3},
-    math,
-    matrix::Shared,
-};
+use super::kernel::{Gradient, Kernel, Operand, apply3};
+use super::{math, matrix::Shared};
 
 /// What follows the norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,11 +1,9 @@
 //! Memory for large tensors. Every operation allocates its result. A block from the system costs a page fault per four
 //! kilobytes and a pass of zeros; so blocks of some megabytes and more are kept for the next operation here, on large pages.
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    ptr,
-    sync::{Mutex, PoisonError},
-};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::ptr;
+use std::sync::{Mutex, PoisonError};
 
 /// The allocator for programs that run networks, which set it as their `#[global_allocator]`. Blocks below 4 MiB are the
 /// system allocator's.

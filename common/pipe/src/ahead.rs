@@ -1,12 +1,8 @@
 //! Read-ahead: an iterator that runs on a thread of its own while its earlier items are in use.
 
-use std::{
-    any::Any,
-    mem,
-    sync::mpsc::{Receiver, RecvTimeoutError, sync_channel},
-    thread::{Builder, JoinHandle},
-    time::Duration,
-};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread::{Builder, JoinHandle};
+use std::{any::Any, mem, time::Duration};
 
 use anyhow::{Context, Error, Result, anyhow};
 

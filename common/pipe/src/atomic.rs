@@ -1,10 +1,8 @@
 //! Atomic writes: a file is written beside its target, synced and renamed, so that whatever exists is complete.
 
-use std::{
-    fs::{self, File},
-    io::{BufWriter, Write},
-    path::{Path, PathBuf},
-};
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 

@@ -1,27 +1,16 @@
 //! The frame of every command line: shared flags, the parser of names, errors and exit codes.
 
-use std::{
-    marker::PhantomData,
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::path::{Path, PathBuf};
+use std::{marker::PhantomData, num::NonZeroUsize, process::ExitCode};
 
 use anyhow::{Context, Error, Result, bail};
-use clap::{
-    Arg, Command, Parser,
-    builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, StringValueParser, TypedValueParser},
-};
+use clap::builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, StringValueParser, TypedValueParser};
+use clap::{Arg, Command, Parser};
 
-use crate::{
-    device::{Device, Dtype},
-    names::Names,
-    place,
-    shard::{self, Shard},
-    stdout::{print, reader_left},
-    stop::Stopped,
-    table::is_url,
-};
+use crate::device::{Device, Dtype};
+use crate::shard::{self, Shard};
+use crate::stdout::{print, reader_left};
+use crate::{names::Names, place, stop::Stopped, table::is_url};
 
 /// What a tool answers: exit code 0 or 1. An error is exit code 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,14 +3,11 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use arrow::{
-    array::{
-        Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Float32Array, RecordBatch, StringArray, StructArray,
-        UInt64Array,
-    },
-    compute::cast,
-    datatypes::DataType,
+use arrow::array::{
+    Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Float32Array, RecordBatch, StringArray, StructArray,
+    UInt64Array,
 };
+use arrow::{compute::cast, datatypes::DataType};
 
 /// Some consecutive rows of a table.
 #[derive(Clone, Debug)]

@@ -6,14 +6,8 @@ use anyhow::Result;
 use arrow::array::RecordBatch;
 use indicatif::ProgressBar;
 
-use crate::{
-    ahead::Ahead,
-    column::Rows,
-    origin::Origin,
-    parts::{Parts, Tables},
-    place, progress, stop,
-    table::Output,
-};
+use crate::parts::{Parts, Tables};
+use crate::{ahead::Ahead, column::Rows, origin::Origin, place, progress, stop, table::Output};
 
 /// What a job does, apart from the work itself.
 pub struct Spec {

@@ -3,11 +3,8 @@
 use anyhow::Result;
 use arrow::array::{Array, StringArray};
 
-use crate::{
-    column::Rows,
-    id,
-    schema::{labels, pairs},
-};
+use crate::schema::{labels, pairs};
+use crate::{column::Rows, id};
 
 /// The columns that name pairs, one row per pair.
 pub struct PairKeys {

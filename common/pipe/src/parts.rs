@@ -1,28 +1,16 @@
 //! Finished parts of long work. They lie in `OUT.partial/` until all are there, so that a killed run continues where it
 //! stopped. The same work continues; any other work is refused.
 
-use std::{
-    cmp::Reverse,
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
+use std::{cmp::Reverse, fs, io};
 
 use anyhow::{Context, Error, Result, ensure};
-use arrow::{
-    array::RecordBatch,
-    compute::{BatchCoalescer, concat_batches},
-    datatypes::Schema,
-};
+use arrow::compute::{BatchCoalescer, concat_batches};
+use arrow::{array::RecordBatch, datatypes::Schema};
 
-use crate::{
-    atomic::{self, partial_path},
-    column::Rows,
-    origin::Origin,
-    place,
-    shard::Shard,
-    stop,
-    table::{BATCH, Inputs, Output},
-};
+use crate::atomic::{self, partial_path};
+use crate::table::{BATCH, Inputs, Output};
+use crate::{column::Rows, origin::Origin, place, shard::Shard, stop};
 
 /// The tables that a job writes. The first has one row per row of work.
 pub struct Tables {

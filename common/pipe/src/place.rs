@@ -1,12 +1,10 @@
 //! Where an output goes: to a file, which appears whole, or into a pipe or a device, which take the bytes as they come. An
 //! output is never one of the inputs.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    iter,
-    os::unix::fs::{FileTypeExt, MetadataExt},
-    path::{Path, PathBuf},
-};
+use std::fs::{self, File, OpenOptions};
+use std::iter;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 

@@ -1,25 +1,19 @@
 //! Reads prompts from whatever a benchmark publishes: TSV, JSON, text, Parquet, an Arrow stream. The format is recognised by the
 //! content, not by the name.
 
-use std::{
-    collections::HashSet,
-    io::{BufRead, Cursor, IsTerminal, Read},
-    path::{Path, PathBuf},
-};
+use std::collections::HashSet;
+use std::io::{BufRead, Cursor, IsTerminal, Read};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use arrow::{
-    array::{Array, StringArray},
-    datatypes::DataType,
-};
+use arrow::array::{Array, StringArray};
+use arrow::datatypes::DataType;
 use serde_json::Value;
 
-use crate::{
-    id::{hex, prompt_id, sha256},
-    origin::InputOrigin,
-    schema::{pairs, prompts as col},
-    table::{self, Inputs},
-};
+use crate::id::{hex, prompt_id, sha256};
+use crate::origin::InputOrigin;
+use crate::schema::{pairs, prompts as col};
+use crate::table::{self, Inputs};
 
 /// One row of a prompts table.
 #[derive(Clone, Debug, PartialEq)]

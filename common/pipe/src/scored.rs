@@ -3,11 +3,8 @@
 use anyhow::{Result, ensure};
 use arrow::array::{Array, Float32Array, StringArray, UInt64Array};
 
-use crate::{
-    column::Rows,
-    schema::{images, prompts},
-    table::Inputs,
-};
+use crate::schema::{images, prompts};
+use crate::{column::Rows, table::Inputs};
 
 /// Set and prompt_id: the same text in two sets is two prompts.
 pub type PromptKey = (Option<String>, String);

@@ -1,10 +1,8 @@
 //! The only source of randomness. Every draw is a pure function of (run seed, stream name, id, visit), so order, threads, shards and
 //! resumption change nothing.
 
-use rand_chacha::{
-    ChaCha8Rng,
-    rand_core::{Rng, SeedableRng},
-};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::id::sha256_of;
 

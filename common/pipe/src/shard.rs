@@ -1,10 +1,7 @@
 //! `--shard I/N`: one of N contiguous ranges of rows, so that N machines can share one table.
 
-use std::{
-    ops::Range,
-    path::{Path, PathBuf},
-    str::FromStr,
-};
+use std::path::{Path, PathBuf};
+use std::{ops::Range, str::FromStr};
 
 /// The `index`-th of `count` contiguous row ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

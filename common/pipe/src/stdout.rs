@@ -1,9 +1,7 @@
 //! Standard output, whose reader may leave early: `vote ... -o - | head` has then done what was asked of it.
 
-use std::{
-    fmt,
-    io::{self, ErrorKind, Write},
-};
+use std::fmt;
+use std::io::{self, ErrorKind, Write};
 
 use anyhow::{Context, Error, Result};
 use arrow::error::ArrowError;

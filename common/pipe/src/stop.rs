@@ -1,15 +1,11 @@
 //! SIGTERM and SIGINT: long work saves what is finished, then exits with 143 or 130, as a shell expects.
 
-use std::sync::{
-    Arc, LazyLock, OnceLock,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
-};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use anyhow::{Context, Error, Result};
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    flag,
-};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 /// The signal that arrived while signals were watched, or 0.
 static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Default::default);

@@ -4,18 +4,12 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use arrow::compute::concat_batches;
-use parquet::{
-    arrow::{
-        ProjectionMask,
-        arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection},
-    },
-    file::metadata::PageIndexPolicy,
-};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection};
+use parquet::file::metadata::PageIndexPolicy;
 
-use crate::{
-    column::Rows,
-    table::{Builder, Inputs, Storage},
-};
+use crate::column::Rows;
+use crate::table::{Builder, Inputs, Storage};
 
 /// Parquet tables opened for access by row number. Rows are numbered through all tables.
 pub struct Taker {

@@ -1,9 +1,7 @@
 //! What `winrate --json` writes and `report --winrates` reads. `common/FORMATS.md` lists the fields. All intervals are 95 %.
 
-use serde::{
-    Deserialize, Deserializer, Serialize, Serializer,
-    de::{DeserializeOwned, Error},
-};
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 #[derive(Serialize, Deserialize)]

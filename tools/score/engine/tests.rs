@@ -3,10 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use arrow::array::{ArrayRef, BinaryArray, RecordBatch, StringArray};
-use nets::{
-    image::{Rgb, png},
-    scorer::{Joint, Scorer, Towers},
-};
+use nets::image::{Rgb, png};
+use nets::scorer::{Joint, Scorer, Towers};
 
 use super::*;
 

@@ -5,10 +5,8 @@ use std::sync::LazyLock;
 
 use regex::{Regex, bytes};
 
-use super::{
-    charmaps::{CHARMAPS, LATIN_1, windows_1252},
-    regex,
-};
+use super::charmaps::{CHARMAPS, LATIN_1, windows_1252};
+use super::regex;
 
 /// Classes of characters by their role in such text (ftfy's MOJIBAKE_CATEGORIES).
 const CATEGORIES: [(&str, &str); 15] = [

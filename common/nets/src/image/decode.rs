@@ -2,17 +2,13 @@
 //!
 //! EXIF orientation, ICC profiles and gamma are ignored and alpha is dropped, as in Pillow (and transformers 4.30).
 
-use std::{
-    cell::Cell,
-    io::{self, BufRead, Cursor, Read},
-    panic::{AssertUnwindSafe, catch_unwind},
-};
+use std::cell::Cell;
+use std::io::{self, BufRead, Cursor, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use image::{
-    ColorType, ImageDecoder, Limits,
-    codecs::{png::PngDecoder, webp::WebPDecoder},
-};
+use image::codecs::{png::PngDecoder, webp::WebPDecoder};
+use image::{ColorType, ImageDecoder, Limits};
 use mozjpeg::{ColorSpace, Decompress, decompress::DecompressStarted};
 
 use super::Rgb;

@@ -1,11 +1,9 @@
 //! The inputs that each peer gives its network: those of HF's CLIP processor, of the letterbox of HPS and CLIP, and of
 //! Diffusion-DPO's training crop.
 
-use super::{
-    Rgb,
-    float::{self, Antialias},
-    resize::{Filter, Window, resize_window},
-};
+use super::Rgb;
+use super::float::{self, Antialias};
+use super::resize::{Filter, Window, resize_window};
 
 /// (value - mean) / std for each of red, green and blue, of values in [0, 1].
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,26 +1,18 @@
 //! Files of adapters: read as diffusers or `train` wrote them, written for diffusers and for kohya's scripts, or merged
 //! into a UNet's weights.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use pipe::origin::{self, Origin};
 use serde_json::{Value, json};
 
-use super::{
-    adapter::{Adapter, LoraConfig, modules},
-    kohya::{self, Naming},
-};
-use crate::{
-    folder::ADAPTERS,
-    params::Params,
-    weights::{self, Weights},
-    write,
-};
+use super::adapter::{Adapter, LoraConfig, modules};
+use super::kohya::{self, Naming};
+use crate::weights::{self, Weights};
+use crate::{folder::ADAPTERS, params::Params, write};
 
 /// The same adapters as in [`ADAPTERS`], under the names of kohya's scripts.
 pub const KOHYA_FILE: &str = "kohya.safetensors";

@@ -2,12 +2,9 @@
 
 mod machine;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fs::File,
-    io::{BufReader, Read},
-    path::Path,
-};
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufReader, Read};
+use std::{fs::File, path::Path};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{Device, Tensor, WithDType};

@@ -1,20 +1,16 @@
 //! LAION's aesthetic predictor: a head on CLIP-L's image embedding of unit length. The caption does not matter.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 use pipe::id;
 
-use super::{
-    clip_model::{ClipModel, Reading},
-    metric::{Band, Metric, ModelFiles, Needs, Options, Role},
-    model::{Model, Scorer, Towers},
-    picture::Picture,
-};
+use super::clip_model::{ClipModel, Reading};
+use super::metric::{Band, Metric, ModelFiles, Needs, Options, Role};
+use super::model::{Model, Scorer, Towers};
+use super::picture::Picture;
 use crate::weights::Weights;
 
 pub const METRIC: Metric = Metric {

@@ -2,11 +2,9 @@
 
 use anyhow::Result;
 
-use super::{
-    clip_model::{ClipModel, RESIZE, Reading},
-    metric::{Band, Metric, ModelFiles, Needs, Options, Role},
-    model::Scorer,
-};
+use super::clip_model::{ClipModel, RESIZE, Reading};
+use super::metric::{Band, Metric, ModelFiles, Needs, Options, Role};
+use super::model::Scorer;
 
 pub const METRIC: Metric = Metric {
     name: "clip",

@@ -1,31 +1,19 @@
 //! A CLIP as scorers use it: both towers, tokenizer and preprocessing, read from either published layout.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use pipe::{id, names::Names};
 use rayon::prelude::*;
 
-use super::{
-    description::Description,
-    hugging_face,
-    metric::{Choice, Options},
-    model::{Model, Scorer, Towers},
-    open_clip,
-    picture::Picture,
-};
-use crate::{
-    image::{Antialias, Preprocess},
-    loader::Loader,
-    text::TextModel,
-    tokenizer::{Style, Tokenizer},
-    vit::VisionModel,
-    weights::Weights,
-};
+use super::metric::{Choice, Options};
+use super::model::{Model, Scorer, Towers};
+use super::{description::Description, hugging_face, open_clip, picture::Picture};
+use crate::image::{Antialias, Preprocess};
+use crate::tokenizer::{Style, Tokenizer};
+use crate::{loader::Loader, text::TextModel, vit::VisionModel, weights::Weights};
 
 /// Whose preprocessing and tokenization a metric follows, whatever the layout of its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,11 +3,9 @@
 
 use anyhow::Result;
 
-use super::{
-    metric::{Band, Metric, ModelFiles, Needs, Options, Role},
-    model::{Model, Scorer, Towers},
-    picture::Picture,
-};
+use super::metric::{Band, Metric, ModelFiles, Needs, Options, Role};
+use super::model::{Model, Scorer, Towers};
+use super::picture::Picture;
 use crate::image::Rgb;
 
 pub const METRIC: Metric = Metric {

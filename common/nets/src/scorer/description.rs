@@ -3,11 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::{
-    image::{CLIP, Normalise},
-    text::TextConfig,
-    vit::VisionConfig,
-};
+use crate::image::{CLIP, Normalise};
+use crate::{text::TextConfig, vit::VisionConfig};
 
 /// Both towers, and what the files say of the image's preparation. What they do not say is as in OpenAI's CLIP.
 pub struct Description {

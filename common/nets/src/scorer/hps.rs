@@ -5,11 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail, ensure};
 use pipe::names::Names;
 
-use super::{
-    clip_model::{ClipModel, Layout, RESIZE, Reading},
-    metric::{Band, Choice, Metric, ModelFiles, Needs, Options, Role},
-    model::Scorer,
-};
+use super::clip_model::{ClipModel, Layout, RESIZE, Reading};
+use super::metric::{Band, Choice, Metric, ModelFiles, Needs, Options, Role};
+use super::model::Scorer;
 pub const METRIC: Metric = Metric {
     name: "hps",
     role: Role::Voter,

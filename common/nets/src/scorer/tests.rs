@@ -4,17 +4,10 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{
-    aesthetic::Head,
-    clip_model::{ClipModel, Reading},
-    colourfulness::colourfulness,
-    *,
-};
-use crate::{
-    image::{Antialias, Rgb},
-    weights::Weights,
-    write,
-};
+use super::clip_model::{ClipModel, Reading};
+use super::{aesthetic::Head, colourfulness::colourfulness, *};
+use crate::image::{Antialias, Rgb};
+use crate::{weights::Weights, write};
 
 fn options() -> Options {
     Options { device: Device::Cpu, dtype: DType::F32, batch: 3, chosen: Default::default() }

@@ -4,10 +4,8 @@ use anyhow::{Result, ensure};
 use candle_core::{Result as Candle, Tensor};
 use ops::Mask;
 
-use crate::{
-    layers::{LayerNorm, Linear},
-    loader::Loader,
-};
+use crate::layers::{LayerNorm, Linear};
+use crate::loader::Loader;
 
 /// Multi-head attention, the queries from the pixels.
 struct Attention {

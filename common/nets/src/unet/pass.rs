@@ -6,10 +6,8 @@ use anyhow::{Context, Result};
 use candle_core::{Tensor, Var, backprop::GradStore};
 use ops::accumulate_store;
 
-use super::{
-    UNet,
-    piece::{self, Input, Push, Shared},
-};
+use super::UNet;
+use super::piece::{self, Input, Push, Shared};
 use crate::conditioning::Conditioning;
 
 /// The inputs of a UNet and of each of its pieces, without history.

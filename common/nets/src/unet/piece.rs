@@ -6,10 +6,8 @@ use candle_core::Tensor;
 use ops::Activation;
 
 use super::{block::TransformerBlock, config::UNetConfig};
-use crate::{
-    layers::{Conv2d, GroupNorm, Linear, ResnetBlock},
-    loader::Loader,
-};
+use crate::layers::{Conv2d, GroupNorm, Linear, ResnetBlock};
+use crate::loader::Loader;
 
 /// A piece without its weights.
 #[derive(Clone, Debug)]

@@ -6,10 +6,8 @@ use anyhow::{Context, Result, bail};
 use arrow::{array::RecordBatch, ipc::reader::FileReader};
 use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReader};
 
-use super::{
-    opened::{Body, Opened},
-    storage::Storage,
-};
+use super::opened::{Body, Opened};
+use super::storage::Storage;
 use crate::column::Rows;
 
 /// What is to be read of one table.

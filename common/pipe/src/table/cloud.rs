@@ -1,15 +1,9 @@
 //! Objects in S3, Google Cloud Storage or on a web server, read by ranges: first the footer, then the columns that are needed,
 //! some megabytes at a time. Credentials come from the usual environment variables (`AWS_*`, `GOOGLE_*`).
 
-use std::{
-    collections::HashMap,
-    env,
-    future::Future,
-    io::{self, Read},
-    ops::Range,
-    sync::{Arc, Mutex, OnceLock},
-    time::Duration,
-};
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::{collections::HashMap, env, future::Future, ops::Range, time::Duration};
 
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use bytes::Bytes;

@@ -1,25 +1,16 @@
 //! Tables as a tool names them: several files, folders of parts, a pipe, read one after the other.
 
-use std::{
-    collections::VecDeque,
-    io::Read,
-    ops::Range,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
+use std::{collections::VecDeque, io::Read, ops::Range, sync::Arc};
 
 use anyhow::{Result, bail, ensure};
 use arrow::datatypes::SchemaRef;
 
-use super::{
-    batches::{Batches, Selection},
-    open::{is_folder, open_file, open_stdin, open_stream, parts_of},
-    opened::{Body, Opened},
-};
-use crate::{
-    origin::{InputOrigin, Origin},
-    shard::Shard,
-};
+use super::batches::{Batches, Selection};
+use super::open::{is_folder, open_file, open_stdin, open_stream, parts_of};
+use super::opened::{Body, Opened};
+use crate::origin::{InputOrigin, Origin};
+use crate::shard::Shard;
 
 /// Rows per batch where the caller has no reason for another number.
 pub const BATCH: usize = 1024;

@@ -1,21 +1,15 @@
 //! Recognising what a file or pipe holds, and finding the parts of a sharded table.
 
-use std::{
-    collections::HashSet,
-    fs::File,
-    io::{Cursor, IsTerminal, Read},
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::io::{Cursor, IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::{collections::HashSet, fs::File, sync::Arc};
 
 use anyhow::{Context, Result, bail, ensure};
 use arrow::ipc::reader::FileReader;
 
-use super::{
-    opened::{Body, Opened},
-    storage::{Storage, is_url},
-    stream::Stream,
-};
+use super::opened::{Body, Opened};
+use super::storage::{Storage, is_url};
+use super::stream::Stream;
 
 const PARQUET: &[u8] = b"PAR1";
 const IPC_FILE: &[u8] = b"ARROW1";

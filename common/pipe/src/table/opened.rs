@@ -1,22 +1,16 @@
 //! One table that has been opened: its name, schema and row count, and where its rows come from.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Result;
 use arrow::datatypes::SchemaRef;
 use parquet::file::reader::{ChunkReader, Length};
 
-use super::{
-    storage::{Storage, is_url},
-    stream::Stream,
-};
-use crate::{
-    id::{file_hash, hex, sha256},
-    origin::{self, InputOrigin, Origin},
-};
+use super::storage::{Storage, is_url};
+use super::stream::Stream;
+use crate::id::{file_hash, hex, sha256};
+use crate::origin::{self, InputOrigin, Origin};
 
 pub(super) struct Opened {
     /// The name to use in messages.

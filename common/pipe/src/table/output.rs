@@ -1,30 +1,18 @@
 //! Tables being written: Parquet files that appear whole, Arrow streams on standard output and into named pipes.
 
-use std::{
-    io::{BufWriter, IsTerminal, Write},
-    path::Path,
-    sync::Arc,
-};
+use std::io::{BufWriter, IsTerminal, Write};
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, Error, Result, ensure};
-use arrow::{
-    array::RecordBatch,
-    datatypes::{Schema, SchemaRef},
-    ipc::writer::StreamWriter,
-};
-use parquet::{
-    arrow::{ARROW_SCHEMA_META_KEY, ArrowWriter, arrow_writer::ArrowWriterOptions, encode_arrow_schema},
-    basic::{Compression, ZstdLevel},
-    file::{metadata::KeyValue, properties::WriterProperties},
-};
+use arrow::datatypes::{Schema, SchemaRef};
+use arrow::{array::RecordBatch, ipc::writer::StreamWriter};
+use parquet::arrow::{ARROW_SCHEMA_META_KEY, ArrowWriter, arrow_writer::ArrowWriterOptions, encode_arrow_schema};
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::{metadata::KeyValue, properties::WriterProperties};
 
-use crate::{
-    atomic::AtomicFile,
-    origin::{self, Origin},
-    place,
-    schema::{images, labels, pairs},
-    stdout::stdout,
-};
+use crate::origin::{self, Origin};
+use crate::schema::{images, labels, pairs};
+use crate::{atomic::AtomicFile, place, stdout::stdout};
 
 /// Columns with a name of its own for almost every row.
 const NAMES: [&str; 4] = [labels::PAIR_ID, pairs::UID[0], pairs::UID[1], images::IMAGE_UID];

@@ -1,18 +1,13 @@
 //! Where the bytes of a Parquet table lie: in a file, or in an object store (feature `cloud`).
 
-use std::{
-    fs::File,
-    io::{BufReader, Read},
-    path::Path,
-};
+use std::io::{BufReader, Read};
+use std::{fs::File, path::Path};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use parquet::{
-    arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
-    errors::Result as ParquetResult,
-    file::reader::{ChunkReader, Length},
-};
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::errors::Result as ParquetResult;
+use parquet::file::reader::{ChunkReader, Length};
 
 #[cfg(feature = "cloud")]
 use super::cloud::{Object, ObjectReader};

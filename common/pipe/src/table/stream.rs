@@ -1,9 +1,7 @@
 //! Arrow IPC streams, which must close with their end mark.
 
-use std::{
-    io::{BufReader, Read},
-    sync::{Arc, Mutex},
-};
+use std::io::{BufReader, Read};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, ensure};
 use arrow::{array::RecordBatch, datatypes::SchemaRef, ipc::reader::StreamReader};
