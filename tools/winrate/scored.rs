@@ -4,11 +4,11 @@ use std::{collections::HashMap, path::Path};
 
 use anyhow::{Result, bail, ensure};
 use arrow::array::Array;
-use pipe::moments;
 use pipe::schema::{images, prompts};
 use pipe::scored::{self, PromptKey, ScoredRows, owned};
 use pipe::table::{BATCH, Inputs};
 use pipe::winrates::{ByMetric, Distribution, Table};
+use pipe::{moments, shown};
 
 use crate::stats;
 
@@ -50,7 +50,7 @@ struct Image {
 impl ModelScores {
     /// Reads a table and keeps the first `n` images of each prompt, by k.
     pub fn read(path: &Path, mut inputs: Inputs, metrics: &[String], n: usize) -> Result<Self> {
-        let table = if path.as_os_str() == "-" { "standard input".into() } else { path.display().to_string() };
+        let table = if path.as_os_str() == "-" { "standard input".into() } else { shown::path(path) };
         inputs.require(&NEEDED, HINT)?;
         let names: Vec<&str> = metrics.iter().map(String::as_str).collect();
         inputs.require(&names, "score it with the same metrics, or choose some with --metrics")?;

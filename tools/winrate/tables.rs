@@ -3,7 +3,7 @@
 
 use pipe::grid::{self, Grid};
 use pipe::winrates::{Cell, Change, Comparison, Distribution, Group, Pooled, PooledCell, Rate, Side, Winrates};
-use pipe::{moments, names::Names};
+use pipe::{moments, names::Names, shown::shown};
 
 use crate::compare::{By, groups};
 use crate::scored::{self, ModelScores, Prompt};
@@ -114,7 +114,7 @@ impl Results<'_> {
         let title = format!(
             "mean score of {} images per prompt (difference from {}, in sd of its images)",
             self.winrates.best_of,
-            base.name(self.tables)
+            shown(&base.name(self.tables))
         );
         Grid { title, left: head.len() - 1 - self.winrates.metrics.len(), head, rows }
     }

@@ -10,7 +10,7 @@ use clap::{Arg, Command, Parser};
 use crate::device::{Device, Dtype};
 use crate::shard::{self, Shard};
 use crate::stdout::{print, reader_left};
-use crate::{names::Names, place, stop::Stopped, table::is_url};
+use crate::{names::Names, place, shown, stop::Stopped, table::is_url};
 
 /// What a tool answers: exit code 0 or 1. An error is exit code 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +63,7 @@ impl Common {
     pub fn say(&self, message: impl std::fmt::Display) {
         if !self.quiet {
             // If standard error is closed, the work continues all the same.
+            let message = shown::message(&message.to_string());
             let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{message}\n"));
         }
     }
@@ -179,13 +180,14 @@ fn or_stdout(output: PathBuf) -> PathBuf {
 ///
 /// If a flag is repeated, the last value wins, as with Python's argparse: a script can hold settings and its user change one.
 pub fn run<A: Parser>(tool: &str, body: impl FnOnce(A) -> Result<Answer>) -> ExitCode {
-    let matches = A::command().args_override_self(true).mut_args(with_underscores).get_matches();
+    let command = A::command().args_override_self(true).mut_args(with_underscores);
+    let matches = command.try_get_matches().unwrap_or_else(|error| refuse(error));
     if let Ok(Some(threads)) = matches.try_get_one::<NonZeroUsize>("threads") {
         // Rayon and candle both read this variable, once, when first used.
         // SAFETY: nothing else has started a thread yet.
         unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
     }
-    match body(A::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut A::command()).exit())) {
+    match body(A::from_arg_matches(&matches).unwrap_or_else(|error| refuse(error.format(&mut A::command())))) {
         Ok(Answer::Yes) => ExitCode::from(0),
         Ok(Answer::No) => ExitCode::from(1),
         Err(error) => {
@@ -193,6 +195,16 @@ pub fn run<A: Parser>(tool: &str, body: impl FnOnce(A) -> Result<Answer>) -> Exi
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// Ends with clap's words: its help on standard output, or what is wrong with the command line, whose words it repeats.
+fn refuse(error: clap::Error) -> ! {
+    if error.use_stderr() {
+        let text = shown::message(error.render().to_string().trim_end());
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{text}\n"));
+        std::process::exit(error.exit_code());
+    }
+    error.exit()
 }
 
 /// Accepts `--max_train_steps` for `--max-train-steps`, so that a launch line of Diffusion-DPO can be pasted.
@@ -220,13 +232,12 @@ pub fn exit_code(error: &Error) -> u8 {
     }
 }
 
-/// The chain of causes on one line: the first line of each (candle adds a backtrace below it), without repetitions, which wrapped
-/// errors have.
+/// The chain of causes on one line, without repetitions, which wrapped errors have, and without the backtrace that candle adds.
 fn sentence(error: &Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
-        let cause = cause.trim().lines().next().unwrap_or_default();
+        let cause = cause.split("\n   0: ").next().unwrap_or_default().trim();
         if !text.contains(cause) {
             if !text.is_empty() {
                 text.push_str(": ");
@@ -234,7 +245,7 @@ fn sentence(error: &Error) -> String {
             text.push_str(cause);
         }
     }
-    text
+    shown::sentence(&text)
 }
 
 #[cfg(test)]

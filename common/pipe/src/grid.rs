@@ -1,6 +1,7 @@
-//! A table that a person reads: one model, and a writer per format. `report` has the writer for HTML.
+//! A table that a person reads: one model, and a writer per format, which escapes what its format reserves. `report` has the
+//! writer for HTML.
 
-use crate::text;
+use crate::{shown::escaped, text};
 
 crate::names! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,17 +108,20 @@ impl Grid {
 
     fn markdown(&self, lines: &[Vec<String>]) -> String {
         let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
-        let escaped = |row: &Vec<String>| line(row.iter().map(|c| c.trim_end().replace('|', "\\|")).collect());
+        let cells = |row: &Vec<String>| line(row.iter().map(|c| marked_down(c.trim_end())).collect());
         let rule = (0..self.head.len()).map(|c| if c < self.left { ":--" } else { "--:" }.to_owned()).collect();
-        let body: String = lines[1..].iter().map(escaped).collect();
-        format!("{}\n\n{}{}{body}", self.title, escaped(&lines[0]), line(rule))
+        let body: String = lines[1..].iter().map(cells).collect();
+        let title: Vec<_> = self.title.lines().map(marked_down).collect();
+        format!("{}\n\n{}{}{body}", title.join("\n"), cells(&lines[0]), line(rule))
     }
 
     /// A rule is drawn where the first cell of a row differs from the one above.
     fn latex(&self, lines: &[Vec<String>]) -> String {
         let line = |row: &Vec<String>| {
             let cells: Vec<_> = row.iter().map(|c| tex(c.trim_end())).collect();
-            cells.join(" & ") + " \\\\\n"
+            // After the end of a line, TeX takes a star and a bracket for the arguments of `\\`.
+            let begin = if cells[0].starts_with(['[', '*']) { "{}" } else { "" };
+            begin.to_owned() + &cells.join(" & ") + " \\\\\n"
         };
         let columns = "l".repeat(self.left) + &"r".repeat(self.head.len() - self.left);
         let mut body = String::new();
@@ -133,26 +137,53 @@ impl Grid {
     }
 
     fn csv(&self) -> String {
-        let line = |cells: Vec<String>| cells.iter().map(|c| quoted(c)).collect::<Vec<_>>().join(",") + "\n";
+        let line = |cells: Vec<String>| cells.iter().map(|c| field(c)).collect::<Vec<_>>().join(",") + "\n";
         let rows = self.rows.iter().map(|row| line(row.iter().map(Cell::unrounded).collect()));
         line(self.head.clone()) + &rows.collect::<String>()
     }
 }
 
-/// A CSV field, in quotes if it needs them (RFC 4180).
-fn quoted(cell: &str) -> String {
-    if cell.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
+/// A CSV field, in quotes if it needs them (RFC 4180). A quote before text that begins as a formula does keeps a spreadsheet from
+/// running it.
+fn field(cell: &str) -> String {
+    let mut cell = escaped(cell).into_owned();
+    let formula = cell.trim_start().starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠']);
+    if formula && cell != "-" && cell.parse::<f64>().is_err() {
+        cell.insert(0, '\'');
+    }
+    if cell.contains(['"', ',']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell }
+}
+
+/// Escapes what makes markup of text in a cell: tags, entities, links, code, emphasis. An underscore within a word makes none.
+fn marked_down(cell: &str) -> String {
+    let cell = escaped(cell);
+    let (mut text, mut before) = (String::new(), ' ');
+    for (i, c) in cell.char_indices() {
+        let next = cell[i + c.len_utf8()..].chars().next();
+        let reserved = match c {
+            '\\' | '|' | '<' | '&' | '`' | '*' => true,
+            ']' => next.is_some_and(|next| "([".contains(next)),
+            '_' => !before.is_alphanumeric() || next.is_none_or(|next| !next.is_alphanumeric()),
+            _ => false,
+        };
+        text.extend(reserved.then_some('\\'));
+        text.push(c);
+        before = c;
+    }
+    text
 }
 
 /// Escapes what TeX reserves.
 fn tex(cell: &str) -> String {
     let mut text = String::new();
-    for c in cell.chars() {
+    for c in escaped(cell).chars() {
         match c {
             '%' | '&' | '_' | '#' | '$' | '{' | '}' => text.extend(['\\', c]),
             '\\' => text += "\\textbackslash{}",
             '~' => text += "\\textasciitilde{}",
             '^' => text += "\\textasciicircum{}",
+            '<' => text += "\\textless{}",
+            '>' => text += "\\textgreater{}",
             c => text.push(c),
         }
     }
@@ -175,6 +206,38 @@ mod tests {
                      \\midrule\nd & 2 \"x\" \\\\\n\\bottomrule\n\\end{tabular}\n";
         assert_eq!(shown(Format::Latex), latex);
         assert_eq!(shown(Format::Csv), ",x^2\na_b|c,\"1,5 %\"\nd,\"2 \"\"x\"\"\"\n");
+    }
+
+    #[test]
+    fn nothing_in_a_name_is_run_or_drawn() {
+        let names = [
+            "=cmd|' /C calc'!A0",
+            "<img src=x>",
+            "[1](x) **a** `b` &lt;",
+            "a\n| b |\u{1b}[31m",
+            "[2cm]",
+            "-1.5",
+            "_x_y",
+        ];
+        let rows = names.map(|name| vec![name.into()]).to_vec();
+        let grid = Grid { head: vec!["@SUM(1)".into()], rows, left: 1, ..Grid::default() };
+        let lines = |format| grid.write(format).lines().map(String::from).collect::<Vec<_>>();
+        let csv = ["'@SUM(1)", "'=cmd|' /C calc'!A0", "<img src=x>", "[1](x) **a** `b` &lt;", "a\\n| b |\\u{1b}[31m"];
+        assert_eq!(lines(Format::Csv)[..5], csv);
+        assert_eq!(lines(Format::Csv)[5..], ["[2cm]", "-1.5", "_x_y"]);
+        let markdown = lines(Format::Markdown)[4..].join("\n");
+        let expected = [
+            "| =cmd\\|' /C calc'!A0 |",
+            "| \\<img src=x> |",
+            "| [1\\](x) \\*\\*a\\*\\* \\`b\\` \\&lt; |",
+            "| a\\\\n\\| b \\|\\\\u{1b}[31m |",
+            "| [2cm] |",
+            "| -1.5 |",
+            "| \\_x_y |",
+        ];
+        assert_eq!(markdown, expected.join("\n"));
+        assert!(lines(Format::Latex).contains(&"{}[2cm] \\\\".to_owned()));
+        assert!(grid.write(Format::Text).contains("\na\\n| b |\\u{1b}[31m\n"));
     }
 
     #[test]

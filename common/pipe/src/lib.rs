@@ -28,6 +28,7 @@ pub mod schema;
 pub mod scored;
 pub mod seed;
 pub mod shard;
+pub mod shown;
 pub mod stdout;
 pub mod stop;
 pub mod table;

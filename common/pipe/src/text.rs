@@ -1,12 +1,16 @@
 //! Numbers and tables for people.
 
+pub use crate::shown::shown;
+
 /// Lays out rows of cells as aligned lines: the first `left` columns flush left, the others flush right, two spaces between them.
+/// No cell reaches into another line.
 pub fn table(rows: &[Vec<String>], left: usize) -> String {
+    let rows: Vec<Vec<_>> = rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cells = |c: usize| rows.iter().filter_map(move |row| row.get(c));
     let widths: Vec<_> = (0..columns).map(|c| cells(c).map(|s| s.chars().count()).max().unwrap_or(0)).collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (c, (cell, &width)) in row.iter().zip(&widths).enumerate() {
             let pad = " ".repeat(width - cell.chars().count());
