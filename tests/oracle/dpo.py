@@ -149,7 +149,7 @@ for i in range(5):
     if i + 1 == REFRESH_AFTER:
         reference.load_state_dict(policy.state_dict())
     mean = lambda x: x.mean().item()
-    log.append({"loss": loss.item(), "z": inside.tolist(), "implicit_acc": mean((inside > 0).double()), "grad_norm": norm.item(), "policy_winner_mse": mean(pw), "policy_loser_mse": mean(pl), "reference_winner_mse": mean(rw), "reference_loser_mse": mean(rl)})
+    log.append({"loss": loss.item(), "z": inside.tolist(), "implicit_acc": mean((inside > 0).double() + 0.5 * (inside == 0)), "grad_norm": norm.item(), "policy_winner_mse": mean(pw), "policy_loser_mse": mean(pl), "reference_winner_mse": mean(rw), "reference_loser_mse": mean(rl)})
 expected |= {f"step5.{k}": p.detach() for k, p in policy.named_parameters()}
 
 # StableDiffusionPipeline.__call__ with DDIM, one image a prompt, the base's UNet.

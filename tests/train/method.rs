@@ -167,16 +167,16 @@ fn gradients_are_of_the_first_step_of_a_call() {
 fn settings_that_cannot_work_are_warned_about() {
     let dir = world();
     let base = oracle("base").display().to_string();
-    let run = |rest: &[&str]| {
-        let args = ["pairs.parquet", "--labels", "labels.parquet", "--resolution", "16", "-o", "out", "--base", &base];
+    let run = |out: &str, rest: &[&str]| {
+        let args = ["pairs.parquet", "--labels", "labels.parquet", "--resolution", "16", "-o", out, "--base", &base];
         dir.tool("train").args(args.iter().chain(rest)).ok().err
     };
-    let notes = run(&["--steps", "1", "--lr", "1e-8"]);
+    let notes = run("a", &["--steps", "1", "--lr", "1e-8"]);
     says(
         &notes,
         &["beta 5000", "is 2500 without the 1/2", "summed over the 256 numbers", "warning: all steps together"],
     );
-    let notes = run(&["--steps", "16", "--lr", "2e-3", "--beta", "1e6", "--lr_scheduler", "constant"]);
+    let notes = run("b", &["--steps", "16", "--lr", "2e-3", "--beta", "1e6", "--lr_scheduler", "constant"]);
     says(&notes, &["warning: of 1 pairs,", "--beta-dpo"]);
     assert!(!notes.contains("all steps together"));
 }

@@ -83,9 +83,21 @@ fn a_run_from_the_start_is_not_mixed_with_an_earlier_one() {
     let rest = "--steps 5 --checkpointing_steps 2";
     train(&dir, "out", rest).ok();
     let before = tree(&dir.path("out"));
-    let error = train(&dir, "out", rest).fails(2);
+    let error = train_into(&dir, "out", rest).fails(2);
     says(&error, &["out/checkpoint-4 belongs to an earlier run", "--resume-from-checkpoint latest", "-o"]);
     assert!(tree(&dir.path("out")) == before);
+    // Also where the run was too short for a checkpoint, and where only a part of it is left.
+    train(&dir, "short", "--steps 2").ok();
+    for left in ["state", "unet"] {
+        let before = tree(&dir.path("short"));
+        says(
+            &train_into(&dir, "short", "--steps 2 --lr 1e-5").fails(2),
+            &["short/", "belongs to an earlier run", "-o"],
+        );
+        assert!(tree(&dir.path("short")) == before);
+        std::fs::remove_dir_all(dir.path("short").join(left)).unwrap();
+    }
+    train_into(&dir, "short", "--steps 2").ok(); // with its log alone
     train(&dir, "out", &format!("{rest} --dry-run")).ok();
     assert!(tree(&dir.path("out")) == before);
     // A finished run says so, and fewer steps than it has are refused.

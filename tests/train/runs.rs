@@ -155,6 +155,6 @@ fn a_resumed_run_from_the_cache_is_the_same() {
         let state = |out: &str| dir.bytes(&format!("{out}/state/optimizer.safetensors"));
         assert!(state(&whole) == state(&b), "{rest}");
     }
-    says(&train(&dir, "whole-lora", "").fails(2), &["whole-lora holds adapters of another run", "-o"]);
-    says(&train(&dir, "whole-unet", "--lora-rank 2").fails(2), &["whole-unet holds a whole UNet of another run"]);
+    says(&train_into(&dir, "whole-lora", "").fails(2), &["whole-lora holds adapters of another run", "-o"]);
+    says(&train_into(&dir, "whole-unet", "--lora-rank 2").fails(2), &["whole-unet holds a whole UNet of another run"]);
 }

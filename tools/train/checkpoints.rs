@@ -16,8 +16,9 @@ use crate::state::{Counters, REFRESHED, State, detached};
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Checkpoints")]
 pub struct CheckpointFlags {
-    /// Continue from a checkpoint folder of `train`; `latest`: the newest in the output folder, if there is one
-    #[arg(long, visible_alias = "resume", value_name = "DIR|latest")]
+    /// Continue from a checkpoint folder of `train`; `checkpoint-STEP` may lie in the output folder. `latest`, or no value: the
+    /// newest in the output folder, if there is one
+    #[arg(long, visible_alias = "resume", value_name = "DIR|latest", num_args = 0..=1, default_missing_value = LATEST)]
     resume_from_checkpoint: Option<PathBuf>,
     /// Write a checkpoint to OUT_DIR/checkpoint-STEP every N steps (0: only at the end)
     #[arg(long, value_name = "N", default_value_t = 500)]
@@ -50,13 +51,28 @@ impl CheckpointFlags {
     /// The checkpoint to continue from, if one was asked for and, in case of `latest`, exists.
     ///
     /// # Errors
-    /// `latest` without an output folder, or with a checkpoint there that was made with other settings than `origin`.
+    /// It is damaged; `latest` without an output folder, or with a checkpoint there that was made with other settings than
+    /// `origin`.
     pub fn resumption(&self, out: Option<&Path>, origin: &Origin) -> Result<Option<PathBuf>> {
-        if !self.resumes_latest() {
-            return Ok(self.resume_from_checkpoint.clone());
+        if self.resumes_latest() {
+            let no_output = "--resume-from-checkpoint latest is the newest in the output folder: name it with -o";
+            return latest(out.context(no_output)?, origin);
         }
-        let out = out.context("--resume-from-checkpoint latest is the newest in the output folder: name it with -o")?;
-        latest(out, origin)
+        let Some(named) = &self.resume_from_checkpoint else { return Ok(None) };
+        let inside = out.zip(named.file_name()).map(|(out, name)| out.join(name)).filter(|inside| inside.is_dir());
+        let is_name = named.components().count() == 1;
+        if let Some(inside) = inside.as_ref().filter(|_| is_name) {
+            let both = named.exists() && named.canonicalize()? != inside.canonicalize()?;
+            let (named, inside) = (named.display(), inside.display());
+            ensure!(!both, "--resume-from-checkpoint {named}: there is also {inside}; write {inside}, or ./{named}");
+        }
+        let found = inside.as_ref().filter(|_| is_name).unwrap_or(named);
+        let hint = match &inside {
+            Some(inside) if inside != found => format!(" (there is {})", inside.display()),
+            _ => String::new(),
+        };
+        sound(found).with_context(|| format!("{} is not a whole checkpoint of `train`{hint}", found.display()))?;
+        Ok(Some(found.clone()))
     }
 }
 
@@ -90,19 +106,18 @@ impl Checkpoints {
         complete_checkpoints(&self.out).pop().map(|(_, path)| path)
     }
 
-    /// Puts the output folder in order before a run continues in it: removes what a killed run left of unfinished checkpoints,
-    /// which are folders without state/ and weights that wait for it. Files that may belong to somebody else stay.
-    pub fn tidy(&self) -> Result<()> {
-        let waiting = [UNET.next, LORA.next];
-        let names = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.file_name());
-        let unfinished = |folder: &Path| {
-            let ours = |name: OsString| name == "state" || waiting.iter().any(|next| name == *next);
-            folder.is_dir() && names(folder).all(ours) && !folder.join(STATE).exists()
-        };
-        let folders = named_checkpoints(&self.out).into_iter().map(|(_, path)| path).filter(|path| unfinished(path));
+    /// Puts the output folder in order before a run continues in it after `step` steps: removes what a killed run left of
+    /// unfinished checkpoints, and weights that wait for their state/. Files that may belong to somebody else stay.
+    /// A folder of somebody else that the run would write is an error.
+    pub fn tidy(&self, step: u64) -> Result<()> {
+        let (unfinished, others): (Vec<_>, _) =
+            named_checkpoints(&self.out).into_iter().partition(|(_, path)| unfinished(path));
+        if let Some((_, path)) = others.iter().find(|(theirs, path)| *theirs > step && !path.join(STATE).exists()) {
+            bail!("{} has no {STATE} of `train`, and this run would write there: move it elsewhere", path.display());
+        }
         let _ = complete(&self.out); // renames weights that wait beside their state/
-        let waiting = waiting.map(|name| self.out.join(name)).into_iter().filter(|path| path.is_dir());
-        folders.chain(waiting).try_for_each(|path| remove(&path))?;
+        let waiting = WAITING.map(|name| self.out.join(name)).into_iter().filter(|path| path.is_dir());
+        unfinished.into_iter().map(|(_, path)| path).chain(waiting).try_for_each(|path| remove(&path))?;
         // A run that continues from its newest checkpoint no longer needs the older ones.
         if self.flags.resumes_latest() { self.prune() } else { Ok(()) }
     }
@@ -129,7 +144,7 @@ impl Checkpoints {
             kept.extend(detached(&state.policy.params).map(|(n, t)| (format!("policy.{n}"), t)));
         }
         self.publish(folder, state, &origin)?;
-        let saved = Saved { counters: state.counters.clone(), origin, merged: self.merge };
+        let saved = Saved { counters: state.counters.clone(), origin, merged: self.merge, summed: true };
         let text = serde_json::to_string(&saved)?;
         write::tensors(&folder.join(STATE), &kept, [(Saved::KEY.to_owned(), text)].into())?;
         saved.published().try_for_each(|which| adopt(folder, which))
@@ -233,13 +248,16 @@ fn refuse_other_run(ours: &Counters, theirs: &Counters, folder: &Path) -> Result
 const STATE: &str = "state/optimizer.safetensors";
 
 #[derive(Serialize, Deserialize)]
-struct Saved {
+pub struct Saved {
     counters: Counters,
     /// The origin of the weights that belong to the state. A folder in which the two differ is not a whole checkpoint.
     origin: Origin,
     /// Whether the UNet with the adapters added to its weights is published too.
     #[serde(default)]
     merged: bool,
+    /// Whether the files carry checksums.
+    #[serde(default)]
+    summed: bool,
 }
 
 impl Saved {
@@ -293,6 +311,9 @@ impl Counters {
     }
 }
 
+/// Names that only an unfinished write leaves.
+const WAITING: [&str; 2] = [UNET.next, LORA.next];
+
 /// Renames the waiting weights into place.
 fn adopt(folder: &Path, which: &Published) -> Result<()> {
     let (next, now) = (folder.join(which.next), folder.join(which.folder));
@@ -309,14 +330,38 @@ fn adopt(folder: &Path, which: &Published) -> Result<()> {
 fn complete(folder: &Path) -> Result<Saved> {
     let saved = Saved::read(folder)?;
     for which in saved.published() {
-        let origin = |name: &str| Weights::open(&folder.join(name).join(which.main)).ok().and_then(|w| w.origin());
-        if origin(which.folder).as_ref() != Some(&saved.origin) {
-            let waiting = origin(which.next).as_ref() == Some(&saved.origin);
-            ensure!(waiting, "the weights in {} do not belong to its state/", folder.join(which.folder).display());
+        let belong = |name: &str| -> Result<()> {
+            let file = folder.join(name).join(which.main);
+            if Weights::open(&file)?.origin().as_ref() != Some(&saved.origin) {
+                weights::check(&file)?;
+                bail!("the weights in {} do not belong to its state/", folder.join(name).display());
+            }
+            Ok(())
+        };
+        if let Err(error) = belong(which.folder) {
+            belong(which.next).map_err(|_| error)?;
             adopt(folder, which)?;
         }
     }
     Ok(saved)
+}
+
+/// As `complete`, for a checkpoint to continue from: the numbers are those that were written.
+pub fn sound(folder: &Path) -> Result<Saved> {
+    let saved = complete(folder)?;
+    let weights = saved.published().map(|which| folder.join(which.folder).join(which.main));
+    for file in weights.chain([folder.join(STATE)]) {
+        let carries = weights::check(&file)?;
+        ensure!(carries || !saved.summed, "{} is damaged: it has lost its checksum", file.display());
+    }
+    Ok(saved)
+}
+
+/// Whether a killed run left this folder before its state/ was written.
+fn unfinished(folder: &Path) -> bool {
+    let names = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let ours = |name: OsString| name == "state" || WAITING.iter().any(|next| name == *next);
+    folder.is_dir() && names.into_iter().all(ours) && !folder.join(STATE).exists()
 }
 
 /// Folders called `checkpoint-<step>` in `out`, complete or not, the oldest first.
@@ -338,16 +383,37 @@ fn complete_checkpoints(out: &Path) -> Vec<(u64, PathBuf)> {
 /// The newest checkpoint in `out`: one of `checkpoint-<step>`, or `out` itself where a run ended.
 ///
 /// # Errors
-/// It was made with other settings than `origin`; such a checkpoint must be named.
+/// It is damaged, or was made with other settings than `origin`; then the checkpoint to continue from must be named.
 fn latest(out: &Path, origin: &Origin) -> Result<Option<PathBuf>> {
-    let ended = complete(out).ok().map(|saved| (saved.counters.step, out.to_owned()));
-    let Some((_, newest)) = complete_checkpoints(out).into_iter().chain(ended).max() else { return Ok(None) };
-    let theirs = complete(&newest)?.origin;
-    if let Some(what) = difference(origin, &theirs) {
+    let mut all = named_checkpoints(out);
+    all.retain(|(_, path)| !unfinished(path));
+    if published(out).next().is_some() {
+        // A run ended here. Where its step cannot be read, nobody knows that another is newer.
+        all.push((complete(out).map_or(u64::MAX, |saved| saved.counters.step), out.to_owned()));
+        all.sort();
+    }
+    let Some((step, newest)) = all.pop() else { return Ok(None) };
+    let checked = |step: u64, path: &Path| {
+        let saved = sound(path)?;
+        let theirs = saved.counters.step;
+        ensure!(theirs == step, "its state/ is that of step {theirs}");
+        Ok(saved)
+    };
+    let saved = checked(step, &newest).with_context(|| {
+        let older = all.iter().rev().find(|(step, path)| checked(*step, path).is_ok());
+        let advice = match older {
+            Some((_, path)) => {
+                format!("to continue from the one before it, add --resume-from-checkpoint {}", path.display())
+            }
+            None => "there is no other: choose another folder with -o to start anew".into(),
+        };
+        format!("{} is not a whole checkpoint of `train` ({advice})", newest.display())
+    })?;
+    if let Some(what) = difference(origin, &saved.origin) {
+        let newest = newest.display();
         bail!(
-            "{} was made with another {what}: name it with --resume-from-checkpoint to continue from it all the same, or \
-             choose another folder with -o",
-            newest.display()
+            "{newest} was made with another {what}: to continue from it all the same, add --resume-from-checkpoint {newest}; to \
+             start anew, choose another folder with -o"
         );
     }
     Ok(Some(newest))
@@ -366,16 +432,23 @@ fn difference(ours: &Origin, theirs: &Origin) -> Option<String> {
         .or_else(|| (ours.inputs != theirs.inputs).then(|| "input table".into()))
 }
 
-/// Refuses an `out` with checkpoints of an earlier run, with which those of a new one would be mixed.
+/// Refuses an `out` that holds what an earlier run published, which a new run would replace or be mixed with.
 pub fn refuse_earlier(out: &Path) -> Result<()> {
-    if let Some((_, path)) = named_checkpoints(out).pop() {
+    let checkpoint = named_checkpoints(out).pop().map(|(_, path)| path);
+    if let Some(path) = checkpoint.or_else(|| published(out).next()) {
         bail!(
             "{} belongs to an earlier run: add --resume-from-checkpoint latest to continue that run, choose another folder with \
-             -o, or remove it",
-            path.display()
+             -o, or move {} elsewhere",
+            path.display(),
+            out.display()
         );
     }
     Ok(())
+}
+
+/// What a run that ended in `out` has left there.
+fn published(out: &Path) -> impl Iterator<Item = PathBuf> {
+    [UNET.folder, LORA.folder, STATE].map(|name| out.join(name)).into_iter().filter(|path| path.exists())
 }
 
 /// Refuses weights that a run of the other kind published, which would be taken for those of this run.

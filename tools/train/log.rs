@@ -1,11 +1,13 @@
 //! log.jsonl: one JSON object per optimiser step, with unrounded numbers.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::{io::Write, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use pipe::cli::named;
+use pipe::{atomic, cli::named};
 use serde::{Deserialize, Serialize};
 
 use crate::{loss::Pair, tensorboard::Events};
@@ -36,7 +38,8 @@ pub struct Line {
     /// Optimiser steps done, including this one.
     pub step: u64,
     pub loss: f64,
-    /// Share of pairs with z > 0: the policy favours the winner more than the reference does.
+    /// Share of pairs with z > 0: the policy favours the winner more than the reference does. A pair with z = 0 is half a pair,
+    /// as in Diffusion-DPO's code.
     pub implicit_acc: f64,
     pub policy_winner_mse: f64,
     pub policy_loser_mse: f64,
@@ -66,7 +69,7 @@ impl Line {
         Self {
             step,
             loss: mean(pairs, |(_, p)| p.loss),
-            implicit_acc: mean(pairs, |(_, p)| if p.z > 0.0 { 1.0 } else { 0.0 }),
+            implicit_acc: mean(pairs, |(_, p)| if p.z == 0.0 { 0.5 } else { f64::from(p.z > 0.0) }),
             policy_winner_mse: mean(pairs, |(e, _)| e.policy_winner),
             policy_loser_mse: mean(pairs, |(e, _)| e.policy_loser),
             reference_winner_mse: mean(pairs, |(e, _)| e.reference_winner),
@@ -89,12 +92,14 @@ pub struct Log {
     step: u64,
     report_to: ReportTo,
     files: Option<(File, Option<Events>)>,
+    /// What happened to the log of an earlier run, for the user.
+    pub notes: Vec<String>,
 }
 
 impl Log {
     /// `out/log.jsonl`. Of the run that is resumed, the lines up to `step` are kept. Nothing is written before the first line.
     pub fn new(out: &Path, step: u64, report_to: ReportTo) -> Self {
-        Self { out: out.to_owned(), path: out.join("log.jsonl"), step, report_to, files: None }
+        Self { out: out.to_owned(), path: out.join("log.jsonl"), step, report_to, files: None, notes: vec![] }
     }
 
     pub fn write(&mut self, line: &Line) -> Result<()> {
@@ -106,6 +111,7 @@ impl Log {
             };
             self.files = Some((self.open()?, events));
         }
+        self.step = line.step;
         let Some((file, events)) = &mut self.files else { return Ok(()) };
         file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))?;
         let Some(events) = events else { return Ok(()) };
@@ -115,18 +121,62 @@ impl Log {
         events.add(line.step, &numbers)
     }
 
-    fn open(&self) -> Result<File> {
-        #[derive(Deserialize)]
-        struct Step {
-            step: u64,
+    /// Writes the log anew where somebody has removed or replaced it, or its folder, during the run: the open file still has
+    /// every line.
+    pub fn keep(&mut self) -> Result<()> {
+        let place = |about: fs::Metadata| (about.dev(), about.ino());
+        let Some((file, _)) = &mut self.files else { return Ok(()) };
+        let there = fs::metadata(&self.path).map(place).ok();
+        if there == Some(place(file.metadata()?)) {
+            return Ok(());
         }
-        let kept = fs::read_to_string(&self.path).unwrap_or_default();
-        let before = |line: &&str| serde_json::from_str::<Step>(line).is_ok_and(|l| l.step <= self.step);
-        let kept: String = kept.lines().filter(before).map(|line| format!("{line}\n")).collect();
-        pipe::atomic::write(&self.path, kept.as_bytes())?;
-        let file = OpenOptions::new().append(true).open(&self.path);
+        let name = self.path.display();
+        let mut lines = vec![];
+        file.rewind().and_then(|()| file.read_to_end(&mut lines)).with_context(|| format!("cannot read {name}"))?;
+        let theirs = there.map(|_| atomic::set_aside(&self.path)).transpose()?;
+        atomic::write(&self.path, &lines)?;
+        self.notes.push(match theirs {
+            Some(theirs) => {
+                format!("warning: {name} was replaced during the run; that file is {} now", theirs.display())
+            }
+            None => format!("warning: {name} was removed during the run and is written again"),
+        });
+        self.files = None; // opened again with the next line
+        Ok(())
+    }
+
+    fn open(&mut self) -> Result<File> {
+        let before = match fs::read(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => vec![],
+            read => read.with_context(|| format!("cannot read {}", self.path.display()))?,
+        };
+        let (kept, damaged) = lines_up_to(self.step, &before);
+        if damaged {
+            let (name, whole) = (self.path.display(), atomic::set_aside(&self.path)?);
+            self.notes
+                .push(format!("warning: some lines of {name} are damaged; the file as it was is {}", whole.display()));
+        }
+        atomic::write(&self.path, &kept)?;
+        let file = OpenOptions::new().read(true).append(true).open(&self.path);
         file.with_context(|| format!("cannot write {}", self.path.display()))
     }
+}
+
+/// The lines of a log up to `step`, and whether others are damaged. The half line that a killed run leaves at the end is not.
+fn lines_up_to(step: u64, log: &[u8]) -> (Vec<u8>, bool) {
+    #[derive(Deserialize)]
+    struct Step {
+        step: u64,
+    }
+    let (mut kept, mut damaged) = (vec![], false);
+    for line in log.split_inclusive(|byte| *byte == b'\n') {
+        match serde_json::from_slice::<Step>(line) {
+            Ok(line_step) if line_step.step <= step => kept.extend([line.trim_ascii_end(), b"\n"].concat()),
+            Ok(_) => {}
+            Err(_) => damaged |= line.ends_with(b"\n") || !line.starts_with(b"{"),
+        }
+    }
+    (kept, damaged)
 }
 
 /// Peak resident memory in MiB (0 where the system does not report it).
@@ -135,4 +185,20 @@ pub fn peak_memory() -> f64 {
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
     let kib = line.and_then(|l| l.trim().strip_suffix("kB")).and_then(|l| l.trim().parse::<f64>().ok());
     kib.unwrap_or(0.0) / 1024.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lines_up_to;
+
+    #[test]
+    fn only_sound_lines_are_kept_and_half_a_line_at_the_end_is_no_damage() {
+        let log = |text: &[u8]| lines_up_to(2, text);
+        let two = b"{\"step\":1}\n{\"step\":2}\n";
+        assert_eq!(log(b"{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"ste"), (two.to_vec(), false));
+        assert_eq!(log(b"{\"step\":1}\r\n{\"step\":2}"), (two.to_vec(), false));
+        assert_eq!(log(b"\xff\n{\"step\":1}\n{\"step\xff\":2}\n{\"step\":2}\n"), (two.to_vec(), true));
+        assert_eq!(log(&[two, &[0; 40][..]].concat()), (two.to_vec(), true));
+        assert_eq!(log(b""), (vec![], false));
+    }
 }

@@ -132,7 +132,7 @@ fn prepare(mut args: Args, world: &mut World) -> Result<Run<'_>> {
     let learning_rate = setup.optimiser.learning_rate(setup.pairs_per_step);
     let base = Weights::open(&folder::denoiser(&setup.models.base)?)?;
     let (done, steps) = (state.counters.step, setup.optimiser.max_train_steps);
-    let reporter = Reporter::new(args.log, &args.common, &checkpoints, done, steps, world.first());
+    let reporter = Reporter::new(args.log, &args.common, &checkpoints.out, done, steps, world.first());
     let notes =
         [method.timesteps_note(), world.note(&share), message, data.note(setup.pairs_per_step), data.flips_note()];
     let beta = beta_note(method.objective.beta, data.latent_shape()?);

@@ -53,6 +53,9 @@ pub struct OptimiserFlags {
     pub max_grad_norm: Option<f64>,
 }
 
+/// At a million steps per second: 31 years. The number of samples, which is larger, still fits into 64 bits.
+const MOST_STEPS: u64 = 1_000_000_000_000_000;
+
 pipe::names! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum OptimizerName {
@@ -74,6 +77,11 @@ pipe::names! {
 impl OptimiserFlags {
     pub fn check(&self) -> Result<()> {
         ensure!(self.max_train_steps > 0, "--max-train-steps is 0: nothing to do");
+        ensure!(
+            self.max_train_steps <= MOST_STEPS,
+            "--max-train-steps {}: no run takes more than {MOST_STEPS} steps",
+            self.max_train_steps
+        );
         for (flag, value) in [
             ("--learning-rate", self.learning_rate),
             ("--adam-weight-decay", self.adam_weight_decay),
@@ -161,10 +169,33 @@ impl LearningRate {
 
     /// The sum over all steps: the farthest that Adam can carry one weight.
     pub fn sum(&self) -> f64 {
-        (1..=self.steps).map(|step| self.at(step)).sum()
+        let (samples, each) = self.samples();
+        samples.map(|step| self.at(step)).sum::<f64>() * each
     }
 
     pub fn highest(&self) -> f64 {
-        (1..=self.steps).map(|step| self.at(step)).fold(0.0, f64::max)
+        self.samples().0.map(|step| self.at(step)).fold(0.0, f64::max)
+    }
+
+    /// The steps from which a sum is computed, and the number of steps for which each stands: 1 up to a million steps, which are
+    /// added in a few milliseconds.
+    fn samples(&self) -> (impl Iterator<Item = u64> + use<>, f64) {
+        let (steps, n) = (self.steps, self.steps.min(1_000_000));
+        let step = move |i: u64| 1 + (u128::from(i) * u128::from(steps) / u128::from(n)) as u64;
+        ((0..n).map(step), steps as f64 / n as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rates_of_many_steps_are_summed_from_samples() {
+        let rate =
+            |steps: u64| LearningRate { base: 2.0, schedule: LrSchedule::Linear, warmup: 0, total: steps, steps };
+        assert_eq!((rate(4).sum(), rate(4).highest()), (2.0 + 1.5 + 1.0 + 0.5, 2.0));
+        let many = 1_000_000_000_000;
+        assert!((rate(many).sum() / many as f64 - 1.0).abs() < 1e-5 && rate(many).highest() == 2.0);
     }
 }

@@ -1,11 +1,18 @@
-//! Reports the steps of a run: to log.jsonl, to the progress bar, and once as a warning.
+//! Reports the steps of a run: to log.jsonl, to the progress bar or, without a terminal, now and then as a line; and its end.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use pipe::cli::Common;
 use pipe::progress::{self, ProgressBar};
+use pipe::{cli::Common, text::duration};
+use serde_json::json;
 
 use crate::log::{Line, Log, LogFlags};
-use crate::{checkpoints::Checkpoints, loss::Pair, method::saturation_warning};
+use crate::{loss::Pair, method::saturation_warning};
+
+/// Time between two lines about a run without a terminal: a day of them can still be read.
+const BETWEEN_LINES: Duration = Duration::from_secs(60);
 
 pub struct Reporter {
     flags: LogFlags,
@@ -14,22 +21,21 @@ pub struct Reporter {
     log: Option<Log>,
     bar: ProgressBar,
     warned: bool,
+    began: Instant,
+    /// The last time that a line was printed, and the number of steps of this call since then.
+    said: (Instant, u32),
+    loss: Option<f64>,
 }
 
 impl Reporter {
-    /// Reports on a run of `steps` steps, of which `done` are finished. `writes`: whether this process writes the log.
-    pub fn new(
-        flags: LogFlags,
-        common: &Common,
-        checkpoints: &Checkpoints,
-        done: u64,
-        steps: u64,
-        writes: bool,
-    ) -> Self {
-        let log = writes.then(|| Log::new(&checkpoints.out, done, flags.report_to));
+    /// Reports on a run of `steps` steps, of which `done` are finished. `writes`: whether this process writes the log in `out`.
+    pub fn new(flags: LogFlags, common: &Common, out: &Path, done: u64, steps: u64, writes: bool) -> Self {
+        let log = writes.then(|| Log::new(out, done, flags.report_to));
         let bar = progress::bar("train", Some(steps), common.quiet);
         bar.set_position(done);
-        Self { flags, common: common.clone(), log, bar, warned: false }
+        bar.reset_eta(); // the steps before a resumption took no time
+        let began = Instant::now();
+        Self { flags, common: common.clone(), log, bar, warned: false, began, said: (began, 0), loss: None }
     }
 
     pub fn say(&self, message: impl std::fmt::Display) {
@@ -43,19 +49,68 @@ impl Reporter {
 
     pub fn report(&mut self, line: &Line, pairs: &[Pair]) -> Result<()> {
         self.log.iter_mut().try_for_each(|log| log.write(line))?;
+        self.say_notes();
         // The first steps may swing.
         let warning = saturation_warning(pairs.iter().map(|(_, p)| p)).filter(|_| !self.warned && line.step > 10);
         if let Some(warning) = warning {
             self.say(format_args!("step {}: {warning}", line.step));
             self.warned = true;
         }
+        self.loss = Some(line.loss);
         self.bar.set_message(format!("loss {:.4}", line.loss));
         self.bar.inc(1);
+        self.say_progress(line);
         Ok(())
     }
 
-    pub fn go_back(&mut self, checkpoints: &Checkpoints, done: u64) {
-        self.log = self.log.take().map(|_| Log::new(&checkpoints.out, done, self.flags.report_to));
+    /// Where no bar is shown, a line now and then.
+    fn say_progress(&mut self, line: &Line) {
+        let (since, steps) = (self.said.0.elapsed(), self.said.1 + 1);
+        self.said.1 = steps;
+        if !self.bar.is_hidden() || since < BETWEEN_LINES {
+            return;
+        }
+        let (all, per_step) = (self.bar.length().unwrap_or_default(), since.as_secs_f64() / f64::from(steps));
+        let left = duration(per_step * all.saturating_sub(line.step) as f64);
+        self.say(format_args!(
+            "step {} of {all}: loss {:.4}, {} per step, {left} left",
+            line.step,
+            line.loss,
+            duration(per_step)
+        ));
+        self.said = (Instant::now(), 0);
+    }
+
+    fn say_notes(&mut self) {
+        let notes: Vec<String> = self.log.iter_mut().flat_map(|log| log.notes.drain(..)).collect();
+        notes.iter().for_each(|note| self.say(note));
+    }
+
+    /// Makes sure that the log is where it should be, beside a checkpoint.
+    pub fn keep_log(&mut self) -> Result<()> {
+        self.log.iter_mut().try_for_each(Log::keep)?;
+        self.say_notes();
+        Ok(())
+    }
+
+    pub fn go_back(&mut self, out: &Path, done: u64) {
+        self.log = self.log.take().map(|_| Log::new(out, done, self.flags.report_to));
         self.bar.set_position(done);
+    }
+
+    /// The last line of a run of `steps` steps.
+    pub fn finish(mut self, out: &Path, steps: u64) -> Result<()> {
+        self.keep_log()?;
+        self.bar.finish_and_clear();
+        let (out, seconds) = (out.display(), self.began.elapsed().as_secs_f64());
+        if self.common.json {
+            let output = out.to_string();
+            return self
+                .common
+                .answer(json!({ "output": output, "steps": steps, "loss": self.loss, "seconds": seconds }));
+        }
+        let loss = self.loss.map_or(String::new(), |loss| format!("the last loss is {loss:.4}, "));
+        self.say(format_args!("{out} holds the policy after {steps} steps: {loss}{}", duration(seconds)));
+        Ok(())
     }
 }

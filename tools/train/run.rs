@@ -150,7 +150,7 @@ impl Run<'_> {
         let counters = &mut self.state.counters;
         counters.skipped = skipped + step - counters.step;
         self.batches.go_to(counters.step, counters.skipped)?;
-        self.reporter.go_back(&self.checkpoints, counters.step);
+        self.reporter.go_back(&self.checkpoints.out, counters.step);
         self.rollbacks += 1;
         Ok(self)
     }
@@ -171,7 +171,11 @@ impl Run<'_> {
     pub fn save(&mut self) -> Result<()> {
         self.gradients.grads.clear(); // the checkpoint may need the memory
         self.rollbacks = 0;
-        if self.world.first() { self.checkpoints.add(&self.state) } else { Ok(()) }
+        if !self.world.first() {
+            return Ok(());
+        }
+        self.checkpoints.add(&self.state)?;
+        self.reporter.keep_log()
     }
 
     /// The error with which a run ends that a signal has stopped.
@@ -181,6 +185,10 @@ impl Run<'_> {
 
     pub fn finish(mut self) -> Result<()> {
         self.gradients.grads.clear();
-        if self.world.first() { self.checkpoints.finish(&self.state) } else { Ok(()) }
+        if !self.world.first() {
+            return Ok(());
+        }
+        self.checkpoints.finish(&self.state)?;
+        self.reporter.finish(&self.checkpoints.out, self.state.counters.step)
     }
 }

@@ -71,11 +71,15 @@ impl Setup {
         data.check(&state.policy.denoiser.config).with_context(models)?;
         let origin = data.describe(self.describe(settings, hashes, &unet)?, &self.models)?;
         let resumption = flags.resumption(out, &origin)?;
-        let message = resumption.as_deref().map(|checkpoint| self.resume(&mut state, checkpoint)).transpose()?;
+        let message = match &resumption {
+            Some(checkpoint) => Some(self.resume(&mut state, checkpoint)?),
+            None if flags.resumes() => Some("there is no checkpoint to continue from: the run begins at step 1".into()),
+            None => None,
+        };
         let out = written.map_or_else(std::env::temp_dir, Path::to_owned); // a dry run only needs scratch space
         let checkpoints = Checkpoints { out, flags: flags.clone(), origin, unet, merge: self.lora.merge };
         if written.is_some() && flags.resumes() {
-            checkpoints.tidy()?;
+            checkpoints.tidy(state.counters.step)?;
         }
         Ok(Start { state, checkpoints, message })
     }
@@ -84,6 +88,7 @@ impl Setup {
     /// refreshed since is no longer the one at the start.
     pub fn restore(&self, checkpoint: &Path) -> Result<State> {
         let (mut state, ..) = self.fresh()?;
+        checkpoints::sound(checkpoint)?;
         checkpoints::resume(&mut state, checkpoint)?;
         Ok(state)
     }

@@ -13,7 +13,7 @@ use pipe::origin::{self, Origin};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
-use crate::{folder, pickle};
+use crate::{folder, pickle, write};
 
 /// Named tensors of one network.
 pub struct Weights {
@@ -166,6 +166,27 @@ pub fn metadata(path: &Path) -> Result<HashMap<String, String>> {
     Ok(header(path)?.metadata.metadata().clone().unwrap_or_default())
 }
 
+/// Checks a safetensors file against the checksum that it carries. Returns whether it carries one.
+pub fn check(path: &Path) -> Result<bool> {
+    let Header { mut file, metadata, end } = header(path)?;
+    let Some(sum) = metadata.metadata().as_ref().and_then(|all| all.get(write::CHECKSUM)) else { return Ok(false) };
+    let damaged = || format!("{} is damaged: its numbers do not have the checksum that it carries", path.display());
+    let mut bytes = vec![0; end as usize];
+    file.read_exact_at(&mut bytes, 0).with_context(damaged)?;
+    let at = write::digits(&bytes, sum).with_context(damaged)?;
+    bytes[at..at + sum.len()].fill(b'0');
+    let mut found = crc32c::crc32c(&bytes);
+    bytes.resize(1 << 20, 0); // long enough for fast reading, and in the cache
+    loop {
+        match file.read(&mut bytes).with_context(|| format!("cannot read {}", path.display()))? {
+            0 => break,
+            n => found = crc32c::crc32c_append(found, &bytes[..n]),
+        }
+    }
+    ensure!(format!("{found:08x}") == *sum, damaged());
+    Ok(true)
+}
+
 /// A safetensors file of which the header has been read.
 struct Header {
     file: File,
@@ -206,7 +227,6 @@ mod tests {
     use candle_core::DType;
 
     use super::*;
-    use crate::write;
 
     #[test]
     fn what_is_written_is_read_and_shapes_are_checked() {
@@ -221,6 +241,25 @@ mod tests {
         assert!(w.get("a.weight", &[4]).unwrap_err().to_string().contains("'a.weight' has shape [2, 2], expected [4]"));
         assert!(w.get("b", &[4]).unwrap_err().to_string().contains("'b' is missing"));
         assert_eq!(metadata(&path).unwrap()["origin"], "x");
+    }
+
+    #[test]
+    fn a_changed_byte_is_noticed_wherever_it_stands() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        let t = Tensor::arange(0f32, 40f32, &Device::Cpu).unwrap();
+        write::tensors(&path, &BTreeMap::from([("a".to_string(), t)]), Default::default()).unwrap();
+        assert!(check(&path).unwrap());
+        let sound = std::fs::read(&path).unwrap();
+        let sum = write::digits(&sound, &metadata(&path).unwrap()["crc32c"]).unwrap();
+        for at in 0..sound.len() {
+            let mut bytes = sound.clone();
+            bytes[at] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+            // Where the key of the checksum is changed, there is none.
+            let key = (sum - 9..sum - 3).contains(&at);
+            assert!(if key { !check(&path).unwrap() } else { check(&path).is_err() }, "byte {at}");
+        }
     }
 
     #[test]

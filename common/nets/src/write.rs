@@ -6,12 +6,22 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use pipe::atomic::{self, AtomicFile};
 use pipe::origin::{self, Origin};
+use pipe::place;
 use safetensors::tensor::TensorInfo;
 
 use crate::folder::DIFFUSERS_WEIGHTS;
 
-/// Writes named tensors (f32, f16 or bf16) and text metadata as safetensors. No more than one tensor is copied at a time.
-pub fn tensors(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: BTreeMap<String, String>) -> Result<()> {
+/// The metadata key under which a file carries the CRC-32C of all its bytes, in hexadecimal digits, computed with zeros in place of
+/// these digits.
+pub(crate) const CHECKSUM: &str = "crc32c";
+
+/// Writes named tensors (f32, f16 or bf16) and text metadata as safetensors, with a checksum, which a pipe does not get. No more than
+/// one tensor is copied at a time.
+pub fn tensors(path: &Path, tensors: &BTreeMap<String, Tensor>, mut metadata: BTreeMap<String, String>) -> Result<()> {
+    let no_sum = format!("{:08x}", 0);
+    if !place::is_stream(path) {
+        metadata.insert(CHECKSUM.into(), no_sum.clone());
+    }
     // Wide numbers first, as safetensors' own writer puts them, so that each lies at a multiple of its width.
     let mut order: Vec<(&String, &Tensor)> = tensors.iter().collect();
     order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype().size_in_bytes()));
@@ -33,7 +43,9 @@ pub fn tensors(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: BTreeM
     let mut header = serde_json::to_vec(&header)?;
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    let mut file = AtomicFile::create(path)?;
+    let sum_at = digits(&header, &no_sum);
+
+    let mut file = Summed { file: AtomicFile::create(path)?, sum: 0 };
     let cannot = || format!("cannot write {}", path.display());
     file.write_all(&(header.len() as u64).to_le_bytes()).with_context(cannot)?;
     file.write_all(&header).with_context(cannot)?;
@@ -46,7 +58,36 @@ pub fn tensors(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: BTreeM
         }
         .with_context(cannot)?;
     }
+    let Summed { mut file, sum } = file;
+    if let Some(at) = sum_at {
+        file.replace(8 + at as u64, format!("{sum:08x}").as_bytes()).with_context(cannot)?;
+    }
     file.commit()
+}
+
+/// Where the digits `sum` of the checksum stand in a header.
+pub(crate) fn digits(header: &[u8], sum: &str) -> Option<usize> {
+    let before = format!("\"{CHECKSUM}\":\"");
+    let text = format!("{before}{sum}\"");
+    header.windows(text.len()).position(|window| window == text.as_bytes()).map(|at| at + before.len())
+}
+
+/// A file and the checksum of what was written.
+struct Summed {
+    file: AtomicFile,
+    sum: u32,
+}
+
+impl Write for Summed {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.sum = crc32c::crc32c_append(self.sum, &bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
 }
 
 fn put<T: Copy, const N: usize>(file: &mut impl Write, values: Vec<T>, bytes: fn(T) -> [u8; N]) -> std::io::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -45,6 +46,12 @@ impl AtomicFile {
         let partial = partial_path(&target);
         let file = File::create(&partial).with_context(|| format!("cannot write {}", name.display()))?;
         Ok(Self { name, renamed: Some((partial, target)), file: Some(BufWriter::new(file)) })
+    }
+
+    /// Replaces bytes that were written before, in a file.
+    pub fn replace(&mut self, at: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.flush()?;
+        self.file.as_ref().map_or(Ok(()), |file| file.get_ref().write_all_at(bytes, at))
     }
 
     /// Waits until the bytes are on the disk, then renames the file.
@@ -99,6 +106,18 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
         let _ = folder.sync_all();
     }
     Ok(())
+}
+
+/// Renames a file or folder that must not be lost, so that its name is free: `path.1`, or the first number that is free.
+pub fn set_aside(path: &Path) -> Result<PathBuf> {
+    let numbered = |n: u64| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".{n}"));
+        PathBuf::from(name)
+    };
+    let free = (1..).map(numbered).find(|name| name.symlink_metadata().is_err()).unwrap_or_default();
+    rename(path, &free)?;
+    Ok(free)
 }
 
 /// Checks, before any work is done, that `folder` can be made and written in. Leaves nothing behind.

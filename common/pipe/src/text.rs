@@ -46,6 +46,21 @@ pub fn percent(part: usize, whole: usize) -> String {
     if whole == 0 { "-".into() } else { format!("{:.1} %", 100.0 * part as f64 / whole as f64) }
 }
 
+/// "12.3 s", "4 min 5 s", "3 h 20 min", "12 days 3 h".
+pub fn duration(seconds: f64) -> String {
+    let whole = seconds as u64;
+    let two = |unit: u64, name: &str, part: u64, part_name: &str| match whole % unit / part {
+        0 => format!("{} {name}", whole / unit),
+        parts => format!("{} {name} {parts} {part_name}", whole / unit),
+    };
+    match whole {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => two(60, "min", 1, "s"),
+        3600..172_800 => two(3600, "h", 60, "min"),
+        _ => two(86_400, "days", 3600, "h"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,5 +77,11 @@ mod tests {
         assert_eq!([0, 999, 1000, 851_293, 1_000_000].map(thousands), ["0", "999", "1,000", "851,293", "1,000,000"]);
         assert_eq!(count(1, "prompt"), "1 prompt");
         assert_eq!(percent(0, 0), "-");
+    }
+
+    #[test]
+    fn durations_have_two_units() {
+        let texts = [0.04, 12.34, 60.0, 245.0, 12000.0, 200_000.0].map(duration);
+        assert_eq!(texts, ["0.0 s", "12.3 s", "1 min", "4 min 5 s", "3 h 20 min", "2 days 7 h"]);
     }
 }
