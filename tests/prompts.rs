@@ -128,6 +128,55 @@ fn same_work_same_bytes_and_its_origin() {
     assert_eq!(origin["inputs"][0]["sha256"], sha256);
 }
 
+/// As pandas writes them: an index before the header, quotes where a field needs them.
+#[test]
+fn csv() {
+    let drawbench = ",Prompts,Category\r\n0,A red car.,Colors\r\n1,\"A \"\"cat\"\", a dog\nin two lines\",Counting\r\n";
+    let (prompts, table) = read("drawbench.csv", drawbench, &[]);
+    assert_eq!(prompts, ["A red car.", "A \"cat\", a dog\nin two lines"]);
+    assert_eq!(column_text(&table, "category"), ["Colors", "Counting"]);
+    assert_eq!(read("one.csv", "prompt\n\"A cat, a dog\"\nA bird\n", &[]).0, ["A cat, a dog", "A bird"]);
+    assert_eq!(read("semicolons", "\u{feff}id;prompt\n1;a cat, a dog\n", &[]).0, ["a cat, a dog"]);
+}
+
+/// PartiPrompts on the hub is also Parquet, with capitals; other tables have numbers where a text is read.
+#[test]
+fn columns_of_other_tables() {
+    let dir = Dir::new();
+    let parti = table(vec![
+        ("Prompt", texts(["bond", "element"])),
+        ("Category", texts(["Abstract", "Abstract"])),
+        ("Challenge", floats([Some(2.5), Some(3.0)])),
+    ]);
+    dir.put("parti.parquet", &parti);
+    dir.tool("prompts").args(["parti.parquet", "-o", "p.parquet"]).ok();
+    let table = dir.get("p.parquet");
+    assert_eq!(column_text(&table, "prompt"), ["bond", "element"]);
+    assert_eq!(column_text(&table, "category"), ["Abstract", "Abstract"]);
+    assert_eq!(column_text(&table, "challenge"), ["2.5", "3"]);
+}
+
+/// No name of a file reaches a terminal as it is, and no password of a URL at all.
+#[test]
+fn messages_are_clean() {
+    let dir = Dir::new();
+    let wild = "\u{1b}]0;title\u{7}\u{1b}[31mred\nprompts: forged";
+    dir.put("p.parquet", &table(vec![("prompt", texts(["a"])), ("set", texts([wild]))]));
+    let run = dir.tool("prompts").args(["p.parquet", "-o", "q.parquet"]).ok();
+    says(&run.err, &["\\u{1b}]0;title\\u{7}\\u{1b}[31mred\\nprompts: forged"]);
+    assert!(run.err.lines().all(|line| !line.chars().any(char::is_control) && !line.starts_with("prompts: forged")));
+    let error = dir.tool("prompts").args(["p.parquet", "-o", "q.parquet", "--only-set", "x"]).fails(2);
+    assert!(!error.chars().any(char::is_control), "{error}");
+    let clap = dir.tool("prompts").args(["p.parquet", "-o", "q.parquet", "--max", "\u{1b}[31m7"]).exits(2).err;
+    assert!(!clap.contains('\u{1b}') && clap.contains("--max"), "{clap}");
+    for url in ["https://me:SECRET@127.0.0.1:9/x", "s3://KEY:SEC/RET@bucket/k"] {
+        let error = dir.tool("prompts").args([url, "-o", "q.parquet"]).exits(2).err;
+        assert!(!error.contains("SEC") && error.contains("***@"), "{error}");
+        let error = dir.tool("prompts").args(["p.parquet", "-o", url]).exits(2).err;
+        assert!(!error.contains("SEC") && error.contains("***@"), "{error}");
+    }
+}
+
 #[test]
 fn only_set_leaves_the_others_out() {
     let dir = Dir::new();
@@ -145,6 +194,9 @@ fn only_set_leaves_the_others_out() {
         dir.tool("prompts").args(["all.parquet", "-o", "q.parquet", "--only-set", "seen,partiprompts"]).fails(2);
     says(&error, &["no set 'partiprompts'", "seen, validation, unseen"]);
     assert_eq!(dir.list(), ["all.parquet", "p.parquet"]);
+    // A set of which --max leaves nothing is named.
+    let said = prompts(&["--only-set", "seen,unseen", "--max", "1"]).1;
+    says(&said, &["no prompt of the set 'unseen'", "first 1"]);
 }
 
 #[test]
@@ -159,17 +211,22 @@ fn what_is_wrong_is_named() {
     says(&fails(b""), &["src is empty"]);
     says(&fails(b"\n \n"), &["src has no prompts"]);
     says(&fails(b"a cat\nna\xefve\n"), &["src, line 2", "UTF-8"]);
-    says(&fails(b"Prompt\tNote\na\tb\nc\td\te\n"), &["src, line 3", "3 fields", "header has 2"]);
+    says(&fails(b"Prompt\tNote\na\tb\nc\td\te\n"), &["src: line 3", "3 fields", "header has 2"]);
     says(&fails(b"[\"a\", {\"text\": \"b\"}]"), &["src, element 1", "'prompt'"]);
     says(&fails(b"[\"a\", \"b\""), &["src begins like JSON"]);
     says(&fails(b"{\"anime\": [\"a\"]}"), &["src, element 0", "'prompt'"]);
-    says(&fails(b"Prompts,Category\na,b\n"), &["src", "CSV"]);
-    says(&fails(b"\"prompt\"\n\"a cat, sitting\"\n"), &["src", "CSV"]);
-    says(&fails(b"\x89PNG\r\n\x1a\n"), &["src, line 1", "UTF-8"]);
+    says(&fails(b"id,text\n1,a cat\n2,\"a cat, a dog\"\n"), &["src", "CSV", "id, text", "`prompt`"]);
+    says(&fails(b"id;text\n1;a cat\n2;a dog\n"), &["src", "CSV", "id, text"]);
+    says(&fails(b"prompt,style\n\"a cat,x\na dog,y\n"), &["src: line 2", "never closed"]);
+    says(&fails(b"\x89PNG\r\n\x1a\n\0\0\0"), &["src is an image", "`image`"]);
+    says(&fails(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"), &["src", "`git lfs pull`"]);
+    says(&fails(b"ORC\0"), &["src is an ORC file", "Parquet"]);
+    says(&fails(&vec![0; 1 << 17]), &["src is neither text nor a table"]);
+    says(&fails(&vec![b'x'; 1 << 21]), &["src", "1048576"]);
     let dir = Dir::new();
     dir.put("t.parquet", &table(vec![("text", texts(["a"]))]));
     let error = dir.tool("prompts").args(["t.parquet", "-o", "p.parquet"]).fails(2);
-    says(&error, &["t.parquet", "'caption' is missing", "found: text"]);
+    says(&error, &["t.parquet", "'prompt' is missing", "found: text"]);
     let null = std::sync::Arc::new(arrow::array::StringArray::from(vec![Some("a"), None]));
     dir.put("t.parquet", &table(vec![("caption", null)]));
     let error = dir.tool("prompts").args(["t.parquet", "-o", "p.parquet"]).fails(2);

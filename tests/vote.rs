@@ -685,10 +685,45 @@ fn what_is_missing_is_named() {
     says(&vote(&["no-label.parquet", "--ties", "human"]), &["'label_0' is missing", "--ties human"]);
     dir.put("half.parquet", &without(&without(&four(), "hps_1"), "label_0"));
     says(&vote(&["half.parquet", "--metrics", "hps"]), &["half.parquet", "no vote"]);
-    assert_eq!(column_i32(&super_vote(&dir, "half.parquet"), "voters"), [3, 3, 3, 0]);
+    says(&vote(&["half.parquet"]), &["half.parquet", "'hps_0'", "'hps_1'", "--metrics"]);
+    dir.tool("vote").args(["half.parquet", "-o", "l.parquet", "-q", "--metrics", "clip,pickscore,aesthetic"]).ok();
+    assert_eq!(column_i32(&dir.get("l.parquet"), "voters"), [3, 3, 3, 0]);
 }
 
-fn super_vote(dir: &Dir, table: &str) -> RecordBatch {
-    dir.tool("vote").args([table, "-o", "l.parquet", "-q"]).ok();
-    dir.get("l.parquet")
+/// A label is a share from 0 to 1. Others, such as the -1 with which some data sets mark a missing one, are no votes.
+#[test]
+fn a_label_out_of_range_is_named() {
+    let dir = Dir::new();
+    let metric = [Some(0.5), Some(0.25), Some(0.5)];
+    for bad in [-1.0, 2.0, 1e30, f32::INFINITY, f32::NEG_INFINITY] {
+        let labels = [Some(1.0), Some(bad), Some(0.5)];
+        let table = scores(&labels, &[("hps", &metric, &[Some(0.0); 3])]);
+        dir.put("s.parquet", &table);
+        for rule in ["human", "majority"] {
+            let error = dir.tool("vote").args(["s.parquet", "-o", "l.parquet", "--rule", rule]).fails(2);
+            says(&error, &["s.parquet, row 1", "label_0", &bad.to_string(), "null"]);
+        }
+        // Nobody was asked where has_label is false.
+        let mut columns: Vec<_> =
+            table.schema().fields().iter().map(|f| f.name().clone()).zip(table.columns().to_vec()).collect();
+        columns.push(("has_label".into(), floats([Some(1.0), Some(0.0), Some(1.0)])));
+        dir.put("has.parquet", &RecordBatch::try_from_iter(columns).unwrap());
+        dir.tool("vote").args(["has.parquet", "-o", "l.parquet", "--rule", "human", "-q"]).ok();
+        assert_eq!(column_f32(&dir.get("l.parquet"), "weight"), [1.0, 0.0, 0.0]);
+    }
+    assert_eq!(dir.list(), ["has.parquet", "l.parquet", "s.parquet"]);
+}
+
+/// A table is what its author calls it, and a terminal shows no more than that.
+#[test]
+fn names_of_metrics_are_shown_escaped() {
+    let dir = Dir::new();
+    let metric = [Some(0.5), Some(0.25)];
+    let wild = "\u{1b}]0;t\u{7}hps\n| forged |";
+    dir.put("s.parquet", &scores(&[None; 2], &[(wild, &metric, &[Some(0.0); 2]), ("clip", &metric, &metric)]));
+    let run = dir.tool("vote").args(["s.parquet", "-o", "l.parquet"]).ok();
+    says(&run.err, &["\\u{1b}]0;t\\u{7}hps\\n| forged |"]);
+    assert!(run.err.lines().all(|line| !line.chars().any(char::is_control) && !line.starts_with("| forged")));
+    let error = dir.tool("vote").args(["s.parquet", "-o", "l.parquet", "--metrics", "\u{9b}31m"]).fails(2);
+    assert!(!error.chars().any(char::is_control) && error.contains("--metrics"), "{error}");
 }

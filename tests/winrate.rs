@@ -388,6 +388,25 @@ fn a_pipe_is_a_table_too() {
     assert_eq!(piped.text(), dir.tool("winrate").args(BOTH).args(["-q"]).ok().text());
 }
 
+/// Whatever a model is called, nothing runs in a spreadsheet, is drawn on a page or moves a terminal.
+#[test]
+fn names_of_models_are_text_in_every_layout() {
+    let dir = dir();
+    dir.put("wild.parquet", &two("=cmd|' /C calc'!A0", &policy()));
+    dir.put("tag.parquet", &two("<img src=x>\n\u{1b}[31m| forged |", &base()));
+    let show = |format: &str| {
+        let args = ["wild.parquet", "tag.parquet", "--best-of", "2", "-q", "--format", format];
+        dir.tool("winrate").args(args).ok().text().to_owned()
+    };
+    let csv = show("csv");
+    says(&csv, &["\n'=cmd|' /C calc'!A0,<img src=x>\\n\\u{1b}[31m| forged |,all,hps,best"]);
+    says(&show("markdown"), &["| =cmd\\|' /C calc'!A0 vs \\<img src=x>\\\\n\\\\u{1b}[31m\\| forged \\| |"]);
+    says(&show("latex"), &["=cmd|' /C calc'!A0 vs \\textless{}img src=x\\textgreater{}\\textbackslash{}n"]);
+    for format in ["text", "csv", "markdown", "latex"] {
+        assert!(show(format).lines().all(|line| !line.chars().any(char::is_control)), "{format}");
+    }
+}
+
 /// One model's wins are shown by every layout; `--means` and `--stats` are the paper's Tables V and VI.
 #[test]
 fn layouts_and_the_other_tables() {

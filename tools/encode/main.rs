@@ -14,7 +14,7 @@ use encoder::Encoder;
 use nets::{device, hub};
 use pipe::cli::{Answer, Common, Hub, Networks, Sharding, named, run};
 use pipe::job::{Job, Keep, Spec};
-use pipe::{augment::Augment, parts::Tables, schema::pairs, table::Inputs};
+use pipe::{augment::Augment, pairs::PairKeys, parts::Tables, schema::pairs, table::Inputs};
 use seen::Seen;
 
 /// Run the VAE and the text encoder over pairs once.
@@ -96,7 +96,7 @@ fn encode(args: Args) -> Result<Answer> {
         rows: inputs.rows_in(&range),
         quiet: args.common.quiet,
     })?;
-    let columns = [&pairs::NEEDED[..], &[pairs::RANKING_ID]].concat();
+    let columns = [&pairs::NEEDED[..], &PairKeys::columns(&inputs)].concat();
     let mut rows = inputs.read(Some(&columns), range, PART)?;
     let mut seen = Seen::default();
     // A pipe has no content hash: its rows must be those of the finished parts.

@@ -13,14 +13,16 @@ use arrow::datatypes::SchemaRef;
 use clap::Parser;
 use pipe::cli::{self, Answer, Common};
 use pipe::prompt_source::{self, Counts, Prompt};
-use pipe::{origin::Origin, schema, table, text};
+use pipe::text::{self, shown};
+use pipe::{origin::Origin, schema, table};
 use safe::Safe;
 use serde_json::{Map, Value, json};
 
 /// Make one prompts table from whatever a benchmark publishes
 ///
-/// Reads TSV with a header (PartiPrompts), JSON (an array of strings as HPSv2's, or of objects with `prompt` as HPD v2's
-/// and ImageReward's), text with one prompt per line, and tables with a column `prompt` or `caption` (Pick-a-Pic). The format
+/// Reads CSV and TSV with a header (PartiPrompts), JSON (an array of strings as HPSv2's, or of objects with `prompt` as HPD v2's
+/// and ImageReward's), text with one prompt per line, and tables with a column `prompt`, `prompts` or `caption` (Pick-a-Pic),
+/// whether in capitals or not. The columns `set`, `category` and `challenge` are kept. The format
 /// is recognised by the content, not by the name. The order is kept, and each text is kept once per set.
 #[derive(Parser)]
 #[command(name = "prompts", version, max_term_width = 100, after_help = EXAMPLES)]
@@ -79,6 +81,9 @@ fn run(args: Args) -> Result<Answer> {
         None => source.prompts.len().saturating_sub(max),
     };
     source.prompts.truncate(max);
+    for set in args.only_set.iter().filter(|set| source.prompts.iter().all(|p| p.set != **set)) {
+        common.say(format!("prompts: warning: no prompt of the set '{}' is among the first {max}", shown(set)));
+    }
 
     let mut origin = Origin::new("prompts");
     if let Some(set) = &args.set {
@@ -116,7 +121,8 @@ fn keep_sets(prompts: &mut Vec<Prompt>, sets: &[String]) -> Result<usize> {
                 there.push(&prompt.set);
             }
         }
-        bail!("--only-set: there is no set '{unknown}' (there are: {})", there.join(", "));
+        let there: Vec<_> = there.into_iter().map(shown).collect();
+        bail!("--only-set: there is no set '{}' (there are: {})", shown(unknown), there.join(", "));
     }
     prompts.retain(|p| sets.contains(&p.set));
     Ok(found - prompts.len())

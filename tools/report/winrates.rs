@@ -34,8 +34,8 @@ pub struct Shown<'a> {
 pub fn read(path: &Path) -> Result<Winrates> {
     let file = path.display();
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {file}"))?;
-    let all: Winrates =
-        serde_json::from_str(&text).with_context(|| format!("{file} is not what `winrate --json -o {file}` writes"))?;
+    let all: Winrates = serde_json::from_str(&text)
+        .with_context(|| format!("{file} is not what `winrate --json` writes; make it again"))?;
     ensure!(!all.metrics.is_empty(), "{file} holds no metric");
     let rows: Vec<Row> = all.comparisons.iter().flat_map(groups).chain(all.seeds.iter().map(pooled)).collect();
     ensure!(!rows.is_empty(), "{file} holds no comparison; give `winrate` two tables or more");

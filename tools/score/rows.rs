@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
-use arrow::array::{Array, ArrayRef, BinaryArray, Float32Array, RecordBatch, StringArray, UInt32Array};
+use anyhow::{Result, bail};
+use arrow::array::{Array, ArrayRef, BinaryArray, Float32Array, RecordBatch, StringArray};
 use arrow::datatypes::{Schema, SchemaRef};
 use nets::scorer::{Metric, Role};
+use pipe::pairs::{PairKeys, human_labels};
 use pipe::schema::{self, images, pairs, prompts};
-use pipe::{column::Rows, pairs::PairKeys, table::Inputs};
+use pipe::{column::Rows, image_keys, table::Inputs};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -17,14 +18,11 @@ pub enum Kind {
     Images,
 }
 
-const IMAGES_NEEDED: [&str; 7] =
-    [prompts::PROMPT_ID, prompts::PROMPT, images::IMAGE_UID, images::K, images::SEED, images::MODEL, images::IMAGE];
-
 impl Kind {
     /// The kind of these tables.
     pub fn of(inputs: &Inputs) -> Result<Self> {
         if inputs.has(images::IMAGE) {
-            inputs.require(&IMAGES_NEEDED, "`sample` writes images tables")?;
+            inputs.require(&image_keys::NEEDED, "expected an images table, as `sample` writes it")?;
             return Ok(Self::Images);
         }
         if ![pairs::JPG[0], pairs::JPG[1], pairs::CAPTION].iter().any(|c| inputs.has(c)) {
@@ -32,7 +30,7 @@ impl Kind {
                 "{} is neither a pairs table (columns {}) nor an images table (columns {})",
                 inputs.name(),
                 pairs::NEEDED.join(", "),
-                IMAGES_NEEDED.join(", ")
+                image_keys::NEEDED.join(", ")
             );
         }
         inputs.require(&pairs::NEEDED, "expected a pairs table with Pick-a-Pic's columns")?;
@@ -58,8 +56,11 @@ impl Kind {
     /// The columns that are read.
     pub fn columns(self) -> Vec<&'static str> {
         match self {
-            Self::Pairs => [&pairs::NEEDED[..], &[pairs::RANKING_ID, pairs::LABEL[0], pairs::HAS_LABEL]].concat(),
-            Self::Images => [&IMAGES_NEEDED[..], &[prompts::SET, prompts::CATEGORY, prompts::CHALLENGE]].concat(),
+            Self::Pairs => {
+                let optional = [pairs::RANKING_ID, pairs::LABEL[0], pairs::HAS_LABEL];
+                [&pairs::NEEDED[..], &pairs::UID, &optional].concat()
+            }
+            Self::Images => [&image_keys::NEEDED[..], &image_keys::COLUMNS].concat(),
         }
     }
 
@@ -102,40 +103,12 @@ impl Kind {
         match self {
             Self::Pairs => {
                 let PairKeys { captions, uids: [uid_0, uid_1], ids } = PairKeys::of(rows, captions)?;
-                let label_0 = labels(rows)?;
+                let label_0 = human_labels(rows)?;
                 Ok(vec![Arc::new(ids), Arc::new(captions), Arc::new(uid_0), Arc::new(uid_1), Arc::new(label_0)])
             }
-            Self::Images => {
-                let k = rows.u64(images::K)?.values().iter().map(|&k| u32::try_from(k)).collect::<Result<Vec<_>, _>>();
-                let k =
-                    k.with_context(|| format!("{}: column '{}' holds a number above 2^32", rows.table, images::K))?;
-                Ok(vec![
-                    Arc::new(rows.text(prompts::PROMPT_ID)?),
-                    Arc::new(captions),
-                    Arc::new(rows.text_if_there(prompts::SET)?),
-                    Arc::new(rows.text_if_there(prompts::CATEGORY)?),
-                    Arc::new(rows.text_if_there(prompts::CHALLENGE)?),
-                    Arc::new(rows.text(images::IMAGE_UID)?),
-                    Arc::new(UInt32Array::from(k)),
-                    Arc::new(rows.u64(images::SEED)?),
-                    Arc::new(rows.text(images::MODEL)?),
-                ])
-            }
+            Self::Images => image_keys::of(rows, captions),
         }
     }
-}
-
-/// The human label of image 0; null where there is none or `has_label` is false.
-fn labels(rows: &Rows) -> Result<Float32Array> {
-    if !rows.has(pairs::LABEL[0]) {
-        return Ok(Float32Array::new_null(rows.len()));
-    }
-    let labels = rows.f32_or_null(pairs::LABEL[0])?;
-    if !rows.has(pairs::HAS_LABEL) {
-        return Ok(labels);
-    }
-    let has = rows.bool_or_null(pairs::HAS_LABEL)?;
-    Ok(labels.iter().zip(&has).map(|(label, has)| label.filter(|_| has != Some(false))).collect())
 }
 
 /// The images of some rows with their captions, row by row, image 0 before image 1.

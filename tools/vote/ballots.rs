@@ -6,7 +6,8 @@ use anyhow::{Result, bail, ensure};
 use arrow::array::{Array, ArrayRef};
 use pipe::schema::{is_judge, labels, pairs};
 use pipe::table::{Batches, Inputs};
-use pipe::{column::Rows, metrics, origin::InputOrigin, shard::Shard};
+use pipe::text::shown;
+use pipe::{column::Rows, metrics, origin::InputOrigin, pairs::human_labels, shard::Shard};
 
 use crate::ballot::{Ballot, HUMAN, Scores, human_scores};
 
@@ -66,6 +67,16 @@ impl Ballots {
         for inputs in Inputs::open_each(paths)? {
             inputs.require(&KEYS, HINT)?;
             let all = metrics::of_pairs(inputs.schema());
+            let half = metrics::half_of_pairs(inputs.schema()).filter(|_| wanted.is_empty());
+            if let Some((column, other)) = half {
+                bail!(
+                    "{}: column '{}' has no column of numbers '{}' beside it, so half a metric is missing; score the table \
+                     again, or choose metrics with --metrics",
+                    inputs.name(),
+                    shown(&column),
+                    shown(&other)
+                );
+            }
             let votes = |m: &String| match wanted.is_empty() {
                 true => inputs.schema().field_with_name(&format!("{m}_0")).is_ok_and(|f| !is_judge(f)),
                 false => wanted.contains(m),
@@ -167,7 +178,9 @@ impl Ballots {
             // The first table has the pair's keys; of the others only the id is read, to compare it.
             let keys = if i == 0 && columns == Columns::All { 4 } else { 1 };
             names.extend(KEYS[..keys].iter().map(|k| k.to_string()));
-            names.extend((labelled == Some(i)).then(|| pairs::LABEL[0].to_string()));
+            if labelled == Some(i) {
+                names.extend([pairs::LABEL[0], pairs::HAS_LABEL].map(String::from));
+            }
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             let range = column.inputs.range(shard)?;
             let name = column.inputs.name();
@@ -252,7 +265,7 @@ impl Reader {
         }
         let keys = self.keys.iter().map(|key| Ok(Arc::new(rows[0].text(key)?) as ArrayRef)).collect::<Result<_>>()?;
         let label_0: Vec<Option<f32>> = match self.labelled {
-            Some(i) => rows[i].f32_or_null(pairs::LABEL[0])?.iter().map(|l| l.filter(|l| !l.is_nan())).collect(),
+            Some(i) => human_labels(&rows[i])?.iter().collect(),
             None => vec![None; ids.len()],
         };
         let scores = self.metrics.iter().zip(&self.margins).map(|((home, m), &margin)| -> Result<Scores> {

@@ -36,6 +36,11 @@ pub fn pair_id(caption: &str, image_0_uid: &str, image_1_uid: &str, ranking_id: 
     hex(&sha256_of(&parts)[..16])
 }
 
+/// The uid of an image that its table does not name: the first 32 hexadecimal digits of the SHA-256 of its bytes.
+pub fn image_uid(bytes: &[u8]) -> String {
+    hex(&sha256(bytes)[..16])
+}
+
 /// SHA-256 of a file's bytes, in hexadecimal: what `sha256sum` prints.
 pub fn file_hash(path: &Path) -> Result<String> {
     let say = || format!("cannot read {}", path.display());

@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use arrow::datatypes::Schema;
 
+use crate::image_keys;
 use crate::schema::prompts;
 
 /// Stems of columns that end in `_0` and `_1` and are not metrics.
@@ -10,17 +11,33 @@ const NOT_METRICS: [&str; 4] = ["image", "label", "jpg", "model"];
 
 /// The metrics of a scores table: every m with numbers in `m_0` and `m_1`.
 pub fn of_pairs(schema: &Schema) -> Vec<String> {
-    let numeric = |name: String| schema.field_with_name(&name).is_ok_and(|f| f.data_type().is_numeric());
     let stems = schema.fields().iter().filter_map(|f| f.name().strip_suffix("_0"));
-    stems
-        .filter(|m| !NOT_METRICS.contains(m) && numeric(format!("{m}_0")) && numeric(format!("{m}_1")))
-        .map(String::from)
-        .collect()
+    let both = |m: &&str| [0, 1].iter().all(|side| numeric(schema, &format!("{m}_{side}")));
+    stems.filter(|m| !NOT_METRICS.contains(m)).filter(both).map(String::from).collect()
 }
 
-/// The metrics of a table of scored images: its columns of floating-point numbers.
+/// A column of a scores table that is half a metric, and what the other half would be called: `m_0` or `m_1` with numbers, where
+/// the other is not there or has none.
+pub fn half_of_pairs(schema: &Schema) -> Option<(String, String)> {
+    schema.fields().iter().map(|f| f.name()).find_map(|name| {
+        let (stem, other) = match name.strip_suffix("_0") {
+            Some(stem) => (stem, format!("{stem}_1")),
+            None => name.strip_suffix("_1").map(|stem| (stem, format!("{stem}_0")))?,
+        };
+        let half = !NOT_METRICS.contains(&stem) && numeric(schema, name) && !numeric(schema, &other);
+        half.then(|| (name.clone(), other))
+    })
+}
+
+fn numeric(schema: &Schema, name: &str) -> bool {
+    schema.field_with_name(name).is_ok_and(|f| f.data_type().is_numeric())
+}
+
+/// The metrics of a table of scored images: its columns of floating-point numbers, but those that name an image, of which pandas may
+/// have made some.
 pub fn of_images(schema: &Schema) -> Vec<String> {
-    let fields = schema.fields().iter().filter(|f| f.data_type().is_floating() && f.name() != prompts::NSFW_PROB);
+    let names = |name: &str| name == prompts::NSFW_PROB || image_keys::COLUMNS.contains(&name);
+    let fields = schema.fields().iter().filter(|f| f.data_type().is_floating() && !names(f.name()));
     fields.map(|f| f.name().clone()).collect()
 }
 
@@ -55,7 +72,10 @@ mod tests {
         let pairs = [("hps_0", &f32), ("hps_1", &f32), ("label_0", &f32), ("label_1", &f32), ("half_0", &f32)];
         let pairs = pairs.map(|(name, kind)| (name, kind.clone()));
         assert_eq!(of_pairs(&schema(&pairs)), ["hps"]);
-        let images = [("hps", f32.clone()), ("nsfw_prob", f32), ("model", text), ("k", DataType::UInt32)];
+        let half = half_of_pairs(&schema(&pairs)).unwrap();
+        assert_eq!(half, ("half_0".to_owned(), "half_1".to_owned()));
+        assert_eq!(half_of_pairs(&schema(&pairs[..4])), None);
+        let images = [("hps", f32.clone()), ("nsfw_prob", f32), ("model", text), ("k", DataType::Float64)];
         assert_eq!(of_images(&schema(&images)), ["hps"]);
     }
 

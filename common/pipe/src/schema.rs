@@ -8,7 +8,7 @@ use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 pub mod pairs {
     /// The prompt of both images.
     pub const CAPTION: &str = "caption";
-    /// Names of image 0 and image 1; an image may be in many pairs.
+    /// Names of image 0 and image 1; an image may be in many pairs. Where a table has none, they are hashes of the images.
     pub const UID: [&str; 2] = ["image_0_uid", "image_1_uid"];
     /// JPEG, PNG or WebP bytes: binary, or a struct {bytes, path}.
     pub const JPG: [&str; 2] = ["jpg_0", "jpg_1"];
@@ -19,7 +19,7 @@ pub mod pairs {
     /// Optional: part of `pair_id` if the table has it.
     pub const RANKING_ID: &str = "ranking_id";
     /// Without these a table is not a pairs table.
-    pub const NEEDED: [&str; 5] = [CAPTION, UID[0], UID[1], JPG[0], JPG[1]];
+    pub const NEEDED: [&str; 3] = [CAPTION, JPG[0], JPG[1]];
 }
 
 /// The columns of a prompts table.

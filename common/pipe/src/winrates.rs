@@ -9,16 +9,23 @@ pub struct Winrates {
     /// The number of images per prompt, of which the best counts.
     pub best_of: u32,
     /// The column by which prompts are grouped.
+    #[serde(default)]
     pub by: String,
     pub metrics: Vec<String>,
     /// Metrics that judge and did not vote.
+    #[serde(default)]
     pub held_out: Vec<String>,
     /// The seed of the bootstrap.
+    #[serde(default)]
     pub seed: u64,
+    #[serde(default)]
     pub resamples: u32,
+    #[serde(default)]
     pub tables: Vec<Table>,
+    #[serde(default)]
     pub comparisons: Vec<Comparison>,
     /// What `winrate --seeds` writes in place of the comparisons.
+    #[serde(default)]
     pub seeds: Vec<Pooled>,
 }
 
@@ -58,8 +65,10 @@ pub struct Comparison {
     pub table_b: String,
     pub all: Group,
     /// In the order in which the candidate's table has them.
+    #[serde(default)]
     pub groups: Vec<Group>,
     /// The number of prompts whose images start from different noise in the two tables.
+    #[serde(default)]
     pub other_seeds: usize,
 }
 

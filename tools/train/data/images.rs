@@ -11,7 +11,7 @@ use nets::image::{self, TrainCrop};
 use nets::vae::{Posterior, Vae};
 use pipe::schema::{images, pairs};
 use pipe::table::{BATCH, Inputs};
-use pipe::{column::Rows, key::Key, take::Taker};
+use pipe::{column::Rows, image_keys, key::Key, take::Taker};
 use rayon::prelude::*;
 
 use super::votes::name_key;
@@ -83,9 +83,11 @@ impl Images {
     /// Rows by uid of a table of images or latents, and whether mirrored images are among them.
     pub fn rows(table: &mut Inputs) -> Result<(RowsOf, bool)> {
         let (mut all, mut flips, mut row) = (RowsOf::new(), false, 0u32);
-        for rows in table.read(Some(&[images::IMAGE_UID, "flipped"]), 0..usize::MAX, BATCH)? {
+        let named = table.has(images::IMAGE_UID);
+        let columns = [images::IMAGE_UID, "flipped", images::IMAGE];
+        for rows in table.read(Some(&columns[..if named { 2 } else { 3 }]), 0..usize::MAX, BATCH)? {
             let rows = rows?;
-            let uids = rows.text(images::IMAGE_UID)?;
+            let uids = image_keys::uids(&rows, images::IMAGE_UID, images::IMAGE)?;
             let flipped: Option<&BooleanArray> = rows.batch.column_by_name("flipped").and_then(|c| c.as_boolean_opt());
             for i in 0..rows.len() {
                 let mirrored = flipped.is_some_and(|f| f.value(i));

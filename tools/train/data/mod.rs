@@ -88,6 +88,7 @@ pub struct Data {
     /// Origins of the labels and of the tables.
     inputs: Vec<InputOrigin>,
     keys: Taker,
+    key_columns: Vec<&'static str>,
     images: Images,
     pub captions: Captions,
     vae: Vae,
@@ -131,6 +132,7 @@ impl Data {
         let votes = Votes::read(&mut labels)?;
         let labels_name = labels.name();
         let listed = listed.as_mut().unwrap_or(&mut labels);
+        let key_columns = PairKeys::columns(listed);
         let labelled = join(listed, &votes, rows_of.as_ref())?;
         ensure!(
             !labelled.entries.is_empty(),
@@ -146,7 +148,20 @@ impl Data {
         };
         let labels_hash = one_hash(&label_origins).unwrap_or(votes.hash);
         let inputs = [label_origins, origins].concat();
-        Ok(Self { labelled, labels_hash, inputs, keys, images, captions, vae, visits, seed, resolution, epoch: None })
+        Ok(Self {
+            labelled,
+            labels_hash,
+            inputs,
+            keys,
+            key_columns,
+            images,
+            captions,
+            vae,
+            visits,
+            seed,
+            resolution,
+            epoch: None,
+        })
     }
 
     pub fn len(&self) -> usize {
@@ -197,7 +212,7 @@ impl Data {
         let visited = self.visit(samples);
         let (seed, visits) = (self.seed, self.visits);
         let key_rows: Vec<usize> = visited.iter().map(|(e, _)| e.keys as usize).collect();
-        let rows = self.keys.take(&key_rows, &[&PairKeys::COLUMNS[..], self.images.beside_keys()].concat())?;
+        let rows = self.keys.take(&key_rows, &[&self.key_columns[..], self.images.beside_keys()].concat())?;
 
         let (mut captions, mut labels, mut times, mut noises) = (vec![], vec![], vec![], vec![]);
         let (mut wanted, mut draws) = ([vec![], vec![]], [vec![], vec![]]); // of the winners and of the losers
@@ -258,7 +273,7 @@ fn open_tables(data: &[PathBuf], cache: Option<&Path>) -> Result<Tables> {
     }
     let mut inputs = Inputs::open(data)?;
     let origins = inputs.origins()?;
-    if inputs.has(image_columns::IMAGE) && inputs.has(image_columns::IMAGE_UID) {
+    if inputs.has(image_columns::IMAGE) {
         let images = Images::Table(Taker::open(&inputs)?);
         let (rows, _) = Images::rows(&mut inputs)?;
         return Ok(Tables { listed: None, images, rows_of: Some(rows), origins });
@@ -285,7 +300,7 @@ fn side(visits: &VisitFlags, images: &Images, native: usize, factor: usize) -> R
 
 fn join(listed: &mut Inputs, votes: &Votes, rows_of: Option<&RowsOf>) -> Result<Labelled> {
     let (mut labelled, mut row) = (Labelled::default(), 0u32);
-    for rows in listed.read(Some(&PairKeys::COLUMNS), 0..usize::MAX, BATCH)? {
+    for rows in listed.read(Some(&PairKeys::columns(listed)), 0..usize::MAX, BATCH)? {
         let rows = rows?;
         let keys = PairKeys::of(&rows, rows.text(pairs::CAPTION)?)?;
         let image = |i: usize, side: usize, row: u32| {
