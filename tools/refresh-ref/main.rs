@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Parser;
 use nets::{device, folder, hub, weights::Weights, write};
-use pipe::cli::{Answer, Common, Hub, named, run};
+use pipe::cli::{Answer, Common, Hub, named, run, share};
 use pipe::device::Device;
 use pipe::origin::{InputOrigin, Origin};
 
@@ -37,7 +37,7 @@ struct Args {
     #[arg(long, value_name = "DIR")]
     reference: PathBuf,
     /// How far the reference moves towards the policy, from 0 to 1
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = share())]
     rate: f64,
     #[command(flatten)]
     hub: Hub,
@@ -55,7 +55,6 @@ fn main() -> ExitCode {
 fn refresh(args: Args) -> Result<Answer> {
     let out = args.common.output()?;
     ensure!(out.as_os_str() != "-", "a checkpoint is a folder; name one with -o");
-    ensure!((0.0..=1.0).contains(&args.rate), "--rate must lie between 0 and 1, but it is {}", args.rate);
     let device = device::open(args.device)?;
     let folder = |arg: &PathBuf| folder::denoiser(&args.hub.folder(arg, hub::resolve)?);
     let (policy_folder, reference_folder) = (folder(&args.policy)?, folder(&args.reference)?);

@@ -130,8 +130,5 @@ fn run(args: Args) -> Result<Answer> {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    match path.as_os_str() == "-" {
-        true => print(bytes),
-        false => atomic::write(path, bytes),
-    }
+    if path.as_os_str() == "-" { print(bytes) } else { atomic::write(path, bytes) }
 }

@@ -8,7 +8,7 @@ mod repeats;
 mod rows;
 
 use std::path::{Path, PathBuf};
-use std::{ops::Range, process::ExitCode};
+use std::{num::NonZeroUsize, ops::Range, process::ExitCode};
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -17,7 +17,7 @@ use draw::{Painter, Settings};
 use nets::process::{Process, Spacing};
 use nets::sampler::{GivenNoise, Noise, Sampling, Scheduler};
 use nets::{conditioning::TimeIds, device, folder, hub, weights::Weights, write};
-use pipe::cli::{Answer, Common, Hub, Networks, Sharding, named, run};
+use pipe::cli::{Answer, Common, Hub, Networks, Sharding, named, number, run};
 use pipe::job::{Job, Keep, Spec};
 use pipe::origin::{InputOrigin, Origin};
 use pipe::{atomic, id, parts::Tables, prompt_source, schema, shard::target};
@@ -55,7 +55,7 @@ struct Args {
     #[arg(long, value_name = "DIR")]
     unet: Option<PathBuf>,
     /// Images per prompt
-    #[arg(short = 'n', long = "images-per-prompt", value_name = "N", default_value_t = 1)]
+    #[arg(short = 'n', long = "images-per-prompt", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     n: u32,
     /// How the noise is removed
     #[arg(long, help_heading = "Sampling", default_value_t = Scheduler::Ddim, value_parser = named::<Scheduler>())]
@@ -70,7 +70,7 @@ struct Args {
     #[arg(long, help_heading = "Sampling", value_name = "N", default_value_t = 50)]
     steps: usize,
     /// Weight of the prompt against the empty prompt (classifier-free guidance); 1 or less: no guidance
-    #[arg(long, help_heading = "Sampling", value_name = "X", default_value_t = 7.5)]
+    #[arg(long, help_heading = "Sampling", value_name = "X", default_value_t = 7.5, value_parser = number("a number", f64::is_finite))]
     guidance: f64,
     /// What the images should not show, in place of the empty prompt
     #[arg(long, help_heading = "Sampling", value_name = "TEXT", allow_hyphen_values = true)]
@@ -86,8 +86,8 @@ struct Args {
     #[arg(long, help_heading = "Sampling", value_name = "N")]
     width: Option<usize>,
     /// Images that are drawn together; a killed run loses at most so many
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    batch: usize,
+    #[arg(long, value_name = "N", default_value = "8")]
+    batch: NonZeroUsize,
     /// Name of the model, for column `model` [default: the name of the checkpoint folder]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -119,9 +119,6 @@ fn main() -> ExitCode {
 
 impl Args {
     fn check(&self) -> Result<()> {
-        ensure!(self.n > 0, "-n is 0: no image to draw");
-        ensure!(self.batch > 0, "--batch is 0: no image to draw");
-        ensure!(self.guidance.is_finite(), "--guidance must be a number, it is {}", self.guidance);
         ensure!(
             self.negative.is_none() || self.settings().guided(),
             "--negative works through guidance: it needs a --guidance above 1, not {}",
@@ -191,7 +188,7 @@ fn sample(args: Args) -> Result<Answer> {
             Ok(true)
         })?;
     }
-    let batch = args.batch;
+    let batch = args.batch.get();
     let parts = (first..rows.end).step_by(batch).map(move |from| Ok(from..(from + batch).min(rows.end)));
     let mut latents = vec![];
     let counts = job.run(parts, |part: Range<usize>| {

@@ -76,15 +76,11 @@ pub struct Args {
 }
 
 impl Args {
-    /// Refuses numbers outside their range, and flags that contradict each other or the number of processes.
+    /// Refuses flags that contradict each other or the number of processes.
     pub fn check(&self, processes: usize) -> Result<()> {
         self.upstream.check(&self.networks)?;
         self.data.check()?;
-        self.visits.check()?;
         self.method.objective()?;
-        self.optimiser.check()?;
-        self.lora.check()?;
-        self.spikes.check()?;
         self.batch.check(processes)?;
         self.check_combinations(processes)
     }

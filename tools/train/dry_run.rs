@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Instant};
 
 use anyhow::{Result, ensure};
-use nets::params::Params;
+use nets::params::count;
 use pipe::stdout::print;
 use serde_json::json;
 
@@ -31,10 +31,6 @@ fn time_step(run: &mut Run) -> Result<f64> {
         seconds = started.elapsed().as_secs_f64();
     }
     Ok(seconds)
-}
-
-fn count(params: &Params) -> usize {
-    params.values().map(|p| p.elem_count()).sum()
 }
 
 /// The part of the memory, in MiB, that is known without measuring.

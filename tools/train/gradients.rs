@@ -54,9 +54,8 @@ pub struct Execution {
 impl Execution {
     pub fn of(state: &State, flags: &GradientFlags, compute: DType, device: &Device) -> Self {
         const SMALL: usize = 50_000_000; // parameters: 200 MB of gradients
-        let trained: usize = state.policy.params.values().map(|p| p.elem_count()).sum();
         // Adapters are small, but the network that they belong to may not be.
-        let small = trained < SMALL && state.counters.lora.is_none();
+        let small = params::count(&state.policy.params) < SMALL && state.counters.lora.is_none();
         let activations = match flags.gradient_checkpointing {
             Checkpointing::Auto if small => Activations::Kept,
             Checkpointing::Auto | Checkpointing::On => Activations::Recomputed,

@@ -5,8 +5,8 @@
 //!
 //! A new loss is a variant of `Form`, a function and a match arm, all in this file.
 
-use anyhow::{Result, ensure};
-use pipe::{cli::named, origin::Origin};
+use pipe::cli::{named, number};
+use pipe::origin::Origin;
 
 #[derive(clap::Args, Clone, Copy, Debug)]
 #[command(next_help_heading = "Method")]
@@ -20,21 +20,18 @@ pub struct LossFlags {
     /// Strength of the tie to the reference, as Diffusion-DPO's code counts it: errors are means over a latent, and the
     /// loss has the factor 1/2. 5000 is that code's default
     #[arg(long, visible_alias = "beta", value_name = "X", default_value_t = 5000.0)]
+    #[arg(value_parser = number("a number above 0", |x| x > 0.0 && x.is_finite()))]
     beta_dpo: f64,
     /// Probability that a label is wrong (conservative DPO); above 0, the policy gains nothing by preferring winners without limit
     #[arg(long, value_name = "P", default_value_t = 0.0)]
+    #[arg(value_parser = number("a probability below 0.5", |x| (0.0..0.5).contains(&x)))]
     label_smoothing: f64,
 }
 
 impl LossFlags {
-    pub fn objective(&self) -> Result<Objective> {
-        let (beta, smoothing) = (self.beta_dpo, self.label_smoothing);
-        ensure!(beta > 0.0 && beta.is_finite(), "--beta-dpo must be above 0, it is {beta}");
-        ensure!(
-            (0.0..0.5).contains(&smoothing),
-            "--label-smoothing must be a probability below 0.5, it is {smoothing}"
-        );
-        Ok(Objective { form: if self.sft { Form::Sft } else { self.loss }, beta, smoothing })
+    pub fn objective(&self) -> Objective {
+        let form = if self.sft { Form::Sft } else { self.loss };
+        Objective { form, beta: self.beta_dpo, smoothing: self.label_smoothing }
     }
 }
 

@@ -6,8 +6,9 @@ use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use nets::denoiser::{Config, Trainable};
 use nets::lora::{Adapters, LoraConfig};
-use nets::{folder, hub, weights::Weights};
-use pipe::cli::Hub;
+use nets::weights::{self, Weights};
+use nets::{folder, hub};
+use pipe::cli::{Hub, not_negative};
 
 use crate::reference::{Reference, ReferenceFlags};
 
@@ -71,7 +72,7 @@ pub struct LoraFlags {
     #[arg(long, alias = "rank", value_name = "R")]
     pub lora_rank: Option<NonZeroUsize>,
     /// Scale adapters by ALPHA / R [default: R]
-    #[arg(long, value_name = "ALPHA", requires = "lora_rank")]
+    #[arg(long, value_name = "ALPHA", requires = "lora_rank", value_parser = not_negative())]
     lora_alpha: Option<f64>,
     /// The linear layers that get an adapter, by their names in PEFT
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "to_q,to_k,to_v,to_out.0")]
@@ -83,12 +84,6 @@ pub struct LoraFlags {
 }
 
 impl LoraFlags {
-    pub fn check(&self) -> Result<()> {
-        let alpha = self.lora_alpha.unwrap_or_default();
-        ensure!(alpha >= 0.0 && alpha.is_finite(), "--lora-alpha must not be below 0, it is {alpha}");
-        Ok(())
-    }
-
     /// The adapters to train; `None` where the whole UNet is trained.
     pub fn config(&self) -> Option<LoraConfig> {
         let rank = self.lora_rank?.get();
@@ -137,7 +132,7 @@ impl Models {
                 file.display()
             );
             saved.fill(&network.params).context("--lora-targets names other layers than the file")?;
-            *hash = pipe::id::file_hash(file)?;
+            *hash = weights::file_hash(file)?;
         }
         if let (Some(path), None) = (&models.reference, &adapters[1]) {
             ensure!(

@@ -1,18 +1,19 @@
 //! How gradients become steps: length of the run, learning rate, optimiser and clipping.
 
-use anyhow::{Result, ensure};
 use candle_core::DType;
 use nets::optim::{AdafactorConfig, AdamWConfig, LrSchedule, UpdateRule};
-use pipe::{cli::named, origin::Origin};
+use pipe::cli::{named, not_negative, number};
+use pipe::origin::Origin;
 
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Optimisation")]
 pub struct OptimiserFlags {
     /// Optimiser steps in total, including those before a resumption; 2000 as in Diffusion-DPO's launch lines
     #[arg(long, visible_alias = "steps", value_name = "N", default_value_t = 2000)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=MOST_STEPS))]
     pub max_train_steps: u64,
     /// Learning rate; the default is Diffusion-DPO's, which belongs with --scale-lr
-    #[arg(long, visible_alias = "lr", value_name = "X", default_value = "1e-8")]
+    #[arg(long, visible_alias = "lr", value_name = "X", default_value = "1e-8", value_parser = not_negative())]
     learning_rate: f64,
     /// Multiply the learning rate by the number of pairs per optimiser step
     #[arg(long)]
@@ -36,25 +37,30 @@ pub struct OptimiserFlags {
     #[arg(long, default_value_t = Moments::F32, value_parser = named::<Moments>())]
     moments: Moments,
     /// Decay of AdamW's mean gradient per step
-    #[arg(long, value_name = "X", default_value_t = 0.9)]
+    #[arg(long, value_name = "X", default_value_t = 0.9, value_parser = decay())]
     adam_beta1: f64,
     /// Decay of AdamW's mean squared gradient per step
-    #[arg(long, value_name = "X", default_value_t = 0.999)]
+    #[arg(long, value_name = "X", default_value_t = 0.999, value_parser = decay())]
     adam_beta2: f64,
     /// Added to the root of AdamW's mean squared gradient, so that nothing is divided by 0
-    #[arg(long, value_name = "X", default_value = "1e-8")]
+    #[arg(long, value_name = "X", default_value = "1e-8", value_parser = not_negative())]
     adam_epsilon: f64,
     /// Weight decay of AdamW and Adafactor
-    #[arg(long, value_name = "X", default_value_t = 1e-2)]
+    #[arg(long, value_name = "X", default_value_t = 1e-2, value_parser = not_negative())]
     adam_weight_decay: f64,
     /// Scale longer gradients down to this norm; inf never scales [default: 1 for AdamW, inf for Adafactor, which bounds
     /// its updates itself]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = number("a number above 0, or inf", |norm| norm > 0.0))]
     pub max_grad_norm: Option<f64>,
 }
 
 /// At a million steps per second: 31 years. The number of samples, which is larger, still fits into 64 bits.
 const MOST_STEPS: u64 = 1_000_000_000_000_000;
+
+/// The parser of AdamW's decays.
+fn decay() -> impl clap::builder::TypedValueParser<Value = f64> {
+    number("a number from 0 to less than 1", |x| (0.0..1.0).contains(&x))
+}
 
 pipe::names! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,31 +81,6 @@ pipe::names! {
 }
 
 impl OptimiserFlags {
-    pub fn check(&self) -> Result<()> {
-        ensure!(self.max_train_steps > 0, "--max-train-steps is 0: nothing to do");
-        ensure!(
-            self.max_train_steps <= MOST_STEPS,
-            "--max-train-steps {}: no run takes more than {MOST_STEPS} steps",
-            self.max_train_steps
-        );
-        for (flag, value) in [
-            ("--learning-rate", self.learning_rate),
-            ("--adam-weight-decay", self.adam_weight_decay),
-            ("--adam-epsilon", self.adam_epsilon),
-        ] {
-            ensure!(value >= 0.0 && value.is_finite(), "{flag} must not be below 0, it is {value}");
-        }
-        for (flag, value) in [("--adam-beta1", self.adam_beta1), ("--adam-beta2", self.adam_beta2)] {
-            ensure!((0.0..1.0).contains(&value), "{flag} must lie between 0 and 1, it is {value}");
-        }
-        ensure!(
-            self.max_grad_norm.is_none_or(|norm| norm > 0.0),
-            "--max-grad-norm must be above 0, it is {}; inf never scales a gradient",
-            self.max_grad_norm.unwrap_or_default()
-        );
-        Ok(())
-    }
-
     pub fn rule(&self) -> UpdateRule {
         match self.optimizer {
             None | Some(OptimizerName::Adamw) if !self.use_adafactor => UpdateRule::AdamW(AdamWConfig {

@@ -6,7 +6,8 @@ use std::{collections::BTreeMap, fs, path::Path, str::FromStr};
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use nets::denoiser::{Streamed, Trainable};
-use nets::{conditioning::Conditioning, params::Params, weights::Weights, write};
+use nets::params::{self, Params};
+use nets::{conditioning::Conditioning, weights::Weights, write};
 use pipe::cli::named;
 
 #[derive(clap::Args, Clone, Debug)]
@@ -107,7 +108,7 @@ impl Reference {
     /// Opens the denoiser in `folder` as the reference of a policy with these parameters.
     pub fn open(folder: &Path, policy: &Params, flags: &ReferenceFlags, device: &Device) -> Result<Self> {
         const LARGE: usize = 50_000_000; // parameters: 200 MB
-        let large = policy.values().map(|p| p.elem_count()).sum::<usize>() >= LARGE;
+        let large = params::count(policy) >= LARGE;
         let (place, moves) = (flags.reference_weights, matches!(flags.mode(), Mode::Ema(_)));
         ensure!(
             place != Place::File || !moves,
@@ -151,7 +152,7 @@ impl Reference {
     /// The number of weights that it holds in memory.
     pub fn in_memory(&self) -> usize {
         match self {
-            Reference::Held(held) => held.params.values().map(|p| p.elem_count()).sum(),
+            Reference::Held(held) => params::count(&held.params),
             Reference::Streamed(_) => 0,
         }
     }

@@ -1,7 +1,6 @@
 //! Spike detection: is the loss or a gradient NaN, or the loss far above its running mean?
 
-use anyhow::{Result, ensure};
-use pipe::cli::named;
+use pipe::cli::{named, number};
 use serde::{Deserialize, Serialize};
 
 pipe::names! {
@@ -25,17 +24,11 @@ pub struct SpikeFlags {
     pub on_spike: OnSpike,
     /// A loss of more than X times its mean over the last 50 steps is a spike; single losses of small batches can
     /// reach ten times the mean without harm
-    #[arg(long, value_name = "X", default_value_t = 20.0)]
+    #[arg(long, value_name = "X", default_value_t = 20.0, value_parser = number("a number above 1", |x| x > 1.0))]
     pub spike: f64,
 }
 
 impl SpikeFlags {
-    /// Refuses a factor that every loss or no loss exceeds.
-    pub fn check(&self) -> Result<()> {
-        ensure!(self.spike > 1.0, "--spike must be above 1, not {}", self.spike);
-        Ok(())
-    }
-
     /// What is wrong with a step that has this loss and this gradient norm, if anything is.
     pub fn trouble(&self, history: &LossHistory, loss: f64, grad_norm: f64) -> Option<String> {
         if !loss.is_finite() || !grad_norm.is_finite() {

@@ -20,6 +20,11 @@ pub fn accumulate<R>(params: &Params, grads: &mut Grads, body: impl FnOnce() -> 
     result
 }
 
+/// The number of weights.
+pub fn count(params: &Params) -> usize {
+    params.values().map(|p| p.elem_count()).sum()
+}
+
 /// Adds zeros for the parameters that no gradient reached.
 pub fn fill_missing(params: &Params, grads: &mut Grads) -> Result<()> {
     for (name, var) in params {

@@ -139,6 +139,24 @@ pub fn named<T: Names + Clone + Send + Sync + 'static>() -> impl TypedValueParse
     Named(PhantomData)
 }
 
+/// The parser of a number that `fits`; `must` says what it must be, as in "a number above 0".
+pub fn number(must: &'static str, fits: fn(f64) -> bool) -> impl TypedValueParser<Value = f64> {
+    move |text: &str| match text.parse() {
+        Ok(x) if fits(x) => Ok(x),
+        _ => Err(format!("it must be {must}")),
+    }
+}
+
+/// The parser of a finite number that is not below 0.
+pub fn not_negative() -> impl TypedValueParser<Value = f64> {
+    number("a number not below 0", |x| x >= 0.0 && x.is_finite())
+}
+
+/// The parser of a share of a whole.
+pub fn share() -> impl TypedValueParser<Value = f64> {
+    number("a number from 0 to 1", |x| (0.0..=1.0).contains(&x))
+}
+
 #[derive(Clone)]
 struct Named<T>(PhantomData<T>);
 

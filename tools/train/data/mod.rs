@@ -14,11 +14,12 @@ use candle_core::{DType, Device, Tensor};
 use captions::Captions;
 use images::{Images, RowsOf, Wanted};
 use nets::{conditioning::Conditioning, process::Process, prompt::PromptEncoder, vae::Vae};
+use pipe::cli::{named, share};
 use pipe::id::{hex, sha256};
 use pipe::origin::{InputOrigin, Origin};
 use pipe::schema::{images as image_columns, pairs};
 use pipe::table::{BATCH, Inputs};
-use pipe::{augment::Augment, cli::named, pairs::PairKeys, seed, take::Taker};
+use pipe::{augment::Augment, pairs::PairKeys, seed, take::Taker};
 use votes::{Votes, name_key};
 
 use crate::{loss::Label, models::ModelFlags};
@@ -34,16 +35,8 @@ pub struct VisitFlags {
     pub augment: Augment,
     /// Share of captions replaced by the empty prompt, so that classifier-free guidance keeps working; the default is
     /// Diffusion-DPO's
-    #[arg(long, value_name = "P", default_value_t = 0.2, help_heading = "Method")]
+    #[arg(long, value_name = "P", default_value_t = 0.2, help_heading = "Method", value_parser = share())]
     proportion_empty_prompts: f64,
-}
-
-impl VisitFlags {
-    pub fn check(&self) -> Result<()> {
-        let share = self.proportion_empty_prompts;
-        ensure!((0.0..=1.0).contains(&share), "--proportion-empty-prompts must lie between 0 and 1, it is {share}");
-        Ok(())
-    }
 }
 
 /// The inputs of one micro-batch of B pairs.

@@ -4,7 +4,7 @@
 //!   mpirun -n 4 train latents --labels labels.parquet --base sd15 -o policy       (a build with --features mpi)
 
 mod launch;
-#[cfg_attr(not(feature = "mpi"), path = "none.rs")]
+#[cfg(feature = "mpi")]
 mod ranks;
 mod share;
 
@@ -19,15 +19,36 @@ use nets::params::Grads;
 use pipe::cli::{self, Answer};
 use pipe::stop::{self, Stopped};
 use pipe::{device, id};
-use ranks::Ranks;
 
 use crate::loss::{Errors, Pair, PairLoss};
 
 /// Bytes of gradients that are sent and received at once: the memory that a process needs beyond that of a run of its own.
 const BUCKET: usize = 25_000_000;
 
+/// The processes of one job, and the messages between them.
+trait Ranks {
+    fn rank(&self) -> usize;
+
+    fn size(&self) -> usize;
+
+    fn attach(&mut self, device: &Device) -> Result<()>;
+
+    fn wait_for_all(&self);
+
+    /// The numbers of all processes, equally many from each, in the order of the ranks.
+    fn gather(&self, mine: &[f64]) -> Vec<f64>;
+
+    fn largest(&self, mine: u64) -> u64;
+
+    /// Replaces `x` (f32, contiguous) by its sum over all processes.
+    fn sum(&self, x: &Tensor) -> Result<()>;
+
+    /// Ends all processes, wherever they are, with this exit code.
+    fn abort(&self, code: u8) -> !;
+}
+
 pub struct World {
-    ranks: Option<Ranks>,
+    ranks: Option<Box<dyn Ranks>>,
     launch: Option<Launch>,
 }
 
@@ -36,8 +57,12 @@ impl World {
     pub fn join() -> Result<Self> {
         let launch = Launch::read(|name| env::var(name).ok());
         let Some(started) = launch else { return Ok(Self { ranks: None, launch }) };
-        let ranks = if started.joined && cfg!(feature = "mpi") { Some(Ranks::join()?) } else { None };
-        let size = ranks.as_ref().map_or(1, Ranks::size);
+        let ranks: Option<Box<dyn Ranks>> = match started.joined {
+            #[cfg(feature = "mpi")]
+            true => Some(Box::new(ranks::Mpi::join()?)),
+            _ => None,
+        };
+        let size = ranks.as_ref().map_or(1, |ranks| ranks.size());
         if started.size > 1 && size == 1 {
             if started.rank > 0 {
                 // All processes come here, and one of them reports it.
@@ -50,11 +75,11 @@ impl World {
     }
 
     pub fn rank(&self) -> usize {
-        self.ranks.as_ref().map_or(0, Ranks::rank)
+        self.ranks.as_ref().map_or(0, |ranks| ranks.rank())
     }
 
     pub fn size(&self) -> usize {
-        self.ranks.as_ref().map_or(1, Ranks::size)
+        self.ranks.as_ref().map_or(1, |ranks| ranks.size())
     }
 
     /// Whether this is the process that writes files and messages.
@@ -86,7 +111,7 @@ impl World {
 
     /// Does `work` in the first process, then in the others, so that files are put in order by one process alone.
     pub fn first_then_others<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let wait = || self.ranks.iter().for_each(Ranks::wait_for_all);
+        let wait = || self.ranks.iter().for_each(|ranks| ranks.wait_for_all());
         if !self.first() {
             wait();
         }
@@ -132,7 +157,6 @@ impl World {
         all.chunks_exact(8).map(pair).collect()
     }
 
-    /// The numbers of all processes, equally many from each, in the order of the ranks.
     fn gather(&self, mine: &[f64]) -> Vec<f64> {
         self.ranks.as_ref().map_or_else(|| mine.to_vec(), |ranks| ranks.gather(mine))
     }
@@ -146,7 +170,7 @@ impl World {
 
     /// Replaces gradients by their sums over all processes, bucket by bucket, in the order of their names.
     pub fn sum(&self, grads: &mut Grads) -> Result<()> {
-        let Some(ranks) = self.ranks.as_ref().filter(|_| self.size() > 1) else { return Ok(()) };
+        let Some(ranks) = self.ranks.as_deref().filter(|_| self.size() > 1) else { return Ok(()) };
         let room = BUCKET / size_of::<f32>() / 3; // three buffers: gathered, sent, received
         let (mut bucket, mut filled) = (vec![], 0);
         for grad in grads.values_mut() {
@@ -177,7 +201,7 @@ impl World {
                 ranks.abort(2)
             }
             answer => {
-                ranks.leave();
+                drop(ranks); // which ends MPI
                 match answer {
                     Err(error) if rank > 0 => process::exit(cli::exit_code(&error).into()),
                     answer => answer,
@@ -188,7 +212,7 @@ impl World {
 }
 
 /// Sums many small tensors, (n) each, in one message.
-fn sum_bucket(ranks: &Ranks, parts: &[Tensor]) -> Result<()> {
+fn sum_bucket(ranks: &dyn Ranks, parts: &[Tensor]) -> Result<()> {
     match parts {
         [] => Ok(()),
         [one] => ranks.sum(one),

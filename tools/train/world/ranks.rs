@@ -1,4 +1,4 @@
-//! The processes of one MPI job, and the messages between them.
+//! The processes of one MPI job.
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
@@ -8,7 +8,9 @@ use mpi::{Threading, collective::SystemOperation, environment::Universe, topolog
 #[cfg(feature = "nccl")]
 use {mpi::traits::Root, ops::nccl};
 
-pub struct Ranks {
+use super::Ranks;
+
+pub struct Mpi {
     world: SimpleCommunicator,
     #[cfg(feature = "nccl")]
     nccl: Option<nccl::Communicator>,
@@ -16,7 +18,7 @@ pub struct Ranks {
     _universe: Universe,
 }
 
-impl Ranks {
+impl Mpi {
     /// Joins the other processes that the launcher started.
     pub fn join() -> Result<Self> {
         // Only one thread sends and receives.
@@ -28,52 +30,6 @@ impl Ranks {
             nccl: None,
             _universe: universe,
         })
-    }
-
-    pub fn rank(&self) -> usize {
-        self.world.rank() as usize
-    }
-
-    pub fn size(&self) -> usize {
-        self.world.size() as usize
-    }
-
-    pub fn attach(&mut self, device: &Device) -> Result<()> {
-        #[cfg(feature = "nccl")]
-        if device.is_cuda() {
-            let mut identity = if self.rank() == 0 { nccl::identity()? } else { [0; 128] };
-            self.world.process_at_rank(0).broadcast_into(&mut identity[..]);
-            self.nccl = Some(nccl::Communicator::join(device, self.rank(), self.size(), identity)?);
-            return Ok(());
-        }
-        ensure!(device.is_cpu(), "several processes need NCCL to sum gradients on GPUs; build with --features nccl");
-        Ok(())
-    }
-
-    pub fn wait_for_all(&self) {
-        self.world.barrier();
-    }
-
-    /// The numbers of all processes, equally many from each, in the order of the ranks.
-    pub fn gather(&self, mine: &[f64]) -> Vec<f64> {
-        let mut all = vec![0.0; mine.len() * self.size()];
-        self.world.all_gather_into(mine, &mut all[..]);
-        all
-    }
-
-    pub fn largest(&self, mine: u64) -> u64 {
-        let mut all = 0;
-        self.world.all_reduce_into(&mine, &mut all, SystemOperation::max());
-        all
-    }
-
-    /// Replaces `x` (f32, contiguous) by its sum over all processes.
-    pub fn sum(&self, x: &Tensor) -> Result<()> {
-        #[cfg(feature = "nccl")]
-        if let Some(nccl) = &self.nccl {
-            return Ok(nccl.sum(x)?);
-        }
-        Ok(ops::write(x, |values| self.sum_values(values))?)
     }
 
     /// Each process adds up its part of all vectors, pair by pair, and sends the result to the others, which costs the traffic of
@@ -95,18 +51,59 @@ impl Ranks {
         self.world.all_gather_into(&part[..each], &mut whole[..]);
         values.copy_from_slice(&whole[..values.len()]);
     }
+}
 
-    /// Ends all processes, wherever they are, with this exit code.
-    pub fn abort(&self, code: u8) -> ! {
-        self.world.abort(i32::from(code))
+impl Ranks for Mpi {
+    fn rank(&self) -> usize {
+        self.world.rank() as usize
     }
 
-    pub fn leave(self) {
-        drop(self);
+    fn size(&self) -> usize {
+        self.world.size() as usize
+    }
+
+    fn attach(&mut self, device: &Device) -> Result<()> {
+        #[cfg(feature = "nccl")]
+        if device.is_cuda() {
+            let mut identity = if self.rank() == 0 { nccl::identity()? } else { [0; 128] };
+            self.world.process_at_rank(0).broadcast_into(&mut identity[..]);
+            self.nccl = Some(nccl::Communicator::join(device, self.rank(), self.size(), identity)?);
+            return Ok(());
+        }
+        ensure!(device.is_cpu(), "several processes need NCCL to sum gradients on GPUs; build with --features nccl");
+        Ok(())
+    }
+
+    fn wait_for_all(&self) {
+        self.world.barrier();
+    }
+
+    fn gather(&self, mine: &[f64]) -> Vec<f64> {
+        let mut all = vec![0.0; mine.len() * self.size()];
+        self.world.all_gather_into(mine, &mut all[..]);
+        all
+    }
+
+    fn largest(&self, mine: u64) -> u64 {
+        let mut all = 0;
+        self.world.all_reduce_into(&mine, &mut all, SystemOperation::max());
+        all
+    }
+
+    fn sum(&self, x: &Tensor) -> Result<()> {
+        #[cfg(feature = "nccl")]
+        if let Some(nccl) = &self.nccl {
+            return Ok(nccl.sum(x)?);
+        }
+        Ok(ops::write(x, |values| self.sum_values(values))?)
+    }
+
+    fn abort(&self, code: u8) -> ! {
+        self.world.abort(i32::from(code))
     }
 }
 
-impl Drop for Ranks {
+impl Drop for Mpi {
     /// Leaving MPI waits for the other processes, which a panic here would keep waiting: it ends them instead.
     fn drop(&mut self) {
         if std::thread::panicking() {

@@ -115,10 +115,7 @@ impl Sampling {
 
 /// alpha-bar after the last timestep.
 fn final_alpha(process: &Ddpm, one_by_default: bool) -> f32 {
-    match process.config.set_alpha_to_one.unwrap_or(one_by_default) {
-        true => 1.0,
-        false => process.alphas_cumprod[0],
-    }
+    if process.config.set_alpha_to_one.unwrap_or(one_by_default) { 1.0 } else { process.alphas_cumprod[0] }
 }
 
 #[cfg(test)]

@@ -127,9 +127,6 @@ impl Sampler for Pndm {
     }
 
     fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, _: &Noise) -> Candle<Tensor> {
-        match i < self.runge_kutta {
-            true => self.runge_kutta(i, x, prediction),
-            false => self.multistep(i, x, prediction),
-        }
+        if i < self.runge_kutta { self.runge_kutta(i, x, prediction) } else { self.multistep(i, x, prediction) }
     }
 }

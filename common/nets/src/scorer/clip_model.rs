@@ -205,10 +205,7 @@ fn units(x: &Tensor) -> Result<Vec<Vec<f32>>> {
 
 /// The folder in which a tower's configuration lies.
 fn folder_of(tower: &Path) -> PathBuf {
-    match tower.is_dir() {
-        true => tower.to_owned(),
-        false => tower.parent().unwrap_or(Path::new("")).to_owned(),
-    }
+    if tower.is_dir() { tower.to_owned() } else { tower.parent().unwrap_or(Path::new("")).to_owned() }
 }
 
 /// The settings of a tower that do not follow from the shapes of its weights.
