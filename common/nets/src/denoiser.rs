@@ -1,6 +1,6 @@
 //! The network that predicts the noise in noisy latents, whichever architecture a checkpoint has.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -31,9 +31,7 @@ enum Architecture {
 impl Config {
     /// From the denoiser's own folder.
     pub fn read(folder: &Path) -> Result<Self> {
-        let file = folder.join("config.json");
-        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let unet = unet::parse_config(&text).with_context(|| format!("{} cannot be used", file.display()))?;
+        let unet = unet::read_config(&folder.join("config.json"))?;
         Ok(Self {
             channels: [unet.in_channels, unet.out_channels],
             side: unet.sample_size,

@@ -6,6 +6,7 @@
 
 pub mod clean;
 pub mod conditioning;
+pub mod config;
 pub mod denoiser;
 pub mod device;
 pub mod folder;

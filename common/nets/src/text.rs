@@ -7,9 +7,27 @@ use candle_core::{D, DType, Device, Result as Candle, Tensor};
 use ops::Mask;
 use serde::Deserialize;
 
+use crate::config::Rule::{Only, Whole, Words};
+use crate::config::{self, DEPTH, EPSILON, Rules, TRANSFORMERS, WIDTH};
 use crate::layers::{LayerNorm, Linear};
-use crate::transformer::{Encoder, HiddenAct, Shape};
-use crate::{json, loader::Loader, weights::Weights};
+use crate::transformer::{ACTIVATIONS, Encoder, HiddenAct, Shape};
+use crate::{loader::Loader, weights::Weights};
+
+/// The keys of transformers' CLIPTextConfig that decide what it computes.
+pub const KEYS: Rules = &[
+    ("model_type", Words(&["clip_text_model", "clip"])),
+    ("vocab_size", Whole(1, 1 << 20)), // four times the largest published vocabulary
+    ("hidden_size", WIDTH),
+    ("intermediate_size", WIDTH),
+    ("num_hidden_layers", DEPTH),
+    ("num_attention_heads", WIDTH),
+    ("max_position_embeddings", Whole(2, 1 << 16)), // a begin and an end; 248 in the longest published CLIP
+    ("hidden_act", ACTIVATIONS),
+    ("layer_norm_eps", EPSILON),
+    ("projection_dim", WIDTH),
+    ("eos_token_id", Whole(0, u32::MAX as u64)),
+    ("text_config", Only(&["null"])), // a CLIPModel's
+];
 
 /// `config.json` of a CLIPTextModel. A missing key takes transformers' default.
 #[derive(Clone, Debug, Deserialize)]
@@ -66,7 +84,7 @@ pub struct TextStates {
 impl TextModel {
     /// Loads the folder of a CLIPTextModel or CLIPTextModelWithProjection.
     pub fn open(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        let config = json::read(&folder.join("config.json"))?;
+        let config = config::read(&folder.join("config.json"), &[KEYS, TRANSFORMERS])?;
         Self::load(Loader::frozen(&Weights::open(folder)?, dtype, device), config)
     }
 

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use candle_core::{Result as Candle, Tensor};
 use ops::Mask;
 
-use crate::{layers::LayerNorm, loader::Loader};
+use crate::{config::Rule, layers::LayerNorm, loader::Loader};
 
 /// A linear layer with frozen weights: the towers are never trained.
 struct Linear {
@@ -21,6 +21,9 @@ impl Linear {
         ops::linear_frozen(x, &self.weight, Some(&self.bias))
     }
 }
+
+/// The names under which configurations know the activations.
+pub const ACTIVATIONS: Rule = Rule::Words(&["quick_gelu", "gelu"]);
 
 /// `hidden_act` of the config.
 #[derive(Clone, Copy, Debug)]

@@ -7,15 +7,40 @@ use candle_core::{DType, Device, Result as Candle, Tensor};
 use ops::{Activation, Mask};
 use serde::Deserialize;
 
+use crate::config::Rule::{Flag, Free, List, Number, Only, Whole, Words};
+use crate::config::{self, Rules, WIDTH};
 use crate::layers::{Conv2d, GroupNorm, Linear, ResnetBlock};
-use crate::{json, loader::Loader, weights::Weights};
+use crate::{loader::Loader, weights::Weights};
+
+/// Levels of the VAE: with 8, a latent stands for 128 pixels a side, four times as many as in any published one.
+const LEVELS: usize = 8;
+
+/// The arguments of diffusers' AutoencoderKL.
+const KEYS: Rules = &[
+    ("in_channels", Only(&["3"])),
+    ("out_channels", Only(&["3"])),
+    ("latent_channels", WIDTH),
+    ("block_out_channels", List(LEVELS, &WIDTH)),
+    ("layers_per_block", Whole(1, 16)), // 2 in every published VAE
+    ("norm_num_groups", WIDTH),
+    ("scaling_factor", Number(1e-6, 1e6)),
+    ("shift_factor", Number(-1e6, 1e6)),
+    ("latents_mean", List(1 << 16, &Number(-1e6, 1e6))),
+    ("latents_std", List(1 << 16, &Number(1e-6, 1e6))),
+    ("force_upcast", Flag),
+    ("use_quant_conv", Flag),
+    ("use_post_quant_conv", Flag),
+    ("act_fn", Only(&["\"silu\"", "\"swish\""])),
+    ("down_block_types", List(LEVELS, &Words(&["DownEncoderBlock2D"]))),
+    ("up_block_types", List(LEVELS, &Words(&["UpDecoderBlock2D"]))),
+    ("mid_block_add_attention", Only(&["true"])),
+    ("sample_size", Free), // of the tiles that large images are cut into, which is not done here
+];
 
 /// `vae/config.json`. A missing key takes diffusers' default.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct VaeConfig {
-    pub in_channels: usize,
-    pub out_channels: usize,
     pub latent_channels: usize,
     pub block_out_channels: Vec<usize>,
     pub layers_per_block: usize,
@@ -27,13 +52,13 @@ pub struct VaeConfig {
     force_upcast: bool,
     use_quant_conv: bool,
     use_post_quant_conv: bool,
+    down_block_types: Option<Vec<String>>,
+    up_block_types: Option<Vec<String>>,
 }
 
 impl Default for VaeConfig {
     fn default() -> Self {
         Self {
-            in_channels: 3,
-            out_channels: 3,
             latent_channels: 4,
             block_out_channels: vec![64],
             layers_per_block: 1,
@@ -45,12 +70,24 @@ impl Default for VaeConfig {
             force_upcast: true,
             use_quant_conv: true,
             use_post_quant_conv: true,
+            down_block_types: None,
+            up_block_types: None,
         }
     }
 }
 
 impl VaeConfig {
+    pub fn read(file: &Path) -> Result<Self> {
+        let config: Self = config::read(file, &[KEYS])?;
+        config.check().with_context(|| format!("{} cannot be used", file.display()))?;
+        Ok(config)
+    }
+
     fn check(&self) -> Result<()> {
+        let levels = self.block_out_channels.len();
+        for types in [&self.down_block_types, &self.up_block_types].into_iter().flatten() {
+            ensure!(types.len() == levels, "it names {} types of blocks for {levels} blocks", types.len());
+        }
         for (key, given) in [("latents_mean", &self.latents_mean), ("latents_std", &self.latents_std)] {
             let fits = given.as_ref().is_none_or(|g| g.len() == self.latent_channels);
             ensure!(fits, "{key} does not have one number for each of {} latent_channels", self.latent_channels);
@@ -168,8 +205,7 @@ impl Posterior {
 impl Vae {
     /// Frozen weights from a folder with `config.json` and weights.
     pub fn open(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        let config: VaeConfig = json::read(&folder.join("config.json"))?;
-        config.check().with_context(|| folder.join("config.json").display().to_string())?;
+        let config = VaeConfig::read(&folder.join("config.json"))?;
         // SDXL's VAE overflows in half precision.
         let dtype = if config.force_upcast && dtype == DType::F16 { DType::F32 } else { dtype };
         let weights = Weights::open(folder)?;
@@ -179,7 +215,6 @@ impl Vae {
     }
 
     fn load(p: Loader, c: VaeConfig, dtype: DType, device: &Device) -> Result<Self> {
-        ensure!(!c.block_out_channels.is_empty(), "block_out_channels is empty");
         let widths = &c.block_out_channels;
         let (n, groups, latent) = (widths.len(), c.norm_num_groups, c.latent_channels);
         let (first, last) = (widths[0], widths[n - 1]);
@@ -202,7 +237,7 @@ impl Vae {
             false => Ok(None),
         };
         let encoder = Encoder {
-            conv_in: Conv2d::load(e.pp("conv_in"), c.in_channels, first, 3, 1, 1)?,
+            conv_in: Conv2d::load(e.pp("conv_in"), 3, first, 3, 1, 1)?,
             down_blocks,
             mid_block: MidBlock::load(e.pp("mid_block"), last, groups)?,
             conv_norm_out: GroupNorm::load(e.pp("conv_norm_out"), last, groups, EPS)?,
@@ -226,7 +261,7 @@ impl Vae {
             mid_block: MidBlock::load(d.pp("mid_block"), last, groups)?,
             up_blocks,
             conv_norm_out: GroupNorm::load(d.pp("conv_norm_out"), first, groups, EPS)?,
-            conv_out: Conv2d::load(d.pp("conv_out"), first, c.out_channels, 3, 1, 1)?,
+            conv_out: Conv2d::load(d.pp("conv_out"), first, 3, 3, 1, 1)?,
         };
         Ok(Self { config: c, encoder, decoder, device: device.clone(), dtype })
     }

@@ -1,12 +1,32 @@
 //! CLIP's image tower.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_core::{Result as Candle, Tensor};
 use serde::Deserialize;
 
+use crate::config::Rule::{self, Only, Whole};
+use crate::config::{DEPTH, EPSILON, Rules, WIDTH};
 use crate::layers::{LayerNorm, Linear};
 use crate::loader::Loader;
-use crate::transformer::{Encoder, HiddenAct, Shape};
+use crate::transformer::{ACTIVATIONS, Encoder, HiddenAct, Shape};
+
+/// The keys of transformers' CLIPVisionConfig that decide what it computes.
+pub const KEYS: Rules = &[
+    ("hidden_size", WIDTH),
+    ("intermediate_size", WIDTH),
+    ("num_hidden_layers", DEPTH),
+    ("num_attention_heads", WIDTH),
+    ("image_size", SIDE),
+    ("patch_size", SIDE),
+    ("num_channels", Only(&["3"])),
+    ("hidden_act", ACTIVATIONS),
+    ("layer_norm_eps", EPSILON),
+    ("projection_dim", WIDTH),
+];
+
+/// Pixels of an image tower's side: four times the largest published one.
+pub const LARGEST: usize = 4096;
+pub const SIDE: Rule = Whole(1, LARGEST as u64);
 
 /// `vision_config` of a CLIPModel. A missing key takes transformers' default.
 #[derive(Clone, Debug, Deserialize)]
@@ -55,6 +75,12 @@ impl VisionModel {
     /// `p` at the root of a CLIPModel. `projection_dim` of the config is that of the root's `visual_projection`.
     pub fn load(p: Loader, config: VisionConfig) -> Result<Self> {
         let root = p.pp("vision_model");
+        ensure!(
+            config.patch_size <= config.image_size,
+            "patch_size {} is larger than image_size {}",
+            config.patch_size,
+            config.image_size
+        );
         let (w, patch) = (config.hidden_size, config.patch_size);
         let patches = (config.image_size / patch).pow(2);
         let shape = Shape {

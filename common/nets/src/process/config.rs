@@ -1,10 +1,62 @@
 //! `scheduler/scheduler_config.json`: the noise schedule a model was trained with, and how diffusers samples from it.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::config::Rule::{Flag, Free, List, Number, Only, Read, Whole, Words};
+use crate::config::{self, Rules};
+
+/// The arguments of those of diffusers' schedulers that noise by DDPM.
+const KEYS: Rules = &[
+    ("_class_name", Read),
+    ("num_train_timesteps", Whole(2, 100_000)), // 1,000 in every published model
+    ("beta_start", Number(0.0, 1.0)),
+    ("beta_end", Number(0.0, 1.0)),
+    ("beta_schedule", Words(&["linear", "scaled_linear"])),
+    ("trained_betas", List(100_000, &Number(0.0, 1.0))),
+    ("prediction_type", Words(&["epsilon", "v_prediction"])),
+    ("rescale_betas_zero_snr", Flag),
+    ("timestep_spacing", Words(&["leading", "trailing", "linspace"])),
+    ("steps_offset", Whole(0, 100_000)),
+    ("set_alpha_to_one", Flag),
+    ("clip_sample", Flag),
+    ("clip_sample_range", Number(1e-6, 1e6)),
+    ("skip_prk_steps", Flag),
+    ("final_sigmas_type", Words(&["zero", "sigma_min"])),
+    ("lower_order_final", Flag),
+    ("euler_at_final", Flag),
+    ("use_karras_sigmas", Flag),
+    // What some sampler refuses ([`SchedulerConfig::require`]); the others do not have it.
+    ("algorithm_type", Read),
+    ("interpolation_type", Read),
+    ("lambda_min_clipped", Read),
+    ("sigma_max", Read),
+    ("sigma_min", Read),
+    ("solver_order", Read),
+    ("solver_type", Read),
+    ("thresholding", Read),
+    ("timestep_type", Read),
+    ("use_beta_sigmas", Read),
+    ("use_dynamic_shifting", Read),
+    ("use_exponential_sigmas", Read),
+    ("use_flow_sigmas", Read),
+    ("use_lu_lambdas", Read),
+    // Of samplers that are not here, or of what is refused above.
+    ("disable_corrector", Free),
+    ("dynamic_thresholding_ratio", Free),
+    ("flow_shift", Free),
+    ("original_inference_steps", Free),
+    ("predict_x0", Free),
+    ("sample_max_value", Free),
+    ("solver_p", Free),
+    ("tensor_format", Free),
+    ("time_shift_type", Free),
+    ("timestep_scaling", Free),
+    ("variance_type", Words(&["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"])),
+];
 
 /// The file of any of diffusers' DDPM schedulers. A missing key takes diffusers' default; `None` is the default of the
 /// sampler that reads it.
@@ -93,32 +145,38 @@ pub enum FinalSigma {
 
 impl SchedulerConfig {
     pub fn read(file: &Path) -> Result<Self> {
-        let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        serde_json::from_str(&without_infinities(&text))
-            .with_context(|| format!("{} is not a scheduler's configuration", file.display()))
+        let config: Self = config::read(file, &[KEYS])?;
+        let class = config.other.get("_class_name").and_then(Value::as_str).unwrap_or_default();
+        let other = class.starts_with("FlowMatch") || class.starts_with("EDM") || class.starts_with("Cosine");
+        ensure!(!other, "{}: a model of {class} is not supported: its noise is not DDPM's", file.display());
+        Ok(config)
     }
 
-    /// Refuses a file that sets `key` to something else than `supported`.
-    pub fn require(&self, key: &str, supported: impl Into<Value>) -> Result<()> {
-        let (set, supported) = (self.other.get(key).unwrap_or(&Value::Null), supported.into());
+    /// What diffusers' StableDiffusionPipeline makes of files from 2022: latents are not clipped, and timesteps begin at 1. It
+    /// warns of the change too.
+    pub fn repaired(self, file: &Path) -> Self {
+        let own = ["DDIMScheduler", "DDPMScheduler"].map(Value::from);
+        let clips = self.clip_sample && self.other.get("_class_name").is_some_and(|class| own.contains(class));
+        for (changed, what) in
+            [(clips, "clip_sample is taken for false"), (self.steps_offset != 1, "steps_offset is taken for 1")]
+        {
+            if changed {
+                config::warn(&format!("{}: {what}, as by diffusers' StableDiffusionPipeline", file.display()));
+            }
+        }
+        Self { clip_sample: false, steps_offset: 1, ..self }
+    }
+
+    /// Refuses a file that sets `key` to something else than one of `supported`, which are JSON.
+    pub fn require(&self, key: &str, supported: &'static [&'static str]) -> Result<()> {
+        let set = self.other.get(key).unwrap_or(&Value::Null);
         ensure!(
-            set.is_null() || *set == supported,
-            "{key} = {set} is not supported by this sampler, only {supported} is"
+            set.is_null() || Only(supported).fits(set),
+            "{key} = {set} is not supported by this sampler, only {} is",
+            supported.join(" or ")
         );
         Ok(())
     }
-}
-
-/// Python writes infinities, which JSON does not have (`lambda_min_clipped`); they become null.
-fn without_infinities(text: &str) -> String {
-    let mut parts = text.split('"');
-    let outside = |part: &str| part.replace("-Infinity", "null").replace("Infinity", "null").replace("NaN", "null");
-    let mut out = parts.next().map(outside).unwrap_or_default();
-    for (i, part) in parts.enumerate() {
-        out.push('"');
-        out.push_str(&if i % 2 == 0 { part.to_owned() } else { outside(part) });
-    }
-    out
 }
 
 #[cfg(test)]
@@ -127,13 +185,17 @@ mod tests {
 
     #[test]
     fn infinities_written_by_python_are_read() {
-        let text = r#"{"lambda_min_clipped": -Infinity, "x": NaN, "beta_schedule": "linear", "y": "-Infinity"}"#;
-        let config: SchedulerConfig = serde_json::from_str(&without_infinities(text)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("scheduler_config.json");
+        let text =
+            r#"{"lambda_min_clipped": -Infinity, "x": NaN, "beta_schedule": "linear", "solver_type": "-Infinity"}"#;
+        std::fs::write(&file, text).unwrap();
+        let config = SchedulerConfig::read(&file).unwrap();
         assert_eq!((config.num_train_timesteps, &config.beta_schedule[..]), (1000, "linear"));
-        assert!(config.require("lambda_min_clipped", 1).is_ok() && config.require("absent", 1).is_ok());
+        assert!(config.require("lambda_min_clipped", &[]).is_ok() && config.require("absent", &[]).is_ok());
         assert_eq!(
-            config.require("y", "x").unwrap_err().to_string(),
-            r#"y = "-Infinity" is not supported by this sampler, only "x" is"#
+            config.require("solver_type", &["\"x\""]).unwrap_err().to_string(),
+            r#"solver_type = "-Infinity" is not supported by this sampler, only "x" is"#
         );
     }
 }

@@ -19,8 +19,11 @@ pub struct Ddpm {
 }
 
 impl Ddpm {
-    pub(super) fn open(file: &Path) -> Result<Self> {
-        Self::new(SchedulerConfig::read(file)?).with_context(|| format!("{} cannot be used", file.display()))
+    /// `repaired`: as [`SchedulerConfig::repaired`].
+    pub(super) fn open(file: &Path, repaired: bool) -> Result<Self> {
+        let config = SchedulerConfig::read(file)?;
+        Self::new(if repaired { config.repaired(file) } else { config })
+            .with_context(|| format!("{} cannot be used", file.display()))
     }
 
     pub fn new(config: SchedulerConfig) -> Result<Self> {
@@ -36,6 +39,8 @@ impl Ddpm {
             (None, other) => bail!("beta_schedule '{other}' is not supported; expected linear or scaled_linear"),
         };
         ensure!(betas.len() == n, "trained_betas has {} entries for {n} timesteps", betas.len());
+        let beta = betas.iter().find(|beta| !(0.0..=1.0).contains(*beta));
+        ensure!(beta.is_none(), "a beta of its noise schedule is {}, not from 0 to 1", beta.unwrap_or(&0.0));
         let alphas_cumprod = cumulative(betas.iter().map(|beta| 1.0 - beta));
         let alphas_cumprod = match config.rescale_betas_zero_snr {
             true => zero_terminal_snr(&alphas_cumprod),

@@ -36,7 +36,9 @@ impl Process {
 
     /// From the model folder `base`.
     pub fn open(base: &Path) -> Result<Self> {
-        Ok(Process::Ddpm(Ddpm::open(&base.join(Self::FILE))?))
+        // SDXL's pipeline, which has two text encoders, takes the file as it is.
+        let repaired = !base.join("text_encoder_2").is_dir();
+        Ok(Process::Ddpm(Ddpm::open(&base.join(Self::FILE), repaired)?))
     }
 
     /// Draws the time of one training pair.

@@ -16,7 +16,7 @@ pub struct Ddim {
 impl Ddim {
     pub fn new(process: &Ddpm, steps: usize) -> Result<Self> {
         let c = &process.config;
-        c.require("thresholding", false)?; // which is not meant for latents
+        c.require("thresholding", &["false"])?; // which is not meant for latents
         let timesteps = spaced_whole(c, c.timestep_spacing.unwrap_or(Spacing::Leading), steps)?;
         let blind = timesteps.iter().find(|&&t| process.alphas_cumprod[t as usize] == 0.0);
         ensure!(

@@ -21,10 +21,13 @@ impl Dpmpp {
     pub fn new(process: &Ddpm, steps: usize, karras: bool) -> Result<Self> {
         let c = &process.config;
         sigmas::refuse_others(process)?;
-        c.require("algorithm_type", "dpmsolver++")?;
-        c.require("solver_type", "midpoint")?;
-        c.require("solver_order", 2)?;
-        c.require("thresholding", false)?; // which is not meant for latents
+        // diffusers' class takes other samplers' words for its own default.
+        c.require("algorithm_type", &["\"dpmsolver++\"", "\"deis\""])?;
+        c.require("solver_type", &["\"midpoint\"", "\"logrho\"", "\"bh1\"", "\"bh2\""])?;
+        c.require("solver_order", &["2"])?;
+        c.require("lambda_min_clipped", &["\"-inf\""])?;
+        c.require("use_dynamic_shifting", &["false"])?;
+        c.require("thresholding", &["false"])?; // which is not meant for latents
         let training = sigmas::of_training(process);
         let mut timesteps = spaced_before_end(c, c.timestep_spacing.unwrap_or(Spacing::Linspace), steps)?;
         let mut sigmas = sigmas::at(&training, &timesteps);

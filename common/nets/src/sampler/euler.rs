@@ -17,8 +17,9 @@ pub struct Euler {
 impl Euler {
     pub fn new(process: &Ddpm, steps: usize, karras: bool) -> Result<Self> {
         sigmas::refuse_others(process)?;
-        process.config.require("interpolation_type", "linear")?;
-        process.config.require("timestep_type", "discrete")?;
+        process.config.require("interpolation_type", &["\"linear\""])?;
+        process.config.require("timestep_type", &["\"discrete\""])?;
+        ["sigma_min", "sigma_max"].iter().try_for_each(|key| process.config.require(key, &[]))?;
         Self::ending_at(process, steps, karras, process.config.final_sigmas_type)
     }
 

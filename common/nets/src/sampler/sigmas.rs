@@ -58,5 +58,5 @@ pub fn timestep_of(sigma: f64, training: &[f32]) -> f64 {
 pub fn refuse_others(process: &Ddpm) -> Result<()> {
     ["use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas"]
         .iter()
-        .try_for_each(|key| process.config.require(key, false))
+        .try_for_each(|key| process.config.require(key, &["false"]))
 }

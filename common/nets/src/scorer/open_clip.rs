@@ -2,58 +2,132 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::description::{Description, normalise};
-use crate::{image::CLIP, json, text::TextConfig, vit::VisionConfig, weights::Weights};
+use crate::config::Rule::{self, Flag, Free, Number, Only, Read, Same, Whole, Words};
+use crate::config::{self, DEPTH, Rules, WIDTH};
+use crate::vit::{SIDE, VisionConfig};
+use crate::{text::TextConfig, weights::Weights};
 
-/// `open_clip_config.json`. Missing keys take open_clip's defaults; a missing file means ViT-H-14.
-#[derive(Deserialize)]
-struct Config {
-    model_cfg: ModelCfg,
-    #[serde(default)]
-    preprocess_cfg: Value,
-}
+/// `model_cfg` of `open_clip_config.json`.
+const MODEL: Rules = &[
+    ("embed_dim", WIDTH),
+    ("quick_gelu", Flag),
+    ("vision_cfg", Read),
+    ("text_cfg", Read),
+    ("custom_text", Only(&["false", "null"])),
+    ("multimodal_cfg", Only(&["null"])),
+    ("init_logit_bias", Free), // neither changes the cosine
+    ("init_logit_scale", Free),
+];
 
+/// The fields of open_clip's CLIPVisionCfg.
+const VISION: Rules = &[
+    ("layers", DEPTH), // a list is a ResNet's
+    ("width", WIDTH),
+    ("head_width", WIDTH),
+    ("mlp_ratio", MLP_RATIO),
+    ("patch_size", SIDE),
+    ("image_size", Same(&SIDE)),
+    ("act_kwargs", Only(&["null", "{}"])),
+    ("attentional_pool", Only(&["false", "null"])),
+    ("final_ln_after_pool", Only(&["false", "null"])),
+    ("global_average_pool", Only(&["false", "null"])),
+    ("input_patchnorm", Only(&["false", "null"])),
+    ("ls_init_value", Only(&["null"])),
+    ("no_ln_pre", Only(&["false", "null"])),
+    ("norm_kwargs", Only(&["null", "{}"])),
+    ("output_tokens", Only(&["false", "null"])),
+    ("pool_type", Only(&["\"tok\""])),
+    ("pos_embed_type", Only(&["\"learnable\""])),
+    ("timm_model_name", Only(&["null"])),
+    ("attn_pooler_heads", Free), // of attentional_pool
+    ("attn_pooler_queries", Free),
+    ("patch_dropout", Free), // in training only, as all that begins with timm_ is for timm_model_name
+    ("timm_drop", Free),
+    ("timm_drop_path", Free),
+    ("timm_model_pretrained", Free),
+    ("timm_pool", Free),
+    ("timm_proj", Free),
+    ("timm_proj_bias", Free),
+];
+
+/// The fields of open_clip's CLIPTextCfg.
+const TEXT: Rules = &[
+    ("context_length", Whole(2, 1 << 16)),
+    ("vocab_size", Whole(1, 1 << 20)),
+    ("width", WIDTH),
+    ("heads", WIDTH),
+    ("layers", DEPTH),
+    ("mlp_ratio", MLP_RATIO),
+    ("act_kwargs", Only(&["null", "{}"])),
+    ("embed_cls", Only(&["false", "null"])),
+    ("final_ln_after_pool", Only(&["false", "null"])),
+    ("hf_model_name", Only(&["null"])),
+    ("ls_init_value", Only(&["null"])),
+    ("no_causal_mask", Only(&["false", "null"])),
+    ("norm_kwargs", Only(&["null", "{}"])),
+    ("output_tokens", Only(&["false", "null"])),
+    ("pool_type", Only(&["\"argmax\""])),
+    ("proj_bias", Only(&["false", "null"])),
+    ("proj_type", Only(&["\"linear\""])),
+    ("tokenizer_kwargs", Only(&["null", "{}"])),
+    ("bos_id", Free), // the end is the largest id of a text
+    ("eos_id", Free),
+    ("hf_model_config", Free), // of hf_model_name
+    ("hf_model_pretrained", Free),
+    ("hf_pooler_type", Free),
+    ("hf_proj_type", Free),
+    ("hf_tokenizer_name", Free), // the tokenizer's files lie beside the weights
+    ("pad_id", Free),            // what follows the end changes nothing
+];
+
+const PREPROCESS: Rules = &[
+    ("mean", Read),
+    ("std", Read),
+    ("size", Read),
+    ("mode", Only(&["\"RGB\""])),
+    ("interpolation", Only(&["\"bicubic\""])),
+    ("resize_mode", Words(&["shortest", "longest"])), // the metric decides between the two
+    ("fill_color", Only(&["0"])),
+];
+
+const MLP_RATIO: Rule = Number(0.1, 100.0);
+
+/// `model_cfg` of `open_clip_config.json`. Missing keys take open_clip's defaults; a missing file means ViT-H-14.
 #[derive(Deserialize)]
+#[serde(default)]
 struct ModelCfg {
     embed_dim: usize,
-    #[serde(default)]
     quick_gelu: bool,
-    #[serde(default)]
-    vision_cfg: VisionCfg,
-    #[serde(default)]
-    text_cfg: TextCfg,
+    vision_cfg: Map<String, Value>,
+    text_cfg: Map<String, Value>,
+}
+
+impl Default for ModelCfg {
+    fn default() -> Self {
+        Self { embed_dim: 1024, quick_gelu: false, vision_cfg: Map::new(), text_cfg: Map::new() }
+    }
 }
 
 #[derive(Deserialize)]
 #[serde(default)]
 struct VisionCfg {
-    layers: Value,
+    layers: usize,
     width: usize,
     head_width: usize,
     mlp_ratio: f64,
     patch_size: usize,
-    image_size: Value,
-    timm_model_name: Option<String>,
-    attentional_pool: Value,
+    image_size: usize,
 }
 
 impl Default for VisionCfg {
     fn default() -> Self {
-        Self {
-            layers: 12.into(),
-            width: 768,
-            head_width: 64,
-            mlp_ratio: 4.0,
-            patch_size: 16,
-            image_size: 224.into(),
-            timm_model_name: None,
-            attentional_pool: false.into(),
-        }
+        Self { layers: 12, width: 768, head_width: 64, mlp_ratio: 4.0, patch_size: 16, image_size: 224 }
     }
 }
 
@@ -66,69 +140,69 @@ struct TextCfg {
     heads: usize,
     layers: usize,
     mlp_ratio: f64,
-    hf_model_name: Option<String>,
 }
 
 impl Default for TextCfg {
     fn default() -> Self {
-        Self {
-            context_length: 77,
-            vocab_size: 49408,
-            width: 512,
-            heads: 8,
-            layers: 12,
-            mlp_ratio: 4.0,
-            hf_model_name: None,
-        }
+        Self { context_length: 77, vocab_size: 49408, width: 512, heads: 8, layers: 12, mlp_ratio: 4.0 }
     }
 }
 
-/// ViT-H-14, the architecture of HPS and CLIP-H.
-fn vit_h_14() -> Config {
-    let vision = VisionCfg { layers: 32.into(), width: 1280, head_width: 80, patch_size: 14, ..VisionCfg::default() };
-    let text = TextCfg { width: 1024, heads: 16, layers: 24, ..TextCfg::default() };
-    Config {
-        model_cfg: ModelCfg { embed_dim: 1024, quick_gelu: false, vision_cfg: vision, text_cfg: text },
-        preprocess_cfg: Value::Null,
+/// `open_clip_config.json`; a missing file means ViT-H-14, the architecture of HPS and CLIP-H.
+#[derive(Deserialize)]
+#[serde(default)]
+struct Config {
+    model_cfg: Map<String, Value>,
+    preprocess_cfg: Map<String, Value>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let object = |value: Value| value.as_object().cloned().unwrap_or_default();
+        let vision = json!({ "layers": 32, "width": 1280, "head_width": 80, "patch_size": 14 });
+        let text = json!({ "width": 1024, "heads": 16, "layers": 24 });
+        Self {
+            model_cfg: object(json!({ "embed_dim": 1024, "vision_cfg": vision, "text_cfg": text })),
+            preprocess_cfg: Map::new(),
+        }
     }
 }
 
 /// The configuration beside an open_clip file, in transformers' terms.
 pub fn describe(folder: &Path, tower: &Path) -> Result<Description> {
     let path = folder.join("open_clip_config.json");
-    let Config { model_cfg: model, preprocess_cfg } = if path.is_file() { json::read(&path)? } else { vit_h_14() };
-    let unsupported = || format!("{} describes a model that is not supported", path.display());
-    let (v, t) = (&model.vision_cfg, &model.text_cfg);
-    if let Some(name) = v.timm_model_name.as_ref().or(t.hf_model_name.as_ref()) {
-        bail!("{}: its tower is {name}, expected a plain transformer", unsupported());
-    }
-    ensure!(!v.attentional_pool.as_bool().unwrap_or(true), "{}: it pools by attention", unsupported());
-    let layers = v.layers.as_u64().with_context(|| format!("{}: its image tower is a ResNet", unsupported()))?;
-    let side = v.image_size.as_u64().or_else(|| match &v.image_size.as_array()?[..] {
-        [a, b] if a == b => a.as_u64(),
-        _ => None,
-    });
-    let image_size =
-        side.filter(|&s| s > 0).with_context(|| format!("{}: image_size {}", unsupported(), v.image_size))?;
-    let fits = v.head_width > 0 && v.width % v.head_width == 0 && v.patch_size > 0;
-    ensure!(fits, "{}: width {} does not divide into heads of {}", unsupported(), v.width, v.head_width);
+    let config = match path.is_file() {
+        true => config::read(&path, &[&[("model_cfg", Read), ("preprocess_cfg", Read)]])?,
+        false => Config::default(),
+    };
+    let part = |name: &str| format!("{}, {name}", path.display());
+    let model: ModelCfg = config::checked(config.model_cfg, &[MODEL], &part("model_cfg"))?;
+    let v: VisionCfg = config::checked(model.vision_cfg, &[VISION], &part("vision_cfg"))?;
+    let t: TextCfg = config::checked(model.text_cfg, &[TEXT], &part("text_cfg"))?;
+    ensure!(
+        v.width.is_multiple_of(v.head_width),
+        "{}: width {} does not divide into heads of {}",
+        part("vision_cfg"),
+        v.width,
+        v.head_width
+    );
+    let prepared = part("preprocess_cfg");
+    let prepare: Map<String, Value> = config::checked(config.preprocess_cfg, &[PREPROCESS], &prepared)?;
+    let get = |key| prepare.get(key).unwrap_or(&Value::Null);
+    let side = Value::from(v.image_size);
+    let fits = [&Value::Null, &side, &json!([side, side])].contains(&get("size"));
+    ensure!(fits, "{prepared}: size = {}, but its image tower takes {side} pixels", get("size"));
+    let normalise = normalise(get("mean"), get("std")).with_context(|| format!("{prepared}: mean or std"))?;
     // As in open_clip's names of models; a folder on the way may be called anything.
     let named = tower.file_name().is_some_and(|n| n.to_string_lossy().to_lowercase().contains("quickgelu"));
     let hidden_act = if model.quick_gelu || named { "quick_gelu" } else { "gelu" };
-    let constants = match &preprocess_cfg {
-        Value::Object(cfg) => {
-            let get = |key| cfg.get(key).unwrap_or(&Value::Null);
-            normalise(get("mean"), get("std")).with_context(unsupported)?
-        }
-        _ => CLIP,
-    };
     Ok(Description {
         vision: VisionConfig {
             hidden_size: v.width,
             intermediate_size: (v.width as f64 * v.mlp_ratio) as usize,
-            num_hidden_layers: usize::try_from(layers)?,
+            num_hidden_layers: v.layers,
             num_attention_heads: v.width / v.head_width,
-            image_size: usize::try_from(image_size)?,
+            image_size: v.image_size,
             patch_size: v.patch_size,
             hidden_act: hidden_act.into(),
             layer_norm_eps: 1e-5,
@@ -148,7 +222,7 @@ pub fn describe(folder: &Path, tower: &Path) -> Result<Description> {
         },
         size: None,
         crop: None,
-        normalise: constants,
+        normalise,
     })
 }
 

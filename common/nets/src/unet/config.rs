@@ -3,7 +3,65 @@
 use anyhow::{Result, bail, ensure};
 use serde::Deserialize;
 
+use crate::config::Rule::{Flag, Free, List, Number, OneOrEach, Only, Same, Whole, Words};
+use crate::config::{DEPTH, EPSILON, Rules, WIDTH};
 use crate::{conditioning::Widths, lora::kohya::Naming};
+
+/// Levels of a UNet or VAE: each halves the size, and no image could be halved more often.
+pub(crate) const LEVELS: usize = 8;
+
+/// The arguments of diffusers' UNet2DConditionModel.
+pub(super) const KEYS: Rules = &[
+    ("in_channels", WIDTH),
+    ("out_channels", WIDTH),
+    ("block_out_channels", List(LEVELS, &WIDTH)),
+    ("layers_per_block", Same(&Whole(1, 16))), // 2 in every published model
+    ("down_block_types", List(LEVELS, &Words(&["CrossAttnDownBlock2D", "DownBlock2D"]))),
+    ("up_block_types", List(LEVELS, &Words(&["CrossAttnUpBlock2D", "UpBlock2D"]))),
+    ("mid_block_type", Only(&["\"UNetMidBlock2DCrossAttn\""])),
+    ("cross_attention_dim", Same(&WIDTH)),
+    ("attention_head_dim", OneOrEach(&WIDTH)),
+    ("transformer_layers_per_block", OneOrEach(&DEPTH)),
+    ("use_linear_projection", Flag),
+    ("norm_num_groups", WIDTH),
+    ("norm_eps", EPSILON),
+    ("flip_sin_to_cos", Flag),
+    ("freq_shift", Number(0.0, 1.0)),
+    ("addition_embed_type", Words(&["text_time"])),
+    ("addition_time_embed_dim", WIDTH),
+    ("projection_class_embeddings_input_dim", WIDTH),
+    ("time_embedding_dim", WIDTH),
+    // The latents of 8,192 pixels a side: twice what any model was made for.
+    ("sample_size", Same(&Whole(1, 1024))),
+    ("act_fn", Only(&["\"silu\"", "\"swish\""])),
+    ("addition_embed_type_num_heads", Free), // for other values of addition_embed_type
+    ("attention_type", Only(&["\"default\""])),
+    ("center_input_sample", Only(&["false", "null"])),
+    ("class_embed_type", Only(&["null"])),
+    ("class_embeddings_concat", Only(&["false", "null"])),
+    ("conv_in_kernel", Only(&["3"])),
+    ("conv_out_kernel", Only(&["3"])),
+    ("cross_attention_norm", Only(&["null"])),
+    ("downsample_padding", Only(&["1"])),
+    ("dropout", Only(&["0", "null"])),
+    ("dual_cross_attention", Only(&["false", "null"])),
+    ("encoder_hid_dim", Only(&["null"])),
+    ("encoder_hid_dim_type", Only(&["null"])),
+    ("mid_block_only_cross_attention", Only(&["false", "null"])),
+    ("mid_block_scale_factor", Only(&["1"])),
+    ("num_attention_heads", Only(&["null"])),
+    ("num_class_embeds", Only(&["null"])),
+    ("only_cross_attention", Only(&["false", "null"])),
+    ("resnet_out_scale_factor", Only(&["1"])),
+    ("resnet_skip_time_act", Only(&["false", "null"])),
+    ("resnet_time_scale_shift", Only(&["\"default\""])),
+    ("reverse_transformer_layers_per_block", Only(&["null"])),
+    ("time_cond_proj_dim", Only(&["null"])),
+    ("time_embedding_act_fn", Only(&["null"])),
+    ("time_embedding_type", Only(&["\"positional\""])),
+    ("timestep_post_act", Only(&["null"])),
+    ("upcast_attention", Free), // in half precision only
+];
 
 /// One number for all blocks, or one for each.
 #[derive(Clone, Debug, Deserialize)]
@@ -33,28 +91,19 @@ pub struct UNetConfig {
     pub layers_per_block: usize,
     pub(super) down_block_types: Vec<String>,
     pub(super) up_block_types: Vec<String>,
-    pub(super) mid_block_type: Option<String>,
     pub cross_attention_dim: usize,
     /// The number of heads, in spite of its name, in Stable Diffusion's files.
     pub(super) attention_head_dim: PerBlock,
-    pub(super) num_attention_heads: Option<PerBlock>,
     pub(super) transformer_layers_per_block: PerBlock,
     pub(super) use_linear_projection: bool,
     pub(super) norm_num_groups: usize,
     pub(super) norm_eps: f64,
     pub(super) flip_sin_to_cos: bool,
     pub(super) freq_shift: f64,
-    pub(super) downsample_padding: usize,
-    pub(super) act_fn: String,
-    pub(super) center_input_sample: bool,
-    pub(super) resnet_time_scale_shift: String,
-    pub(super) class_embed_type: Option<String>,
-    pub(super) num_class_embeds: Option<usize>,
     pub(crate) addition_embed_type: Option<String>,
     pub(super) addition_time_embed_dim: Option<usize>,
     pub(crate) projection_class_embeddings_input_dim: Option<usize>,
-    pub(super) dual_cross_attention: bool,
-    pub(super) encoder_hid_dim: Option<usize>,
+    time_embedding_dim: Option<usize>,
     pub sample_size: usize,
 }
 
@@ -70,27 +119,18 @@ impl Default for UNetConfig {
             layers_per_block: 2,
             down_block_types: strings([cross, cross, cross, plain]),
             up_block_types: strings([up_plain, up_cross, up_cross, up_cross]),
-            mid_block_type: Some("UNetMidBlock2DCrossAttn".into()),
             cross_attention_dim: 1280,
             attention_head_dim: PerBlock::One(8),
-            num_attention_heads: None,
             transformer_layers_per_block: PerBlock::One(1),
             use_linear_projection: false,
             norm_num_groups: 32,
             norm_eps: 1e-5,
             flip_sin_to_cos: true,
             freq_shift: 0.0,
-            downsample_padding: 1,
-            act_fn: "silu".into(),
-            center_input_sample: false,
-            resnet_time_scale_shift: "default".into(),
-            class_embed_type: None,
-            num_class_embeds: None,
             addition_embed_type: None,
             addition_time_embed_dim: None,
             projection_class_embeddings_input_dim: None,
-            dual_cross_attention: false,
-            encoder_hid_dim: None,
+            time_embedding_dim: None,
             sample_size: 64,
         }
     }
@@ -104,15 +144,28 @@ impl UNetConfig {
             n > 0 && self.down_block_types.len() == n && self.up_block_types.len() == n,
             "block lists differ in length"
         );
-        let refuse = |asked: bool, what: &str| if asked { bail!("{what} is not supported") } else { Ok(()) };
-        refuse(self.act_fn != "silu", "an act_fn other than silu")?;
-        refuse(self.center_input_sample, "center_input_sample")?;
-        refuse(self.resnet_time_scale_shift != "default", "a resnet_time_scale_shift other than default")?;
-        refuse(self.class_embed_type.is_some() || self.num_class_embeds.is_some(), "a class embedding")?;
-        refuse(self.dual_cross_attention || self.encoder_hid_dim.is_some(), "dual cross-attention or encoder_hid_dim")?;
-        refuse(self.num_attention_heads.is_some(), "num_attention_heads beside attention_head_dim")?;
-        refuse(self.mid_block_type.as_deref() != Some("UNetMidBlock2DCrossAttn"), "this mid_block_type")?;
-        refuse(!matches!(self.addition_embed_type.as_deref(), None | Some("text_time")), "this addition_embed_type")
+        ensure!(
+            self.in_channels == self.out_channels,
+            "in_channels is {} and out_channels {}: a UNet that takes more than the latents (inpainting, depth) or predicts more \
+             than the noise (a learned variance) is not supported",
+            self.in_channels,
+            self.out_channels
+        );
+        let (asked, width) = (self.time_embedding_dim, self.time_width());
+        ensure!(
+            asked.is_none_or(|asked| asked == width),
+            "time_embedding_dim = {} is not supported; expected {width}, four times the first channels",
+            asked.unwrap_or_default()
+        );
+        let sizes = 6 * self.addition_time_embed_dim.unwrap_or(256);
+        let inner = self.projection_class_embeddings_input_dim.filter(|_| self.addition_embed_type.is_some());
+        ensure!(
+            inner.is_none_or(|inner| inner > sizes),
+            "projection_class_embeddings_input_dim = {} has no room for six sizes of {} numbers and the pooled text",
+            inner.unwrap_or_default(),
+            sizes / 6
+        );
+        Ok(())
     }
 
     /// Widths of the text states that the UNet attends to and of the pooled state that SDXL's takes.

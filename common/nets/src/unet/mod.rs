@@ -6,15 +6,18 @@ mod embedding;
 mod pass;
 mod piece;
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use candle_core::Tensor;
+use config::KEYS;
 pub use config::UNetConfig;
 use embedding::Embedding;
 pub use pass::Trace;
 pub(crate) use pass::backward_from;
 use piece::{Piece, PieceSpec, Shared};
 
-use crate::{conditioning::Conditioning, loader::Loader};
+use crate::{conditioning::Conditioning, config as configs, loader::Loader};
 
 pub struct UNet {
     config: UNetConfig,
@@ -23,10 +26,13 @@ pub struct UNet {
     pieces: Vec<Piece>,
 }
 
-/// Parses `unet/config.json`.
-pub fn parse_config(text: &str) -> Result<UNetConfig> {
-    let config = serde_json::from_str(text).context("it is not the configuration of a UNet")?;
-    PieceSpec::all(&config)?;
+/// Reads `unet/config.json`.
+///
+/// # Errors
+/// It does not fit itself, or asks for what is not built.
+pub fn read_config(file: &Path) -> Result<UNetConfig> {
+    let config = configs::read(file, &[KEYS])?;
+    PieceSpec::all(&config).with_context(|| format!("{} cannot be used", file.display()))?;
     Ok(config)
 }
 

@@ -167,7 +167,7 @@ impl Specs<'_> {
         let c = self.c;
         let mut inner = c.block_out_channels[0];
         for (i, &out) in c.block_out_channels.iter().enumerate() {
-            let crossed = is_crossed(&c.down_block_types[i], "CrossAttnDownBlock2D", "DownBlock2D")?;
+            let crossed = c.down_block_types[i] == "CrossAttnDownBlock2D";
             for j in 0..c.layers_per_block {
                 self.resnet(format!("down_blocks.{i}.resnets.{j}"), inner, out, false);
                 inner = out;
@@ -178,7 +178,7 @@ impl Specs<'_> {
                 self.skips.push(out);
             }
             if i + 1 < c.block_out_channels.len() {
-                self.conv(format!("down_blocks.{i}.downsamplers.0.conv"), out, out, 2, c.downsample_padding);
+                self.conv(format!("down_blocks.{i}.downsamplers.0.conv"), out, out, 2, 1);
             }
         }
         Ok(())
@@ -199,7 +199,7 @@ impl Specs<'_> {
         for i in 0..n {
             let level = n - 1 - i;
             let out = c.block_out_channels[level];
-            let crossed = is_crossed(&c.up_block_types[i], "CrossAttnUpBlock2D", "UpBlock2D")?;
+            let crossed = c.up_block_types[i] == "CrossAttnUpBlock2D";
             for j in 0..c.layers_per_block + 1 {
                 let skip =
                     self.skips.pop().context("the up blocks need more skip connections than the down blocks make")?;
@@ -262,13 +262,4 @@ pub fn run(specs: &[PieceSpec], x: &Tensor, mut piece: impl FnMut(usize, &Input)
         x = y;
     }
     Ok(x)
-}
-
-/// Whether a block of this type has cross-attention.
-fn is_crossed(name: &str, crossed: &str, plain: &str) -> Result<bool> {
-    match name {
-        _ if name == crossed => Ok(true),
-        _ if name == plain => Ok(false),
-        _ => bail!("block type {name} is not supported; expected {crossed} or {plain}"),
-    }
 }

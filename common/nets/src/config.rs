@@ -1,0 +1,213 @@
+//! Configurations of published models. Every key is obeyed, is known to change nothing that is computed here, or is refused by
+//! name with its value. A key that neither diffusers nor transformers has is warned of and passed over, as they do.
+
+use std::{collections::BTreeSet, path::Path, sync::Mutex};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::json;
+
+/// What a key may hold. `null` stands for a key that is not there, except under `Only`.
+#[derive(Clone, Copy, Debug)]
+pub enum Rule {
+    /// A whole number from .. to.
+    Whole(u64, u64),
+    /// A finite number from .. to.
+    Number(f64, f64),
+    Flag,
+    Words(&'static [&'static str]),
+    /// A list of at most so many entries.
+    List(usize, &'static Rule),
+    /// One entry, or a list of entries.
+    OneOrEach(&'static Rule),
+    /// One entry, or a list of equal ones, which is read as one.
+    Same(&'static Rule),
+    /// What is built, as JSON; a list of it says the same.
+    Only(&'static [&'static str]),
+    /// It changes nothing that is computed here.
+    Free,
+    /// An object or a list that is checked where it is read.
+    Read,
+}
+
+use Rule::{Free, List, Number, OneOrEach, Only, Same, Whole, Words};
+
+/// The keys of one kind of configuration.
+pub type Rules = &'static [(&'static str, Rule)];
+
+/// Widths of layers. The widest that is published has 28,672.
+pub const WIDTH: Rule = Whole(1, 1 << 16);
+/// Layers behind each other. The deepest tower that is published has 64.
+pub const DEPTH: Rule = Whole(1, 256);
+/// What a norm adds to the variance.
+pub const EPSILON: Rule = Number(1e-20, 1.0);
+
+impl Rule {
+    pub fn fits(self, value: &Value) -> bool {
+        let each = |rule: &Rule, list: &[Value]| !list.is_empty() && list.iter().all(|value| rule.fits(value));
+        match self {
+            Whole(from, to) => whole(value).is_some_and(|n| (from..=to).contains(&n)),
+            Number(from, to) => value.as_f64().is_some_and(|n| (from..=to).contains(&n)),
+            Rule::Flag => value.is_boolean(),
+            Words(words) => value.as_str().is_some_and(|word| words.contains(&word)),
+            List(most, rule) => value.as_array().is_some_and(|list| list.len() <= most && each(rule, list)),
+            OneOrEach(rule) => rule.fits(value) || value.as_array().is_some_and(|list| each(rule, list)),
+            Same(rule) => OneOrEach(rule).fits(value) && value.as_array().is_none_or(|l| l.iter().all(|v| *v == l[0])),
+            Only(all) => match value {
+                Value::Array(list) if !list.is_empty() => each(&self, list),
+                one => all.iter().any(|text| json::same(one, text)),
+            },
+            Free | Rule::Read => true,
+        }
+    }
+
+    /// A value that fits, as it is read.
+    fn read(self, value: Value) -> Value {
+        match (self, value) {
+            (Same(rule), Value::Array(mut list)) => rule.read(list.swap_remove(0)),
+            (Same(rule) | OneOrEach(rule), one) if !one.is_array() => rule.read(one),
+            (Whole(..), value) => whole(&value).map_or(value, Into::into),
+            (_, value) => value,
+        }
+    }
+
+    fn expected(self) -> String {
+        match self {
+            Whole(from, to) => format!("a whole number from {from} to {to}"),
+            Number(from, to) => format!("a number from {from} to {to}"),
+            Rule::Flag => "true or false".into(),
+            Words(words) => words.join(" or "),
+            List(most, rule) => format!("a list of at most {most} entries, each {}", rule.expected()),
+            OneOrEach(rule) => format!("{}, or a list of such", rule.expected()),
+            Same(rule) => format!("{}, the same for all", rule.expected()),
+            Only(all) => all.join(" or "),
+            Free | Rule::Read => String::new(),
+        }
+    }
+}
+
+/// A whole number, also where it is written as 64.0.
+fn whole(value: &Value) -> Option<u64> {
+    let float = || value.as_f64().filter(|n| n.fract() == 0.0 && (0.0..9e15).contains(n)).map(|n| n as u64);
+    value.as_u64().or_else(float)
+}
+
+/// Reads a configuration into `T`, whose keys and types `rules` list. Missing keys take `T`'s defaults.
+///
+/// # Errors
+/// A key asks for what is not built.
+pub fn read<T: DeserializeOwned>(file: &Path, rules: &[Rules]) -> Result<T> {
+    let Value::Object(keys) = json::read(file)? else {
+        bail!("{} is not a configuration: it holds no JSON object", file.display())
+    };
+    checked(keys, rules, &file.display().to_string())
+}
+
+/// `keys` of the configuration `file`, or of a part of it.
+///
+/// # Errors
+/// As [`read`].
+pub fn checked<T: DeserializeOwned>(keys: Map<String, Value>, rules: &[Rules], file: &str) -> Result<T> {
+    let rule = |key: &str| rules.iter().copied().flatten().find(|(name, _)| *name == key).map(|(_, rule)| *rule);
+    let mut read = Map::new();
+    for (key, value) in keys {
+        let Some(rule) = rule(&key) else {
+            // An underscore begins diffusers' own notes.
+            if !value.is_null() && !key.starts_with('_') {
+                warn(&format!("{file}: the key {key:?} is not known and changes nothing (it is {value})"));
+            }
+            continue;
+        };
+        if value.is_null() && !matches!(rule, Only(_)) {
+            continue;
+        }
+        ensure!(rule.fits(&value), "{file}: {key} = {value} is not supported; expected {}", rule.expected());
+        if !matches!(rule, Only(_) | Free) {
+            read.insert(key, rule.read(value));
+        }
+    }
+    serde_json::from_value(Value::Object(read)).with_context(|| format!("{file} does not hold what is expected"))
+}
+
+/// Says once per process what a user should know of a model and that stops nothing.
+pub fn warn(what: &str) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let new = SAID.lock().is_ok_and(|mut said| said.insert(what.to_owned()));
+    if new {
+        let _ = std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("warning: {}\n", pipe::shown::sentence(what)),
+        );
+    }
+}
+
+/// Keys of any of transformers' configurations: how it trains, generates and stores. None changes a tower's output.
+pub const TRANSFORMERS: Rules = &[
+    ("quantization_config", Only(&["null"])),
+    ("pruned_heads", Only(&["null", "{}"])),
+    ("chunk_size_feed_forward", Free), // the same numbers in pieces
+    ("add_cross_attention", Only(&["null", "false"])),
+    ("is_encoder_decoder", Only(&["null", "false"])),
+    ("is_decoder", Only(&["null", "false"])),
+    ("architectures", Free),
+    ("attention_dropout", Free),
+    ("attn_implementation", Free),
+    ("bad_words_ids", Free),
+    ("begin_suppress_tokens", Free),
+    ("bos_token_id", Free),
+    ("cross_attention_hidden_size", Free),
+    ("decoder_start_token_id", Free),
+    ("diversity_penalty", Free),
+    ("do_sample", Free),
+    ("dropout", Free),
+    ("dtype", Free),
+    ("early_stopping", Free),
+    ("encoder_no_repeat_ngram_size", Free),
+    ("eos_token_id", Free),
+    ("exponential_decay_length_penalty", Free),
+    ("finetuning_task", Free),
+    ("forced_bos_token_id", Free),
+    ("forced_eos_token_id", Free),
+    ("gradient_checkpointing", Free),
+    ("id2label", Free),
+    ("initializer_factor", Free),
+    ("initializer_range", Free),
+    ("label2id", Free),
+    ("length_penalty", Free),
+    ("max_length", Free),
+    ("min_length", Free),
+    ("model_type", Free),
+    ("no_repeat_ngram_size", Free),
+    ("num_beam_groups", Free),
+    ("num_beams", Free),
+    ("num_return_sequences", Free),
+    ("output_attentions", Free),
+    ("output_hidden_states", Free),
+    ("output_scores", Free),
+    ("pad_token_id", Free),
+    ("prefix", Free),
+    ("problem_type", Free),
+    ("remove_invalid_values", Free),
+    ("repetition_penalty", Free),
+    ("return_dict", Free),
+    ("return_dict_in_generate", Free),
+    ("sep_token_id", Free),
+    ("suppress_tokens", Free),
+    ("task_specific_params", Free),
+    ("temperature", Free),
+    ("tf_legacy_loss", Free),
+    ("tie_encoder_decoder", Free),
+    ("tie_word_embeddings", Free),
+    ("tokenizer_class", Free),
+    ("top_k", Free),
+    ("top_p", Free),
+    ("torch_dtype", Free),
+    ("torchscript", Free),
+    ("transformers_version", Free),
+    ("typical_p", Free),
+    ("use_bfloat16", Free),
+    ("use_cache", Free),
+    ("use_return_dict", Free),
+];
