@@ -33,8 +33,11 @@ use summary::Summary;
 /// Takes a pairs table (and writes two columns per metric) or an images table (one column per metric). Scores are raw: the
 /// cosine, or the answer of the head. They do not depend on batch size, threads or shards. Finished parts are kept in
 /// OUT.partial/, so that the same command continues where it was stopped; the summary then counts scores and labels of all
-/// rows, but images and captions only of the rows that this run scored. Two more metrics are judges for an evaluation, which do not vote unless
-/// `vote --metrics` names them: clip-l (OpenAI's ViT-L/14), and colourfulness, which needs no model.
+/// rows, but images and captions only of the rows that this run scored.
+///
+/// More metrics are judges for an evaluation, which do not vote unless `vote --metrics` names them: imagereward
+/// (ImageReward.pt or its safetensors copy), cyclereward (CycleReward-Combo.pth), mps (the safetensors copy of MPS), clip-l
+/// (OpenAI's ViT-L/14), and colourfulness, which needs no model.
 #[derive(Parser, Debug)]
 #[command(
     name = "score",
@@ -45,6 +48,7 @@ Examples:
   score pairs.parquet -o - --models scorers/ --metrics hps,clip | vote - -o labels.parquet
   score images.parquet -o scored.parquet --metrics clip,aesthetic \\
     --model clip=CLIP-ViT-H-14 --model aesthetic=clip-vit-large-patch14,head.pth
+  score images.parquet -o judged.parquet --metrics imagereward --model imagereward=ImageReward.pt
   score pairs.parquet -o scores.parquet --models scorers/ --verify 100
 
 Exit status: 0 done, 1 the scores differ (--verify), 2 trouble, 128 + N after signal N."

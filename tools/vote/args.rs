@@ -33,7 +33,7 @@ pub struct Args {
     pub rule: Rule,
     /// Metrics that vote, separated by commas [default: every m with columns m_0 and m_1 that is not marked as a judge]
     ///
-    /// `score` marks clip-l and colourfulness as judges: they vote only if they are named here.
+    /// `score` marks judges such as imagereward and clip-l: they vote only if they are named here.
     #[arg(long, value_name = "M,...", value_delimiter = ',')]
     pub metrics: Vec<String>,
     /// Let people vote too: label_0 is one more voter, called `human`

@@ -14,7 +14,7 @@ pub const DIFFUSERS_WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 pub const ADAPTERS: &str = "pytorch_lora_weights.safetensors";
 
 /// File names that hold a network's weights, in order of preference.
-pub(crate) const WEIGHTS: [&str; 10] = [
+pub(crate) const WEIGHTS: [&str; 13] = [
     DIFFUSERS_WEIGHTS,
     "diffusion_pytorch_model.fp16.safetensors",
     "model.safetensors",
@@ -25,7 +25,15 @@ pub(crate) const WEIGHTS: [&str; 10] = [
     "pytorch_model.bin",
     "HPS_v2.1_compressed.pt",
     "HPS_v2_compressed.pt",
+    "ImageReward.pt",
+    "CycleReward-Combo.pth",
+    "CycleReward-T2I.pth",
 ];
+
+/// The folder in which a model's configuration lies: `path`, or the folder of the weight file `path`.
+pub(crate) fn of(path: &Path) -> PathBuf {
+    if path.is_dir() { path.to_owned() } else { path.parent().unwrap_or(Path::new("")).to_owned() }
+}
 
 /// The weight files that `path` means: itself, the files that it lists if it is an index, or the first of the usual
 /// names that the folder holds, whole or in shards.

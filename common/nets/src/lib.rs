@@ -4,6 +4,7 @@
 //! What opens a file fails where that is missing, damaged or does not fit the others, and says which and why. What takes tensors
 //! fails where shapes, types or devices do not fit.
 
+pub mod blip;
 pub mod clean;
 pub mod conditioning;
 pub mod config;

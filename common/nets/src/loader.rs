@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 
 use crate::lora::{Adapter, LoraConfig};
@@ -75,6 +75,20 @@ impl<'a> Loader<'a> {
     /// Whether there is a tensor `name` at this path.
     pub fn has(&self, name: &str) -> bool {
         self.weights.has(&self.path(name))
+    }
+
+    /// The shape of the tensor `name` at this path, which has `N` dimensions: for networks whose files name no sizes.
+    pub fn dims<const N: usize>(&self, name: &str) -> Result<[usize; N]> {
+        let path = self.path(name);
+        let dims = self.weights.dims(&path).with_context(|| format!("tensor '{path}' is missing"))?;
+        dims.try_into().with_context(|| format!("tensor '{path}' has shape {dims:?}, expected {N} dimensions"))
+    }
+
+    /// How many parts `name`.0, `name`.1, ... there are at this path.
+    pub fn count(&self, name: &str) -> usize {
+        let part = |i: usize| format!("{}.{i}.", self.path(name));
+        let names = self.weights.names();
+        (0..).take_while(|&i| names.iter().any(|n| n.starts_with(&part(i)))).count()
     }
 
     /// The tensor `name` at this path.

@@ -4,19 +4,17 @@
 //! off by 1.2e-3, with the exact one by less than 5e-5.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use candle_core::{DType, Device, IndexOp, Result as Candle, Tensor};
 use ops::Mask;
 use pipe::id;
 use serde::Deserialize;
-use tokenizers::{
-    Tokenizer, models::wordpiece::WordPiece, normalizers::BertNormalizer, pre_tokenizers::bert::BertPreTokenizer,
-    processors::bert::BertProcessing,
-};
+use tokenizers::Tokenizer;
 
 use crate::layers::{LayerNorm, Linear};
+use crate::tokenizer::wordpiece;
 use crate::{json, loader::Loader, weights::Weights};
 
 /// `config.json`; a missing key has transformers' default.
@@ -115,7 +113,7 @@ impl TextClassifier {
     /// Opens a folder with `config.json`, weights (safetensors or a PyTorch pickle) and `tokenizer.json` or `vocab.txt`.
     pub fn open(folder: &Path, device: &Device) -> Result<Self> {
         let config = Config::open(folder)?;
-        let (tokenizer, vocabulary) = tokenizer(folder, config.max_position_embeddings)?;
+        let (tokenizer, vocabulary) = wordpiece::from_folder(folder, config.max_position_embeddings)?;
         let tokens = tokenizer.get_vocab_size(true);
         ensure!(
             tokens <= config.vocab_size,
@@ -213,35 +211,6 @@ impl TextClassifier {
 
 /// Largest number of texts per forward pass.
 const BATCH: usize = 32;
-
-/// The tokenizer of `tokenizer.json` if that exists, else BERT's tokenizer over `vocab.txt`; and the file that was read.
-fn tokenizer(folder: &Path, positions: usize) -> Result<(Tokenizer, PathBuf)> {
-    let (ready, vocabulary) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
-    let (mut tokenizer, file) = if ready.is_file() {
-        let tokenizer = Tokenizer::from_file(&ready).map_err(|e| anyhow!("{e}"));
-        (tokenizer.with_context(|| format!("{} is not a tokenizer", ready.display()))?, ready)
-    } else {
-        let say = || format!("cannot read {}", vocabulary.display());
-        let pieces = WordPiece::from_file(&vocabulary.to_string_lossy()).unk_token("[UNK]".into()).build();
-        let pieces = pieces.map_err(|e| anyhow!("{e}")).with_context(say)?;
-        let mut tokenizer = Tokenizer::new(pieces);
-        let id = |token: &str| tokenizer.token_to_id(token).with_context(|| format!("it has no '{token}'"));
-        let (sep, cls) = (id("[SEP]").with_context(say)?, id("[CLS]").with_context(say)?);
-        // BERT's default: lower-case the text, unless tokenizer_config.json says otherwise.
-        let cased = folder.join("tokenizer_config.json");
-        let cased = cased.is_file() && json::read::<serde_json::Value>(&cased)?["do_lower_case"] == false;
-        tokenizer.with_normalizer(Some(BertNormalizer::new(true, true, None, !cased)));
-        tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
-        tokenizer.with_post_processor(Some(BertProcessing::new(("[SEP]".into(), sep), ("[CLS]".into(), cls))));
-        let special = |t: &&str| tokenizers::AddedToken::from(t.to_string(), true);
-        let specials: Vec<_> = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].iter().map(special).collect();
-        tokenizer.add_special_tokens(&specials);
-        (tokenizer, vocabulary)
-    };
-    let cut = tokenizers::TruncationParams { max_length: positions, ..Default::default() };
-    tokenizer.with_padding(None).with_truncation(Some(cut)).map_err(|e| anyhow!("{e}"))?;
-    Ok((tokenizer, file))
-}
 
 #[cfg(test)]
 mod tests {

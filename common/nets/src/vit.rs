@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use candle_core::{Result as Candle, Tensor};
+use ops::Mask;
 use serde::Deserialize;
 
 use crate::config::Rule::{self, Only, Whole};
@@ -108,12 +109,24 @@ impl VisionModel {
 
     /// `pixels` (B, 3, image_size, image_size), normalised -> projected image features (B, projection_dim), not of unit length.
     pub fn forward(&self, pixels: &Tensor) -> Candle<Tensor> {
+        let class = self.encoder.first(&self.embed(pixels)?)?; // (B, width)
+        self.visual_projection.forward(&self.post_layernorm.forward(&class)?)
+    }
+
+    /// `pixels` (B, 3, image_size, image_size) -> every token of the last layer, projected without the norm that
+    /// [`Self::forward`] puts before: (B, 1 + patches, projection_dim).
+    pub fn tokens(&self, pixels: &Tensor) -> Candle<Tensor> {
+        let states = self.encoder.hidden_states(&self.embed(pixels)?, Mask::None)?;
+        self.visual_projection.forward(&states[states.len() - 1])
+    }
+
+    /// The class and the patches with their positions, normed: (B, 1 + patches, width).
+    fn embed(&self, pixels: &Tensor) -> Candle<Tensor> {
         let (b, w) = (pixels.dim(0)?, self.config.hidden_size);
         let patches = ops::conv2d(pixels, &self.patch_embedding, &self.no_bias, self.config.patch_size, 0)?;
         let patches = ops::to_tokens(&patches)?; // (B, patches, width)
         let class = self.class_embedding.reshape((1, 1, w))?.broadcast_as((b, 1, w))?;
         let x = Tensor::cat(&[&class.contiguous()?, &patches], 1)?.broadcast_add(&self.position_embedding)?;
-        let class = self.encoder.first(&self.pre_layrnorm.forward(&x)?)?; // (B, width)
-        self.visual_projection.forward(&self.post_layernorm.forward(&class)?)
+        self.pre_layrnorm.forward(&x)
     }
 }

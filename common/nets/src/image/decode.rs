@@ -1,6 +1,7 @@
 //! Decoding: the pixels that Pillow's `Image.open(file).convert('RGB')` gives, to the bit.
 //!
-//! EXIF orientation, ICC profiles and gamma are ignored and alpha is dropped, as in Pillow (and transformers 4.30).
+//! EXIF orientation, ICC profiles and gamma are ignored and alpha is dropped, as in Pillow (and transformers 4.30). What a file
+//! holds beyond RGB is kept beside it in [`Stored`], for peers that resize an image in the file's own mode.
 
 use std::cell::Cell;
 use std::io::{self, BufRead, Cursor, Read};
@@ -9,27 +10,52 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::codecs::{png::PngDecoder, webp::WebPDecoder};
 use image::{ColorType, ImageDecoder, Limits};
-use mozjpeg::{ColorSpace, Decompress, decompress::DecompressStarted};
+use mozjpeg::{ColorSpace, Decompress};
 
 use super::Rgb;
 
 /// The largest image that is decoded, in pixels: Pillow's limit for a decompression bomb (twice its MAX_IMAGE_PIXELS).
 pub const MAX_PIXELS: usize = 2 * 89_478_485;
 
+/// A decoded image, and the part of its file that RGB does not hold.
+pub struct Stored {
+    pub rgb: Rgb,
+    pub beyond: Beyond,
+}
+
+/// What Pillow's mode of an image has beyond its RGB pixels. All planes are (H, W).
+pub enum Beyond {
+    /// Nothing: the mode is RGB, or grey of 8 bits.
+    Nothing,
+    /// A palette, or one bit per pixel: such an image is only resized by nearest neighbour.
+    Palette,
+    /// Opacity, a byte per pixel.
+    Alpha(Vec<u8>),
+    /// Cyan, magenta, yellow and black in place of RGB, four bytes per pixel.
+    Cmyk(Vec<u8>),
+    /// Grey of 16 bits, where RGB holds it clipped to 255.
+    Grey16(Vec<u16>),
+}
+
 /// Decodes a JPEG, PNG or WebP, recognised by its content.
 pub fn decode(bytes: &[u8]) -> Result<Rgb> {
+    Ok(decode_stored(bytes)?.rgb)
+}
+
+/// [`decode`] with what the file holds beyond RGB.
+pub fn decode_stored(bytes: &[u8]) -> Result<Stored> {
     if bytes.starts_with(&[0xff, 0xd8]) {
         jpeg(bytes).context("the JPEG cannot be decoded")
     } else if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
         // Pillow reads I;16 to RGB by clipping, not by shifting.
         PngDecoder::with_limits(Cursor::new(bytes), Limits::no_limits())
             .map_err(Into::into)
-            .and_then(|png| pixels(png, is_grey_png(bytes), |v| v.min(255) as u8))
+            .and_then(|png| pixels(png, PngKind::of(bytes)))
             .context("the PNG cannot be decoded")
     } else if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
         WebPDecoder::new(Cursor::new(bytes))
             .map_err(Into::into)
-            .and_then(|webp| pixels(webp, false, |v| v.min(255) as u8))
+            .and_then(|webp| pixels(webp, PngKind::Other))
             .context("the WebP cannot be decoded")
     } else if bytes.is_empty() {
         bail!("there are no bytes to decode")
@@ -48,37 +74,69 @@ fn check_size(width: usize, height: usize) -> Result<()> {
     Ok(())
 }
 
-/// Whether the header says that a PNG is grey and has no alpha channel. Given a transparent level (tRNS), the decoder adds an
-/// alpha channel, but Pillow does not.
-fn is_grey_png(bytes: &[u8]) -> bool {
-    const COLOUR_TYPE: usize = 25; // after the signature, the chunk's length and name, width, height and depth
-    bytes.get(COLOUR_TYPE) == Some(&0)
+/// What the header of a PNG says that the decoder does not: it expands palettes and single bits, and makes an alpha channel of
+/// a transparent level (tRNS), which Pillow does not.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PngKind {
+    /// Grey without an alpha channel.
+    Grey,
+    /// A palette, or one bit per pixel.
+    Palette,
+    /// RGB without an alpha channel.
+    Rgb,
+    Other,
 }
 
-/// The pixels of any decoder of the `image` crate. `grey16` turns 16-bit grey into 8 bits, also the grey of a file that
-/// `is_grey` and got an alpha channel. 16-bit colour and grey with alpha keep their high bytes, as in Pillow's raw modes
-/// `RGB;16B` and `LA;16B`.
-fn pixels(decoder: impl ImageDecoder, is_grey: bool, grey16: fn(u16) -> u8) -> Result<Rgb> {
+impl PngKind {
+    fn of(bytes: &[u8]) -> Self {
+        // Bit depth and colour type come after the signature, the chunk's length and name, width and height.
+        match bytes.get(24..26) {
+            Some([_, 3] | [1, 0]) => Self::Palette,
+            Some([_, 0]) => Self::Grey,
+            Some([_, 2]) => Self::Rgb,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The pixels of any decoder of the `image` crate. 16-bit grey is clipped to 8 bits, not shifted. 16-bit colour and grey with
+/// alpha keep their high bytes, as in Pillow's raw modes `RGB;16B` and `LA;16B`.
+fn pixels(decoder: impl ImageDecoder, kind: PngKind) -> Result<Stored> {
     let (width, height) = decoder.dimensions();
     let (width, height) = (width as usize, height as usize);
     check_size(width, height)?;
     let color = decoder.color_type();
     let mut raw = vec![0; usize::try_from(decoder.total_bytes())?];
     catch_unwind(AssertUnwindSafe(|| decoder.read_image(&mut raw))).map_err(|_| anyhow!("its decoder gave up"))??;
-    let high = |pair: &[u8]| (u16::from_ne_bytes([pair[0], pair[1]]) >> 8) as u8;
+    let deep = |pair: &[u8]| u16::from_ne_bytes([pair[0], pair[1]]);
+    let high = |pair: &[u8]| (deep(pair) >> 8) as u8;
+    let clipped = |pair: &[u8]| deep(pair).min(255) as u8;
+    let is_grey = kind == PngKind::Grey;
+    let plane = |step: usize, of: &dyn Fn(&[u8]) -> u8| raw.chunks_exact(step).map(of).collect::<Vec<u8>>();
+    let beyond = match color {
+        _ if kind == PngKind::Palette => Beyond::Palette,
+        ColorType::L16 => Beyond::Grey16(raw.chunks_exact(2).map(deep).collect()),
+        ColorType::La16 if is_grey => Beyond::Grey16(raw.chunks_exact(4).map(deep).collect()),
+        _ if is_grey || kind == PngKind::Rgb => Beyond::Nothing,
+        ColorType::La8 => Beyond::Alpha(plane(2, &|p| p[1])),
+        ColorType::Rgba8 => Beyond::Alpha(plane(4, &|p| p[3])),
+        ColorType::La16 => Beyond::Alpha(plane(4, &|p| high(&p[2..]))),
+        ColorType::Rgba16 => Beyond::Alpha(plane(8, &|p| high(&p[6..]))),
+        _ => Beyond::Nothing,
+    };
     let data = match color {
         ColorType::Rgb8 => raw,
         ColorType::L8 => to_rgb(raw.chunks_exact(1), |p| [p[0]; 3]),
         ColorType::La8 => to_rgb(raw.chunks_exact(2), |p| [p[0]; 3]),
         ColorType::Rgba8 => to_rgb(raw.chunks_exact(4), |p| [p[0], p[1], p[2]]),
-        ColorType::L16 => to_rgb(raw.chunks_exact(2), |p| [grey16(u16::from_ne_bytes([p[0], p[1]])); 3]),
-        ColorType::La16 if is_grey => to_rgb(raw.chunks_exact(4), |p| [grey16(u16::from_ne_bytes([p[0], p[1]])); 3]),
+        ColorType::L16 => to_rgb(raw.chunks_exact(2), |p| [clipped(p); 3]),
+        ColorType::La16 if is_grey => to_rgb(raw.chunks_exact(4), |p| [clipped(p); 3]),
         ColorType::La16 => to_rgb(raw.chunks_exact(4), |p| [high(p); 3]),
         ColorType::Rgb16 => to_rgb(raw.chunks_exact(6), |p| [high(p), high(&p[2..]), high(&p[4..])]),
         ColorType::Rgba16 => to_rgb(raw.chunks_exact(8), |p| [high(p), high(&p[2..]), high(&p[4..])]),
         other => bail!("its pixels are {other:?}, which is not supported"),
     };
-    Ok(Rgb { width, height, data })
+    Ok(Stored { rgb: Rgb { width, height, data }, beyond })
 }
 
 fn to_rgb<'a>(pixels: impl Iterator<Item = &'a [u8]>, rgb: impl Fn(&[u8]) -> [u8; 3]) -> Vec<u8> {
@@ -86,7 +144,7 @@ fn to_rgb<'a>(pixels: impl Iterator<Item = &'a [u8]>, rgb: impl Fn(&[u8]) -> [u8
 }
 
 /// Decodes with libjpeg-turbo's arithmetic (islow DCT, fancy upsampling), which Pillow uses.
-fn jpeg(bytes: &[u8]) -> Result<Rgb> {
+fn jpeg(bytes: &[u8]) -> Result<Stored> {
     let ended = Cell::new(false);
     // libjpeg reports an error by unwinding with its message. The panic hook is not called, so nothing is printed.
     let decoded = catch_unwind(AssertUnwindSafe(|| jpeg_unwinding(Reader { rest: bytes, ended: &ended })));
@@ -100,7 +158,7 @@ fn jpeg(bytes: &[u8]) -> Result<Rgb> {
 }
 
 /// [`jpeg`], which may unwind.
-fn jpeg_unwinding(reader: Reader<'_>) -> Result<Rgb> {
+fn jpeg_unwinding(reader: Reader<'_>) -> Result<Stored> {
     let header = Decompress::new_reader(reader)?;
     let (width, height) = header.size();
     check_size(width, height)?;
@@ -111,43 +169,30 @@ fn jpeg_unwinding(reader: Reader<'_>) -> Result<Rgb> {
         n => bail!("it has {n} colour channels, which is not supported"),
     };
     let mut started = header.to_colorspace(space)?;
-    let data = match channels {
-        3 => {
-            let mut data = vec![0; width * height * 3];
-            started.read_scanlines_into(&mut data)?;
-            data
-        }
-        1 => by_row(&mut started, width, height, 1, |p| [p[0]; 3])?,
-        _ => by_row(&mut started, width, height, 4, cmyk)?,
-    };
+    let mut raw = vec![0; width * height * channels];
+    started.read_scanlines_into(&mut raw)?;
     started.finish()?;
-    Ok(Rgb { width, height, data })
+    let (data, beyond) = match channels {
+        3 => (raw, Beyond::Nothing),
+        1 => (to_rgb(raw.chunks_exact(1), |p| [p[0]; 3]), Beyond::Nothing),
+        _ => {
+            raw.iter_mut().for_each(|v| *v = 255 - *v); // Adobe stores it inverted
+            (to_rgb(raw.chunks_exact(4), cmyk_to_rgb), Beyond::Cmyk(raw))
+        }
+    };
+    Ok(Stored { rgb: Rgb { width, height, data }, beyond })
 }
 
-/// Decodes row by row into RGB.
-fn by_row(
-    started: &mut DecompressStarted<Reader<'_>>,
-    width: usize,
-    height: usize,
-    channels: usize,
-    rgb: impl Fn(&[u8]) -> [u8; 3],
-) -> Result<Vec<u8>> {
-    let mut row = vec![0u8; width * channels];
-    let mut data = Vec::with_capacity(width * height * 3);
-    for _ in 0..height {
-        started.read_scanlines_into(&mut row)?;
-        data.extend(row.chunks_exact(channels).flat_map(&rgb));
-    }
-    Ok(data)
+/// Pillow's `cmyk2rgb` (Convert.c): no colour management.
+pub(super) fn cmyk_to_rgb(p: &[u8]) -> [u8; 3] {
+    let white = u32::from(255 - p[3]);
+    [0, 1, 2].map(|c| (white - u32::from(muldiv255(p[c], white as u8))) as u8)
 }
 
-/// Adobe's inverted CMYK, then Pillow's `cmyk2rgb` (Convert.c): no colour management.
-fn cmyk(p: &[u8]) -> [u8; 3] {
-    let white = u32::from(p[3]); // 255 - K, and K is stored inverted
-    [0, 1, 2].map(|c| {
-        let product = u32::from(255 - p[c]) * white + 128;
-        (white - (((product >> 8) + product) >> 8)) as u8
-    })
+/// `a * b / 255`, rounded as by Pillow's MULDIV255.
+pub(super) fn muldiv255(a: u8, b: u8) -> u8 {
+    let product = u32::from(a) * u32::from(b) + 128;
+    (((product >> 8) + product) >> 8) as u8
 }
 
 /// A byte slice that remembers whether it was read past its end.

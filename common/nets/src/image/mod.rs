@@ -3,14 +3,17 @@
 
 mod decode;
 mod float;
+mod own_mode;
 mod png;
 mod preprocess;
 mod resize;
 
-pub use decode::{MAX_PIXELS, decode};
+pub use decode::{Beyond, MAX_PIXELS, Stored, decode, decode_stored};
 pub use float::Antialias;
 pub use png::{png, png_with};
-pub use preprocess::{CLIP, Normalise, Preprocess, TrainCrop, dpo_train, dpo_train_u8, hf_clip, hf_clip_u8, letterbox};
+pub use preprocess::{
+    CLIP, Normalise, Preprocess, TrainCrop, blip_u8, dpo_train, dpo_train_u8, hf_clip, hf_clip_u8, letterbox,
+};
 pub use resize::{Filter, resize};
 
 /// An 8-bit RGB image, rows from the top, pixels interleaved (H, W, 3).

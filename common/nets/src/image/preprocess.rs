@@ -2,8 +2,10 @@
 //! Diffusion-DPO's training crop.
 
 use super::Rgb;
+use super::decode::Stored;
 use super::float::{self, Antialias};
-use super::resize::{Filter, Window, resize_window};
+use super::own_mode::resize_own_mode;
+use super::resize::{Filter, Window, resize, resize_window};
 
 /// (value - mean) / std for each of red, green and blue, of values in [0, 1].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,6 +25,10 @@ pub enum Preprocess {
     HfClip { size: usize, crop: usize, normalise: Normalise },
     /// [`letterbox`]
     Letterbox { size: usize, normalise: Normalise, antialias: Antialias },
+    /// [`blip`]
+    Blip { size: usize },
+    /// [`squash`]
+    Squash { size: usize, normalise: Normalise },
 }
 
 impl Preprocess {
@@ -40,6 +46,8 @@ impl Preprocess {
             Self::Letterbox { size, normalise, antialias } => {
                 format!("letterbox-{antialias}/{size}{}", constants(normalise))
             }
+            Self::Blip { size } => format!("blip/{size}"),
+            Self::Squash { size, normalise } => format!("squash/{size}{}", constants(normalise)),
         }
     }
 
@@ -47,15 +55,17 @@ impl Preprocess {
     pub fn side(&self) -> usize {
         match *self {
             Self::HfClip { crop, .. } => crop,
-            Self::Letterbox { size, .. } => size,
+            Self::Letterbox { size, .. } | Self::Blip { size } | Self::Squash { size, .. } => size,
         }
     }
 
     /// The network's input: (3, side, side) values.
-    pub fn apply(&self, image: &Rgb) -> Vec<f32> {
+    pub fn apply(&self, image: &Stored) -> Vec<f32> {
         match self {
-            Self::HfClip { size, crop, normalise } => hf_clip(image, *size, *crop, normalise),
-            Self::Letterbox { size, normalise, antialias } => letterbox(image, *size, normalise, *antialias),
+            Self::HfClip { size, crop, normalise } => hf_clip(&image.rgb, *size, *crop, normalise),
+            Self::Letterbox { size, normalise, antialias } => letterbox(&image.rgb, *size, normalise, *antialias),
+            Self::Blip { size } => blip(image, *size),
+            Self::Squash { size, normalise } => squash(&image.rgb, *size, normalise),
         }
     }
 }
@@ -95,6 +105,30 @@ pub fn hf_clip(image: &Rgb, size: usize, crop: usize, normalise: &Normalise) -> 
     // numpy: uint8 * float64, then f32; subtraction and division in f32.
     let value = |v: u8, c: usize| ((f64::from(v) * (1.0 / 255.0)) as f32 - normalise.mean[c]) / normalise.std[c];
     planes_of_bytes(&hf_clip_u8(image, size, crop), value)
+}
+
+/// BLIP's evaluation transform before ToTensor, as ImageReward and CycleReward have it: the shorter side becomes `size`, the
+/// middle is cut out (torchvision's offset, halves to even), both in the file's own mode, and then the image becomes RGB.
+pub fn blip_u8(image: &Stored, size: usize) -> Rgb {
+    let (width, height) = shortest_side(&image.rgb, size);
+    let (left, top) = (torchvision_offset(width, size), torchvision_offset(height, size));
+    resize_own_mode(image, width, height, Window { left, top, width: size, height: size })
+}
+
+/// [`blip_u8`] with ToTensor and CLIP's constants: (3, size, size) values.
+pub fn blip(image: &Stored, size: usize) -> Vec<f32> {
+    planes_of_bytes(&blip_u8(image, size), |v, c| (f32::from(v) / 255.0 - CLIP.mean[c]) / CLIP.std[c])
+}
+
+/// transformers' SiglipImageProcessor: a bicubic resize of bytes to a square without a crop. Gives (3, size, size) values.
+pub fn squash(image: &Rgb, size: usize, normalise: &Normalise) -> Vec<f32> {
+    let value = |v: u8, c: usize| ((f64::from(v) * (1.0 / 255.0)) as f32 - normalise.mean[c]) / normalise.std[c];
+    planes_of_bytes(&resize(image, size, size, Filter::Bicubic), value)
+}
+
+/// Where torchvision's CenterCrop begins: int(round((length - crop) / 2.0)), halves to even.
+fn torchvision_offset(length: usize, crop: usize) -> usize {
+    ((length - crop) as f64 / 2.0).round_ties_even() as usize
 }
 
 /// (3, H, W) values from (H, W, 3) bytes, through a table of 256 values per channel.
@@ -147,9 +181,7 @@ pub struct TrainCrop {
 /// resolution, 3) bytes.
 pub fn dpo_train_u8(image: &Rgb, resolution: usize) -> (Rgb, TrainCrop) {
     let (width, height) = shortest_side(image, resolution);
-    // torchvision: int(round((side - crop) / 2.0)), halves to even.
-    let offset = |side: usize| ((side - resolution) as f64 / 2.0).round_ties_even() as usize;
-    let (left, top) = (offset(width), offset(height));
+    let (left, top) = (torchvision_offset(width, resolution), torchvision_offset(height, resolution));
     let window = Window { left, top, width: resolution, height: resolution };
     let crop = TrainCrop { original_width: image.width, original_height: image.height, left, top };
     (resize_window(image, width, height, Filter::Bilinear, window), crop)

@@ -95,6 +95,26 @@ fn crop(image: &Rgb, columns: Range<usize>, rows: Range<usize>) -> Rgb {
     Rgb { width, height, data }
 }
 
+/// `precompute_coeffs` of Resample.c for the output position `out`: the first source position, how many are read, and their
+/// weights in `weights`. `scale`: source positions per output position.
+fn exact_taps(size_in: usize, scale: f64, out: usize, filter: Filter, weights: &mut [f64]) -> (usize, usize) {
+    let filter_scale = scale.max(1.0);
+    let support = filter.support() * filter_scale;
+    let center = (out as f64 + 0.5) * scale;
+    let first = ((center - support + 0.5) as isize).max(0) as usize;
+    let count = ((center + support + 0.5) as usize).min(size_in) - first;
+    let inverse = 1.0 / filter_scale;
+    let mut sum = 0.0;
+    for (x, w) in weights[..count].iter_mut().enumerate() {
+        *w = filter.at(((x + first) as f64 - center + 0.5) * inverse);
+        sum += *w;
+    }
+    if sum != 0.0 {
+        weights[..count].iter_mut().for_each(|w| *w /= sum);
+    }
+    (first, count)
+}
+
 /// For each output position along one side: the first source position it reads, how many, and their weights.
 struct Taps {
     first: Vec<usize>,
@@ -107,11 +127,10 @@ struct Taps {
 const BITS: u32 = 32 - 8 - 2;
 
 impl Taps {
-    /// `precompute_coeffs` and `normalize_coeffs_8bpc` of Resample.c, for the output positions `wanted` out of `size_out`.
+    /// `normalize_coeffs_8bpc` of Resample.c, for the output positions `wanted` out of `size_out`.
     fn new(size_in: usize, size_out: usize, wanted: Range<usize>, filter: Filter) -> Self {
         let scale = size_in as f64 / size_out as f64;
-        let filter_scale = scale.max(1.0);
-        let support = filter.support() * filter_scale;
+        let support = filter.support() * scale.max(1.0);
         let stride = support.ceil() as usize * 2 + 1;
         let mut taps = Self {
             first: Vec::with_capacity(wanted.len()),
@@ -121,17 +140,9 @@ impl Taps {
         };
         let mut exact = vec![0.0; stride];
         for (i, out) in wanted.enumerate() {
-            let center = (out as f64 + 0.5) * scale;
-            let first = ((center - support + 0.5) as isize).max(0) as usize;
-            let count = ((center + support + 0.5) as usize).min(size_in) - first;
-            let inverse = 1.0 / filter_scale;
-            let mut sum = 0.0;
-            for (x, w) in exact[..count].iter_mut().enumerate() {
-                *w = filter.at(((x + first) as f64 - center + 0.5) * inverse);
-                sum += *w;
-            }
+            let (first, count) = exact_taps(size_in, scale, out, filter, &mut exact);
             for (w, fixed) in exact[..count].iter().zip(&mut taps.weights[i * stride..]) {
-                let w = if sum != 0.0 { w / sum } else { *w } * f64::from(1 << BITS);
+                let w = w * f64::from(1 << BITS);
                 *fixed = (w + if w < 0.0 { -0.5 } else { 0.5 }) as i32; // truncates towards zero
             }
             taps.first.push(first);
@@ -219,4 +230,43 @@ fn vertical_row(source: &[u8], stride: usize, weights: &[i32], sums: &mut [i32],
     for (byte, &sum) in out.iter_mut().zip(sums.iter()) {
         *byte = to_byte(sum);
     }
+}
+
+/// The part `window` of a plane of 16-bit values (H, W), resized by Pillow's bicubic filter (Resample.c, `*_16bpc`): weights in
+/// f64, each pass rounded to 16 bits, the horizontal one first.
+pub(super) fn resize_deep(
+    plane: &[u16],
+    width_in: usize,
+    height_in: usize,
+    width: usize,
+    height: usize,
+    window: Window,
+) -> Vec<u16> {
+    let rows: Vec<Vec<u16>> =
+        plane.chunks_exact(width_in).map(|row| deep_row(row, width, window.left..window.left + window.width)).collect();
+    let mut out = vec![0; window.width * window.height];
+    for x in 0..window.width {
+        let column: Vec<u16> = rows[..height_in].iter().map(|row| row[x]).collect();
+        let column = deep_row(&column, height, window.top..window.top + window.height);
+        column.into_iter().enumerate().for_each(|(y, v)| out[y * window.width + x] = v);
+    }
+    out
+}
+
+/// The positions `wanted` of a row that is resized to `size` positions.
+fn deep_row(row: &[u16], size: usize, wanted: Range<usize>) -> Vec<u16> {
+    if row.len() == size {
+        return row[wanted].to_vec();
+    }
+    let scale = row.len() as f64 / size as f64;
+    let mut weights = vec![0.0; (Filter::Bicubic.support() * scale.max(1.0)).ceil() as usize * 2 + 1];
+    let value = |out: usize| {
+        let (first, count) = exact_taps(row.len(), scale, out, Filter::Bicubic, &mut weights);
+        let sum: f64 = row[first..first + count].iter().zip(&weights).map(|(&v, w)| f64::from(v) * w).sum();
+        let sum = (sum + if sum < 0.0 { -0.5 } else { 0.5 }) as i32;
+        // Pillow clips low and high byte, each for itself.
+        let byte = |v: i32| v.clamp(0, 255) as u16;
+        byte(sum >> 8) << 8 | byte(sum % 256)
+    };
+    wanted.map(value).collect()
 }

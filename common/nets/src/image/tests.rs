@@ -193,3 +193,18 @@ fn equals_the_peers_on_the_parity_kit() {
     let kit = from_here("../../../shared/parity/given");
     check(&kit.join("images"), &kit.join("expected/preprocess"));
 }
+
+/// Numbers of Pillow 12's `Image.resize((5, 4), BICUBIC)` and `((12, 7), BICUBIC)` on an image of mode I;16.
+#[test]
+fn grey_of_16_bits_is_resized_as_by_pillow() {
+    use super::resize::{Window, resize_deep};
+    let plane: Vec<u16> = (0..63u32).map(|i| (i * 977 % 700) as u16).collect(); // 9 x 7
+    let resized = |width, height, window| resize_deep(&plane, 9, 7, width, height, window);
+    let whole = Window { left: 0, top: 0, width: 5, height: 4 };
+    let small = [312, 393, 338, 485, 337, 302, 440, 309, 309, 423, 289, 289, 418, 243, 320, 368, 353, 490, 328, 374];
+    assert_eq!(resized(5, 4, whole), small);
+    let corner = Window { left: 0, top: 0, width: 12, height: 1 };
+    assert_eq!(resized(12, 7, corner), [0, 154, 412, 530, 155, 273, 543, 661, 286, 456, 401, 94]);
+    let middle = Window { left: 1, top: 2, width: 3, height: 1 };
+    assert_eq!(resized(5, 4, middle), small[11..14]);
+}

@@ -13,7 +13,7 @@ use super::model::{Model, Scorer, Towers};
 use super::{description::Description, hugging_face, open_clip, picture::Picture};
 use crate::image::{Antialias, Preprocess};
 use crate::tokenizer::{Style, Tokenizer};
-use crate::{loader::Loader, text::TextModel, vit::VisionModel, weights::Weights};
+use crate::{folder, loader::Loader, text::TextModel, vit::VisionModel, weights::Weights};
 
 /// Whose preprocessing and tokenization a metric follows, whatever the layout of its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ pub struct ClipModel {
 impl ClipModel {
     /// Opens a CLIP. `tower`: a weight file, or a folder with one; configuration and vocabulary lie beside it.
     pub fn open(tower: &Path, reading: Reading, with_text: bool, options: &Options) -> Result<Self> {
-        let folder = folder_of(tower);
+        let folder = folder::of(tower);
         let weights = Weights::open(tower)?;
         let layout = match weights.names().iter().any(|n| n.ends_with("visual.conv1.weight")) {
             true => Layout::OpenClip,
@@ -136,12 +136,7 @@ impl Towers for ClipModel {
         if pictures.is_empty() {
             return Ok(vec![]);
         }
-        let side = self.preprocess.side();
-        let mut pixels = Vec::with_capacity(pictures.len() * 3 * side * side);
-        for picture in pictures {
-            pixels.extend_from_slice(picture.pixels(&self.preprocess)?);
-        }
-        let pixels = Tensor::from_vec(pixels, (pictures.len(), 3, side, side), &self.device)?;
+        let pixels = Picture::batch(pictures, &self.preprocess, &self.device)?;
         units(&self.vision.forward(&pixels.to_dtype(self.dtype)?)?)
     }
 
@@ -201,11 +196,6 @@ fn units(x: &Tensor) -> Result<Vec<Vec<f32>>> {
         row.iter_mut().for_each(|v| *v = (f64::from(*v) / length) as f32);
     }
     Ok(rows)
-}
-
-/// The folder in which a tower's configuration lies.
-fn folder_of(tower: &Path) -> PathBuf {
-    if tower.is_dir() { tower.to_owned() } else { tower.parent().unwrap_or(Path::new("")).to_owned() }
 }
 
 /// The settings of a tower that do not follow from the shapes of its weights.

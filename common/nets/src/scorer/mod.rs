@@ -4,15 +4,20 @@
 //! A metric is one file here and one entry in [`METRICS`].
 
 mod aesthetic;
+mod blip_reward;
 mod clip;
 mod clip_l;
 mod clip_model;
 mod colourfulness;
+mod cycle_reward;
 mod description;
+mod head;
 mod hps;
 mod hugging_face;
+mod image_reward;
 mod metric;
 mod model;
+mod mps;
 mod open_clip;
 mod pickscore;
 mod picture;
@@ -22,8 +27,17 @@ pub use model::{Joint, Model, Scorer, Towers, preprocesses};
 pub use picture::Picture;
 
 /// All metrics, in the order in which tables list them.
-pub const METRICS: &[Metric] =
-    &[hps::METRIC, clip::METRIC, pickscore::METRIC, aesthetic::METRIC, clip_l::METRIC, colourfulness::METRIC];
+pub const METRICS: &[Metric] = &[
+    hps::METRIC,
+    clip::METRIC,
+    pickscore::METRIC,
+    aesthetic::METRIC,
+    clip_l::METRIC,
+    colourfulness::METRIC,
+    image_reward::METRIC,
+    cycle_reward::METRIC,
+    mps::METRIC,
+];
 
 /// The metric of that name.
 pub fn named(name: &str) -> anyhow::Result<&'static Metric> {

@@ -4,10 +4,14 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::aesthetic::FORMS;
 use super::clip_model::{ClipModel, Reading};
-use super::{aesthetic::Head, colourfulness::colourfulness, *};
+use super::colourfulness::colourfulness;
+use super::head::Head;
+use super::*;
 use crate::image::{Antialias, Rgb};
-use crate::{weights::Weights, write};
+use crate::weights::Weights;
+use crate::write;
 
 fn options() -> Options {
     Options { device: Device::Cpu, dtype: DType::F32, batch: 3, chosen: Default::default() }
@@ -39,6 +43,7 @@ fn head(folder: &Path, numbers: [usize; 5]) -> (Weights, Vec<Layer>) {
 fn heads_are_affine_or_have_relu_between_as_their_numbers_say() {
     let dir = tempfile::tempdir().unwrap();
     let x = [0.5f32, -0.5, 0.1, 0.7];
+    let read = |weights: &Weights, width: usize| Head::read(weights, "layers", width, &FORMS);
     let mut answers = vec![];
     for (numbers, relu) in [([0, 2, 4, 6, 7], false), ([0, 3, 6, 9, 11], true)] {
         let (weights, layers) = head(dir.path(), numbers);
@@ -50,16 +55,16 @@ fn heads_are_affine_or_have_relu_between_as_their_numbers_say() {
             let row = |i: usize| weight[i * y.len()..(i + 1) * y.len()].iter().zip(&y).map(|(w, y)| w * y).sum::<f64>();
             y = (0..bias.len()).map(|i| row(i) + bias[i]).collect();
         }
-        let ours = Head::read(&weights, 4).unwrap().apply(&x);
-        assert!((f64::from(ours) - y[0]).abs() < 1e-6, "{ours} {y:?}");
+        let ours = read(&weights, 4).unwrap().apply(&x);
+        assert!((ours - y[0]).abs() < 1e-6, "{ours} {y:?}");
         answers.push(ours);
-        let error = Head::read(&weights, 5).err().unwrap().to_string();
+        let error = read(&weights, 5).err().unwrap().to_string();
         assert!(error.contains("'layers.0.weight' has shape [3, 4], expected [3, 5]"), "{error}");
     }
     assert_ne!(answers[0], answers[1]);
     let (weights, _) = head(dir.path(), [0, 2, 4, 6, 8]);
-    let error = Head::read(&weights, 4).err().unwrap().to_string();
-    assert!(error.contains("its linear layers are [0, 2, 4, 6, 8]"), "{error}");
+    let error = read(&weights, 4).err().unwrap().to_string();
+    assert!(error.contains("its linear layers are layers.[0, 2, 4, 6, 8]"), "{error}");
 }
 
 #[test]
@@ -154,7 +159,10 @@ fn each_choice_is_offered_once_and_its_default_is_one_of_its_values() {
 #[test]
 fn an_unknown_metric_names_those_there_are() {
     let error = named("beauty").err().unwrap().to_string();
-    assert_eq!(error, "there is no metric 'beauty'; there are hps, clip, pickscore, aesthetic, clip-l, colourfulness");
+    assert_eq!(
+        error,
+        "there is no metric 'beauty'; there are hps, clip, pickscore, aesthetic, clip-l, colourfulness, imagereward, cyclereward, mps"
+    );
 }
 
 #[test]

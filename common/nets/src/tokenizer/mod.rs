@@ -12,6 +12,8 @@ use tokenizers::{AddedToken, Model, ModelWrapper, Tokenizer as Hf, models::bpe::
 
 use crate::clean;
 
+pub mod wordpiece;
+
 /// The merges of OpenAI's CLIP (bpe_simple_vocab_16e6, MIT licence). Its vocabulary follows from them.
 const MERGES: &str = include_str!("clip_merges.txt");
 
