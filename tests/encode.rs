@@ -275,3 +275,44 @@ fn shards_put_together_are_the_whole() {
     says(&error, &["whole/pairs.parquet is a whole table"]);
     says(&encode(&dir, "pairs.parquet", "parts", &[]).fails(2), &["parts/pairs.parquet", "it is a folder"]);
 }
+
+#[test]
+fn the_size_that_the_unet_was_made_for_is_the_default() {
+    let dir = Dir::new();
+    dir.put("pairs.parquet", &pairs(2));
+    let base = oracle("base");
+    let run = dir.tool("encode").args(["pairs.parquet", "-o", "out", "--json", "--base"]).arg(&base).ok();
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(base.join("unet/config.json")).unwrap()).unwrap();
+    let side = 2 * config["sample_size"].as_u64().unwrap();
+    assert_eq!(run.json()["resolution"], side);
+    assert_eq!(run.json()["pairs"], 2);
+    let latents = dir.get("out/latents.parquet");
+    assert_eq!(latents.schema().metadata()["latent_shape"], format!("[4,{0},{0}]", side / 2));
+}
+
+/// A cache is replaced as a whole, and what else lies in its folder stays there.
+#[test]
+fn a_new_cache_takes_the_place_of_the_old_one() {
+    let dir = Dir::new();
+    dir.put("few.parquet", &pairs(3));
+    dir.put("more.parquet", &pairs(8));
+    encode(&dir, "few.parquet", "out", &[]).ok();
+    encode(&dir, "more.parquet", "right", &[]).ok();
+    dir.write("out/notes.txt", "mine");
+    std::fs::create_dir(dir.path("out/policy")).unwrap();
+    dir.write("out/policy/weights", "mine too");
+    encode(&dir, "more.parquet", "out", &[]).ok();
+    assert!(tables(&dir, "out") == tables(&dir, "right"));
+    assert_eq!((dir.bytes("out/notes.txt"), dir.bytes("out/policy/weights")), (b"mine".to_vec(), b"mine too".to_vec()));
+    assert_eq!(dir.list(), ["few.parquet", "more.parquet", "out", "right"]);
+    // Hours of another base's work are not replaced.
+    let other = dir.path("other");
+    copy(&oracle("base"), &other);
+    let weights = other.join("vae/diffusion_pytorch_model.safetensors");
+    let changed: Tensors = tensors(&weights).into_iter().map(|(name, t)| (name, (t * 1.5).unwrap())).collect();
+    write_tensors(&weights, &changed);
+    let error = encode(&dir, "few.parquet", "out", &["--base", other.to_str().unwrap()]).fails(2);
+    says(&error, &["out", "other models", "choose another folder"]);
+    assert!(tables(&dir, "out") == tables(&dir, "right"));
+}

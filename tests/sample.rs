@@ -594,3 +594,53 @@ fn a_reader_that_leaves_early_is_no_trouble() {
     assert_eq!((output.status.code(), &output.stderr[..]), (Some(0), &b""[..]));
     assert!(Path::new(&dir.path("prompts.txt")).exists());
 }
+
+#[test]
+fn noise_that_is_no_number_is_refused() {
+    let dir = world();
+    for (place, value) in [(0, f32::NAN), (7, f32::INFINITY), (255, f32::NEG_INFINITY)] {
+        let mut noise = vec![0.5f32; 5 * 4 * 64];
+        noise[place] = value;
+        let noise = Tensor::from_vec(noise, (5, 4, 8, 8), &candle_core::Device::Cpu).unwrap();
+        write_tensors(&dir.path("noise"), &[("latents".into(), noise)].into());
+        let error = sample(&dir, "prompts.txt", "out", "--latents noise").fails(2);
+        says(&error, &["noise", "'latents'", &format!("number {place}")]);
+    }
+    assert_eq!(dir.list(), ["noise", "prompts.txt"]);
+}
+
+#[test]
+fn outputs_in_the_place_of_inputs_are_refused() {
+    let dir = world();
+    let before = dir.bytes("prompts.txt");
+    for rest in ["--dump-latents prompts.txt", "--dump-latents ./out", "--latents out"] {
+        dir.write("out", "x");
+        says(&sample(&dir, "prompts.txt", "out", rest).fails(2), &["name another"]);
+    }
+    assert!(dir.bytes("prompts.txt") == before && dir.bytes("out") == b"x");
+}
+
+#[test]
+fn a_summary_as_json_and_in_the_singular() {
+    let dir = Dir::new();
+    dir.write("one.txt", "a red bicycle\n");
+    let args = ["one.txt", "--base", oracle("base").to_str().unwrap(), "--steps", "2", "--name", "m", "-o", "out"]
+        .map(String::from);
+    says(&dir.tool("sample").args(&args).ok().err, &["1 image of 1 prompt by m"]);
+    let json = dir.tool("sample").args(&args).args(["--json"]).ok().json();
+    assert_eq!(json, serde_json::json!({"images": 1, "prompts": 1, "model": "m", "copies": 0}));
+}
+
+/// A picture can take minutes; a signal does not wait for it.
+#[test]
+fn a_signal_does_not_wait_for_a_picture() {
+    let dir = world();
+    let child = spawn(sample(&dir, "prompts.txt", "out", "--steps 1000 -n 2000 --batch 10000"));
+    wait_for("its folder", || dir.path("out.partial/plan.json").exists());
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let (mut child, told) = (child, Instant::now());
+    let kill = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert!(told.elapsed().as_secs() < 10, "{:?}", told.elapsed()); // two seconds, on a machine that is not busy
+}

@@ -9,7 +9,7 @@ use arrow::{buffer::OffsetBuffer, compute::concat_batches};
 use candle_core::{DType, Device, Tensor};
 use half::f16;
 use nets::image::{self, TrainCrop};
-use nets::{conditioning::Widths, device, prompt::PromptEncoder, vae::Vae, weights::Weights};
+use nets::{conditioning::Widths, denoiser::Config, device, folder, prompt::PromptEncoder, vae::Vae, weights::Weights};
 use pipe::schema::{self, pairs};
 use pipe::{augment::Augment, column::Rows, origin::Origin, pairs::PairKeys};
 use rayon::prelude::*;
@@ -26,7 +26,7 @@ pub struct Encoder {
     vae: Vae,
     text: PromptEncoder,
     /// Side of the images, in pixels.
-    resolution: usize,
+    pub resolution: usize,
     augment: Augment,
     /// Images that go through the VAE together.
     batch: usize,
@@ -47,12 +47,16 @@ impl Encoder {
         let vae = Vae::open(&base.join("vae"), dtype, &device)?;
         let text = PromptEncoder::open(base, dtype, &device)?;
         let factor = vae.config.factor();
+        let has_unet = base.join(folder::DENOISER).join("config.json").exists();
+        let usual = || -> Result<usize> {
+            if has_unet { Ok(Config::read(&folder::denoiser(base)?)?.side * factor) } else { Ok(512) }
+        };
+        let resolution = args.resolution.map_or_else(usual, Ok)?;
         ensure!(
-            args.resolution > 0 && args.resolution.is_multiple_of(factor),
-            "--resolution {} is not a multiple of the VAE's {factor}",
-            args.resolution
+            resolution > 0 && resolution.is_multiple_of(factor),
+            "--resolution {resolution} is not a multiple of the VAE's {factor}"
         );
-        Ok(Self { vae, text, resolution: args.resolution, augment: args.augment, batch: args.batch })
+        Ok(Self { vae, text, resolution, augment: args.augment, batch: args.batch })
     }
 
     /// Names and schemas of the tables, whose metadata hold the shapes.

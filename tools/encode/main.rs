@@ -14,8 +14,9 @@ use encoder::Encoder;
 use nets::{device, hub};
 use pipe::cli::{Answer, Common, Hub, Networks, Sharding, named, run};
 use pipe::job::{Job, Keep, Spec};
-use pipe::{augment::Augment, pairs::PairKeys, parts::Tables, schema::pairs, table::Inputs};
+use pipe::{augment::Augment, pairs::PairKeys, parts::Tables, schema::pairs, table::Inputs, text::count};
 use seen::Seen;
+use serde_json::json;
 
 /// Run the VAE and the text encoder over pairs once.
 ///
@@ -45,9 +46,10 @@ struct Args {
     /// Stable Diffusion folder or hub id with the VAE and the text encoder
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
-    /// Side of the training images in pixels: the short side is resized to it, the middle is kept
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    resolution: usize,
+    /// Side of the training images in pixels: the short side is resized to it, the middle is kept [default: the side that the
+    /// base's UNet was made for, and 512 where the base has no UNet]
+    #[arg(long, value_name = "N")]
+    resolution: Option<usize>,
     /// Store mirrored images too, for the flips of `train --augment`
     #[arg(long, default_value_t = Augment::None, value_parser = named::<Augment>())]
     augment: Augment,
@@ -85,12 +87,13 @@ fn encode(args: Args) -> Result<Answer> {
     inputs.require(&pairs::NEEDED, "expected a pairs table with Pick-a-Pic's columns")?;
     let range = inputs.range(args.sharding.shard)?;
     let encoder = Encoder::open(&base, &args)?;
-    let tables = Tables::folder("encode", out, args.sharding.shard, encoder.tables())?;
+    let origin = encoder.origin(&base)?;
+    let tables = Tables::folder(&origin, out, args.sharding.shard, encoder.tables())?;
 
     let mut job = Job::open(Spec {
         tool: "encode",
         tables,
-        origin: encoder.origin(&base)?.inputs(inputs.origins_of(&range)?),
+        origin: origin.inputs(inputs.origins_of(&range)?),
         cut: format!("{PART} pairs a part"),
         keep: Keep::Parts,
         rows: inputs.rows_in(&range),
@@ -103,12 +106,15 @@ fn encode(args: Args) -> Result<Answer> {
     job.resume(|part| seen.add_part(part, rows.next().transpose()?.as_ref()))?;
     let counts = job.run(rows, |rows| encoder.encode(&rows, &mut seen))?;
 
-    let [_, captions, latents] = counts[..] else { return Ok(Answer::Yes) };
-    args.common.say(format_args!(
-        "{} distinct images and {} distinct captions in {}",
-        latents / encoder.versions().len(),
-        captions.saturating_sub(1), // without the empty caption
-        out.display()
-    ));
+    let [pairs, captions, latents] = counts[..] else { return Ok(Answer::Yes) };
+    let (images, captions) = (latents / encoder.versions().len(), captions.saturating_sub(1)); // without the empty caption
+    if args.common.json {
+        let resolution = encoder.resolution;
+        let summary = json!({ "pairs": pairs, "images": images, "captions": captions, "resolution": resolution });
+        args.common.answer(summary)?;
+    } else {
+        let (images, captions) = (count(images, "distinct image"), count(captions, "distinct caption"));
+        args.common.say(format_args!("{images} and {captions} in {}", out.display()));
+    }
     Ok(Answer::Yes)
 }

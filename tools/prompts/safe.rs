@@ -48,7 +48,7 @@ pub fn filter(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe,
     use pipe::{progress, stop};
 
     ensure!((0.0..=1.0).contains(&args.threshold), "--threshold {} is not a probability", args.threshold);
-    stop::watch()?;
+    stop::watch_and_leave("prompts")?;
     let folder = Hub { allow_download: args.allow_download }.folder(folder, hub::resolve)?;
     let context = || format!("--safe {}", folder.display());
     let model = TextClassifier::open(&folder, &device::open(args.device)?).with_context(context)?;

@@ -12,6 +12,7 @@ use nets::{device, folder, hub, weights::Weights, write};
 use pipe::cli::{Answer, Common, Hub, named, run, share};
 use pipe::device::Device;
 use pipe::origin::{InputOrigin, Origin};
+use pipe::{lock, place};
 
 /// Make the next reference: theta_ref + rate * (theta - theta_ref)
 ///
@@ -58,6 +59,8 @@ fn refresh(args: Args) -> Result<Answer> {
     let device = device::open(args.device)?;
     let folder = |arg: &PathBuf| folder::denoiser(&args.hub.folder(arg, hub::resolve)?);
     let (policy_folder, reference_folder) = (folder(&args.policy)?, folder(&args.reference)?);
+    place::refuse_inputs(&out.join(nets::folder::DENOISER), [&policy_folder])?;
+    let _lock = lock::Folder::lock(out, out)?;
     let (policy, reference) = (Weights::open(&policy_folder)?, Weights::open(&reference_folder)?);
 
     let mut moved: BTreeMap<String, Tensor> = BTreeMap::new();

@@ -112,9 +112,8 @@ fn run(args: Args) -> Result<Answer> {
         "no output was named; add `-o report.html` for the page or `--sheet sheet.png` for a contact sheet"
     );
     let read = [&args.winrates, &args.images, &args.scored, &args.logs, &args.labels];
-    for written in args.sheet.iter().chain(&args.common.output) {
-        place::refuse_inputs(written, read.into_iter().flatten())?;
-    }
+    let written: Vec<&Path> = args.sheet.iter().chain(&args.common.output).map(|path| &**path).collect();
+    place::refuse_overlaps(&written, read.into_iter().flatten())?;
     let tables = ModelImages::open_all(&args.images)?;
     if let Some(path) = &args.sheet {
         let sheet = match &args.seeds_of {

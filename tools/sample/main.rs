@@ -20,9 +20,10 @@ use nets::{conditioning::TimeIds, device, folder, hub, weights::Weights, write};
 use pipe::cli::{Answer, Common, Hub, Networks, Sharding, named, number, run};
 use pipe::job::{Job, Keep, Spec};
 use pipe::origin::{InputOrigin, Origin};
-use pipe::{atomic, id, parts::Tables, prompt_source, schema, shard::target};
+use pipe::{atomic, id, parts::Tables, place, prompt_source, schema, shard::target, text::count};
 use repeats::Repeats;
 use rows::{Artist, Image};
+use serde_json::json;
 
 /// Draw images for prompts with a Stable Diffusion model.
 ///
@@ -154,7 +155,10 @@ impl Args {
 
 fn sample(args: Args) -> Result<Answer> {
     args.check()?;
-    let out = target(args.sharding.output_beside(&args.common, &args.prompts)?, args.sharding.shard);
+    let read: Vec<&PathBuf> = args.prompts.iter().chain(&args.latents).collect();
+    let out = target(args.sharding.output_beside(&args.common, &read)?, args.sharding.shard);
+    let written: Vec<&Path> = [&out].into_iter().chain(&args.dump_latents).map(|path| &**path).collect();
+    place::refuse_overlaps(&written, &read)?;
     let prompts = prompt_source::read(&args.prompts, None)?;
     let total = prompts.prompts.len() * args.n as usize;
     let model = Model::open(&args, total)?;
@@ -206,13 +210,15 @@ fn sample(args: Args) -> Result<Answer> {
         let latents = Tensor::cat(&latents, 0)?.to_dtype(DType::F32)?;
         write::tensors(path, &[("latents".to_owned(), latents)].into(), Default::default())?;
     }
-    args.common.say(format_args!(
-        "{} images of {} prompts by {}{}",
-        counts[0],
-        prompts.len(),
-        artist.name,
-        repeats.note()
-    ));
+    let (images, prompts, name) = (counts[0], prompts.len(), &artist.name);
+    if args.common.json {
+        let copies = repeats.copies();
+        let summary = json!({ "images": images, "prompts": prompts, "model": name, "copies": copies });
+        args.common.answer(summary)?;
+    } else {
+        let (images, prompts) = (count(images, "image"), count(prompts, "prompt"));
+        args.common.say(format_args!("{images} of {prompts} by {name}{}", repeats.note()));
+    }
     Ok(Answer::Yes)
 }
 

@@ -83,10 +83,16 @@ impl Repeats {
         }
     }
 
+    /// Rows whose picture is a copy of an earlier row's.
+    pub fn copies(&self) -> usize {
+        self.shared
+    }
+
     /// What to say about them at the end.
     pub fn note(&self) -> String {
         match self.shared {
             0 => String::new(),
+            1 => "; 1 image is a copy, because its prompt repeats the text of an earlier one".into(),
             n => format!("; {n} images are copies, because their prompt repeats the text of an earlier one"),
         }
     }

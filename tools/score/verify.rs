@@ -67,7 +67,7 @@ pub fn verify(
         inputs.name()
     );
     let (theirs, ours) = (Taker::open(&scored)?, Taker::open(inputs)?);
-    stop::watch()?;
+    stop::watch_and_leave("score")?;
 
     let order = seed::draws(common.seed, "verify", "", 0).permutation(total);
     let mut chosen: Vec<usize> = order.into_iter().take(n).map(|row| row as usize).collect();

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use candle_core::Device;
 use clap::Parser;
+use nets::folder;
 use pipe::cli::{Common, Networks};
-use pipe::{atomic, device::Dtype, origin::Origin};
+use pipe::{atomic, device::Dtype, lock, origin::Origin, place};
 
 use crate::method::{Method, MethodFlags};
 use crate::models::{LoraFlags, ModelFlags};
@@ -129,13 +130,21 @@ impl Args {
         Ok(Some(out.clone()))
     }
 
-    pub fn probe_outputs(&self) -> Result<()> {
+    /// Makes sure that every output can be written and replaces no input, and locks the output folder, unless this is a dry run.
+    pub fn lock_outputs(&self) -> Result<Option<lock::Folder>> {
+        let (out, dump) = (self.output()?, self.gradients.dump_gradients.as_deref());
+        let models = [Some(&self.models.base), self.models.policy.as_ref(), self.models.reference.as_ref()];
+        let tables = self.data.data.iter().chain(&self.data.labels).chain(&self.data.replay);
+        let read: Vec<&PathBuf> = models.into_iter().flatten().chain(tables).collect();
+        let unet = out.as_deref().map(|out| out.join(folder::DENOISER));
+        let written: Vec<&Path> = [out.as_deref(), unet.as_deref(), dump].into_iter().flatten().collect();
+        place::refuse_overlaps(&written, &read)?;
         let folder_of = |file: &Path| match file.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
             _ => PathBuf::from("."),
         };
-        let dump = self.gradients.dump_gradients.as_deref().map(folder_of);
-        self.output()?.into_iter().chain(dump).try_for_each(|folder| atomic::probe(&folder))
+        out.iter().cloned().chain(dump.map(folder_of)).try_for_each(|folder| atomic::probe(&folder))?;
+        out.filter(|_| !self.dry_run).map(|out| lock::Folder::lock(&out, &out)).transpose()
     }
 
     /// What a state of the run is made from. `labels`: SHA-256 of the labels, or of the replay file.

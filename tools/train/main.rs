@@ -110,9 +110,7 @@ fn prepare(mut args: Args, world: &mut World) -> Result<Run<'_>> {
     let device = device::open(world.device(args.networks.device))?;
     let compute = device::dtype(args.networks.dtype, &device)?;
     world.attach(&device)?;
-    if world.first() {
-        args.probe_outputs()?;
-    }
+    let lock = if world.first() { args.lock_outputs()? } else { None };
     let data = TrainingData::open(&args.data, args.visits, &args.models, args.common.seed, &device)?;
     args.batch = data.batch(args.batch)?;
     let method = Method::open(&args.method, &args.models.base)?;
@@ -133,11 +131,11 @@ fn prepare(mut args: Args, world: &mut World) -> Result<Run<'_>> {
     let base = Weights::open(&folder::denoiser(&setup.models.base)?)?;
     let (done, steps) = (state.counters.step, setup.optimiser.max_train_steps);
     let reporter = Reporter::new(args.log, &args.common, &checkpoints.out, done, steps, world.first());
-    let notes =
-        [method.timesteps_note(), world.note(&share), message, data.note(setup.pairs_per_step), data.flips_note()];
+    let data_notes = [data.note(setup.pairs_per_step), data.flips_note(), data.size_note()];
+    let notes = [method.timesteps_note(), world.note(&share), message];
     let beta = beta_note(method.objective.beta, data.latent_shape()?);
     let advice = [Some(beta), small_rate_warning(learning_rate.sum(), state.weight_size()?)];
-    notes.iter().chain(&advice).flatten().for_each(|note| reporter.say(note));
+    notes.iter().chain(&data_notes).chain(&advice).flatten().for_each(|note| reporter.say(note));
 
     let mut batches = Batches::new(data, share, steps, &method.process, &device, args.loader);
     batches.go_to(done, state.counters.skipped)?;
@@ -157,5 +155,6 @@ fn prepare(mut args: Args, world: &mut World) -> Result<Run<'_>> {
         dump: args.gradients.dump_gradients.filter(|_| world.first()),
         logs_z: args.data.replay.is_some(),
         rollbacks: 0,
+        _lock: lock,
     })
 }

@@ -38,6 +38,8 @@ pub struct Run<'a> {
     pub logs_z: bool,
     /// Since the last checkpoint.
     pub rollbacks: usize,
+    /// Held until the end: one run at a time writes in the folder.
+    pub _lock: Option<pipe::lock::Folder>,
 }
 
 /// The losses of a step in all processes, and the norm of its gradient.

@@ -78,6 +78,14 @@ impl TrainingData {
         ))
     }
 
+    /// A warning where the images have another size than the UNet was made for.
+    pub fn size_note(&self) -> Option<String> {
+        match self {
+            Self::Replay(_) => None,
+            Self::Pairs(data) => data.size_note(),
+        }
+    }
+
     /// A note where mirrored images were asked for and there are none.
     pub fn flips_note(&self) -> Option<String> {
         let lacks = matches!(self, Self::Pairs(data) if data.lacks_flips());

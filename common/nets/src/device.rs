@@ -1,8 +1,11 @@
 //! Where networks run: the device, its arithmetic, and the threads of a program.
 
+use std::error::Error;
+
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device};
 use pipe::device;
+use rayon::ThreadPoolBuilder;
 
 /// candle's device.
 pub fn open(device: device::Device) -> Result<Device> {
@@ -54,11 +57,19 @@ pub fn dtype(dtype: device::Dtype, device: &Device) -> Result<DType> {
 ///
 /// On a GPU, f32 stays f32: NVIDIA's libraries would otherwise compute f32 convolutions in TF32, with ten bits of mantissa.
 /// The user's own `NVIDIA_TF32_OVERRIDE=1` is respected.
-pub fn on_workers<R: Send>(body: impl FnOnce() -> R + Send) -> R {
+///
+/// # Errors
+/// The system allows no further thread; whatever `body` says.
+pub fn on_workers<R: Send>(body: impl FnOnce() -> Result<R> + Send) -> Result<R> {
     const TF32: &str = "NVIDIA_TF32_OVERRIDE";
     if cfg!(feature = "cuda") && std::env::var_os(TF32).is_none() {
         // SAFETY: the program's body has not begun, and no other thread runs yet.
         unsafe { std::env::set_var(TF32, "0") };
+    }
+    // It fails without a cause where the workers are there already.
+    let workers = ThreadPoolBuilder::new().build_global();
+    if let Some(cause) = workers.as_ref().err().and_then(Error::source) {
+        bail!("cannot start the worker threads: {cause}");
     }
     rayon::scope(|_| body())
 }

@@ -2,11 +2,11 @@
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::{Builder, JoinHandle};
-use std::{any::Any, mem, time::Duration};
+use std::{mem, time::Duration};
 
-use anyhow::{Context, Error, Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 
-use crate::stop;
+use crate::{panics::broken, stop};
 
 /// The items of `I`, in order. An error or a panic on the other thread arrives here as an error: it is never taken for the
 /// end of the items. A signal (see `stop`) also ends the waiting, as an error.
@@ -48,10 +48,10 @@ impl<T: Send + 'static, I: Iterator<Item = Result<T>> + Send + 'static> Ahead<I>
     pub fn into_inner(self) -> Result<I> {
         match self.0 {
             State::Inline(items) | State::Ended(Some(items)) => Ok(items),
-            State::Ended(None) => Err(anyhow!("the thread that reads ahead has panicked")),
+            State::Ended(None) => Err(anyhow!("the thread that reads ahead has broken down")),
             State::Threaded { items, thread } => {
                 drop(items); // the thread ends at its next item
-                thread.join().map_err(panicked)
+                thread.join().map_err(broken)
             }
         }
     }
@@ -80,7 +80,7 @@ impl<T: Send + 'static, I: Iterator<Item = Result<T>> + Send + 'static> Iterator
                     };
                     match thread.join() {
                         Ok(items) => self.0 = State::Ended(Some(items)),
-                        Err(panic) => return Some(Err(panicked(panic))),
+                        Err(panic) => return Some(Err(broken(panic))),
                     }
                 }
             }
@@ -88,13 +88,10 @@ impl<T: Send + 'static, I: Iterator<Item = Result<T>> + Send + 'static> Iterator
     }
 }
 
-fn panicked(panic: Box<dyn Any + Send>) -> Error {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    anyhow!("the thread that reads ahead has panicked: {}", text.unwrap_or("without a message"))
-}
-
 #[cfg(test)]
 mod tests {
+    use anyhow::Error;
+
     use super::*;
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::place;
+use crate::{lock, place};
 
 /// `dir/name` -> `dir/name.partial`, in the same folder so that the rename is atomic.
 pub fn partial_path(path: &Path) -> PathBuf {
@@ -26,8 +26,8 @@ pub fn create_parent(path: &Path) -> Result<()> {
     }
 }
 
-/// A file that gets its name when `commit` is called; dropped before that, it leaves nothing. A named pipe or a device takes
-/// the bytes as they come and is not replaced.
+/// A file that gets its name when `commit` is called; dropped before that, it leaves nothing. It is locked until then: one run
+/// at a time writes it. A named pipe or a device takes the bytes as they come and is not replaced.
 pub struct AtomicFile {
     name: PathBuf,
     /// The path that is written and the path it will get; `None` for a pipe or a device.
@@ -44,7 +44,14 @@ impl AtomicFile {
         let target = place::file_behind(target)?;
         create_parent(&target)?;
         let partial = partial_path(&target);
-        let file = File::create(&partial).with_context(|| format!("cannot write {}", name.display()))?;
+        ensure!(
+            !partial.is_dir(),
+            "cannot write {}: {} holds the unfinished parts of another run; finish that work first, or remove the folder",
+            name.display(),
+            partial.display()
+        );
+        let file = lock::file(&partial, &name)?;
+        file.set_len(0).with_context(|| format!("cannot write {}", name.display()))?; // what a killed run left
         Ok(Self { name, renamed: Some((partial, target)), file: Some(BufWriter::new(file)) })
     }
 
@@ -66,14 +73,17 @@ impl AtomicFile {
 
     fn end(mut self, sync: bool) -> Result<()> {
         let cannot = || format!("cannot write {}", self.name.display());
-        let Some(writer) = self.file.take() else { return Ok(()) };
-        let file = writer.into_inner().map_err(|e| e.into_error()).with_context(cannot)?;
-        let Some((partial, target)) = &self.renamed else { return Ok(()) };
-        let renamed = match sync {
-            true => file.sync_all().with_context(cannot).and_then(|()| rename(partial, target)),
-            false => fs::rename(partial, target).with_context(cannot),
-        };
-        renamed.inspect_err(|_| drop(fs::remove_file(partial)))
+        let Some(writer) = &mut self.file else { return Ok(()) };
+        writer.flush().with_context(cannot)?;
+        if let Some((partial, target)) = &self.renamed {
+            // Until it has its name, the file stays open and so locked.
+            match sync {
+                true => writer.get_ref().sync_all().with_context(cannot).and_then(|()| rename(partial, target))?,
+                false => fs::rename(partial, target).with_context(cannot)?,
+            }
+        }
+        self.file = None;
+        Ok(())
     }
 }
 
@@ -101,11 +111,16 @@ impl Drop for AtomicFile {
 /// Renames, and syncs the folder so that the new name survives a power cut.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))?;
-    let parent = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sync_parent(to);
+    Ok(())
+}
+
+/// Waits until the names in the folder that `path` lies in are on the disk.
+pub(crate) fn sync_parent(path: &Path) {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if let Ok(folder) = File::open(parent) {
         let _ = folder.sync_all();
     }
-    Ok(())
 }
 
 /// Renames a file or folder that must not be lost, so that its name is free: `path.1`, or the first number that is free.
@@ -132,7 +147,16 @@ pub fn probe(folder: &Path) -> Result<()> {
 
 /// Writes `bytes` to `path`, all or nothing.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    filled(path, bytes)?.commit()
+}
+
+/// As `write`, but does not wait for the disk.
+pub fn write_unsynced(path: &Path, bytes: &[u8]) -> Result<()> {
+    filled(path, bytes)?.commit_unsynced()
+}
+
+fn filled(path: &Path, bytes: &[u8]) -> Result<AtomicFile> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).with_context(|| format!("cannot write {}", path.display()))?;
-    file.commit()
+    Ok(file)
 }

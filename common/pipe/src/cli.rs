@@ -10,7 +10,8 @@ use clap::{Arg, Command, Parser};
 use crate::device::{Device, Dtype};
 use crate::shard::{self, Shard};
 use crate::stdout::{print, reader_left};
-use crate::{names::Names, place, shown, stop::Stopped, table::is_url};
+use crate::stop::{self, Stopped};
+use crate::{names::Names, panics, place, shown, table::is_url};
 
 /// What a tool answers: exit code 0 or 1. An error is exit code 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +28,7 @@ pub struct Common {
     #[arg(short, long, alias = "output-dir", value_name = "PATH", value_parser = PathBufValueParser::new().map(or_stdout))]
     pub output: Option<PathBuf>,
     /// Worker threads [default: one per core]; results do not depend on it
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<NonZeroUsize>,
     /// Seed of every random draw
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -127,6 +128,9 @@ impl Sharding {
         P: AsRef<Path>,
     {
         let output = common.output_beside(inputs.clone())?;
+        if self.shard.is_some() && place::is_stream(output) {
+            bail!("--shard writes a part into a folder; name a folder with -o instead of {}", output.display());
+        }
         place::refuse_inputs(&shard::target(output, self.shard), inputs)?;
         Ok(output)
     }
@@ -188,6 +192,12 @@ fn possible<T: Names>() -> impl Iterator<Item = PossibleValue> {
     })
 }
 
+/// A number of threads: 1 to 1024, which is more than a machine has cores. Each takes memory and time to start.
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    let number = text.parse().ok().filter(|n: &NonZeroUsize| n.get() <= 1024);
+    number.ok_or_else(|| "the number of threads is 1 to 1024".into())
+}
+
 /// `/dev/stdout` is another name of `-`.
 fn or_stdout(output: PathBuf) -> PathBuf {
     if output.as_os_str() == "/dev/stdout" { "-".into() } else { output }
@@ -197,7 +207,10 @@ fn or_stdout(output: PathBuf) -> PathBuf {
 /// that closes our standard output early has what it wanted: 0, silently.
 ///
 /// If a flag is repeated, the last value wins, as with Python's argparse: a script can hold settings and its user change one.
+///
+/// A panic anywhere ends as an error does. A file that grows beyond the limit of `ulimit -f` is an error of that file.
 pub fn run<A: Parser>(tool: &str, body: impl FnOnce(A) -> Result<Answer>) -> ExitCode {
+    panics::silence();
     let command = A::command().args_override_self(true).mut_args(with_underscores);
     let matches = command.try_get_matches().unwrap_or_else(|error| refuse(error));
     if let Ok(Some(threads)) = matches.try_get_one::<NonZeroUsize>("threads") {
@@ -205,7 +218,8 @@ pub fn run<A: Parser>(tool: &str, body: impl FnOnce(A) -> Result<Answer>) -> Exi
         // SAFETY: nothing else has started a thread yet.
         unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
     }
-    match body(A::from_arg_matches(&matches).unwrap_or_else(|error| refuse(error.format(&mut A::command())))) {
+    let args = A::from_arg_matches(&matches).unwrap_or_else(|error| refuse(error.format(&mut A::command())));
+    match stop::ignore_file_size_limit().and_then(|()| panics::caught(|| body(args))?) {
         Ok(Answer::Yes) => ExitCode::from(0),
         Ok(Answer::No) => ExitCode::from(1),
         Err(error) => {
@@ -232,6 +246,11 @@ fn with_underscores(arg: Arg) -> Arg {
     let underscored = names.filter(|name| name.contains('-')).map(|name| &*name.replace('-', "_").leak());
     let underscored: Vec<&'static str> = underscored.collect();
     arg.aliases(underscored)
+}
+
+/// A warning on standard error, also under `-q`.
+pub fn warn(message: impl std::fmt::Display) {
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("warning: {message}\n"));
 }
 
 /// Says what is wrong, on standard error.

@@ -1,6 +1,8 @@
 //! Names that follow from content: prompt ids, pair ids, file hashes. All are SHA-256 or the beginning of it.
 
-use std::{fs::File, io::Read, path::Path};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
@@ -43,12 +45,15 @@ pub fn image_uid(bytes: &[u8]) -> String {
 
 /// SHA-256 of a file's bytes, in hexadecimal: what `sha256sum` prints.
 pub fn file_hash(path: &Path) -> Result<String> {
-    let say = || format!("cannot read {}", path.display());
-    let mut file = File::open(path).with_context(say)?;
+    File::open(path).and_then(hash_of).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// The same of a file that is open.
+pub(crate) fn hash_of(mut file: File) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
-        match file.read(&mut buffer).with_context(say)? {
+        match file.read(&mut buffer)? {
             0 => return Ok(hex(&hash.finalize())),
             n => hash.update(&buffer[..n]),
         }

@@ -50,7 +50,7 @@ impl Job {
     /// Opens the outputs, or the parts that an earlier run of the same work left. From here on signals are noted.
     pub fn open(spec: Spec) -> Result<Self> {
         let Spec { tool, tables, origin, cut, keep, rows, quiet } = spec;
-        stop::watch()?;
+        stop::watch_and_leave(tool)?;
         let direct = keep == Keep::Nothing || tables.tables.iter().any(|table| place::is_stream(&table.target));
         let store = if direct {
             let outputs = tables.tables.into_iter().map(|table| Output::create(&table.target, table.schema, &origin));

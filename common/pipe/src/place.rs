@@ -2,9 +2,9 @@
 //! output is never one of the inputs.
 
 use std::fs::{self, File, OpenOptions};
-use std::iter;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::{env, ffi::OsStr, iter};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -45,10 +45,58 @@ pub fn refuse_inputs<P: AsRef<Path>>(output: &Path, inputs: impl IntoIterator<It
             path if path.as_os_str() == "-" => Path::new("/dev/stdin"), // a file after the shell's `<`
             path => path,
         };
-        let inside = fs::read_dir(input).into_iter().flatten().flatten().map(|entry| entry.path());
+        let entries = output.is_file().then(|| fs::read_dir(input).ok()).flatten();
+        let inside = entries.into_iter().flatten().flatten().map(|entry| entry.path());
         let same = iter::once(input.to_owned()).chain(inside).any(|path| identity(&path) == Some(ours));
         ensure!(!same, "{} is also an input; name another output", output.display());
     }
+    Ok(())
+}
+
+/// Refuses outputs that are inputs, as `refuse_inputs`, and two outputs in one place.
+pub fn refuse_overlaps<P: AsRef<Path>>(outputs: &[&Path], inputs: impl IntoIterator<Item = P> + Clone) -> Result<()> {
+    for (i, output) in outputs.iter().enumerate() {
+        refuse_inputs(output, inputs.clone())?;
+        let twice = output.as_os_str() != "-" && outputs[..i].iter().any(|other| leads_to(other) == leads_to(output));
+        ensure!(!twice, "{} is named for two outputs; name another one", output.display());
+    }
+    Ok(())
+}
+
+/// Where a path leads, also where nothing is there yet.
+fn leads_to(path: &Path) -> PathBuf {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let there = || Some(folder.canonicalize().ok()?.join(path.file_name()?));
+    path.canonicalize().ok().or_else(there).unwrap_or_else(|| path.to_owned())
+}
+
+/// Refuses names of other kinds of files for a table, which other programs would not open.
+pub(crate) fn refuse_other_kind(table: &Path) -> Result<()> {
+    const OTHERS: [&str; 14] =
+        ["csv", "gif", "htm", "html", "jpeg", "jpg", "json", "jsonl", "md", "png", "safetensors", "tsv", "txt", "webp"];
+    let ending = table.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase);
+    let other = ending.is_some_and(|ending| OTHERS.contains(&&ending[..]));
+    ensure!(
+        !other || is_stream(table),
+        "a table is written as Parquet: name {} instead of {}",
+        table.with_extension("parquet").display(),
+        table.display()
+    );
+    Ok(())
+}
+
+/// Refuses to replace the folder that the program runs in: whoever started it there would be left in a folder without a name.
+///
+/// # Errors
+/// `folder` is the current folder, or one around it.
+pub(crate) fn refuse_current(folder: &Path) -> Result<()> {
+    let current = env::current_dir().ok();
+    let inside = folder.exists() && current.is_some_and(|current| current.starts_with(folder));
+    ensure!(
+        !inside,
+        "cannot replace {}: it is the current folder; run the command from another folder",
+        folder.display()
+    );
     Ok(())
 }
 

@@ -2,10 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
+use std::{thread, time::Duration};
 
 use anyhow::{Context, Error, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
+
+use crate::cli;
 
 /// The signal that arrived while signals were watched, or 0.
 static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Default::default);
@@ -29,6 +32,11 @@ impl std::fmt::Display for Stopped {
 
 impl std::error::Error for Stopped {}
 
+/// From here on a file that grows beyond `ulimit -f` is an error where it is written; the signal alone would kill.
+pub fn ignore_file_size_limit() -> Result<()> {
+    flag::register(SIGXFSZ, Arc::default()).map(|_| ()).context("cannot watch for signals")
+}
+
 /// From here on a signal is noted and does not kill. The caller calls [`check`] often, and [`unwatch`] after its last check.
 pub fn watch() -> Result<()> {
     static REGISTERED: OnceLock<()> = OnceLock::new();
@@ -45,6 +53,32 @@ pub fn watch() -> Result<()> {
     }
     Ok(())
 }
+
+/// As [`watch`], for work that keeps what it finishes: a signal that nobody has answered after [`PATIENCE`], because a picture
+/// takes minutes, ends the program.
+pub fn watch_and_leave(tool: &'static str) -> Result<()> {
+    watch()?;
+    static STARTED: OnceLock<()> = OnceLock::new();
+    if STARTED.set(()).is_err() {
+        return Ok(());
+    }
+    let leave = move || {
+        let stopped = loop {
+            match requested() {
+                Some(stopped) => break stopped,
+                None => thread::sleep(PATIENCE / 10),
+            }
+        };
+        thread::sleep(PATIENCE);
+        let code = 128 + i32::from(stopped.0);
+        cli::complain(tool, &Error::from(stopped));
+        signal_hook::low_level::exit(code) // at once: other threads are in the middle of their work
+    };
+    thread::Builder::new().name("signals".into()).spawn(leave).map(|_| ()).context("cannot start a thread")
+}
+
+/// With what comes before and after, a signal is answered within two seconds.
+const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// From here on a signal kills again, as before [`watch`]. For the end of the work, where nobody checks any more: a signal must
 /// not get lost there.

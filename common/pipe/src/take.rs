@@ -1,6 +1,6 @@
 //! Reads single rows of large Parquet tables by number, so that `train` can visit pairs in random order without holding them all.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use arrow::compute::concat_batches;
@@ -9,7 +9,7 @@ use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowS
 use parquet::file::metadata::PageIndexPolicy;
 
 use crate::column::Rows;
-use crate::table::{Builder, Inputs, Storage};
+use crate::table::{Builder, Inputs, Source};
 
 /// Parquet tables opened for access by row number. Rows are numbered through all tables.
 pub struct Taker {
@@ -20,7 +20,7 @@ struct Table {
     name: Arc<str>,
     first: usize,
     rows: usize,
-    path: PathBuf,
+    source: Source,
     metadata: ArrowReaderMetadata,
 }
 
@@ -28,13 +28,12 @@ impl Taker {
     /// Refuses pipes and Arrow files: only Parquet can be read from any row on.
     pub fn open(inputs: &Inputs) -> Result<Self> {
         let mut tables: Vec<Table> = vec![];
-        for (name, path) in inputs.parquet_files()? {
+        for (name, source) in inputs.parquet_files()? {
             let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
-            let metadata =
-                Storage::open(&path)?.metadata(options).with_context(|| format!("{name} is not a whole table"))?;
+            let metadata = source.open()?.metadata(options).with_context(|| format!("{name} is not a whole table"))?;
             let rows = metadata.metadata().file_metadata().num_rows().max(0) as usize;
             let first = tables.last().map_or(0, |t| t.first + t.rows);
-            tables.push(Table { name, first, rows, path, metadata });
+            tables.push(Table { name, first, rows, source, metadata });
         }
         Ok(Self { tables })
     }
@@ -51,7 +50,7 @@ impl Taker {
                 continue;
             }
             let damaged = || format!("{} is not a whole table", table.name);
-            let storage = Storage::open(&table.path)?;
+            let storage = table.source.open()?;
             storage.learn(&table.metadata);
             let builder = Builder::new_with_metadata(storage, table.metadata.clone());
             let roots = builder.parquet_schema().root_schema().get_fields().iter().enumerate();

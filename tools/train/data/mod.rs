@@ -88,6 +88,8 @@ pub struct Data {
     visits: VisitFlags,
     seed: u64,
     resolution: usize,
+    /// Side of the images that the base's UNet was made for, in pixels.
+    native: usize,
     /// The permutation of the epoch last asked for.
     epoch: Option<(u64, Vec<u32>)>,
 }
@@ -119,7 +121,8 @@ impl Data {
         let Tables { mut listed, images, rows_of, origins } = open_tables(data, cache)?;
         check_networks(&origins, &models.frozen_networks())?;
         let factor = vae.config.factor();
-        let resolution = side(&visits, &images, models.native_side(factor)?, factor)?;
+        let native = models.native_side(factor)?;
+        let resolution = side(&visits, &images, native, factor)?;
         // From here on the labels may be at their end, if they came from a pipe.
         let keys = Taker::open(listed.as_ref().unwrap_or(&labels))?;
         let votes = Votes::read(&mut labels)?;
@@ -153,6 +156,7 @@ impl Data {
             visits,
             seed,
             resolution,
+            native,
             epoch: None,
         })
     }
@@ -173,6 +177,18 @@ impl Data {
     /// Whether mirrored images were asked for and the cache has none.
     pub fn lacks_flips(&self) -> bool {
         self.visits.augment != Augment::None && matches!(self.images, Images::Cache { flips: false, .. })
+    }
+
+    /// A warning where nobody asked for the cache's size of images and the UNet was made for another.
+    pub fn size_note(&self) -> Option<String> {
+        let (stored, native) = (self.resolution, self.native);
+        let unasked = self.visits.resolution.is_none() && stored != native;
+        unasked.then(|| {
+            format!(
+                "warning: the cache holds images of {stored} pixels, and the base's UNet was made for {native}; \
+                 `encode --resolution {native}` makes such a cache, and `--resolution {stored}` here says that this is meant"
+            )
+        })
     }
 
     /// Adds the settings and the tables to the origin of the weights.

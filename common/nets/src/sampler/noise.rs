@@ -33,6 +33,15 @@ impl GivenNoise {
         let dims = latents.dims();
         ensure!(dims.len() == 4, "{name}: 'latents' has shape {dims:?}, expected (N, C, h, w)");
         let steps = all.remove("step_noise");
+        for (tensor, name_of) in [(Some(&latents), "latents"), (steps.as_ref(), "step_noise")] {
+            let bad = tensor.map(first_bad).transpose()?.flatten();
+            ensure!(
+                bad.is_none(),
+                "{name}: '{name_of}' is not a number everywhere: number {} is {}",
+                bad.unwrap_or_default().0,
+                bad.unwrap_or_default().1
+            );
+        }
         if let Some(steps) = &steps {
             let fits = steps.rank() == 5 && steps.dims()[1..] == *dims;
             ensure!(
@@ -51,6 +60,12 @@ impl GivenNoise {
         ensure!(given == steps, "'step_noise' holds the noise of {given} steps, and the sampler takes {steps}");
         Ok(())
     }
+}
+
+/// The first value that is infinite or no number, with its place.
+fn first_bad(tensor: &Tensor) -> Result<Option<(usize, f32)>> {
+    let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.into_iter().enumerate().find(|(_, value)| !value.is_finite()))
 }
 
 impl Noise {

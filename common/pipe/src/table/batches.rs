@@ -1,13 +1,14 @@
 //! From tables to batches of rows: projection, row ranges, one table after the other.
 
-use std::{collections::VecDeque, fs::File, ops::Range, path::Path, sync::Arc};
+use std::{collections::VecDeque, iter, ops::Range, sync::Arc};
 
 use anyhow::{Context, Result, bail};
 use arrow::{array::RecordBatch, ipc::reader::FileReader};
 use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReader};
 
+use super::open::whole;
 use super::opened::{Body, Opened};
-use super::storage::Storage;
+use super::storage::{Source, Storage};
 use crate::column::Rows;
 
 /// What is to be read of one table.
@@ -24,8 +25,8 @@ impl Selection {
     /// Refuses a pipe that was read before.
     pub(super) fn of(table: &mut Opened, columns: Option<&[&str]>, rows: Range<usize>) -> Result<Self> {
         let body = match &mut table.body {
-            Body::Parquet(path) => Body::Parquet(path.clone()),
-            Body::ArrowFile(path) => Body::ArrowFile(path.clone()),
+            Body::Parquet(source) => Body::Parquet(source.clone()),
+            Body::ArrowFile(source) => Body::ArrowFile(source.clone()),
             Body::Stream(stream) => {
                 Body::Stream(Some(stream.take().context("a pipe can be read only once; write it to a file first")?))
             }
@@ -38,21 +39,27 @@ impl Selection {
         matches!(self.body, Body::Stream(_))
     }
 
+    /// A crate that panics over a damaged table is an error of that table.
     fn read(self, batch: usize) -> Result<BatchIter> {
+        let name = self.name.clone();
+        let mut batches = whole(&name, || self.batches(batch))?;
+        Ok(Box::new(iter::from_fn(move || whole(&name, || batches.next().transpose()).transpose())))
+    }
+
+    fn batches(self, batch: usize) -> Result<BatchIter> {
         let Self { name, body, columns, rows } = self;
         let whole = {
             let name = name.clone();
             move || format!("{name} is not a whole table")
         };
         Ok(match body {
-            Body::Parquet(path) => {
-                let reader = parquet(&path, columns, rows, batch).with_context(&whole)?;
-                Box::new(reader.map(move |b| b.with_context(&whole)))
+            Body::Parquet(source) => {
+                let reader = parquet(source.open()?, columns, rows, batch).with_context(&whole)?;
+                unchanged(source, reader.map(move |b| b.with_context(&whole)))
             }
-            Body::ArrowFile(path) => {
-                let file = File::open(&path).with_context(|| format!("cannot read {name}"))?;
-                let reader = FileReader::try_new_buffered(file, None).with_context(&whole)?;
-                let inner = Box::new(reader.map(move |b| b.with_context(&whole)));
+            Body::ArrowFile(source) => {
+                let reader = FileReader::try_new_buffered(source.file()?, None).with_context(&whole)?;
+                let inner = unchanged(source, reader.map(move |b| b.with_context(&whole)));
                 Box::new(Projected { inner: Box::new(RowRange { inner, rows, at: 0 }), columns })
             }
             Body::Stream(stream) => {
@@ -63,14 +70,20 @@ impl Selection {
     }
 }
 
+/// Batches of a file, after which the file must be what it was.
+fn unchanged(source: Source, batches: impl Iterator<Item = Result<RecordBatch>> + Send + 'static) -> BatchIter {
+    let end = iter::once_with(move || source.check().err().map(Err)).flatten();
+    Box::new(batches.chain(end))
+}
+
 /// A reader of some columns and rows of a Parquet table.
 fn parquet(
-    path: &Path,
+    storage: Storage,
     columns: Option<Vec<String>>,
     rows: Range<usize>,
     batch: usize,
 ) -> Result<ParquetRecordBatchReader> {
-    let builder = Storage::open(path)?.builder()?;
+    let builder = storage.builder()?;
     let mask = match columns {
         Some(wanted) => {
             let roots = builder.parquet_schema().root_schema().get_fields().iter().enumerate();

@@ -9,6 +9,7 @@ use arrow::datatypes::SchemaRef;
 use super::batches::{Batches, Selection};
 use super::open::{is_folder, open_file, open_stdin, open_stream, parts_of};
 use super::opened::{Body, Opened};
+use super::storage::Source;
 use crate::origin::{InputOrigin, Origin};
 use crate::shard::Shard;
 
@@ -102,16 +103,16 @@ impl Inputs {
         self.rows().map(|rows| range.end.min(rows).saturating_sub(range.start))
     }
 
-    /// Name and path of every table, all of which must be Parquet files.
-    pub fn parquet_files(&self) -> Result<Vec<(Arc<str>, PathBuf)>> {
-        let path_of = |table: &Opened| match &table.body {
-            Body::Parquet(path) => Ok((table.name.clone(), path.clone())),
+    /// Name and place of every table, all of which must be Parquet files.
+    pub(crate) fn parquet_files(&self) -> Result<Vec<(Arc<str>, Source)>> {
+        let source_of = |table: &Opened| match &table.body {
+            Body::Parquet(source) => Ok((table.name.clone(), source.clone())),
             _ => bail!(
                 "{} is an Arrow stream, but its rows are needed in random order: write a Parquet file first",
                 table.name
             ),
         };
-        self.tables.iter().map(path_of).collect()
+        self.tables.iter().map(source_of).collect()
     }
 
     /// The rows that `--shard` asks for, or all.
@@ -135,30 +136,82 @@ impl Inputs {
 
     /// The same, only for the tables that have rows in `range`: one shard of many should not read every table to hash it.
     pub fn origins_of(&self, range: &Range<usize>) -> Result<Vec<InputOrigin>> {
-        let mut start = 0;
-        let with_rows = self.tables.iter().filter(|table| {
-            let end = table.rows.map_or(usize::MAX, |rows| start + rows);
-            let meets = start < range.end && range.start < end;
-            start = end;
-            meets
-        });
-        with_rows.map(Opened::input_origin).collect()
+        let parts = self.tables.iter().zip(self.split(range));
+        parts.filter(|(_, rows)| !rows.is_empty()).map(|(table, _)| table.input_origin()).collect()
     }
 
     /// Reads the rows in `range`, at most `batch` at a time: those of `columns` that exist, or all columns for `None`.
     /// Files can be read any number of times, a pipe once and to its end.
     pub fn read(&mut self, columns: Option<&[&str]>, range: Range<usize>, batch: usize) -> Result<Batches> {
         let mut selections = VecDeque::new();
-        let mut start = 0;
-        for table in &mut self.tables {
-            let rows = table.rows.unwrap_or(usize::MAX - start);
-            let from = range.start.clamp(start, start + rows) - start;
-            let to = range.end.clamp(start, start + rows) - start;
-            start += rows;
-            if from < to {
-                selections.push_back(Selection::of(table, columns, from..to)?);
+        let ranges = self.split(&range);
+        for (table, rows) in self.tables.iter_mut().zip(ranges) {
+            if !rows.is_empty() {
+                selections.push_back(Selection::of(table, columns, rows)?);
             }
         }
         Ok(Batches::new(selections, batch))
+    }
+
+    /// The rows of each table that lie in `range`. Nobody knows how many rows come out of a pipe: where one is among the
+    /// tables, all rows of every table are meant.
+    fn split(&self, range: &Range<usize>) -> Vec<Range<usize>> {
+        let mut start = 0;
+        let part = |table: &Opened| {
+            let (first, rows) = (start, table.rows.unwrap_or(usize::MAX));
+            if self.rows().is_none() {
+                return 0..rows;
+            }
+            start += rows;
+            range.start.clamp(first, start) - first..range.end.clamp(first, start) - first
+        };
+        self.tables.iter().map(part).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use arrow::array::{RecordBatch, StringArray};
+
+    use super::*;
+    use crate::schema;
+    use crate::table::Output;
+
+    fn write(path: &Path, name: &str) {
+        let schema = schema::pair_list();
+        let column = || Arc::new(StringArray::from_iter_values([name; 3])) as _;
+        let rows =
+            RecordBatch::try_new(Arc::new(schema.clone()), vec![column(), column(), column(), column()]).unwrap();
+        let mut output = Output::create(path, schema, &Origin::new("test")).unwrap();
+        output.write(&rows).unwrap();
+        output.finish().unwrap();
+    }
+
+    /// Rows, footer and hash are those of one file, or the change is an error.
+    #[test]
+    fn a_file_that_changes_between_two_openings_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("a"), dir.path().join("b"));
+        write(&path, "old");
+        let mut inputs = Inputs::open_one(&path).unwrap();
+        let hash = inputs.origins().unwrap();
+        write(&other, "new");
+        fs::rename(&other, &path).unwrap();
+        assert!(inputs.origins().unwrap_err().to_string().contains("changed or replaced"));
+        assert!(inputs.read(None, 0..3, 2).unwrap().next().unwrap().is_err());
+        let mut inputs = Inputs::open_one(&path).unwrap();
+        assert_ne!(inputs.origins().unwrap(), hash);
+        // While it is read: the file that is open stays what it was, unless somebody writes into it.
+        let mut rows = inputs.read(None, 0..3, 2).unwrap();
+        rows.next().unwrap().unwrap();
+        write(&path, "newer");
+        assert!(rows.all(|rows| rows.is_ok()));
+        let mut rows = Inputs::open_one(&path).unwrap().read(None, 0..3, 2).unwrap();
+        rows.next().unwrap().unwrap();
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, [&bytes[..], b"more"].concat()).unwrap();
+        assert!(rows.last().unwrap().is_err());
     }
 }

@@ -15,4 +15,4 @@ pub use input::{BATCH, Inputs};
 pub use open::is_table;
 pub use output::Output;
 pub use storage::is_url;
-pub(crate) use storage::{Builder, Storage};
+pub(crate) use storage::{Builder, Source};

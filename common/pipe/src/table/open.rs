@@ -1,15 +1,16 @@
 //! Recognising what a file or pipe holds, and finding the parts of a sharded table.
 
-use std::io::{Cursor, IsTerminal, Read};
+use std::io::{Cursor, IsTerminal, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::{collections::HashSet, fs::File, sync::Arc};
 
-use anyhow::{Context, Result, bail, ensure};
-use arrow::ipc::reader::FileReader;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use arrow::ipc::{MessageHeader, reader::FileReader, root_as_message};
 
 use super::opened::{Body, Opened};
-use super::storage::{Storage, is_url};
+use super::storage::{Source, Storage, is_url};
 use super::stream::Stream;
+use crate::panics::caught;
 
 const PARQUET: &[u8] = b"PAR1";
 const IPC_FILE: &[u8] = b"ARROW1";
@@ -20,8 +21,17 @@ pub fn is_table(begin: &[u8]) -> bool {
     [PARQUET, IPC_FILE, IPC_STREAM].iter().any(|magic| begin.starts_with(magic))
 }
 
+/// Reads a table, where a panic means that the table is damaged.
+pub(crate) fn whole<T>(name: &str, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    caught(read).with_context(|| format!("{name} is not a whole table"))?
+}
+
 pub(super) fn open_file(path: &Path) -> Result<Opened> {
     let name: Arc<str> = path.display().to_string().into();
+    whole(&name.clone(), || open(name, path))
+}
+
+fn open(name: Arc<str>, path: &Path) -> Result<Opened> {
     if is_url(path) {
         return open_parquet(name, path);
     }
@@ -33,13 +43,16 @@ pub(super) fn open_file(path: &Path) -> Result<Opened> {
     if magic.starts_with(PARQUET) {
         open_parquet(name, path)
     } else if magic.starts_with(IPC_FILE) {
-        let reader = FileReader::try_new_buffered(File::open(path)?, None).with_context(damaged)?;
-        let schema = reader.schema();
+        let source = Source::new(path)?;
+        let reader = FileReader::try_new_buffered(source.file()?, None).with_context(damaged)?;
+        let (schema, listed) = (reader.schema(), reader.num_batches());
+        let there = batches_in(&mut source.file()?).with_context(damaged)?;
+        ensure!(there <= listed, "{}: its footer lists {listed} batches, and it holds {there}", damaged());
         let mut rows = 0;
         for batch in reader {
             rows += batch.with_context(damaged)?.num_rows();
         }
-        Ok(Opened { schema, rows: Some(rows), body: Body::ArrowFile(path.to_owned()), name })
+        Ok(Opened { schema, rows: Some(rows), body: Body::ArrowFile(source), name })
     } else if magic.starts_with(IPC_STREAM) {
         // Not opened again: it may be a named pipe, which gives its bytes once.
         open_stream(name.clone(), Cursor::new(magic).chain(file))
@@ -51,13 +64,45 @@ pub(super) fn open_file(path: &Path) -> Result<Opened> {
 }
 
 fn open_parquet(name: Arc<str>, path: &Path) -> Result<Opened> {
-    let builder = Storage::open(path)?.builder().with_context(|| format!("{name} is not a whole table"))?;
-    let rows = builder.metadata().file_metadata().num_rows().max(0) as usize;
-    Ok(Opened { schema: builder.schema().clone(), rows: Some(rows), body: Body::Parquet(path.to_owned()), name })
+    let source = Source::new(path)?;
+    let builder = source.open()?.builder().with_context(|| format!("{name} is not a whole table"))?;
+    let metadata = builder.metadata();
+    let (rows, groups) = (metadata.file_metadata().num_rows(), metadata.row_groups());
+    let in_groups: i64 = groups.iter().map(|group| group.num_rows()).sum();
+    ensure!(
+        rows == in_groups,
+        "{name} is not a whole table: its footer promises {rows} rows, and its row groups hold {in_groups}"
+    );
+    let rows = usize::try_from(rows).with_context(|| format!("{name} is not a whole table"))?;
+    Ok(Opened { schema: builder.schema().clone(), rows: Some(rows), body: Body::Parquet(source), name })
+}
+
+/// How many batches lie in an Arrow file, whether its footer lists them or not. Files of before Arrow 0.15 are not looked into.
+fn batches_in(file: &mut File) -> Result<usize> {
+    let (mut batches, mut at) = (0, IPC_FILE.len().next_multiple_of(8) as u64);
+    loop {
+        let mut head = [0; 8];
+        file.seek(SeekFrom::Start(at))?;
+        file.read_exact(&mut head)?;
+        let length = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
+        if !head.starts_with(IPC_STREAM) || length == 0 {
+            return Ok(batches); // the end mark
+        }
+        let mut message = vec![];
+        Read::by_ref(file).take(length.into()).read_to_end(&mut message)?;
+        let message = root_as_message(&message).map_err(|error| anyhow!("{error}"))?;
+        batches += usize::from(message.header_type() == MessageHeader::RecordBatch);
+        let body = u64::try_from(message.bodyLength()).context("a length is negative")?;
+        at = at
+            .checked_add(8 + u64::from(length))
+            .and_then(|at| at.checked_add(body))
+            .context("a length is too large")?;
+    }
 }
 
 pub(super) fn open_stream(name: Arc<str>, bytes: impl Read + Send + 'static) -> Result<Opened> {
-    let stream = Stream::open(Box::new(bytes)).with_context(|| format!("{name} is not a whole table"))?;
+    let stream =
+        whole(&name, || Stream::open(Box::new(bytes)).with_context(|| format!("{name} is not a whole table")))?;
     Ok(Opened { schema: stream.schema(), rows: None, body: Body::Stream(Some(stream)), name })
 }
 
@@ -98,37 +143,70 @@ fn list(folder: &Path) -> Result<Vec<String>> {
     Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
 }
 
-/// `part-00003-of-00008.parquet` -> (3, 8, `part`), and `train-00003-of-00645-0123abcd.parquet` as Hugging Face names them.
-fn part(name: &str) -> Option<(usize, usize, &str)> {
-    let (left, right) = name.strip_suffix(".parquet")?.split_once("-of-")?;
-    let (stem, index) = left.rsplit_once('-')?;
-    let count = right.split('-').next()?;
-    Some((index.parse().ok()?, count.parse().ok()?, stem))
+/// One of the files of a table in a folder, by its name.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Part {
+    index: usize,
+    /// How many there are, where the names say so.
+    count: Option<usize>,
+    /// What names of one table share besides.
+    table: String,
+    path: PathBuf,
+}
+
+impl Part {
+    /// `part-00003-of-00008.parquet`, `train-00003-of-00645-0123abcd.parquet` as Hugging Face names them, its `0003.parquet`, and
+    /// `part-00003-UUID-c000.snappy.parquet` as Spark does.
+    fn of(folder: &Path, name: &str) -> Option<Self> {
+        let stem = name.strip_suffix(".parquet")?;
+        let path = folder.join(name);
+        let number = |text: &str| text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+        if let Some(index) = number(stem) {
+            return Some(Self { index, count: None, table: String::new(), path });
+        }
+        if let Some((left, right)) = stem.split_once("-of-") {
+            let (table, index) = left.rsplit_once('-')?;
+            let count = number(right.split('-').next()?);
+            return Some(Self { index: number(index)?, count: Some(count?), table: table.to_owned(), path });
+        }
+        // Spark numbers the files of one partition: `-c000` or `.c000`.
+        let (index, rest) = stem.strip_prefix("part-")?.split_once('-')?;
+        let rest = rest.split('.').next().unwrap_or_default();
+        let table = rest.rsplit_once("-c").filter(|(_, file)| number(file).is_some()).map_or(rest, |(table, _)| table);
+        Some(Self { index: number(index)?, count: None, table: format!("Spark's {table}"), path })
+    }
 }
 
 /// The parts in a folder, in order.
+///
+/// # Errors
+/// One is missing, or there are parts of several tables.
 pub(super) fn parts_of(folder: &Path) -> Result<Vec<PathBuf>> {
     let names = list(folder)?;
-    let mut parts: Vec<(usize, usize, &str, PathBuf)> = vec![];
-    parts.extend(names.iter().filter_map(|name| {
-        let (index, count, stem) = part(name)?;
-        Some((index, count, stem, folder.join(name)))
-    }));
+    let mut parts: Vec<Part> = names.iter().filter_map(|name| Part::of(folder, name)).collect();
     parts.sort();
-    let Some(&(_, count, stem, _)) = parts.first() else {
-        bail!("{} is a folder without part-00000-of-0000N.parquet files: not a table", folder.display())
+    let Some(first) = parts.first() else {
+        bail!(
+            "{} is a folder without parts of a table (part-00000-of-0000N.parquet, 0000.parquet, ...): name its files one by one",
+            folder.display()
+        )
     };
+    let (count, stem) = (first.count.unwrap_or(parts.len()), &first.table);
     let folder = folder.display();
-    let other = parts.iter().find(|p| p.1 != count || p.2 != stem);
-    if let Some((.., other)) = other {
-        let (one, other) = (parts[0].3.display(), other.display());
+    let other = parts.iter().find(|part| part.count != first.count || part.table != *stem);
+    if let Some(other) = other {
+        let (one, other) = (first.path.display(), other.path.display());
         bail!(
             "{folder} holds parts of different tables, {one} and {other}: remove the old ones, or name the files of one table"
         );
     }
-    let found: HashSet<usize> = parts.iter().map(|p| p.0).collect();
+    if first.table.starts_with("Spark's ") {
+        return Ok(parts.into_iter().map(|part| part.path).collect()); // it writes no file for a partition without rows
+    }
+    let found: HashSet<usize> = parts.iter().map(|part| part.index).collect();
     let missing: Vec<usize> = (0..count).filter(|index| !found.contains(index)).collect();
     if let Some(&index) = missing.first() {
+        ensure!(first.count.is_some(), "{folder}: part {index} is missing; put it there, or name the files one by one");
         let name = format!("{stem}-{index:05}-of-{count:05}.parquet");
         ensure!(missing.len() > 1, "{folder}: {name} is missing; make it again with --shard {index}/{count}");
         let all: Vec<_> = missing.iter().map(usize::to_string).collect();
@@ -138,5 +216,5 @@ pub(super) fn parts_of(folder: &Path) -> Result<Vec<PathBuf>> {
         );
     }
     ensure!(parts.len() == count, "{folder} holds a part twice: {} files for {count} parts", parts.len());
-    Ok(parts.into_iter().map(|p| p.3).collect())
+    Ok(parts.into_iter().map(|part| part.path).collect())
 }

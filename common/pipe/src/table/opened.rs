@@ -1,15 +1,14 @@
 //! One table that has been opened: its name, schema and row count, and where its rows come from.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use arrow::datatypes::SchemaRef;
 use parquet::file::reader::{ChunkReader, Length};
 
-use super::storage::{Storage, is_url};
+use super::storage::{Source, is_url};
 use super::stream::Stream;
-use crate::id::{file_hash, hex, sha256};
+use crate::id::{hash_of, hex, sha256};
 use crate::origin::{self, InputOrigin, Origin};
 
 pub(super) struct Opened {
@@ -22,8 +21,8 @@ pub(super) struct Opened {
 }
 
 pub(super) enum Body {
-    Parquet(PathBuf),
-    ArrowFile(PathBuf),
+    Parquet(Source),
+    ArrowFile(Source),
     /// Taken by the first reading.
     Stream(Option<Stream>),
 }
@@ -37,7 +36,7 @@ impl Opened {
     /// What a table made from this one says about it.
     pub(super) fn input_origin(&self) -> Result<InputOrigin> {
         let sha256 = match &self.body {
-            Body::Parquet(path) | Body::ArrowFile(path) => Some(content_hash(path)?),
+            Body::Parquet(source) | Body::ArrowFile(source) => Some(content_hash(source)?),
             Body::Stream(_) => None,
         };
         Ok(InputOrigin { sha256, origin: self.own_origin().map(Box::new) })
@@ -46,12 +45,12 @@ impl Opened {
 
 /// Identifies the content of a table. Above 1 GiB, and in an object store, it is the hash of the Parquet footer, which holds
 /// the size and the statistics of every column chunk: reading 335 GB a second time only to identify them is not worth it.
-fn content_hash(path: &Path) -> Result<String> {
+fn content_hash(source: &Source) -> Result<String> {
     const WHOLE: u64 = 1 << 30;
-    let storage = Storage::open(path)?;
+    let storage = source.open()?;
     let size = storage.len();
-    if size <= WHOLE && !is_url(path) {
-        return file_hash(path);
+    if size <= WHOLE && !is_url(&source.path) {
+        return hash_of(source.file()?).with_context(|| format!("cannot read {}", source.path.display()));
     }
     let tail = storage.get_bytes(size - 8, 8)?;
     let footer = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]) as u64;

@@ -51,6 +51,7 @@ impl Output {
     /// Opens `path` for rows of `schema`, whose metadata gets the origin. A file becomes Parquet; `-`, a named pipe or a device
     /// takes an Arrow stream.
     pub fn create(path: &Path, schema: Schema, origin: &Origin) -> Result<Self> {
+        place::refuse_other_kind(path)?;
         let metadata = schema.metadata().clone().with(origin::KEY, origin.to_json());
         let schema = Arc::new(schema.with_metadata(metadata));
         let name = if path.as_os_str() == "-" { "standard output".into() } else { path.display().to_string() };

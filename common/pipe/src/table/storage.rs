@@ -1,9 +1,13 @@
 //! Where the bytes of a Parquet table lie: in a file, or in an object store (feature `cloud`).
 
+use std::fs::{self, File, Metadata};
 use std::io::{BufReader, Read};
-use std::{fs::File, path::Path};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+#[cfg(feature = "cloud")]
+use anyhow::bail;
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::errors::Result as ParquetResult;
@@ -23,6 +27,81 @@ pub(crate) enum Storage {
     File(File),
     #[cfg(feature = "cloud")]
     Object(Object),
+}
+
+/// A table's file or object, which is opened more than once: for its rows, its hash, its footer. What is read each time is what
+/// was there the first time.
+#[derive(Clone)]
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
+    /// `None` for an object.
+    first: Option<State>,
+}
+
+/// Tells files apart, and a file from what it was before.
+#[derive(Clone, Copy, PartialEq)]
+struct State {
+    device_and_inode: (u64, u64),
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl State {
+    fn of(file: &Metadata) -> Self {
+        Self {
+            device_and_inode: (file.dev(), file.ino()),
+            size: file.len(),
+            modified: (file.mtime(), file.mtime_nsec()),
+        }
+    }
+}
+
+impl Source {
+    pub(crate) fn new(path: &Path) -> Result<Self> {
+        let first = || fs::metadata(path).with_context(|| format!("cannot read {}", path.display()));
+        let first = if is_url(path) { None } else { Some(State::of(&first()?)) };
+        Ok(Self { path: path.to_owned(), first })
+    }
+
+    /// # Errors
+    /// It has been replaced or changed.
+    pub(crate) fn open(&self) -> Result<Storage> {
+        let storage = Storage::open(&self.path)?;
+        match &storage {
+            Storage::File(file) => {
+                let now = file.metadata().with_context(|| format!("cannot read {}", self.path.display()))?;
+                ensure!(self.first == Some(State::of(&now)), self.changed());
+            }
+            #[cfg(feature = "cloud")]
+            Storage::Object(_) => {}
+        }
+        Ok(storage)
+    }
+
+    /// # Errors
+    /// As `open`; it is an object.
+    pub(crate) fn file(&self) -> Result<File> {
+        match self.open()? {
+            Storage::File(file) => Ok(file),
+            #[cfg(feature = "cloud")]
+            Storage::Object(_) => bail!("{} is an object, not a file", self.path.display()),
+        }
+    }
+
+    /// For the end of its rows: a file that was replaced meanwhile is still read as it was, one that was written into is not.
+    ///
+    /// # Errors
+    /// It has been written into.
+    pub(crate) fn check(&self) -> Result<()> {
+        let now = fs::metadata(&self.path).ok().map(|file| State::of(&file));
+        let same_file = |now: &State| self.first.is_some_and(|first| first.device_and_inode == now.device_and_inode);
+        ensure!(now.filter(same_file).is_none_or(|now| self.first == Some(now)), self.changed());
+        Ok(())
+    }
+
+    fn changed(&self) -> String {
+        format!("{} was changed or replaced while it was read; run the command again", self.path.display())
+    }
 }
 
 /// A Parquet reader before its columns and rows are chosen.
