@@ -24,7 +24,7 @@ fn drawn(model: &str, colour: u8, n: usize) -> RecordBatch {
     let column = |f: &dyn Fn(usize, usize) -> String| texts(rows.iter().map(|&(p, k)| f(p, k)));
     let picture = |&(p, k): &(usize, usize)| {
         let data = [10 * p as u8, 100 * k as u8, colour].repeat(SIDE * SIDE);
-        png(&Rgb { width: SIDE, height: SIDE, data }).unwrap()
+        png(&Rgb { width: SIDE, height: SIDE, data }, None).unwrap()
     };
     table(vec![
         ("prompt_id", column(&|p, _| format!("{p:016x}"))),
@@ -371,7 +371,7 @@ fn large_images_are_made_to_fit() {
     let mut grain = noise(1);
     let mut picture = || {
         let data = (0..256 * 256 * 3).map(|_| (255.0 * grain()) as u8).collect();
-        png(&Rgb { width: 256, height: 256, data }).unwrap()
+        png(&Rgb { width: 256, height: 256, data }, None).unwrap()
     };
     for model in ["base", "dpo"] {
         let mut table = drawn(model, 0, 4);

@@ -155,7 +155,7 @@ fn a_judge_scores_and_does_not_vote_unless_it_is_named() {
 fn the_report_names_what_is_odd_in_the_data() {
     let dir = Dir::new();
     let some = pairs(24);
-    let black = nets::image::png(&nets::image::Rgb { width: 9, height: 7, data: vec![0; 9 * 7 * 3] }).unwrap();
+    let black = nets::image::png(&nets::image::Rgb { width: 9, height: 7, data: vec![0; 9 * 7 * 3] }, None).unwrap();
     // A black image in row 0, one image on both sides of rows 1 and 2; of the human labels a third are ties, a third missing.
     let image_0: Vec<_> = (0..24).map(|i| if i == 0 { black.clone() } else { image(&some, "jpg_0", i) }).collect();
     let image_1: Vec<_> =
@@ -203,7 +203,7 @@ fn the_report_names_what_is_odd_in_the_data() {
     // Grey images, all of them, and no labels.
     let grey = |i: usize| {
         let data = vec![i as u8; 3 * 3 * 3];
-        nets::image::png(&nets::image::Rgb { width: 3, height: 3, data }).unwrap()
+        nets::image::png(&nets::image::Rgb { width: 3, height: 3, data }, None).unwrap()
     };
     let greys: Vec<_> = (1..25).map(grey).collect();
     let table = with(&without(&some, "label_0"), "jpg_0", column(&greys));

@@ -28,7 +28,6 @@ pub struct Encoder {
     /// Side of the images, in pixels.
     pub resolution: usize,
     augment: Augment,
-    /// Images that go through the VAE together.
     batch: usize,
 }
 
@@ -101,7 +100,6 @@ impl Encoder {
         Ok(vec![RecordBatch::try_new(Arc::new(schema::pair_list()), pairs)?, captions, latents])
     }
 
-    /// The text encoder's states.
     fn captions(&self, new: &[&str]) -> Result<RecordBatch> {
         let schema = Arc::new(schema::captions(self.text.widths().pooled.is_some()));
         if new.is_empty() {
@@ -116,7 +114,6 @@ impl Encoder {
         Ok(RecordBatch::try_new(schema, columns)?)
     }
 
-    /// The posteriors of the images that are new.
     fn latents(&self, rows: &Rows, keys: &PairKeys, seen: &mut Seen) -> Result<RecordBatch> {
         let new: Vec<(usize, usize, bool)> = (0..rows.len())
             .flat_map(|i| [(i, 0), (i, 1)])
@@ -139,7 +136,6 @@ impl Encoder {
         Ok(concat_batches(&Arc::new(schema::latents()), &batches)?)
     }
 
-    /// Rows of latents.parquet.
     fn posteriors(&self, batch: &[Prepared]) -> Result<RecordBatch> {
         let pixels: Vec<f32> = batch.iter().flat_map(|p| p.pixels.iter().copied()).collect();
         let shape = (batch.len(), 3, self.resolution, self.resolution);

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use anyhow::Result;
-use pipe::key::{Key, key};
+use pipe::id::{Key, key};
 use pipe::schema::{images, labels, pairs};
 use pipe::{column::Rows, pairs::PairKeys};
 
@@ -21,7 +21,6 @@ impl Seen {
         self.images.insert(key(&[uid.as_bytes()]))
     }
 
-    /// Whether this is the first time that the caption comes.
     pub fn is_new_caption(&mut self, caption: &str) -> bool {
         self.captions.insert(key(&[caption.as_bytes()]))
     }

@@ -128,7 +128,6 @@ fn keep_sets(prompts: &mut Vec<Prompt>, sets: &[String]) -> Result<usize> {
     Ok(found - prompts.len())
 }
 
-/// How many prompts the flags left out.
 struct Left {
     other_sets: usize,
     /// Under `--safe`.

@@ -6,7 +6,6 @@ use anyhow::Result;
 use pipe::cli::{Hub, named};
 use pipe::{device::Device, prompt_source::Prompt};
 
-/// The flags of the filter.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Safe prompts")]
 pub struct Safe {
@@ -25,12 +24,10 @@ pub struct Safe {
     pub device: Device,
 }
 
-/// The result of the filter.
 #[cfg_attr(not(feature = "nets"), allow(dead_code))] // without networks nothing is filtered
 pub struct Filtered {
     /// Hash of the classifier's weights and vocabulary.
     pub model: String,
-    /// Prompts that were left out.
     pub dropped: usize,
     /// Prompts that were not classified, because `max` safe ones had been found.
     pub beyond_max: usize,

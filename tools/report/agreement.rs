@@ -14,7 +14,6 @@ pub struct Matrix {
     tables: Vec<Labels>,
 }
 
-/// One labels table.
 struct Labels {
     table: String,
     pairs: Vec<String>,

@@ -17,7 +17,6 @@ use crate::{
 /// The default number of prompts in the gallery: few enough for images that are large enough to judge.
 const PROMPTS: usize = 240;
 
-/// The page as HTML.
 pub fn html(args: &Args, images: &[ModelImages]) -> Result<String> {
     let winrates = args.winrates.iter().map(|path| winrates::read(path)).collect::<Result<Vec<_>>>()?;
     let mut scores = ModelTable::read_scored(&args.scored)?;

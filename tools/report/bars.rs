@@ -17,7 +17,6 @@ const STEP: f64 = 26.0;
 /// The longest label, in characters.
 const LETTERS: usize = 14;
 
-/// The section "Win rates".
 pub fn section(file: &Winrates, models: &Models) -> Markup {
     let panels = |rows: &[Row], compared: &str| -> Vec<Markup> {
         file.metrics.iter().map(|metric| bars(metric, compared, rows, models)).collect()

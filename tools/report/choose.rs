@@ -4,7 +4,6 @@ use anyhow::{Result, bail};
 
 use crate::{images::ModelImages, model_table::Prompt};
 
-/// The prompts of the tables.
 pub fn common_prompts(tables: &[ModelImages]) -> Result<Vec<&Prompt>> {
     let first = &tables[0].table;
     for other in tables[1..].iter().map(|t| &t.table) {

@@ -76,7 +76,6 @@ impl Run {
         Ok(Self { name: folder.unwrap_or_else(|| file.to_string()), steps })
     }
 
-    /// The number of steps over which curves are averaged.
     fn window(&self) -> usize {
         (self.steps.len() / 12).clamp(1, 100)
     }
@@ -115,7 +114,6 @@ fn thin(points: &[(f64, f64)]) -> Points {
     kept.map(|(_, p)| *p).collect()
 }
 
-/// One curve of a panel.
 struct Curve<'a> {
     name: &'a str,
     class: String,
@@ -126,7 +124,6 @@ struct Curve<'a> {
     mark: Option<&'a Models>,
 }
 
-/// The section "Training".
 pub fn section(runs: &[Run], models: &Models) -> Markup {
     let names: Vec<&str> = runs.iter().map(|r| r.name.as_str()).collect();
     let mut windows: Vec<String> = runs.iter().map(|r| r.window().to_string()).collect();
@@ -181,7 +178,6 @@ fn all_runs(heading: &str, runs: &[Run], models: &Models, value: Value, start: f
     curves(heading, WIDE, Some(start), &refreshes, &of_runs)
 }
 
-/// Several values of one run.
 fn one_run(heading: &str, run: &Run, values: &[(&str, &str, Value)], start: Option<f64>) -> Markup {
     let curve = |&(name, class, value)| Curve {
         name,

@@ -5,7 +5,6 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use mozjpeg::{ColorSpace, Compress};
 use nets::image::{self, Filter, Rgb};
 
-/// How images are written into the page.
 #[derive(Clone, Copy)]
 pub struct Fit {
     /// The longest side in pixels and the quality (0 to 100) of a JPEG; `None`: unchanged.
@@ -32,7 +31,6 @@ pub const LADDER: [Fit; 12] = [
     Fit { jpeg: Some((96, 70.0)), seeds: 0 },
 ];
 
-/// An image inside the page.
 pub struct Embedded {
     /// The `src` of an `img`.
     pub src: String,
@@ -42,14 +40,12 @@ pub struct Embedded {
 }
 
 impl Fit {
-    /// The form of the images, for readers of the page.
     pub fn words(self) -> String {
         let Some((side, quality)) = self.jpeg else { return "Images are embedded as they were drawn.".into() };
         let most = if side == ALL { String::new() } else { format!(", at most {side} pixels wide and high") };
         format!("To keep the page small, images are embedded as JPEG of quality {quality}{most}.")
     }
 
-    /// Embeds an encoded image.
     pub fn embed(self, bytes: &[u8]) -> Result<Embedded> {
         let pixels = image::decode(bytes)?;
         let (width, height) = (pixels.width, pixels.height);
@@ -115,7 +111,7 @@ mod tests {
 
     #[test]
     fn as_it_is_or_as_jpeg_that_looks_the_same() {
-        let png = image::png(&picture(96, 64)).unwrap();
+        let png = image::png(&picture(96, 64), None).unwrap();
         let embed = |jpeg| Fit { jpeg, seeds: ALL }.embed(&png).unwrap();
         let same = embed(None);
         assert!(bytes(&same) == png && same.src.starts_with("data:image/png"));

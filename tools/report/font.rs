@@ -8,7 +8,6 @@ use skrifa::{FontRef, MetadataProvider, charmap::Charmap, metrics::GlyphMetrics}
 pub const FONT: &[u8] = include_bytes!("DejaVuSans.ttf");
 pub const FAMILY: &str = "DejaVu Sans";
 
-/// The font at one size in pixels.
 pub struct Face {
     pub size: f32,
     glyphs: GlyphMetrics<'static>,

@@ -25,7 +25,6 @@ pub struct Gallery<'a> {
     /// The standard deviation of each metric among the base's images; 0 without a base.
     sds: Vec<f64>,
     rows: Vec<&'a Prompt>,
-    /// The number of prompts in the tables.
     total: usize,
     /// The number of the image that is shown first.
     k: u64,
@@ -173,7 +172,6 @@ impl<'a> Gallery<'a> {
         (!all.is_empty()).then(|| json!(all).to_string())
     }
 
-    /// One model's images of a prompt.
     fn column(&self, t: usize, prompt: &Prompt, ks: &[u64], embedded: &HashMap<Place, Embedded>) -> Markup {
         let table = &self.tables[t].table;
         let figures = ks.iter().filter_map(|&k| Some((k, embedded.get(&(t, table.image(&prompt.key, k)?.row))?)));

@@ -13,7 +13,6 @@ const BINS: usize = 28;
 /// The share of the changes that lies within the range of their histogram. The others are counted in the first and last bin.
 const INSIDE: f64 = 0.995;
 
-/// A model's values in a histogram.
 struct Values {
     model: String,
     values: Vec<f64>,
@@ -54,7 +53,6 @@ pub fn section(tables: &[ModelTable], models: &Models) -> Markup {
     }
 }
 
-/// The values that a histogram spans.
 #[derive(Clone, Copy, PartialEq)]
 enum Range {
     Whole,

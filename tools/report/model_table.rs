@@ -25,11 +25,9 @@ pub struct Prompt {
     pub text: String,
 }
 
-/// One row of the table.
 pub struct Image {
     /// Its number, counted from 0.
     pub row: usize,
-    /// The seed of its noise.
     pub seed: Option<u64>,
     pub uid: Option<String>,
     /// One per metric; `None` where the image could not be scored.
@@ -41,7 +39,6 @@ const OPTIONAL: [&str; 3] = [prompts::SET, images::SEED, images::IMAGE_UID];
 const HINT: &str = "`report --scored` reads what `score` writes of an images table";
 
 impl ModelTable {
-    /// Reads scored tables.
     pub fn read_scored(paths: &[PathBuf]) -> Result<Vec<Self>> {
         let read = |path: &PathBuf| {
             let mut inputs = Inputs::open(std::slice::from_ref(path))?;
@@ -96,7 +93,6 @@ impl ModelTable {
         Ok(())
     }
 
-    /// Refuses a prompt without a k-th image.
     pub fn require_k(&self, k: u64) -> Result<()> {
         match self.prompts.iter().find(|p| self.image(&p.key, k).is_none()) {
             Some(prompt) => bail!("{}: prompt {} has no image k = {k}", self.file, prompt.name()),
@@ -108,17 +104,14 @@ impl ModelTable {
         self.images.get(key)?.get(&k)
     }
 
-    /// The numbers k of a prompt's images.
     pub fn ks(&self, key: &PromptKey) -> impl Iterator<Item = u64> {
         self.images.get(key).into_iter().flat_map(|images| images.keys().copied())
     }
 
-    /// Every image with its prompt and its number k.
     pub fn images(&self) -> impl Iterator<Item = (&Prompt, u64, &Image)> + Clone {
         self.prompts.iter().flat_map(|p| self.images[&p.key].iter().map(move |(k, image)| (p, *k, image)))
     }
 
-    /// All scores of a metric.
     pub fn scores(&self, metric: usize) -> impl Iterator<Item = f64> + Clone {
         self.images().filter_map(move |(.., image)| image.score(metric))
     }

@@ -39,7 +39,6 @@ impl Models {
         }
     }
 
-    /// The class of a model's colour in the page's style.
     pub fn class(&self, name: &str) -> String {
         format!("s{}", self.colour(name))
     }

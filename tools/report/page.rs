@@ -5,7 +5,6 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 /// What is above the sections.
 pub struct Head {
     pub title: String,
-    /// A remark from the command line.
     pub note: Option<String>,
     /// Names and values at a glance.
     pub facts: Vec<(&'static str, String)>,

@@ -53,7 +53,6 @@ pub enum Lines {
     Through(&'static str),
 }
 
-/// The area of a panel that holds the data.
 pub struct Plot {
     pub x: Scale,
     pub y: Scale,
@@ -96,7 +95,6 @@ impl Plot {
         }
     }
 
-    /// A numeric x axis with its name below.
     pub fn x_axis_named(&self, name: &str) -> Markup {
         html! {
             (self.horizontal("axis", self.y.low))
@@ -117,7 +115,6 @@ impl Plot {
         html! { line class=(class) x1=(x) x2=(x) y1=(top) y2=(self.bottom) {} }
     }
 
-    /// The `d` attribute of a path through these points.
     pub fn path(&self, points: &[(f64, f64)]) -> String {
         let at = |(i, (x, y)): (usize, &(f64, f64))| {
             format!("{}{} {}", if i == 0 { "M" } else { "L" }, px(self.x.at(*x)), px(self.y.at(*y)))

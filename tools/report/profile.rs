@@ -11,7 +11,6 @@ use crate::winrates::{self, Row, Shown};
 
 const SIZE: Size = (430.0, 240.0);
 
-/// A value of a comparison, and the ends of its interval.
 type Value = fn(&Shown) -> Option<[f64; 3]>;
 const RATE: Value = |cell| Some(cell.rate.map(|x| 100.0 * x));
 const CHANGE: Value = |cell| cell.change;

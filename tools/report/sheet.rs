@@ -12,7 +12,6 @@ use crate::images::{ModelImages, same_noise};
 use crate::model_table::Prompt;
 
 pub struct Sheet {
-    /// The heads of the columns.
     columns: Vec<String>,
     rows: Vec<Row>,
     /// A line below the images.
@@ -23,7 +22,6 @@ struct Row {
     title: String,
     /// Small, below the title.
     remark: Option<String>,
-    /// One per column.
     pictures: Vec<Rgb>,
 }
 
@@ -78,7 +76,6 @@ impl Sheet {
         })
     }
 
-    /// The sheet as a PNG, `scale` times as large.
     pub fn png(&self, scale: usize) -> Result<Vec<u8>> {
         let (cell, margin, gap, aside) = (scale * self.cell(), scale * MARGIN, scale * GAP, scale * HEAD);
         let face = |size: f32| Face::new(size * scale as f32);

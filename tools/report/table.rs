@@ -56,7 +56,6 @@ pub fn points(share: f64) -> String {
     format!("{:.1}", 100.0 * share)
 }
 
-/// "64.6 %".
 pub fn percent(share: f64) -> String {
     points(share) + " %"
 }

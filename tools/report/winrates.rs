@@ -13,13 +13,11 @@ pub struct Row<'a> {
     pub label: &'a str,
     /// The number of training seeds, where they are taken together.
     pub seeds: Option<usize>,
-    /// The number of prompts.
     pub n: usize,
     /// By metric; `read` has checked that all metrics of the file are there.
     pub cells: HashMap<&'a str, Shown<'a>>,
 }
 
-/// What is shown of a comparison under one metric.
 pub struct Shown<'a> {
     /// The win rate, and the lower and upper end of its interval, from 0 to 1.
     pub rate: [f64; 3],
@@ -52,7 +50,6 @@ pub fn groups(c: &Comparison) -> impl Iterator<Item = Row<'_>> {
     std::iter::once(&c.all).chain(&c.groups).map(|group| over(c, group))
 }
 
-/// A comparison over all prompts.
 pub fn all(c: &Comparison) -> Row<'_> {
     over(c, &c.all)
 }
@@ -82,7 +79,6 @@ pub fn models(file: &Winrates) -> impl Iterator<Item = &str> {
     single.chain(pooled).flatten().map(String::as_str)
 }
 
-/// The number of prompts that were compared.
 pub fn prompts(file: &Winrates) -> Option<usize> {
     file.comparisons.first().map(|c| c.all.n).or(file.seeds.first().map(|p| p.n))
 }

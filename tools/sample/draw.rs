@@ -9,7 +9,6 @@ use nets::vae::{self, Vae};
 use nets::{conditioning::TimeIds, denoiser::Denoiser, image::Rgb, process::Process, prompt::PromptEncoder};
 use rayon::prelude::*;
 
-/// How images are drawn, whatever they show.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub sampling: Sampling,
@@ -26,7 +25,6 @@ impl Settings {
     }
 }
 
-/// A whole Stable Diffusion model.
 pub struct Painter {
     text: PromptEncoder,
     denoiser: Denoiser,
@@ -73,7 +71,6 @@ impl Painter {
         Ok(Self { text, denoiser, vae, process, settings, guidance, device: device.clone() })
     }
 
-    /// The base's text encoders, by their folders' names.
     pub fn text_encoders(&self) -> &'static [&'static str] {
         self.text.parts()
     }

@@ -234,7 +234,6 @@ struct Model {
 }
 
 impl Model {
-    /// Opens the model for `total` images.
     fn open(args: &Args, total: usize) -> Result<Self> {
         let resolve = |folder: &PathBuf| args.hub.folder(folder, hub::resolve);
         let base = resolve(&args.base)?;

@@ -12,7 +12,6 @@ use crate::rows::Image;
 pub struct Repeats {
     /// The first and the last prompt with the same text, by prompt_id.
     spans: HashMap<String, (usize, usize)>,
-    /// PNGs by uid.
     kept: HashMap<String, Vec<u8>>,
     /// Bytes in `kept`, and how many there may be.
     bytes: usize,
@@ -25,7 +24,6 @@ pub struct Repeats {
 pub const LIMIT: usize = 1 << 30;
 
 impl Repeats {
-    /// Keeps at most `limit` bytes of pictures.
     pub fn of(prompts: &[Prompt], limit: usize) -> Self {
         let mut spans: HashMap<&str, (usize, usize)> = HashMap::new();
         for (i, prompt) in prompts.iter().enumerate() {
@@ -35,7 +33,6 @@ impl Repeats {
         Self { spans: repeated.map(|(id, span)| (id.to_owned(), span)).collect(), limit, ..Self::default() }
     }
 
-    /// Whether an earlier prompt has the same text.
     pub fn came_before(&self, prompt: &Prompt, index: usize) -> bool {
         self.spans.get(&prompt.prompt_id).is_some_and(|(first, _)| *first < index)
     }
@@ -88,7 +85,6 @@ impl Repeats {
         self.shared
     }
 
-    /// What to say about them at the end.
     pub fn note(&self) -> String {
         match self.shared {
             0 => String::new(),

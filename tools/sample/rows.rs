@@ -10,7 +10,6 @@ use rayon::prelude::*;
 
 use crate::{draw::Settings, repeats::Repeats};
 
-/// One image of the table.
 pub struct Image<'a> {
     pub prompt: &'a Prompt,
     /// Number of the prompt in the list.
@@ -22,7 +21,6 @@ pub struct Image<'a> {
     pub uid: String,
 }
 
-/// Where the initial noise comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Noise {
     /// From the image's seed.
@@ -33,18 +31,13 @@ pub enum Noise {
 
 /// The model and the settings that draw.
 pub struct Artist {
-    /// For column `model`.
     pub name: String,
-    /// SHA-256 of the UNet.
     pub unet: String,
     /// Everything that a picture depends on besides its prompt and seed, as JSON.
     pub content: String,
-    /// The sampler's name in AUTOMATIC1111's web UI.
     pub sampler: String,
     pub settings: Settings,
-    /// Images per prompt.
     pub n: u32,
-    /// Seed of the run.
     pub seed: u64,
     pub noise: Noise,
 }
@@ -66,11 +59,10 @@ impl Artist {
 
     /// The pictures as PNG files that say how they were drawn.
     pub fn pngs(&self, images: &[&Image], drawn: &[Rgb]) -> Result<Vec<Vec<u8>>> {
-        let png = |(image, rgb): (&&Image, &Rgb)| image::png_with(rgb, "parameters", &self.parameters(image, rgb));
+        let png = |(image, rgb): (&&Image, &Rgb)| image::png(rgb, Some(("parameters", &self.parameters(image, rgb))));
         images.par_iter().zip(drawn).map(png).collect::<Result<_>>().context("cannot write an image")
     }
 
-    /// Rows of the table.
     pub fn table(&self, images: &[Image], pngs: &[Vec<u8>]) -> Result<RecordBatch> {
         let text = |f: &dyn Fn(&Image) -> Option<String>| -> ArrayRef {
             Arc::new(StringArray::from_iter(images.iter().map(f)))

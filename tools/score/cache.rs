@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
 use anyhow::{Context, Result};
-use pipe::key::Key;
+use pipe::id::Key;
 
 /// The vectors of one image or caption, one per scorer.
 pub type Vectors = Vec<Vec<f32>>;
@@ -45,7 +45,6 @@ impl Cache {
         Ok(Self { file, bytes, slots: HashMap::with_capacity(room), lengths: vec![], next: 0 })
     }
 
-    /// Bytes of a slot.
     fn slot(&self) -> usize {
         KEY + 4 * self.lengths.iter().sum::<usize>()
     }
@@ -54,7 +53,6 @@ impl Cache {
         u64::from(slot) * self.slot() as u64
     }
 
-    /// Looks up some (key, place).
     pub fn look_up(&self, wanted: impl Iterator<Item = (Key, usize)>) -> Result<Found> {
         let (mut vectors, mut missing, mut seen) = (HashMap::new(), vec![], HashSet::new());
         for (key, place) in wanted {

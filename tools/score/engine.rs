@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Error, Result, bail, ensure};
 use nets::image::Preprocess;
 use nets::scorer::{Model, Picture, preprocesses};
-use pipe::key::{Key, key};
+use pipe::id::{Key, key};
 use pipe::{column::Rows, stop};
 use rayon::prelude::*;
 
@@ -26,7 +26,6 @@ pub struct Engine {
     pub scorers: Scorers,
     preprocesses: Vec<Preprocess>,
     kind: Kind,
-    /// Images that go through a model at once.
     batch: usize,
     parallel: Parallel,
     bad: Bad,
@@ -57,7 +56,6 @@ pub enum Bad {
     Skip,
 }
 
-/// What was done, for the summary.
 #[derive(Default)]
 pub struct Counts {
     pub images: HashSet<u64>,

@@ -19,10 +19,8 @@ pub struct ModelFlags {
     hub: Hub,
 }
 
-/// Opened metrics by name.
 pub type Scorers = Vec<(&'static str, Scorer)>;
 
-/// The metrics of `--metrics`.
 pub fn metrics(names: &[String]) -> Result<Vec<&'static Metric>> {
     let mut metrics: Vec<&Metric> = vec![];
     for name in names {
@@ -94,7 +92,6 @@ fn in_folder(folder: &Path, name: &str) -> Result<PathBuf> {
     Ok(tower)
 }
 
-/// Loads all models.
 pub fn open(metrics: &[&'static Metric], files: &[ModelFiles], options: &Options) -> Result<Scorers> {
     let open = |(metric, files): (&&'static Metric, &ModelFiles)| {
         let scorer = (metric.open)(files, options).with_context(|| described(metric))?;

@@ -19,7 +19,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kind of these tables.
     pub fn of(inputs: &Inputs) -> Result<Self> {
         if inputs.has(images::IMAGE) {
             inputs.require(&image_keys::NEEDED, "expected an images table, as `sample` writes it")?;
@@ -37,7 +36,6 @@ impl Kind {
         Ok(Self::Pairs)
     }
 
-    /// The columns with images.
     pub fn image_columns(self) -> &'static [&'static str] {
         match self {
             Self::Pairs => &pairs::JPG,
@@ -45,7 +43,6 @@ impl Kind {
         }
     }
 
-    /// The column with captions.
     pub fn caption_column(self) -> &'static str {
         match self {
             Self::Pairs => pairs::CAPTION,
@@ -53,7 +50,6 @@ impl Kind {
         }
     }
 
-    /// The columns that are read.
     pub fn columns(self) -> Vec<&'static str> {
         match self {
             Self::Pairs => {
@@ -64,7 +60,6 @@ impl Kind {
         }
     }
 
-    /// The schema of the output.
     pub fn schema(self, metrics: &[&Metric]) -> Schema {
         let names: Vec<String> = metrics.iter().map(|m| m.name.to_owned()).collect();
         let judges: Vec<&str> = metrics.iter().filter(|m| m.role == Role::Judge).map(|m| m.name).collect();
@@ -75,7 +70,6 @@ impl Kind {
         schema::with_judges(schema, &judges)
     }
 
-    /// The names of the score columns, in their order.
     pub fn score_columns(self, metrics: &[String]) -> Vec<String> {
         let of = |m: &String| match self {
             Self::Pairs => vec![format!("{m}_0"), format!("{m}_1")],

@@ -29,7 +29,6 @@ impl Summary {
         Self { rows: 0, kept: 0, kind, metrics, label_ties: 0, label_missing: 0 }
     }
 
-    /// Adds rows of the output.
     pub fn add(&mut self, batch: &RecordBatch) -> Result<()> {
         self.rows += batch.num_rows();
         for (metric, moments) in &mut self.metrics {

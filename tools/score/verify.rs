@@ -17,7 +17,6 @@ const TOLERANCE: f32 = 1e-5;
 struct Comparison {
     compared: usize,
     different: usize,
-    /// The largest difference.
     worst: f32,
     /// The first difference, for a person.
     first: Option<String>,

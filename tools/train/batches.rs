@@ -21,7 +21,6 @@ pub struct LoaderFlags {
 pub struct Batches {
     maker: Maker,
     workers: usize,
-    /// Micro-batches of the whole run.
     end: u64,
     progress: Progress,
 }

@@ -255,7 +255,6 @@ pub struct Saved {
     /// Whether the UNet with the adapters added to its weights is published too.
     #[serde(default)]
     merged: bool,
-    /// Whether the files carry checksums.
     #[serde(default)]
     summed: bool,
 }
@@ -263,7 +262,6 @@ pub struct Saved {
 impl Saved {
     const KEY: &str = "train";
 
-    /// Everything that the folder publishes.
     fn published(&self) -> impl Iterator<Item = &'static Published> {
         [self.counters.published()].into_iter().chain(self.merged.then_some(&UNET))
     }
@@ -276,7 +274,6 @@ impl Saved {
     }
 }
 
-/// One kind of published weights.
 struct Published {
     folder: &'static str,
     /// Where new weights wait for their state/.

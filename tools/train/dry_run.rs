@@ -9,7 +9,6 @@ use serde_json::json;
 
 use crate::{log::peak_memory, run::Run};
 
-/// Takes two steps and prints the report, as text or as JSON.
 pub fn report(mut run: Run, as_json: bool) -> Result<()> {
     let seconds = time_step(&mut run)?;
     match run.world.first() {

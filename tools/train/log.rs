@@ -35,7 +35,6 @@ pipe::names! {
 /// One line. Errors are means over the step's pairs of the mean squared prediction error.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Line {
-    /// Optimiser steps done, including this one.
     pub step: u64,
     pub loss: f64,
     /// Share of pairs with z > 0: the policy favours the winner more than the reference does. A pair with z = 0 is half a pair,
@@ -59,7 +58,6 @@ pub struct Line {
     /// Whether the reference was replaced after this step.
     pub refreshed: bool,
     pub pairs_per_second: f64,
-    /// Peak resident memory of the process so far.
     pub memory_mib: f64,
 }
 

@@ -53,7 +53,6 @@ pub struct Label {
     pub weight: f64,
 }
 
-/// The loss of one pair.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PairLoss {
     pub z: f64,
@@ -66,7 +65,6 @@ pub struct PairLoss {
 pub type Pair = (Errors, PairLoss);
 
 pipe::names! {
-    /// The losses.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Form {
         /// Diffusion-DPO's logistic loss

@@ -38,7 +38,6 @@ impl MethodFlags {
 }
 
 pipe::names! {
-    /// Which timesteps are trained.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Timesteps {
         /// `turbo` for a base like SDXL Turbo (it predicts noise, and its scheduler has the spacing `trailing`), otherwise `all`

@@ -57,7 +57,6 @@ pub struct OptimiserFlags {
 /// At a million steps per second: 31 years. The number of samples, which is larger, still fits into 64 bits.
 const MOST_STEPS: u64 = 1_000_000_000_000_000;
 
-/// The parser of AdamW's decays.
 fn decay() -> impl clap::builder::TypedValueParser<Value = f64> {
     number("a number from 0 to less than 1", |x| (0.0..1.0).contains(&x))
 }
@@ -132,7 +131,6 @@ impl OptimiserFlags {
     }
 }
 
-/// The learning rates of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct LearningRate {
     base: f64,

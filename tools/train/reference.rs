@@ -85,7 +85,6 @@ impl Mode {
 }
 
 pipe::names! {
-    /// Where the reference's weights are kept.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Place {
         /// `file` on the CPU for networks of 50 million weights or more, unless the reference is a moving average
@@ -149,7 +148,6 @@ impl Reference {
         }
     }
 
-    /// The number of weights that it holds in memory.
     pub fn in_memory(&self) -> usize {
         match self {
             Reference::Held(held) => params::count(&held.params),

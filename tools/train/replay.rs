@@ -16,7 +16,6 @@ pub struct Replay {
     tensors: HashMap<String, Tensor>,
     /// Captions in the file: the pairs per step.
     pub pairs: NonZeroUsize,
-    /// SHA-256 of the file.
     pub hash: String,
     /// Of the captions.
     pub conditioning: Conditioning,
@@ -46,7 +45,6 @@ impl Replay {
         self.tensors.get(&key).with_context(|| format!("{}: tensor '{key}' is missing", self.name))
     }
 
-    /// C, h and w of a latent.
     pub fn latent_shape(&self) -> Result<[usize; 3]> {
         match self.get(0, "latents")?.dims() {
             [_, c, h, w] => Ok([*c, *h, *w]),

@@ -30,11 +30,9 @@ pub struct Run<'a> {
     pub gradients: Gradients,
     pub checkpoints: Checkpoints,
     pub reporter: Reporter,
-    /// The UNet of the base, from which drift is measured.
     pub base: Weights,
     /// Where to write the gradients of the first step.
     pub dump: Option<PathBuf>,
-    /// Whether z of every pair is logged.
     pub logs_z: bool,
     /// Since the last checkpoint.
     pub rollbacks: usize,
@@ -49,7 +47,6 @@ pub struct Losses {
     pub grad_norm: f64,
 }
 
-/// The outcome of a step.
 pub enum Update {
     /// The weights have moved; the drift, where it was measured.
     Done(Option<Drift>),
@@ -58,7 +55,6 @@ pub enum Update {
 }
 
 impl Run<'_> {
-    /// Optimiser steps of the whole run.
     pub fn steps(&self) -> u64 {
         self.setup.optimiser.max_train_steps
     }

@@ -4,7 +4,6 @@ use pipe::cli::{named, number};
 use serde::{Deserialize, Serialize};
 
 pipe::names! {
-    /// What to do about a spike.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum OnSpike {
         /// Continue; stop only if a number is NaN or infinite

@@ -6,7 +6,6 @@ use std::{fs::File, io::Write};
 
 use anyhow::{Context, Result};
 
-/// An event file in `OUT/tensorboard/`.
 pub struct Events {
     path: PathBuf,
     file: File,

@@ -113,7 +113,6 @@ impl TrainingData {
         Ok(())
     }
 
-    /// C, h and w of a latent.
     pub fn latent_shape(&self) -> Result<[usize; 3]> {
         match self {
             Self::Replay(replay) => replay.latent_shape(),
@@ -121,7 +120,6 @@ impl TrainingData {
         }
     }
 
-    /// SHA-256 of the labels, or of the replay file.
     pub fn labels_hash(&self) -> &str {
         match self {
             Self::Replay(replay) => &replay.hash,

@@ -67,7 +67,6 @@ pub struct Args {
 }
 
 pipe::names! {
-    /// How weights are found.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum FitMethod {
         /// Estimate each voter's accuracy from how often the voters agree (EM); voters that err together share their weight
@@ -133,7 +132,6 @@ impl Args {
         Ok(given.into_iter().flatten().collect())
     }
 
-    /// The file that --scales names.
     pub fn scales_file(&self) -> Option<&Path> {
         match &self.scales {
             Some(ScalesFrom::File(path)) => Some(path),

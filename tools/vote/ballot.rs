@@ -23,7 +23,6 @@ pub struct Ballot {
     pub prompts: Vec<usize>,
 }
 
-/// One metric's scores of image 0 and image 1, and its votes.
 pub struct Scores {
     m_0: Float32Array,
     m_1: Float32Array,

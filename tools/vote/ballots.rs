@@ -15,7 +15,6 @@ const KEYS: [&str; 4] = [labels::PAIR_ID, pairs::CAPTION, pairs::UID[0], pairs::
 const HINT: &str =
     "`vote` reads what `score` writes for a pairs table; for an images table, add --pairs best-worst or --pairs all";
 
-/// Tables with the same metrics, read one after the other.
 struct Column {
     inputs: Inputs,
     metrics: Vec<String>,
@@ -127,7 +126,6 @@ impl Ballots {
         self.columns.iter().map(|c| c.inputs.name()).collect::<Vec<_>>().join(", ")
     }
 
-    /// Whether a table has human labels.
     pub fn has_labels(&self) -> bool {
         self.columns.iter().any(|c| c.inputs.has(pairs::LABEL[0]))
     }

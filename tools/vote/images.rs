@@ -4,7 +4,7 @@ use std::{collections::HashSet, path::PathBuf, sync::Arc};
 
 use anyhow::{Result, ensure};
 use arrow::array::{Array, ArrayRef, StringArray};
-use pipe::key::{Key, key};
+use pipe::id::{Key, key};
 use pipe::schema::{images, is_judge, prompts};
 use pipe::scored::{self, PromptKey, ScoredRows};
 use pipe::{id, metrics, origin::InputOrigin, table::Inputs};
@@ -14,7 +14,6 @@ use crate::ballot::{Ballot, Scores};
 const NEEDED: [&str; 3] = [prompts::PROMPT_ID, prompts::PROMPT, images::IMAGE_UID];
 const HINT: &str = "--pairs reads what `score` writes of an images table";
 
-/// Tables of scored images, read one after the other.
 pub struct ImagePairs {
     inputs: Inputs,
     pub metrics: Vec<String>,

@@ -56,7 +56,6 @@ pub struct Pair<'a> {
     pub label_0: Option<f32>,
 }
 
-/// What comes out for one pair.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Decision {
     /// S by the rule, before ties are settled.

@@ -19,7 +19,6 @@ pub struct Scale {
 /// By metric.
 pub type Scales = BTreeMap<String, Scale>;
 
-/// Where scales come from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ScalesFrom {
     /// A first pass over the table itself.

@@ -26,7 +26,6 @@ impl PairSource {
         })
     }
 
-    /// The voters, in the order of their columns.
     pub fn metrics(&self) -> &[String] {
         match self {
             PairSource::Scores(ballots) => &ballots.metrics,
@@ -41,7 +40,6 @@ impl PairSource {
         }
     }
 
-    /// A table that can be read only once, if there is one.
     pub fn pipe(&self) -> Option<String> {
         match self {
             PairSource::Scores(ballots) => ballots.pipe(),
@@ -76,7 +74,6 @@ impl PairSource {
         }
     }
 
-    /// Makes people a voter.
     pub fn add_people(&mut self) -> Result<()> {
         match self {
             PairSource::Scores(ballots) => ballots.add_people(),

@@ -26,7 +26,6 @@ pub struct Summary {
     with_people: Agreement,
 }
 
-/// One voter's votes and scores.
 #[derive(Default)]
 struct Voter {
     image_0: usize,

@@ -16,7 +16,6 @@ pipe::names! {
     }
 }
 
-/// Counts over all prompts.
 #[derive(Default)]
 pub struct Rounds {
     pub prompts: usize,

@@ -10,7 +10,6 @@ use crate::sign::{LEVEL, holm, sign_test};
 use crate::stats::{Wins, wilson};
 
 pipe::names! {
-    /// The column by which prompts are grouped.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum By {
         /// Where prompts are from: a benchmark, or a part of it
@@ -47,7 +46,6 @@ pub fn correct(comparisons: &mut [Comparison], rate: fn(&mut Cell) -> &mut Rate)
 /// One prompt of both models.
 pub type Both<'a> = (&'a Prompt, &'a Prompt);
 
-/// The prompts of two tables, in the order of the first.
 pub fn both<'a>(a: &'a ModelScores, b: &'a ModelScores) -> Result<Vec<Both<'a>>> {
     let mut both = vec![];
     for prompt in &a.prompts {

@@ -143,7 +143,6 @@ fn run(args: Args) -> Result<Answer> {
     Ok(judged.map_or(Answer::Yes, |comparison| judge(&args, comparison)))
 }
 
-/// Checks what does not need the tables' contents.
 fn check(args: &Args) -> Result<()> {
     ensure!(args.require.is_none_or(|p| (0.0..=1.0).contains(&p)), "--require takes a share from 0 to 1, such as 0.5");
     if let Some(output) = &args.common.output {

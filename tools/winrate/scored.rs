@@ -16,11 +16,8 @@ const NEEDED: [&str; 4] = [prompts::PROMPT_ID, prompts::PROMPT, images::K, image
 const OPTIONAL: [&str; 4] = [prompts::SET, prompts::CATEGORY, prompts::CHALLENGE, images::SEED];
 const HINT: &str = "`winrate` reads what `score` writes of an images table";
 
-/// A table of scored images.
 pub struct ModelScores {
-    /// The table, as it was named.
     pub table: String,
-    /// The model that drew its images.
     pub model: String,
     pub prompts: Vec<Prompt>,
     index: HashMap<PromptKey, usize>,

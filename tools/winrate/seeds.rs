@@ -26,7 +26,6 @@ pub fn models(tables: &[ModelScores]) -> Vec<Model<'_>> {
     models
 }
 
-/// A mean and its 95 % interval.
 #[derive(Clone, Copy)]
 struct Estimate {
     mean: f64,

@@ -9,7 +9,6 @@ use crate::compare::{By, groups};
 use crate::scored::{self, ModelScores, Prompt};
 use crate::sign::LEVEL;
 
-/// Everything that the tables show.
 pub struct Results<'a> {
     pub winrates: &'a Winrates,
     pub by: Option<By>,
@@ -237,7 +236,6 @@ fn change(change: &Change) -> grid::Cell {
     change.estimate().map_or_else(|| "-".into(), |estimate| grid::Cell::new().estimate(estimate, signed, ""))
 }
 
-/// "64.6" of the share 0.646.
 fn points(share: f64) -> String {
     format!("{:.1}", 100.0 * share)
 }

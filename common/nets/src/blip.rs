@@ -4,7 +4,6 @@
 use anyhow::{Result, ensure};
 use candle_core::{Result as Candle, Tensor};
 use ops::Mask;
-use serde::Deserialize;
 
 use crate::layers::{LayerNorm, Linear};
 use crate::loader::Loader;
@@ -99,19 +98,14 @@ pub fn renamed(weights: Weights) -> Result<Weights> {
     })
 }
 
-/// `med_config.json`. A missing key has the default of bert-base. `encoder_width` is not read: BLIP's code replaces it by the
-/// ViT's width.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
-pub struct TextConfig {
-    pub num_attention_heads: usize,
-    pub layer_norm_eps: f64,
-    pub hidden_act: String,
-}
-
-impl Default for TextConfig {
-    fn default() -> Self {
-        Self { num_attention_heads: 12, layer_norm_eps: 1e-12, hidden_act: "gelu".into() }
+crate::json::defaults! {
+    /// `med_config.json`. A missing key has the default of bert-base. `encoder_width` is not read: BLIP's code replaces it by the
+    /// ViT's width.
+    #[derive(Clone, Debug)]
+    pub struct TextConfig {
+        pub num_attention_heads: usize = 12,
+        pub layer_norm_eps: f64 = 1e-12,
+        pub hidden_act: String = "gelu".into(),
     }
 }
 

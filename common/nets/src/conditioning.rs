@@ -7,7 +7,6 @@ use candle_core::{D, DType, Device, Result as Candle, Tensor};
 /// The conditioning of B images.
 #[derive(Clone, Debug)]
 pub struct Conditioning {
-    /// The text states that the denoiser attends to, (B, T, D).
     pub states: Tensor,
     /// SDXL: the pooled and projected state of the second text encoder, (B, P); `None` in Stable Diffusion 1 and 2.
     pub pooled: Option<Tensor>,

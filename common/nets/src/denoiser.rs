@@ -29,7 +29,6 @@ enum Architecture {
 }
 
 impl Config {
-    /// From the denoiser's own folder.
     pub fn read(folder: &Path) -> Result<Self> {
         let unet = unet::read_config(&folder.join("config.json"))?;
         Ok(Self {
@@ -53,14 +52,12 @@ impl Config {
         Ok(())
     }
 
-    /// The names that kohya's scripts give the modules.
     pub fn kohya_naming(&self) -> Naming {
         let Architecture::UNet(unet) = &self.architecture;
         unet.kohya_naming()
     }
 }
 
-/// A denoiser in memory.
 pub struct Denoiser {
     pub config: Config,
     network: Network,
@@ -192,7 +189,6 @@ impl Trainable {
 /// memory beside the policy. Its predictions equal those of [`Denoiser::predict`] to the bit.
 pub struct Streamed {
     weights: Weights,
-    /// Stands before the names of its tensors.
     prefix: &'static str,
     config: Config,
     device: Device,
@@ -210,7 +206,6 @@ impl Streamed {
         (self.weights, self.prefix) = (weights, prefix);
     }
 
-    /// Names and shapes of all tensors in its file.
     pub fn shapes(&self) -> Vec<(String, Vec<usize>)> {
         let dims = |name: &str| self.weights.dims(name).unwrap_or_default().to_vec();
         self.weights.names().into_iter().map(|name| (name.clone(), dims(&name))).collect()
@@ -221,7 +216,6 @@ impl Streamed {
         self.loader().get(name, shape)
     }
 
-    /// As [`Denoiser::predict`].
     pub fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
         let Architecture::UNet(unet) = &self.config.architecture;
         unet::forward_streamed(&self.loader(), unet, x, t, conditioning)

@@ -7,7 +7,6 @@ use candle_core::{DType, Device};
 use pipe::device;
 use rayon::ThreadPoolBuilder;
 
-/// candle's device.
 pub fn open(device: device::Device) -> Result<Device> {
     match device {
         device::Device::Cpu => Ok(Device::Cpu),

@@ -7,7 +7,6 @@ use anyhow::{Result, bail, ensure};
 
 use crate::json;
 
-/// The weight file of a diffusers model folder.
 pub const DIFFUSERS_WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 
 /// The file of LoRA adapters that diffusers' `load_lora_weights` looks for.
@@ -59,7 +58,6 @@ pub(crate) fn indices(name: &str) -> [String; 2] {
     [format!("{name}.index.json"), format!("{name}.index.fp16.json")]
 }
 
-/// The files that an index lists.
 fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     #[derive(serde::Deserialize)]
     struct Index {
@@ -75,7 +73,6 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The denoiser's folder in a checkpoint or model folder.
 pub const DENOISER: &str = "unet";
 
 /// The denoiser's own folder, given a checkpoint folder, a model folder, or that folder itself.

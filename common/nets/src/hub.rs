@@ -43,13 +43,11 @@ fn split(id: &str) -> Option<(&str, &str)> {
     (word(org) && word(model) && !revision.is_empty()).then_some((name, revision))
 }
 
-/// The snapshot of a branch, a tag or a commit.
 fn cached(repo: &CacheRepo, revision: &str) -> Option<PathBuf> {
     let commit = repo.pointer_path(revision);
     if commit.is_dir() { Some(commit) } else { repo.get(".").map(|folder| folder.components().collect()) }
 }
 
-/// Downloads the files that the cache lacks.
 fn fetch(repo: Repo) -> Result<PathBuf> {
     let api = ApiBuilder::from_env().with_progress(std::io::stderr().is_terminal()).build()?.repo(repo);
     let listed: Vec<String> = api.info()?.siblings.into_iter().map(|file| file.rfilename).collect();

@@ -64,3 +64,22 @@ fn without_infinities(text: &str) -> String {
     }
     out
 }
+
+/// Declares a configuration with the value of each key that is missing in a file.
+macro_rules! defaults {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident {
+        $($(#[$about:meta])* $field_vis:vis $field:ident: $type:ty = $value:expr,)+
+    }) => {
+        $(#[$meta])*
+        #[derive(serde::Deserialize)]
+        #[serde(default)]
+        $vis struct $name { $($(#[$about])* $field_vis $field: $type),+ }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $value),+ }
+            }
+        }
+    };
+}
+pub(crate) use defaults;

@@ -13,7 +13,6 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Loads `weight` and `bias`.
     pub fn load(p: Loader, inner: usize, out: usize) -> Result<Self> {
         Self::with(p, &[out, inner], true)
     }
@@ -47,7 +46,6 @@ impl Linear {
     }
 }
 
-/// A convolution with a square kernel.
 pub struct Conv2d {
     weight: Tensor, // (out, in, k, k)
     bias: Tensor,
@@ -99,7 +97,6 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Loads `weight` and `bias`.
     pub fn load(p: Loader, width: usize, eps: f64) -> Result<Self> {
         Ok(Self { weight: p.get("weight", &[width])?, bias: p.get("bias", &[width])?, eps })
     }

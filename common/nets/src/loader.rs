@@ -33,7 +33,6 @@ enum Trained {
 }
 
 impl<'a> Loader<'a> {
-    /// Loads tensors that are not trained, as `dtype`.
     pub fn frozen(weights: &'a Weights, dtype: DType, device: &Device) -> Self {
         Self {
             weights,
@@ -72,7 +71,6 @@ impl<'a> Loader<'a> {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
     }
 
-    /// Whether there is a tensor `name` at this path.
     pub fn has(&self, name: &str) -> bool {
         self.weights.has(&self.path(name))
     }
@@ -91,7 +89,6 @@ impl<'a> Loader<'a> {
         (0..).take_while(|&i| names.iter().any(|n| n.starts_with(&part(i)))).count()
     }
 
-    /// The tensor `name` at this path.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let path = self.path(name);
         let load =
@@ -139,7 +136,6 @@ impl<'a> Loader<'a> {
         view
     }
 
-    /// All variables that were handed out so far.
     pub fn params(&self) -> Params {
         self.params.borrow().clone()
     }

@@ -20,7 +20,6 @@ pub fn accumulate<R>(params: &Params, grads: &mut Grads, body: impl FnOnce() -> 
     result
 }
 
-/// The number of weights.
 pub fn count(params: &Params) -> usize {
     params.values().map(|p| p.elem_count()).sum()
 }

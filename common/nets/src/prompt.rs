@@ -4,27 +4,19 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Device, Tensor};
-use serde::Deserialize;
 
 use crate::conditioning::{Conditioning, Widths};
 use crate::json;
 use crate::text::{TextModel, TextStates};
 use crate::tokenizer::{Style, Tokenizer};
 
-/// The part of `model_index.json` that says how prompts are read.
-#[derive(Deserialize)]
-#[serde(default)]
-struct ModelIndex {
-    force_zeros_for_empty_prompt: bool,
-}
-
-impl Default for ModelIndex {
-    fn default() -> Self {
-        Self { force_zeros_for_empty_prompt: true }
+crate::json::defaults! {
+    /// The part of `model_index.json` that says how prompts are read.
+    struct ModelIndex {
+        force_zeros_for_empty_prompt: bool = true,
     }
 }
 
-/// A text encoder with its own tokenizer.
 struct Reader {
     tokenizer: Tokenizer,
     text: TextModel,

@@ -5,7 +5,6 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use candle_core::{D, DType, Device, Result as Candle, Tensor};
 use ops::Mask;
-use serde::Deserialize;
 
 use crate::config::Rule::{Only, Whole, Words};
 use crate::config::{self, DEPTH, EPSILON, Rules, TRANSFORMERS, WIDTH};
@@ -29,36 +28,20 @@ pub const KEYS: Rules = &[
     ("text_config", Only(&["null"])), // a CLIPModel's
 ];
 
-/// `config.json` of a CLIPTextModel. A missing key takes transformers' default.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
-pub struct TextConfig {
-    pub vocab_size: usize,
-    pub hidden_size: usize,
-    pub intermediate_size: usize,
-    pub num_hidden_layers: usize,
-    pub num_attention_heads: usize,
-    pub max_position_embeddings: usize,
-    pub hidden_act: String,
-    pub layer_norm_eps: f64,
-    pub projection_dim: usize,
-    pub eos_token_id: u32,
-}
-
-impl Default for TextConfig {
-    fn default() -> Self {
-        Self {
-            vocab_size: 49408,
-            hidden_size: 512,
-            intermediate_size: 2048,
-            num_hidden_layers: 12,
-            num_attention_heads: 8,
-            max_position_embeddings: 77,
-            hidden_act: "quick_gelu".into(),
-            layer_norm_eps: 1e-5,
-            projection_dim: 512,
-            eos_token_id: 49407,
-        }
+crate::json::defaults! {
+    /// `config.json` of a CLIPTextModel. A missing key takes transformers' default.
+    #[derive(Clone, Debug)]
+    pub struct TextConfig {
+        pub vocab_size: usize = 49408,
+        pub hidden_size: usize = 512,
+        pub intermediate_size: usize = 2048,
+        pub num_hidden_layers: usize = 12,
+        pub num_attention_heads: usize = 8,
+        pub max_position_embeddings: usize = 77,
+        pub hidden_act: String = "quick_gelu".into(),
+        pub layer_norm_eps: f64 = 1e-5,
+        pub projection_dim: usize = 512,
+        pub eos_token_id: u32 = 49407,
     }
 }
 
@@ -153,7 +136,6 @@ impl TextModel {
         row.iter().position(|&id| id == eos).unwrap_or(0)
     }
 
-    /// Refuses a checkpoint without a projection.
     pub fn check_projection(&self) -> Result<()> {
         ensure!(self.text_projection.is_some(), "this text encoder has no text_projection");
         Ok(())

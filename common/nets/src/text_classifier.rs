@@ -17,36 +17,20 @@ use crate::layers::{LayerNorm, Linear};
 use crate::tokenizer::wordpiece;
 use crate::{json, loader::Loader, weights::Weights};
 
-/// `config.json`; a missing key has transformers' default.
-#[derive(Debug, Deserialize)]
-#[serde(default)]
-struct Config {
-    model_type: String,
-    problem_type: Option<String>,
-    id2label: BTreeMap<usize, String>,
-    vocab_size: usize,
-    max_position_embeddings: usize,
-    dim: usize,
-    hidden_dim: usize,
-    n_layers: usize,
-    n_heads: usize,
-    activation: String,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            model_type: String::new(),
-            problem_type: None,
-            id2label: BTreeMap::from([(0, "LABEL_0".into()), (1, "LABEL_1".into())]),
-            vocab_size: 30522,
-            max_position_embeddings: 512,
-            dim: 768,
-            hidden_dim: 3072,
-            n_layers: 6,
-            n_heads: 12,
-            activation: "gelu".into(),
-        }
+crate::json::defaults! {
+    /// `config.json`; a missing key has transformers' default.
+    #[derive(Debug)]
+    struct Config {
+        model_type: String = String::new(),
+        problem_type: Option<String> = None,
+        id2label: BTreeMap<usize, String> = BTreeMap::from([(0, "LABEL_0".into()), (1, "LABEL_1".into())]),
+        vocab_size: usize = 30522,
+        max_position_embeddings: usize = 512,
+        dim: usize = 768,
+        hidden_dim: usize = 3072,
+        n_layers: usize = 6,
+        n_heads: usize = 12,
+        activation: String = "gelu".into(),
     }
 }
 
@@ -90,7 +74,6 @@ struct Layer {
     output_layer_norm: LayerNorm,
 }
 
-/// A classifier and its tokenizer.
 pub struct TextClassifier {
     /// Names of the classes, in the order of the logits.
     pub labels: Vec<String>,
@@ -209,7 +192,6 @@ impl TextClassifier {
     }
 }
 
-/// Largest number of texts per forward pass.
 const BATCH: usize = 32;
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Result as Candle, Tensor};
 use ops::{Activation, Mask};
-use serde::Deserialize;
 
 use crate::config::Rule::{Flag, Free, List, Number, Only, Whole, Words};
 use crate::config::{self, Rules, WIDTH};
@@ -37,42 +36,23 @@ const KEYS: Rules = &[
     ("sample_size", Free), // of the tiles that large images are cut into, which is not done here
 ];
 
-/// `vae/config.json`. A missing key takes diffusers' default.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
-pub struct VaeConfig {
-    pub latent_channels: usize,
-    pub block_out_channels: Vec<usize>,
-    pub layers_per_block: usize,
-    pub norm_num_groups: usize,
-    pub scaling_factor: f64,
-    shift_factor: Option<f64>,
-    latents_mean: Option<Vec<f32>>,
-    latents_std: Option<Vec<f32>>,
-    force_upcast: bool,
-    use_quant_conv: bool,
-    use_post_quant_conv: bool,
-    down_block_types: Option<Vec<String>>,
-    up_block_types: Option<Vec<String>>,
-}
-
-impl Default for VaeConfig {
-    fn default() -> Self {
-        Self {
-            latent_channels: 4,
-            block_out_channels: vec![64],
-            layers_per_block: 1,
-            norm_num_groups: 32,
-            scaling_factor: 0.18215,
-            shift_factor: None,
-            latents_mean: None,
-            latents_std: None,
-            force_upcast: true,
-            use_quant_conv: true,
-            use_post_quant_conv: true,
-            down_block_types: None,
-            up_block_types: None,
-        }
+crate::json::defaults! {
+    /// `vae/config.json`. A missing key takes diffusers' default.
+    #[derive(Clone, Debug)]
+    pub struct VaeConfig {
+        pub latent_channels: usize = 4,
+        pub block_out_channels: Vec<usize> = vec![64],
+        pub layers_per_block: usize = 1,
+        pub norm_num_groups: usize = 32,
+        pub scaling_factor: f64 = 0.18215,
+        shift_factor: Option<f64> = None,
+        latents_mean: Option<Vec<f32>> = None,
+        latents_std: Option<Vec<f32>> = None,
+        force_upcast: bool = true,
+        use_quant_conv: bool = true,
+        use_post_quant_conv: bool = true,
+        down_block_types: Option<Vec<String>> = None,
+        up_block_types: Option<Vec<String>> = None,
     }
 }
 

@@ -3,7 +3,6 @@
 use anyhow::{Result, ensure};
 use candle_core::{Result as Candle, Tensor};
 use ops::Mask;
-use serde::Deserialize;
 
 use crate::config::Rule::{self, Only, Whole};
 use crate::config::{DEPTH, EPSILON, Rules, WIDTH};
@@ -29,34 +28,19 @@ pub const KEYS: Rules = &[
 pub const LARGEST: usize = 4096;
 pub const SIDE: Rule = Whole(1, LARGEST as u64);
 
-/// `vision_config` of a CLIPModel. A missing key takes transformers' default.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
-pub struct VisionConfig {
-    pub hidden_size: usize,
-    pub intermediate_size: usize,
-    pub num_hidden_layers: usize,
-    pub num_attention_heads: usize,
-    pub image_size: usize,
-    pub patch_size: usize,
-    pub hidden_act: String,
-    pub layer_norm_eps: f64,
-    pub projection_dim: usize,
-}
-
-impl Default for VisionConfig {
-    fn default() -> Self {
-        Self {
-            hidden_size: 768,
-            intermediate_size: 3072,
-            num_hidden_layers: 12,
-            num_attention_heads: 12,
-            image_size: 224,
-            patch_size: 32,
-            hidden_act: "quick_gelu".into(),
-            layer_norm_eps: 1e-5,
-            projection_dim: 512,
-        }
+crate::json::defaults! {
+    /// `vision_config` of a CLIPModel. A missing key takes transformers' default.
+    #[derive(Clone, Debug)]
+    pub struct VisionConfig {
+        pub hidden_size: usize = 768,
+        pub intermediate_size: usize = 3072,
+        pub num_hidden_layers: usize = 12,
+        pub num_attention_heads: usize = 12,
+        pub image_size: usize = 224,
+        pub patch_size: usize = 32,
+        pub hidden_act: String = "quick_gelu".into(),
+        pub layer_norm_eps: f64 = 1e-5,
+        pub projection_dim: usize = 512,
     }
 }
 

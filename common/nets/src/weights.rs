@@ -17,7 +17,6 @@ use crate::{folder, pickle, write};
 
 /// Named tensors of one network.
 pub struct Weights {
-    /// The first weight file, for messages.
     pub name: String,
     files: Vec<PathBuf>,
     tensors: BTreeMap<String, Stored>,
@@ -86,17 +85,14 @@ impl Weights {
         Ok(Self { tensors, ..self })
     }
 
-    /// All names, sorted.
     pub fn names(&self) -> Vec<String> {
         self.tensors.keys().cloned().collect()
     }
 
-    /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// The shape of a tensor, if it exists.
     pub fn dims(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(Stored::dims)
     }
@@ -161,7 +157,6 @@ pub fn file_hash(path: &Path) -> Result<String> {
     Ok(hash)
 }
 
-/// The text metadata of a safetensors file.
 pub fn metadata(path: &Path) -> Result<HashMap<String, String>> {
     Ok(header(path)?.metadata.metadata().clone().unwrap_or_default())
 }
@@ -191,7 +186,6 @@ pub fn check(path: &Path) -> Result<bool> {
 struct Header {
     file: File,
     metadata: Metadata,
-    /// Where the tensors begin.
     end: u64,
 }
 
@@ -211,7 +205,6 @@ fn header(path: &Path) -> Result<Header> {
     Ok(Header { file, metadata, end })
 }
 
-/// All tensors of a safetensors file.
 fn stored(path: &Path) -> Result<Vec<(String, Stored)>> {
     let Header { file, metadata, end } = header(path)?;
     let file = Arc::new(file);

@@ -72,7 +72,6 @@ pub(crate) fn digits(header: &[u8], sum: &str) -> Option<usize> {
     header.windows(text.len()).position(|window| window == text.as_bytes()).map(|at| at + before.len())
 }
 
-/// A file and the checksum of what was written.
 struct Summed {
     file: AtomicFile,
     sum: u32,

@@ -63,10 +63,6 @@ fn backward(op: Pointwise, gx: &mut [f32], x: &[f32], gy: &[f32]) {
 impl Kernel<1> for Pointwise {
     const NAME: &'static str = "activation";
 
-    fn shape(&self, [x]: [&[usize]; 1]) -> Vec<usize> {
-        x.to_vec()
-    }
-
     fn forward(&self, [x]: [Operand; 1]) -> Vec<f32> {
         let mut y = vec![0f32; x.values.len()];
         y.par_chunks_mut(CHUNK).zip(x.values.par_chunks(CHUNK)).for_each(|(y, x)| forward(*self, y, x));

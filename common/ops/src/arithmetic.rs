@@ -76,7 +76,6 @@ pub fn sums_of_squares(tensors: &[&Tensor]) -> Result<Vec<f64>> {
     tensors.iter().map(one).collect()
 }
 
-/// The sum of squares of one f32 tensor, added up in f64.
 pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
     Ok(sums_of_squares(&[x])?.into_iter().sum())
 }

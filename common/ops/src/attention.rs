@@ -112,14 +112,12 @@ impl Chunks {
         Ok([whole(&Tensor::cat(&gq, 2)?)?, whole(&gk)?, whole(&gv)?])
     }
 
-    /// Attention with this backward pass.
     fn attention(self, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
         let y = self.forward(&q.detach(), &k.detach(), &v.detach())?;
         with_backward(y, [q, k, v], move |[q, k, v], go, _| self.backward(q, k, v, go))
     }
 }
 
-/// 1 / sqrt(d)
 fn scale(d: usize) -> f64 {
     1.0 / (d as f64).sqrt()
 }
@@ -132,7 +130,6 @@ struct Attention {
 /// Queries that a task handles at a time, about: their scores against all keys stay in the cache.
 const BLOCK: usize = 64;
 
-/// Sizes of one call.
 #[derive(Clone, Copy)]
 struct Dims {
     n: usize,
@@ -184,10 +181,6 @@ fn softmax_grad(dp: &mut [f32], p: &[f32], width: usize) {
 
 impl Kernel<3> for Attention {
     const NAME: &'static str = "attention";
-
-    fn shape(&self, [q, _, _]: [&[usize]; 3]) -> Vec<usize> {
-        q.to_vec()
-    }
 
     fn forward(&self, [q, k, v]: [Operand; 3]) -> Vec<f32> {
         let (s, batch) = (self.dims(q.dims, k.dims), q.dims[0]);

@@ -69,7 +69,6 @@ const GROUP: usize = 256;
 /// Floats of scratch space that a task may fill with columns.
 const SCRATCH: usize = 1 << 20;
 
-/// Sizes of one call.
 #[derive(Clone, Copy)]
 struct Geometry {
     batch: usize,
@@ -108,7 +107,6 @@ impl Geometry {
         GROUP.div_ceil(self.pixels()).min(self.batch).max(1)
     }
 
-    /// Output rows of a tile of one large image.
     fn tile_rows(&self) -> usize {
         (TILE / self.ow).clamp(1, self.oh)
     }

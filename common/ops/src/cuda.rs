@@ -49,12 +49,10 @@ pub(crate) fn grid(n: usize) -> (u32, u32) {
 /// An operand of a forward pass.
 pub(crate) type Operand<'a> = (&'a CudaStorage, &'a Layout);
 
-/// The GPU on which an operand lies.
 pub(crate) fn device<'a>((storage, _): Operand<'a>) -> &'a CudaDevice {
     storage.device()
 }
 
-/// The numbers of a contiguous f32 operand.
 pub(crate) fn view<'a>((storage, layout): Operand<'a>) -> Result<CudaView<'a, f32>> {
     match layout.contiguous_offsets() {
         Some((from, to)) => Ok(storage.as_cuda_slice::<f32>()?.slice(from..to)),
@@ -94,7 +92,6 @@ pub(crate) fn tensor(numbers: CudaSlice<f32>, device: &CudaDevice, shape: impl I
     Tensor::from_storage(Storage::Cuda(storage(numbers, device)), shape, BackpropOp::none(), false)
 }
 
-/// The result of a forward pass.
 pub(crate) fn storage(numbers: CudaSlice<f32>, device: &CudaDevice) -> CudaStorage {
     CudaStorage::wrap_cuda_slice(numbers, device.clone())
 }

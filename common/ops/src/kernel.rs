@@ -12,14 +12,15 @@ use super::values::{values, with_values};
 /// A public function checks the shapes and calls [`apply1`] or [`apply3`]. A kernel for GPUs stands beside the one for CPUs: its
 /// types in `CUDA`, its launches in `forward_cuda` and `backward_cuda`, its code in `kernels.cu`.
 pub(crate) trait Kernel<const N: usize>: Send + Sync + 'static {
-    /// For error messages.
     const NAME: &'static str;
 
     /// Types of the first operand that the CUDA passes take. The passes below for the CPU take f32.
     const CUDA: &'static [DType] = &[];
 
-    /// The shape of the result, from those of the operands.
-    fn shape(&self, operands: [&[usize]; N]) -> Vec<usize>;
+    /// The shape of the result, from those of the operands: that of the first, unless an operation says otherwise.
+    fn shape(&self, operands: [&[usize]; N]) -> Vec<usize> {
+        operands[0].to_vec()
+    }
 
     /// The result on the CPU, in row-major order like every operand.
     fn forward(&self, operands: [Operand; N]) -> Vec<f32>;
@@ -45,7 +46,6 @@ pub(crate) trait Kernel<const N: usize>: Send + Sync + 'static {
     }
 }
 
-/// An operand on the CPU.
 #[derive(Clone, Copy)]
 pub(crate) struct Operand<'a> {
     pub values: &'a [f32],

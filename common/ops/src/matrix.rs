@@ -14,7 +14,6 @@ impl<'a> Mat<'a> {
         Self { data, rows: width as isize, cols: 1 }
     }
 
-    /// The transpose, without moving anything.
     pub fn t(self) -> Self {
         Self { data: self.data, rows: self.cols, cols: self.rows }
     }

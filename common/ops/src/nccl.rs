@@ -11,7 +11,6 @@ pub struct Communicator(Comm);
 /// The identity of a group of processes: rank 0 makes it with [`identity`] and passes it on to the others.
 pub type Identity = [c_char; 128];
 
-/// Makes the identity of a new group.
 pub fn identity() -> Result<Identity> {
     Ok(*Id::new().map_err(|e| Error::Msg(format!("NCCL does not start: {e:?}")))?.internal())
 }

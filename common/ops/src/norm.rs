@@ -11,7 +11,6 @@ use super::cuda::{self, launch};
 use super::kernel::{Gradient, Kernel, Operand, apply3};
 use super::{math, matrix::Shared};
 
-/// What follows the norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     None,
@@ -133,10 +132,6 @@ impl GroupNorm {
 impl Kernel<3> for GroupNorm {
     const NAME: &'static str = "group_norm";
     const CUDA: &'static [DType] = &[DType::F32];
-
-    fn shape(&self, [x, _, _]: [&[usize]; 3]) -> Vec<usize> {
-        x.to_vec()
-    }
 
     fn forward(&self, [x, w, b]: [Operand; 3]) -> Vec<f32> {
         let (batch, channels) = (x.dims[0], x.dims[1]);
@@ -275,10 +270,6 @@ fn layer_norm_row_grad(
 impl Kernel<3> for LayerNorm {
     const NAME: &'static str = "layer_norm";
     const CUDA: &'static [DType] = &[DType::F32];
-
-    fn shape(&self, [x, _, _]: [&[usize]; 3]) -> Vec<usize> {
-        x.to_vec()
-    }
 
     fn forward(&self, [x, w, b]: [Operand; 3]) -> Vec<f32> {
         let width = w.values.len();

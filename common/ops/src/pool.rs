@@ -26,7 +26,6 @@ impl Pool {
 const SMALLEST: usize = 4 << 20;
 /// Bytes of unused blocks that are kept at most.
 const KEPT: usize = 512 << 20;
-/// Bytes of a large page of x86-64 and aarch64.
 const PAGE: usize = 2 << 20;
 
 /// Unused blocks, (size, address), the latest last.

@@ -31,7 +31,6 @@ pub fn with_values<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f
     Ok(f(slices))
 }
 
-/// The values of a tensor that is changed in place.
 pub enum Values<'a> {
     F32(&'a mut [f32]),
     Bf16(&'a mut [bf16]),

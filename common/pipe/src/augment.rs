@@ -1,7 +1,6 @@
 //! Which training images are mirrored: `encode` stores mirror images for what `train` then draws.
 
 crate::names! {
-    /// Which images are mirrored at random.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Augment {
         /// Mirror no image

@@ -42,7 +42,6 @@ pub struct Common {
 }
 
 impl Common {
-    /// The output path.
     pub fn output(&self) -> Result<&PathBuf> {
         match &self.output {
             Some(url) if is_url(url) => {
@@ -156,7 +155,6 @@ pub fn not_negative() -> impl TypedValueParser<Value = f64> {
     number("a number not below 0", |x| x >= 0.0 && x.is_finite())
 }
 
-/// The parser of a share of a whole.
 pub fn share() -> impl TypedValueParser<Value = f64> {
     number("a number from 0 to 1", |x| (0.0..=1.0).contains(&x))
 }
@@ -253,14 +251,12 @@ pub fn warn(message: impl std::fmt::Display) {
     let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("warning: {message}\n"));
 }
 
-/// Says what is wrong, on standard error.
 pub fn complain(tool: &str, error: &Error) {
     if !reader_left(error) {
         let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{tool}: {}\n", sentence(error)));
     }
 }
 
-/// The exit code of a tool that ends with this error.
 pub fn exit_code(error: &Error) -> u8 {
     match error.downcast_ref::<Stopped>() {
         Some(stopped) => 128 + stopped.0,

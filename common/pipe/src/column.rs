@@ -13,7 +13,6 @@ use arrow::datatypes::{DataType, Float64Type};
 use crate::id::hex;
 use crate::text::shown;
 
-/// Some consecutive rows of a table.
 #[derive(Clone, Debug)]
 pub struct Rows {
     /// The file that the rows are from, for messages.
@@ -92,7 +91,6 @@ impl Rows {
         }
     }
 
-    /// A text column without nulls.
     pub fn text(&self, name: &str) -> Result<StringArray> {
         let column = self.text_or_null(name)?;
         self.refuse_null(name, &column)?;
@@ -126,7 +124,6 @@ impl Rows {
         Ok(scores)
     }
 
-    /// A numeric column as f32 without nulls.
     pub fn f32(&self, name: &str) -> Result<Float32Array> {
         let column = self.f32_or_null(name)?;
         self.refuse_null(name, &column)?;
@@ -244,7 +241,6 @@ impl Rows {
         }
     }
 
-    /// Rows `offset..offset + len` of these.
     pub fn slice(&self, offset: usize, len: usize) -> Self {
         Self { table: self.table.clone(), first: self.first + offset, batch: self.batch.slice(offset, len) }
     }

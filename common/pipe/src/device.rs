@@ -4,7 +4,6 @@ use std::{fmt, str::FromStr};
 
 use crate::names::{Form, Names};
 
-/// Where networks run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
     Cpu,
@@ -51,7 +50,6 @@ impl fmt::Display for Device {
 }
 
 crate::names! {
-    /// The numbers that networks compute in.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Dtype {
         F32 = "f32",

@@ -17,7 +17,6 @@ crate::names! {
     }
 }
 
-/// A table before it is written.
 #[derive(Clone, Debug, Default)]
 pub struct Grid {
     /// Lines above the table. LaTeX has them as a comment, CSV not at all.
@@ -28,7 +27,6 @@ pub struct Grid {
     pub left: usize,
 }
 
-/// The content of one cell, from left to right.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cell(pub Vec<Piece>);
 
@@ -72,7 +70,6 @@ impl Cell {
         value.number(low, show(low)).text(", ").number(high, show(high)).text("]")
     }
 
-    /// The cell as a reader sees it.
     fn shown(&self) -> String {
         let piece = |piece: &Piece| match piece {
             Piece::Text(shown) | Piece::Number(_, shown) => shown.clone(),

@@ -12,7 +12,6 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// SHA-256 of bytes.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
@@ -25,6 +24,17 @@ pub fn sha256_of(parts: &[&[u8]]) -> [u8; 32] {
         hash.update(part);
     }
     hash.finalize().into()
+}
+
+/// The first half of a SHA-256, for what a program remembers of many texts and images: two of a million different contents share
+/// one with probability 1e-27.
+pub type Key = [u8; 16];
+
+/// The key of several strings of bytes, which do not run into each other.
+pub fn key(parts: &[&[u8]]) -> Key {
+    let mut key = Key::default();
+    key.copy_from_slice(&sha256_of(parts)[..16]);
+    key
 }
 
 /// `prompt_id`: the first 16 hexadecimal digits of the SHA-256 of the text, as `sha256sum` prints it.

@@ -11,12 +11,10 @@ use crate::{ahead::Ahead, column::Rows, origin::Origin, place, progress, stop, t
 
 /// What a job does, apart from the work itself.
 pub struct Spec {
-    /// The tool's name, for the progress bar.
     pub tool: &'static str,
     pub tables: Tables,
     /// Goes into every table. The same origin and the same `cut` are the same work.
     pub origin: Origin,
-    /// How the rows are cut into parts.
     pub cut: String,
     pub keep: Keep,
     /// Rows of work; `None` where a pipe brings them.
@@ -33,11 +31,9 @@ pub enum Keep {
     Nothing,
 }
 
-/// Work over rows, part by part.
 pub struct Job {
     store: Store,
     bar: ProgressBar,
-    /// Parts that are finished.
     parts: usize,
 }
 

@@ -13,7 +13,6 @@ pub struct Agreement {
 }
 
 impl Agreement {
-    /// Counts the pairs of two columns of votes.
     pub fn add(&mut self, a: &[Option<i8>], b: &[Option<i8>]) {
         for pair in a.iter().zip(b) {
             self.both_0 += (pair == (&Some(1), &Some(1))) as usize;

@@ -16,7 +16,6 @@ pub mod id;
 pub mod image_keys;
 pub mod job;
 pub mod kappa;
-pub mod key;
 pub mod lock;
 pub mod metrics;
 pub mod moments;

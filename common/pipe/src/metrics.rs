@@ -47,7 +47,6 @@ pub fn choose(wanted: &[String], found: Vec<String>) -> Result<Vec<String>> {
     Ok(if wanted.is_empty() { found } else { wanted.to_vec() })
 }
 
-/// Checks what `--metrics` names.
 pub fn check(wanted: &[String], found: &[String]) -> Result<()> {
     for (i, name) in wanted.iter().enumerate() {
         ensure!(found.contains(name), "--metrics: there is no metric '{name}' (there are: {})", found.join(", "));

@@ -8,7 +8,6 @@ use serde_json::{Map, Value};
 /// The metadata key, in Arrow schemas and safetensors files alike.
 pub const KEY: &str = "origin";
 
-/// The origin of one file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
     pub tool: String,
@@ -32,7 +31,6 @@ pub struct InputOrigin {
 }
 
 impl Origin {
-    /// The origin of a file that `tool` makes, of this version.
     pub fn new(tool: &str) -> Self {
         Self {
             tool: tool.into(),

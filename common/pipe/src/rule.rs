@@ -41,7 +41,6 @@ impl Rule {
         }
     }
 
-    /// Whether each metric's vote can have a weight.
     pub fn is_weighted(&self) -> bool {
         matches!(self, Rule::Sum | Rule::Zsum | Rule::Minmax | Rule::Soft | Rule::Weighted)
     }

@@ -116,7 +116,6 @@ pub fn with_judges(schema: Schema, judges: &[&str]) -> Schema {
     Schema::new(schema.fields().iter().map(mark).collect::<Vec<_>>())
 }
 
-/// Whether a column of scores belongs to a judge.
 pub fn is_judge(field: &Field) -> bool {
     field.metadata().get(ROLE).is_some_and(|role| role == JUDGE)
 }
@@ -168,14 +167,12 @@ pub fn pair_list() -> Schema {
     Schema::new(pair_keys())
 }
 
-/// prompts: what `prompts` makes of a benchmark's file.
 pub fn prompts() -> Schema {
     let mut fields = prompt_columns();
     fields.push(field(prompts::NSFW_PROB, DataType::Float32, true)); // null where no filter ran
     Schema::new(fields)
 }
 
-/// images: what `sample` draws.
 pub fn images() -> Schema {
     let mut fields = image_columns();
     fields.push(field(images::IMAGE, DataType::Binary, false)); // PNG

@@ -89,7 +89,6 @@ impl ScoredRows {
         self.rows.is_empty()
     }
 
-    /// "scored.parquet, row 17 (from 0)".
     pub fn at(&self, i: usize) -> String {
         self.rows.at(i)
     }
@@ -98,7 +97,6 @@ impl ScoredRows {
         (owned(&self.sets, i), self.prompt_ids.value(i).to_owned())
     }
 
-    /// The scores of image `i`, one per metric.
     pub fn scores_of(&self, i: usize) -> impl Iterator<Item = Option<f32>> + '_ {
         self.scores.iter().map(move |m| m.is_valid(i).then(|| m.value(i)))
     }

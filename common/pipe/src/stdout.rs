@@ -21,7 +21,6 @@ impl fmt::Display for ReaderLeft {
 
 impl std::error::Error for ReaderLeft {}
 
-/// Standard output as a writer.
 pub fn stdout() -> Stdout {
     Stdout(io::stdout())
 }
@@ -43,7 +42,6 @@ fn mark(error: io::Error) -> io::Error {
     }
 }
 
-/// Writes bytes or text to standard output.
 pub fn print(text: impl AsRef<[u8]>) -> Result<()> {
     let mut stdout = stdout();
     stdout.write_all(text.as_ref()).and_then(|()| stdout.flush()).context("cannot write to standard output")

@@ -89,7 +89,6 @@ pub fn unwatch() -> Result<()> {
     check()
 }
 
-/// The signal that arrived, if one did.
 pub fn requested() -> Option<Stopped> {
     match SIGNAL.load(Ordering::SeqCst) {
         0 => None,

@@ -15,7 +15,6 @@ pub struct Winrates {
     /// Metrics that judge and did not vote.
     #[serde(default)]
     pub held_out: Vec<String>,
-    /// The seed of the bootstrap.
     #[serde(default)]
     pub seed: u64,
     #[serde(default)]
@@ -36,9 +35,7 @@ pub struct ByMetric<T>(pub Vec<(String, T)>);
 pub struct Table {
     pub table: String,
     pub model: String,
-    /// The number of prompts.
     pub prompts: usize,
-    /// The number of images without a score.
     pub null_scores: ByMetric<usize>,
     pub scores: ByMetric<Distribution>,
     /// The metrics that voted on the labels of the model.
@@ -56,7 +53,6 @@ pub struct Distribution {
     pub sd_of_a_prompt: Option<f64>,
 }
 
-/// Candidate `a` against baseline `b`.
 #[derive(Serialize, Deserialize)]
 pub struct Comparison {
     pub a: String,
@@ -72,18 +68,15 @@ pub struct Comparison {
     pub other_seeds: usize,
 }
 
-/// A comparison over some prompts.
 #[derive(Serialize, Deserialize)]
 pub struct Group {
     /// `None`: all prompts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The number of prompts.
     pub n: usize,
     pub metrics: ByMetric<Cell>,
 }
 
-/// A comparison over some prompts under one metric.
 #[derive(Serialize, Deserialize)]
 pub struct Cell {
     /// By the best image of each prompt.
@@ -145,33 +138,27 @@ pub struct Pooled {
     pub a: String,
     pub b: String,
     pub seeds: usize,
-    /// The number of prompts.
     pub n: usize,
     pub metrics: ByMetric<PooledCell>,
 }
 
-/// Means over seeds and prompts under one metric.
 #[derive(Serialize, Deserialize)]
 pub struct PooledCell {
-    /// The win rate, from 0 to 1, and its interval.
     pub rate: f64,
     pub low: f64,
     pub high: f64,
-    /// The win rate of each seed.
     pub rates: Vec<f64>,
     #[serde(flatten)]
     pub change: Change,
 }
 
 impl Rate {
-    /// The win rate, and the lower and upper end of its interval.
     pub fn estimate(&self) -> [f64; 3] {
         [self.rate, self.low, self.high]
     }
 }
 
 impl PooledCell {
-    /// The win rate, and the lower and upper end of its interval.
     pub fn estimate(&self) -> [f64; 3] {
         [self.rate, self.low, self.high]
     }
@@ -183,7 +170,6 @@ impl Change {
         Self { change_sd, change_sd_low, change_sd_high }
     }
 
-    /// The change, and the lower and upper end of its interval.
     pub fn estimate(&self) -> Option<[f64; 3]> {
         Some([self.change_sd?, self.change_sd_low?, self.change_sd_high?])
     }

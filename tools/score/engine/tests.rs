@@ -50,7 +50,7 @@ impl Towers for First {
 fn rows(pairs: &[(u8, u8, &str)]) -> Rows {
     let file = |first: u8| match first {
         0 => b"no image".to_vec(),
-        _ => png(&Rgb { width: 1, height: 1, data: vec![first, 1, 2] }).unwrap(),
+        _ => png(&Rgb { width: 1, height: 1, data: vec![first, 1, 2] }, None).unwrap(),
     };
     let images = |side: fn(&(u8, u8, &str)) -> u8| -> ArrayRef {
         Arc::new(BinaryArray::from_iter_values(pairs.iter().map(|p| file(side(p)))))

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use nets::conditioning::{Conditioning, Widths};
 use nets::prompt::PromptEncoder;
 use pipe::table::{BATCH, Inputs};
-use pipe::{key::Key, schema::pairs, take::Taker};
+use pipe::{id::Key, schema::pairs, take::Taker};
 
 use super::{cache::shape_of, images::lists, votes::name_key};
 

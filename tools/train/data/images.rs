@@ -11,7 +11,7 @@ use nets::image::{self, TrainCrop};
 use nets::vae::{Posterior, Vae};
 use pipe::schema::{images, pairs};
 use pipe::table::{BATCH, Inputs};
-use pipe::{column::Rows, image_keys, key::Key, take::Taker};
+use pipe::{column::Rows, id::Key, image_keys, take::Taker};
 use rayon::prelude::*;
 
 use super::votes::name_key;
@@ -25,7 +25,6 @@ pub enum Images {
     Cache { table: Taker, shape: [usize; 3], flips: bool },
 }
 
-/// One image to be read for a batch.
 #[derive(Clone, Copy)]
 pub struct Wanted {
     pub side: usize,

@@ -94,7 +94,6 @@ pub struct Data {
     epoch: Option<(u64, Vec<u32>)>,
 }
 
-/// The tables that hold the pairs, opened.
 struct Tables {
     /// The table that lists the pairs; `None` where the labels do.
     listed: Option<Inputs>,
@@ -165,7 +164,6 @@ impl Data {
         self.labelled.entries.len()
     }
 
-    /// C, h and w of a latent.
     pub fn latent_shape(&self) -> [usize; 3] {
         let side = self.resolution / self.vae.config.factor();
         match &self.images {

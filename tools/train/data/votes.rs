@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Result, ensure};
-use pipe::key::{Key, key};
+use pipe::id::{Key, key};
 use pipe::table::{BATCH, Inputs};
 use pipe::{id, schema::labels};
 

@@ -6,7 +6,6 @@ pub struct Launch {
     pub by: &'static str,
     /// Processes that were started.
     pub size: usize,
-    /// Number of this process.
     pub rank: usize,
     /// Its number among those on the same host.
     pub local: usize,

@@ -103,7 +103,6 @@ impl World {
         self.ranks.as_mut().filter(|_| !alone).map_or(Ok(()), |ranks| ranks.attach(device))
     }
 
-    /// A note on how several processes share a step.
     pub fn note(&self, share: &Share) -> Option<String> {
         let size = self.size();
         (size > 1).then(|| format!("{size} processes, each with {} pairs per step", share.pairs()))

@@ -19,7 +19,6 @@ pub struct Mpi {
 }
 
 impl Mpi {
-    /// Joins the other processes that the launcher started.
     pub fn join() -> Result<Self> {
         // Only one thread sends and receives.
         let (universe, _) =

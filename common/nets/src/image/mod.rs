@@ -10,7 +10,7 @@ mod resize;
 
 pub use decode::{Beyond, MAX_PIXELS, Stored, decode, decode_stored};
 pub use float::Antialias;
-pub use png::{png, png_with};
+pub use png::png;
 pub use preprocess::{
     CLIP, Normalise, Preprocess, TrainCrop, blip_u8, dpo_train, dpo_train_u8, hf_clip, hf_clip_u8, letterbox,
 };
@@ -31,7 +31,6 @@ impl Rgb {
         self.data.iter().all(|&v| v == 0)
     }
 
-    /// The image with left and right exchanged.
     pub fn mirrored(&self) -> Self {
         let mirror = |row: &[u8]| row.chunks_exact(3).rev().flatten().copied().collect::<Vec<u8>>();
         let data = self.data.chunks_exact(3 * self.width.max(1)).flat_map(mirror).collect();

@@ -5,17 +5,8 @@ use png::{BitDepth, ColorType, Encoder};
 
 use super::Rgb;
 
-/// The image as PNG. The same pixels give the same bytes.
-pub fn png(image: &Rgb) -> Result<Vec<u8>> {
-    encode(image, None)
-}
-
-/// The image as PNG with a text under a key.
-pub fn png_with(image: &Rgb, key: &str, text: &str) -> Result<Vec<u8>> {
-    encode(image, Some((key, text)))
-}
-
-fn encode(image: &Rgb, text: Option<(&str, &str)>) -> Result<Vec<u8>> {
+/// The image as PNG, with a key and its text or without. The same pixels give the same bytes.
+pub fn png(image: &Rgb, text: Option<(&str, &str)>) -> Result<Vec<u8>> {
     let mut out = vec![];
     let mut encoder = Encoder::new(&mut out, u32::try_from(image.width)?, u32::try_from(image.height)?);
     encoder.set_color(ColorType::Rgb);

@@ -51,7 +51,6 @@ impl Preprocess {
         }
     }
 
-    /// The side of the square that [`Preprocess::apply`] gives.
     pub fn side(&self) -> usize {
         match *self {
             Self::HfClip { crop, .. } => crop,
@@ -172,7 +171,6 @@ pub fn letterbox(image: &Rgb, size: usize, normalise: &Normalise, antialias: Ant
 pub struct TrainCrop {
     pub original_width: usize,
     pub original_height: usize,
-    /// Offsets of the crop in the resized image.
     pub left: usize,
     pub top: usize,
 }

@@ -41,7 +41,6 @@ impl Filter {
     }
 }
 
-/// A rectangle of an image, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Window {
     pub left: usize,
@@ -151,7 +150,6 @@ impl Taps {
         taps
     }
 
-    /// The range of source positions that are read.
     fn reach(&self) -> Range<usize> {
         let start = self.first.first().copied().unwrap_or(0);
         let end = self.first.last().zip(self.count.last()).map_or(start, |(first, count)| first + count);
@@ -176,7 +174,6 @@ fn to_byte(sum: i32) -> u8 {
     (sum >> BITS).clamp(0, 255) as u8
 }
 
-/// The horizontal pass over the source `rows`.
 fn horizontal(image: &Rgb, taps: &Taps, rows: Range<usize>) -> Rgb {
     let (width, height) = (taps.first.len(), rows.len());
     let mut data = vec![0; width * height * 3];
@@ -207,7 +204,6 @@ fn horizontal_row(row: &[u8], wide: &mut [[i32; 4]], taps: &Taps, out: &mut [u8]
     }
 }
 
-/// The vertical pass over the source `columns`.
 fn vertical(image: &Rgb, taps: &Taps, columns: Range<usize>) -> Rgb {
     let (width, height) = (columns.len(), taps.first.len());
     let stride = image.width * 3;

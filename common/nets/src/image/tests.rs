@@ -136,7 +136,7 @@ fn crops_and_names() {
     assert_eq!(Preprocess::HfClip { size: 224, crop: 224, normalise: CLIP }.id(), "hf-clip-430/224");
     let antialias = Antialias::Legacy;
     assert_eq!(Preprocess::Letterbox { size: 224, normalise: CLIP, antialias }.id(), "letterbox-legacy/224");
-    assert_eq!(decode(&png(&image(3, 2)).unwrap()).unwrap(), image(3, 2));
+    assert_eq!(decode(&png(&image(3, 2), None).unwrap()).unwrap(), image(3, 2));
 }
 
 /// Every image of `images` against the tensors of the same name in `expected`.

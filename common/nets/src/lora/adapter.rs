@@ -17,7 +17,6 @@ pub struct LoraConfig {
 }
 
 impl LoraConfig {
-    /// alpha / rank
     pub fn scale(&self) -> f64 {
         self.alpha / self.rank as f64
     }
@@ -52,12 +51,10 @@ impl Adapter {
         Ok((Var::from_tensor(&a)?, Var::zeros([&[out, rank], spatial].concat(), DType::F32, device)?))
     }
 
-    /// The names of a module's A and B.
     pub fn names(module: &str) -> [String; 2] {
         ["A", "B"].map(|which| format!("{module}.lora_{which}.weight"))
     }
 
-    /// A module's adapter among tensors by name.
     pub fn of(module: &str, tensors: &BTreeMap<String, Tensor>, config: &LoraConfig) -> Result<Self> {
         let [a, b] = Self::names(module)
             .map(|name| tensors.get(&name).cloned().with_context(|| format!("the adapters lack tensor '{name}'")));

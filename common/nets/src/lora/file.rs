@@ -20,7 +20,6 @@ pub const KOHYA_FILE: &str = "kohya.safetensors";
 /// diffusers' metadata key for rank and alpha.
 const PEFT_KEY: &str = "lora_adapter_metadata";
 
-/// The adapters of a UNet, read from a file.
 pub struct Adapters {
     pub config: LoraConfig,
     /// By name: `MODULE.lora_A.weight`, `MODULE.lora_B.weight`.
@@ -58,7 +57,6 @@ impl Adapters {
         Ok(Self { config, tensors, file: file.to_owned() })
     }
 
-    /// Copies the values into variables of the same names.
     pub fn fill(&self, params: &Params) -> Result<()> {
         let name = self.file.display();
         for (module, var) in params {

@@ -1,16 +1,14 @@
 //! Optimisers whose moments can be saved, and learning-rate schedules.
 
 mod adafactor;
-mod adamw;
 mod schedule;
 
 use std::collections::BTreeMap;
 
 pub use adafactor::AdafactorConfig;
-pub use adamw::AdamWConfig;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Var};
-use ops::rounding_seed;
+use ops::{AdamWStep, rounding_seed};
 pub use schedule::LrSchedule;
 
 use crate::params::{Grads, Params};
@@ -20,6 +18,28 @@ use crate::params::{Grads, Params};
 pub enum UpdateRule {
     AdamW(AdamWConfig),
     Adafactor(AdafactorConfig),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWConfig {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+}
+
+impl AdamWConfig {
+    pub fn at(&self, t: u64, lr: f64) -> AdamWStep {
+        let (correction1, correction2) = (1.0 - self.beta1.powf(t as f64), 1.0 - self.beta2.powf(t as f64));
+        AdamWStep {
+            beta1: self.beta1 as f32,
+            beta2: self.beta2 as f32,
+            decay: (1.0 - lr * self.weight_decay) as f32,
+            rate: (lr / correction1) as f32,
+            root2: correction2.sqrt() as f32,
+            eps: self.eps as f32,
+        }
+    }
 }
 
 /// A rule, and the moments that it keeps of past gradients.
@@ -71,7 +91,6 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Bytes that all moments take.
     pub fn bytes(&self) -> usize {
         self.moments.values().map(|m| m.elem_count() * m.dtype().size_in_bytes()).sum()
     }

@@ -31,7 +31,6 @@ pub(super) struct Storage {
     pub class: &'static str,
     /// The name of the file in the archive's `data/`.
     pub key: String,
-    /// The number of elements.
     pub len: usize,
 }
 
@@ -70,7 +69,6 @@ const CLASSES: &[&str] = &[
     "torch.BoolStorage",
 ];
 
-/// All values of a pickle.
 pub(super) struct Heap(Vec<Value>);
 
 impl std::ops::Index<Id> for Heap {
@@ -105,7 +103,6 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// Runs one instruction.
     fn step(&mut self, code: u8) -> Result<()> {
         match code {
             0x80 => self.skip(1), // PROTO

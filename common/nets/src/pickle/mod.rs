@@ -104,7 +104,6 @@ fn views_of(archive: &mut Archive, file: &str, views: &[(&str, &View)]) -> Resul
     }
 }
 
-/// [`views_of`] for elements of one type.
 fn typed<T: WithDType, const N: usize>(
     archive: &mut Archive,
     file: &str,

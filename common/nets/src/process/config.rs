@@ -58,55 +58,31 @@ const KEYS: Rules = &[
     ("variance_type", Words(&["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"])),
 ];
 
-/// The file of any of diffusers' DDPM schedulers. A missing key takes diffusers' default; `None` is the default of the
-/// sampler that reads it.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
-pub struct SchedulerConfig {
-    pub num_train_timesteps: usize,
-    pub beta_start: f64,
-    pub beta_end: f64,
-    pub beta_schedule: String,
-    pub trained_betas: Option<Vec<f32>>,
-    pub prediction_type: PredictionType,
-    pub rescale_betas_zero_snr: bool,
-    pub timestep_spacing: Option<Spacing>,
-    pub steps_offset: usize,
-    pub set_alpha_to_one: Option<bool>,
-    pub clip_sample: bool,
-    pub clip_sample_range: f64,
-    pub skip_prk_steps: bool,
-    pub final_sigmas_type: FinalSigma,
-    pub lower_order_final: bool,
-    pub euler_at_final: bool,
-    pub use_karras_sigmas: Option<bool>,
-    /// Every other key. A sampler refuses those that change what it computes ([`SchedulerConfig::expect`]).
-    #[serde(flatten)]
-    other: BTreeMap<String, Value>,
-}
-
-impl Default for SchedulerConfig {
-    fn default() -> Self {
-        Self {
-            num_train_timesteps: 1000,
-            beta_start: 0.0001,
-            beta_end: 0.02,
-            beta_schedule: "linear".into(),
-            trained_betas: None,
-            prediction_type: PredictionType::Epsilon,
-            rescale_betas_zero_snr: false,
-            timestep_spacing: None,
-            steps_offset: 0,
-            set_alpha_to_one: None,
-            clip_sample: true,
-            clip_sample_range: 1.0,
-            skip_prk_steps: false,
-            final_sigmas_type: FinalSigma::Zero,
-            lower_order_final: true,
-            euler_at_final: false,
-            use_karras_sigmas: None,
-            other: BTreeMap::new(),
-        }
+crate::json::defaults! {
+    /// The file of any of diffusers' DDPM schedulers. A missing key takes diffusers' default; `None` is the default of the
+    /// sampler that reads it.
+    #[derive(Clone, Debug)]
+    pub struct SchedulerConfig {
+        pub num_train_timesteps: usize = 1000,
+        pub beta_start: f64 = 0.0001,
+        pub beta_end: f64 = 0.02,
+        pub beta_schedule: String = "linear".into(),
+        pub trained_betas: Option<Vec<f32>> = None,
+        pub prediction_type: PredictionType = PredictionType::Epsilon,
+        pub rescale_betas_zero_snr: bool = false,
+        pub timestep_spacing: Option<Spacing> = None,
+        pub steps_offset: usize = 0,
+        pub set_alpha_to_one: Option<bool> = None,
+        pub clip_sample: bool = true,
+        pub clip_sample_range: f64 = 1.0,
+        pub skip_prk_steps: bool = false,
+        pub final_sigmas_type: FinalSigma = FinalSigma::Zero,
+        pub lower_order_final: bool = true,
+        pub euler_at_final: bool = false,
+        pub use_karras_sigmas: Option<bool> = None,
+        /// Every other key. A sampler refuses those that change what it computes ([`SchedulerConfig::expect`]).
+        #[serde(flatten)]
+        other: BTreeMap<String, Value> = BTreeMap::new(),
     }
 }
 

@@ -34,14 +34,12 @@ impl Process {
     /// Where a model folder says which process it was trained by.
     pub const FILE: &str = "scheduler/scheduler_config.json";
 
-    /// From the model folder `base`.
     pub fn open(base: &Path) -> Result<Self> {
         // SDXL's pipeline, which has two text encoders, takes the file as it is.
         let repaired = !base.join("text_encoder_2").is_dir();
         Ok(Process::Ddpm(Ddpm::open(&base.join(Self::FILE), repaired)?))
     }
 
-    /// Draws the time of one training pair.
     pub fn draw(&self, draws: &mut Draws) -> f32 {
         let Process::Ddpm(ddpm) = self;
         ddpm.draw(draws)

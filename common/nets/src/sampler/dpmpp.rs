@@ -11,7 +11,6 @@ pub struct Dpmpp {
     /// sigma / alpha, one more than there are timesteps.
     sigmas: Vec<f64>,
     process: Ddpm,
-    /// The last step is of first order.
     first_order_last: bool,
     /// x_0 as predicted at the step before.
     before: Option<Tensor>,

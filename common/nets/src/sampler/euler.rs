@@ -1,4 +1,5 @@
-//! Euler's method on sigmas: SDXL's own sampler. Here x = x_0 + sigma eps, not scaled down as in the schedule.
+//! Euler's method on sigmas: SDXL's own sampler. Here x = x_0 + sigma eps, not scaled down as in the schedule. Ancestral, each
+//! step goes further down than to the next sigma, and noise brings it up to that again.
 
 use anyhow::Result;
 use candle_core::{Result as Candle, Tensor};
@@ -9,9 +10,10 @@ use crate::process::{Ddpm, FinalSigma, PredictionType, Spacing, mix};
 pub struct Euler {
     timesteps: Vec<f32>,
     /// One more than there are timesteps.
-    pub(super) sigmas: Vec<f64>,
+    sigmas: Vec<f64>,
     initial_sigma: f64,
     predicts: PredictionType,
+    ancestral: bool,
 }
 
 impl Euler {
@@ -20,10 +22,14 @@ impl Euler {
         process.config.require("interpolation_type", &["\"linear\""])?;
         process.config.require("timestep_type", &["\"discrete\""])?;
         ["sigma_min", "sigma_max"].iter().try_for_each(|key| process.config.require(key, &[]))?;
-        Self::ending_at(process, steps, karras, process.config.final_sigmas_type)
+        Self::ending_at(process, steps, karras, process.config.final_sigmas_type, false)
     }
 
-    pub(super) fn ending_at(process: &Ddpm, steps: usize, karras: bool, end: FinalSigma) -> Result<Self> {
+    pub fn ancestral(process: &Ddpm, steps: usize, karras: bool) -> Result<Self> {
+        Self::ending_at(process, steps, karras, FinalSigma::Zero, true)
+    }
+
+    fn ending_at(process: &Ddpm, steps: usize, karras: bool, end: FinalSigma, ancestral: bool) -> Result<Self> {
         let c = &process.config;
         let spacing = c.timestep_spacing.unwrap_or(Spacing::Linspace);
         let training = sigmas::of_training(process);
@@ -40,11 +46,11 @@ impl Euler {
             Spacing::Leading => (largest * largest + 1.0).sqrt(),
             Spacing::Linspace | Spacing::Trailing => largest,
         };
-        Ok(Self { timesteps, sigmas, initial_sigma, predicts: c.prediction_type })
+        Ok(Self { timesteps, sigmas, initial_sigma, predicts: c.prediction_type, ancestral })
     }
 
     /// dx/dsigma = (x - x_0) / sigma at step i.
-    pub(super) fn slope(&self, i: usize, x: &Tensor, prediction: &Tensor) -> Candle<Tensor> {
+    fn slope(&self, i: usize, x: &Tensor, prediction: &Tensor) -> Candle<Tensor> {
         match self.predicts {
             PredictionType::Epsilon => Ok(prediction.clone()),
             PredictionType::VPrediction => {
@@ -65,13 +71,25 @@ impl Sampler for Euler {
         self.initial_sigma
     }
 
+    fn adds_noise(&self) -> bool {
+        self.ancestral
+    }
+
     fn input(&self, i: usize, x: &Tensor) -> Candle<Tensor> {
         let sigma = self.sigmas[i];
         x / (sigma * sigma + 1.0).sqrt()
     }
 
-    /// x + dx/dsigma (sigma' - sigma)
-    fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, _: &Noise) -> Candle<Tensor> {
-        mix(1.0, x, self.sigmas[i + 1] - self.sigmas[i], &self.slope(i, x, prediction)?)
+    /// x' = x + dx/dsigma (down - sigma) + up noise, where down = sigma' and up = 0, or ancestral with
+    /// up^2 = sigma'^2 (sigma^2 - sigma'^2) / sigma^2 and down^2 = sigma'^2 - up^2.
+    fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, noise: &Noise) -> Candle<Tensor> {
+        let (now, next, slope) = (self.sigmas[i], self.sigmas[i + 1], self.slope(i, x, prediction)?);
+        if !self.ancestral {
+            return mix(1.0, x, next - now, &slope);
+        }
+        let up = (next.powi(2) * (now.powi(2) - next.powi(2)) / now.powi(2)).sqrt();
+        let down = (next.powi(2) - up.powi(2)).sqrt();
+        let x = mix(1.0, x, down - now, &slope)?;
+        if up == 0.0 { Ok(x) } else { mix(1.0, &x, up, &noise.of_step(i, &x)?) }
     }
 }

@@ -6,7 +6,6 @@
 mod ddim;
 mod dpmpp;
 mod euler;
-mod euler_a;
 mod noise;
 mod pndm;
 mod sigmas;
@@ -59,7 +58,6 @@ pub trait Sampler {
         1.0
     }
 
-    /// Whether [`Sampler::step`] adds noise.
     fn adds_noise(&self) -> bool {
         false
     }
@@ -89,11 +87,10 @@ impl Sampling {
             Scheduler::Pndm => Box::new(pndm::Pndm::new(&process, steps)?),
             Scheduler::Dpmpp => Box::new(dpmpp::Dpmpp::new(&process, steps, karras)?),
             Scheduler::Euler => Box::new(euler::Euler::new(&process, steps, karras)?),
-            Scheduler::EulerA => Box::new(euler_a::EulerA::new(&process, steps, karras)?),
+            Scheduler::EulerA => Box::new(euler::Euler::ancestral(&process, steps, karras)?),
         })
     }
 
-    /// The sampler's name in AUTOMATIC1111's web UI.
     pub fn label(&self, process: &Process) -> String {
         let name = match self.scheduler {
             Scheduler::Ddim => "DDIM",

@@ -9,7 +9,6 @@ use pipe::seed;
 
 /// The noise of a batch of B images.
 pub struct Noise {
-    /// One per image.
     seeds: Vec<u64>,
     given: Option<GivenNoise>,
 }
@@ -75,7 +74,6 @@ impl Noise {
         Ok(Self { seeds, given })
     }
 
-    /// The part of these rows of the batch.
     pub fn rows(&self, rows: std::ops::Range<usize>) -> Candle<Self> {
         Self::new(self.seeds[rows.clone()].to_vec(), rows, self.given.as_ref())
     }

@@ -54,7 +54,6 @@ pub struct ClipModel {
     pub preprocess: Preprocess,
     /// SHA-256 over weights, settings and vocabulary, in hexadecimal.
     pub hash: String,
-    /// See [`Scorer::id`].
     id: String,
     vision: VisionModel,
     text: Option<(TextModel, Tokenizer)>,
@@ -119,12 +118,10 @@ impl ClipModel {
         })
     }
 
-    /// The length of its vectors.
     pub fn width(&self) -> usize {
         self.vision.config.projection_dim
     }
 
-    /// A CLIP by itself scores by its cosine.
     pub fn scorer(self) -> Scorer {
         Scorer { id: self.id.clone(), preprocess: Some(self.preprocess), model: Model::Towers(Box::new(self)) }
     }
@@ -177,7 +174,6 @@ impl Towers for ClipModel {
         Ok(features)
     }
 
-    /// The cosine.
     fn score(&self, image: &[f32], caption: &[f32]) -> f32 {
         dot(image, caption)
     }

@@ -28,7 +28,6 @@ pipe::names! {
     }
 }
 
-/// The edition that the weights are.
 const VERSION: Choice = Choice {
     name: "hps-version",
     help: "Which HPS an open_clip file (HPS_v2.1_compressed.pt) is; nothing in it says so, and the scores differ",

@@ -8,7 +8,6 @@ use pipe::names::{Form, Names};
 
 use super::model::Scorer;
 
-/// An entry of the table of metrics.
 pub struct Metric {
     /// The name of its column, its model folder and its flags.
     pub name: &'static str,
@@ -66,7 +65,6 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// What the user chose, or the default.
     pub fn of<'a>(&self, chosen: &'a BTreeMap<String, String>) -> Option<&'a str> {
         chosen.get(self.name).map(String::as_str).or(self.default)
     }

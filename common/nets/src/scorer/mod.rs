@@ -39,7 +39,6 @@ pub const METRICS: &[Metric] = &[
     mps::METRIC,
 ];
 
-/// The metric of that name.
 pub fn named(name: &str) -> anyhow::Result<&'static Metric> {
     let found = METRICS.iter().find(|m| m.name == name);
     found.ok_or_else(|| {

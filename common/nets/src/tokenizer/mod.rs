@@ -34,14 +34,12 @@ pub enum Style {
     OpenClip,
 }
 
-/// Turns texts into token ids.
 pub struct Tokenizer {
     style: Style,
     /// The tokenizer with the added tokens, for [`Style::Hf`].
     hf: Hf,
     /// The merges alone, for [`Style::OpenClip`].
     bpe: BPE,
-    /// Begin of text.
     pub bos: u32,
     /// End of text. A text that is cut ends with it too.
     pub eos: u32,
@@ -145,7 +143,6 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// The texts of the special tokens.
 struct Specials {
     bos: String,
     eos: String,

@@ -60,7 +60,6 @@ impl TransformerBlock {
         })
     }
 
-    /// `x` (B, N, width), `context` (B, T, D) -> (B, N, width)
     pub fn forward(&self, x: &Tensor, context: &Tensor) -> Candle<Tensor> {
         let h = self.norm1.forward(x)?;
         let x = (x + self.attn1.forward(&h, &h)?)?;

@@ -81,59 +81,35 @@ impl PerBlock {
     }
 }
 
-/// `unet/config.json`. A missing key takes diffusers' default; a key that asks for what is not built is refused.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
-pub struct UNetConfig {
-    pub in_channels: usize,
-    pub out_channels: usize,
-    pub block_out_channels: Vec<usize>,
-    pub layers_per_block: usize,
-    pub(super) down_block_types: Vec<String>,
-    pub(super) up_block_types: Vec<String>,
-    pub cross_attention_dim: usize,
-    /// The number of heads, in spite of its name, in Stable Diffusion's files.
-    pub(super) attention_head_dim: PerBlock,
-    pub(super) transformer_layers_per_block: PerBlock,
-    pub(super) use_linear_projection: bool,
-    pub(super) norm_num_groups: usize,
-    pub(super) norm_eps: f64,
-    pub(super) flip_sin_to_cos: bool,
-    pub(super) freq_shift: f64,
-    pub(crate) addition_embed_type: Option<String>,
-    pub(super) addition_time_embed_dim: Option<usize>,
-    pub(crate) projection_class_embeddings_input_dim: Option<usize>,
-    time_embedding_dim: Option<usize>,
-    pub sample_size: usize,
+crate::json::defaults! {
+    /// `unet/config.json`. A missing key takes diffusers' default; a key that asks for what is not built is refused.
+    #[derive(Clone, Debug)]
+    pub struct UNetConfig {
+        pub in_channels: usize = 4,
+        pub out_channels: usize = 4,
+        pub block_out_channels: Vec<usize> = vec![320, 640, 1280, 1280],
+        pub layers_per_block: usize = 2,
+        pub(super) down_block_types: Vec<String> = blocks(["CrossAttnDownBlock2D"; 3], ["DownBlock2D"; 1]),
+        pub(super) up_block_types: Vec<String> = blocks(["UpBlock2D"; 1], ["CrossAttnUpBlock2D"; 3]),
+        pub cross_attention_dim: usize = 1280,
+        /// The number of heads, in spite of its name, in Stable Diffusion's files.
+        pub(super) attention_head_dim: PerBlock = PerBlock::One(8),
+        pub(super) transformer_layers_per_block: PerBlock = PerBlock::One(1),
+        pub(super) use_linear_projection: bool = false,
+        pub(super) norm_num_groups: usize = 32,
+        pub(super) norm_eps: f64 = 1e-5,
+        pub(super) flip_sin_to_cos: bool = true,
+        pub(super) freq_shift: f64 = 0.0,
+        pub(crate) addition_embed_type: Option<String> = None,
+        pub(super) addition_time_embed_dim: Option<usize> = None,
+        pub(crate) projection_class_embeddings_input_dim: Option<usize> = None,
+        time_embedding_dim: Option<usize> = None,
+        pub sample_size: usize = 64,
+    }
 }
 
-impl Default for UNetConfig {
-    fn default() -> Self {
-        let strings = |all: [&str; 4]| all.map(String::from).to_vec();
-        let (cross, plain) = ("CrossAttnDownBlock2D", "DownBlock2D");
-        let (up_cross, up_plain) = ("CrossAttnUpBlock2D", "UpBlock2D");
-        Self {
-            in_channels: 4,
-            out_channels: 4,
-            block_out_channels: vec![320, 640, 1280, 1280],
-            layers_per_block: 2,
-            down_block_types: strings([cross, cross, cross, plain]),
-            up_block_types: strings([up_plain, up_cross, up_cross, up_cross]),
-            cross_attention_dim: 1280,
-            attention_head_dim: PerBlock::One(8),
-            transformer_layers_per_block: PerBlock::One(1),
-            use_linear_projection: false,
-            norm_num_groups: 32,
-            norm_eps: 1e-5,
-            flip_sin_to_cos: true,
-            freq_shift: 0.0,
-            addition_embed_type: None,
-            addition_time_embed_dim: None,
-            projection_class_embeddings_input_dim: None,
-            time_embedding_dim: None,
-            sample_size: 64,
-        }
-    }
+fn blocks<const N: usize, const M: usize>(first: [&str; N], then: [&str; M]) -> Vec<String> {
+    first.into_iter().chain(then).map(String::from).collect()
 }
 
 impl UNetConfig {
@@ -175,7 +151,6 @@ impl UNetConfig {
         Widths { states: self.cross_attention_dim, pooled: pooled.map(|width| width.saturating_sub(sizes)) }
     }
 
-    /// The names that kohya's scripts give this UNet's modules.
     pub fn kohya_naming(&self) -> Naming {
         match self.widths().pooled {
             Some(_) => Naming::Sdxl { layers_per_block: self.layers_per_block },

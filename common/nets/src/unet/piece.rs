@@ -12,7 +12,6 @@ use crate::loader::Loader;
 /// A piece without its weights.
 #[derive(Clone, Debug)]
 pub struct PieceSpec {
-    /// The path of its tensors.
     name: String,
     kind: Kind,
     pub push: Push,
@@ -63,7 +62,6 @@ pub struct Input {
     pub size: (usize, usize),
 }
 
-/// The inputs that all pieces share.
 pub struct Shared<'a> {
     /// The embedding of the timestep after SiLU, (B, 4 * first channels).
     pub temb: &'a Tensor,
@@ -76,12 +74,10 @@ impl PieceSpec {
         matches!(self.kind, Kind::Resnet { skip: true, .. } | Kind::Leave { .. })
     }
 
-    /// Whether the timestep enters.
     pub fn is_timed(&self) -> bool {
         matches!(self.kind, Kind::Resnet { .. })
     }
 
-    /// All pieces of a UNet, in the order in which they run.
     pub fn all(c: &UNetConfig) -> Result<Vec<Self>> {
         c.check()?;
         let n = c.block_out_channels.len();
@@ -128,7 +124,6 @@ impl PieceSpec {
     }
 }
 
-/// Lists the pieces of a UNet from its config.
 struct Specs<'a> {
     c: &'a UNetConfig,
     /// Attention heads and transformer blocks of each level.

@@ -17,7 +17,6 @@ use crate::schema::{pairs, prompts as col};
 use crate::scored::owned;
 use crate::table::{self, Inputs};
 
-/// One row of a prompts table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prompt {
     pub prompt_id: String,
@@ -29,7 +28,6 @@ pub struct Prompt {
     pub nsfw_prob: Option<f32>,
 }
 
-/// How many prompts were read and how many were left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Prompts in the sources, without blank ones.
@@ -47,7 +45,6 @@ pub struct Prompts {
     pub origins: Vec<InputOrigin>,
 }
 
-/// A prompt as a source has it.
 #[derive(Debug, Default, PartialEq)]
 struct Entry {
     prompt: String,

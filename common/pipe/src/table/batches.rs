@@ -11,7 +11,6 @@ use super::opened::{Body, Opened};
 use super::storage::{Source, Storage};
 use crate::column::Rows;
 
-/// What is to be read of one table.
 pub(super) struct Selection {
     name: Arc<str>,
     body: Body,
@@ -76,7 +75,6 @@ fn unchanged(source: Source, batches: impl Iterator<Item = Result<RecordBatch>> 
     Box::new(batches.chain(end))
 }
 
-/// A reader of some columns and rows of a Parquet table.
 fn parquet(
     storage: Storage,
     columns: Option<Vec<String>>,
@@ -148,16 +146,13 @@ impl Iterator for Projected {
 pub struct Batches {
     selections: VecDeque<Selection>,
     current: Option<Current>,
-    /// Largest number of rows in a batch.
     batch: usize,
     /// A pipe that has not brought a row yet, by its name.
     empty: Option<Arc<str>>,
 }
 
-/// The table at hand.
 struct Current {
     name: Arc<str>,
-    /// Number of the next row.
     row: usize,
     batches: BatchIter,
     /// What did not fit into the last batch.

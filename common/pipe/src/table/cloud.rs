@@ -94,7 +94,6 @@ impl Object {
     }
 }
 
-/// Reads an object from some position on.
 pub(crate) struct ObjectReader {
     object: Object,
     at: u64,
@@ -122,7 +121,6 @@ pub(super) fn list(url: &str) -> Result<Vec<String>> {
     Ok(found.objects.iter().filter_map(|object| object.location.filename()).map(str::to_owned).collect())
 }
 
-/// The store that a URL names, and the path in it.
 fn store(url: &str) -> Result<(Box<dyn ObjectStore>, Path)> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));

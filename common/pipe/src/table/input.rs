@@ -56,12 +56,10 @@ impl Inputs {
         Ok(Self { tables: vec![open_stream(name.into(), bytes)?] })
     }
 
-    /// These tables, then those of `other`.
     pub fn append(&mut self, other: Self) {
         self.tables.extend(other.tables);
     }
 
-    /// The name to use in messages.
     pub fn name(&self) -> String {
         match &self.tables[..] {
             [] => "(no table)".into(),
@@ -70,7 +68,6 @@ impl Inputs {
         }
     }
 
-    /// The schema of the first table.
     pub fn schema(&self) -> &SchemaRef {
         &self.tables[0].schema
     }
@@ -115,7 +112,6 @@ impl Inputs {
         self.tables.iter().map(source_of).collect()
     }
 
-    /// The rows that `--shard` asks for, or all.
     pub fn range(&self, shard: Option<Shard>) -> Result<Range<usize>> {
         match (shard, self.rows()) {
             (None, _) => Ok(0..usize::MAX),
@@ -124,7 +120,6 @@ impl Inputs {
         }
     }
 
-    /// The origin of the first table, if it carries one.
     pub fn own_origin(&self) -> Option<Origin> {
         self.tables.first().and_then(Opened::own_origin)
     }

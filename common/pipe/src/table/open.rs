@@ -128,7 +128,6 @@ pub(super) fn is_folder(path: &Path) -> bool {
     path.is_dir() || (is_url(path) && path.to_str().is_some_and(|url| url.ends_with('/')))
 }
 
-/// The names of the files in a folder.
 fn list(folder: &Path) -> Result<Vec<String>> {
     #[cfg(feature = "cloud")]
     if is_url(folder) {

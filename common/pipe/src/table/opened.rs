@@ -12,7 +12,6 @@ use crate::id::{hash_of, hex, sha256};
 use crate::origin::{self, InputOrigin, Origin};
 
 pub(super) struct Opened {
-    /// The name to use in messages.
     pub(super) name: Arc<str>,
     pub(super) schema: SchemaRef,
     /// `None` where a stream brings the rows.
@@ -28,7 +27,6 @@ pub(super) enum Body {
 }
 
 impl Opened {
-    /// The table's own origin, if it carries one.
     pub(super) fn own_origin(&self) -> Option<Origin> {
         self.schema.metadata().get(origin::KEY).and_then(|text| Origin::from_json(text))
     }

@@ -33,7 +33,6 @@ fn stream(path: &Path, name: &str) -> Result<Box<dyn Write + Send>> {
 
 /// A table being written. Dropped without `finish`, it leaves nothing. Every error names the file.
 pub struct Output {
-    /// The file's name, for messages.
     name: String,
     body: Body,
     pub schema: SchemaRef,

@@ -125,7 +125,6 @@ impl Storage {
         anyhow::bail!("{}: this build reads no object stores; build it with --features cloud", url.display())
     }
 
-    /// The footer of the table.
     pub(crate) fn metadata(&self, options: ArrowReaderOptions) -> ParquetResult<ArrowReaderMetadata> {
         let metadata = ArrowReaderMetadata::load(self, options)?;
         self.learn(&metadata);
@@ -176,7 +175,6 @@ impl ChunkReader for Storage {
     }
 }
 
-/// Reads from some position on.
 pub(crate) enum Reader {
     File(BufReader<File>),
     #[cfg(feature = "cloud")]
