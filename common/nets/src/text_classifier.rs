@@ -10,7 +10,6 @@ use anyhow::{Result, anyhow, ensure};
 use candle_core::{DType, Device, IndexOp, Result as Candle, Tensor};
 use ops::Mask;
 use pipe::id;
-use serde::Deserialize;
 use tokenizers::Tokenizer;
 
 use crate::layers::{LayerNorm, Linear};
@@ -198,7 +197,7 @@ const BATCH: usize = 32;
 mod tests {
     use super::*;
 
-    #[derive(Deserialize)]
+    #[derive(serde::Deserialize)]
     struct Row {
         prompt: String,
         ids: Vec<u32>,

@@ -13,6 +13,91 @@ use crate::config::{self, DEPTH, Rules, WIDTH};
 use crate::vit::{SIDE, VisionConfig};
 use crate::{text::TextConfig, weights::Weights};
 
+/// `model_cfg` of `open_clip_config.json`.
+const MODEL: Rules = &[
+    ("embed_dim", WIDTH),
+    ("quick_gelu", Flag),
+    ("vision_cfg", Read),
+    ("text_cfg", Read),
+    ("custom_text", Only(&["false", "null"])),
+    ("multimodal_cfg", Only(&["null"])),
+    ("init_logit_bias", Free), // neither changes the cosine
+    ("init_logit_scale", Free),
+];
+
+/// The fields of open_clip's CLIPVisionCfg.
+const VISION: Rules = &[
+    ("layers", DEPTH), // a list is a ResNet's
+    ("width", WIDTH),
+    ("head_width", WIDTH),
+    ("mlp_ratio", MLP_RATIO),
+    ("patch_size", SIDE),
+    ("image_size", Same(&SIDE)),
+    ("act_kwargs", Only(&["null", "{}"])),
+    ("attentional_pool", Only(&["false", "null"])),
+    ("final_ln_after_pool", Only(&["false", "null"])),
+    ("global_average_pool", Only(&["false", "null"])),
+    ("input_patchnorm", Only(&["false", "null"])),
+    ("ls_init_value", Only(&["null"])),
+    ("no_ln_pre", Only(&["false", "null"])),
+    ("norm_kwargs", Only(&["null", "{}"])),
+    ("output_tokens", Only(&["false", "null"])),
+    ("pool_type", Only(&["\"tok\""])),
+    ("pos_embed_type", Only(&["\"learnable\""])),
+    ("timm_model_name", Only(&["null"])),
+    ("attn_pooler_heads", Free), // of attentional_pool
+    ("attn_pooler_queries", Free),
+    ("patch_dropout", Free), // in training only, as all that begins with timm_ is for timm_model_name
+    ("timm_drop", Free),
+    ("timm_drop_path", Free),
+    ("timm_model_pretrained", Free),
+    ("timm_pool", Free),
+    ("timm_proj", Free),
+    ("timm_proj_bias", Free),
+];
+
+/// The fields of open_clip's CLIPTextCfg.
+const TEXT: Rules = &[
+    ("context_length", Whole(2, 1 << 16)),
+    ("vocab_size", Whole(1, 1 << 20)),
+    ("width", WIDTH),
+    ("heads", WIDTH),
+    ("layers", DEPTH),
+    ("mlp_ratio", MLP_RATIO),
+    ("act_kwargs", Only(&["null", "{}"])),
+    ("embed_cls", Only(&["false", "null"])),
+    ("final_ln_after_pool", Only(&["false", "null"])),
+    ("hf_model_name", Only(&["null"])),
+    ("ls_init_value", Only(&["null"])),
+    ("no_causal_mask", Only(&["false", "null"])),
+    ("norm_kwargs", Only(&["null", "{}"])),
+    ("output_tokens", Only(&["false", "null"])),
+    ("pool_type", Only(&["\"argmax\""])),
+    ("proj_bias", Only(&["false", "null"])),
+    ("proj_type", Only(&["\"linear\""])),
+    ("tokenizer_kwargs", Only(&["null", "{}"])),
+    ("bos_id", Free), // the end is the largest id of a text
+    ("eos_id", Free),
+    ("hf_model_config", Free), // of hf_model_name
+    ("hf_model_pretrained", Free),
+    ("hf_pooler_type", Free),
+    ("hf_proj_type", Free),
+    ("hf_tokenizer_name", Free), // the tokenizer's files lie beside the weights
+    ("pad_id", Free),            // what follows the end changes nothing
+];
+
+const PREPROCESS: Rules = &[
+    ("mean", Read),
+    ("std", Read),
+    ("size", Read),
+    ("mode", Only(&["\"RGB\""])),
+    ("interpolation", Only(&["\"bicubic\""])),
+    ("resize_mode", Words(&["shortest", "longest"])), // the metric decides between the two
+    ("fill_color", Only(&["0"])),
+];
+
+const MLP_RATIO: Rule = Number(0.1, 100.0);
+
 crate::json::defaults! {
     /// `model_cfg` of `open_clip_config.json`. Missing keys take open_clip's defaults; a missing file means ViT-H-14.
     struct ModelCfg {
