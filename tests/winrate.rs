@@ -487,8 +487,28 @@ fn style_is_another_name_of_challenge() {
         dir.put(&format!("{name}.parquet"), &RecordBatch::try_new(table.schema(), columns).unwrap());
     }
     let by = |by: &str| dir.tool("winrate").args(BOTH).args(["-q", "--by", by]).ok().text().to_owned();
-    says(&by("style"), &["policy vs base  0 style    2 "]);
-    assert_eq!(by("style"), by("challenge"));
+    says(&by("style"), &["policy vs base  0 style  2  "]);
+    says(&by("style"), &["  style  "]);
+    let same = |text: String| text.split_whitespace().map(String::from).collect::<Vec<_>>();
+    assert_eq!(same(by("style")), same(by("challenge").replace("challenge", "style")));
+}
+
+/// So many groups or resamples are no table and no interval that anybody asked for.
+#[test]
+fn absurd_numbers_are_refused() {
+    let dir = dir();
+    let scores = vec![vec![0.5]; 1001];
+    for model in ["a", "b"] {
+        let table = two(model, &scores);
+        let mut columns = table.columns().to_vec();
+        columns[table.schema().index_of("category").unwrap()] = texts((0..1001).map(|i| i.to_string()));
+        dir.put(&format!("{model}.parquet"), &RecordBatch::try_new(table.schema(), columns).unwrap());
+    }
+    let error = dir.tool("winrate").args(["a.parquet", "b.parquet", "--best-of", "1", "--by", "category"]).fails(2);
+    says(&error, &["a.parquet", "1000", "category", "--by"]);
+    for n in ["4294967295", "99"] {
+        says(&dir.tool("winrate").args(BOTH).args(["--resamples", n]).exits(2).err, &["--resamples", n, "1000000"]);
+    }
 }
 
 /// Two training seeds of a model count as one model, and a single table of the other stands for all its seeds.

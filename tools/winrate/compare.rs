@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use pipe::winrates::{ByMetric, Cell, Change, Comparison, Group, Rate, Side};
 use pipe::{moments, names::Names};
 
-use crate::bootstrap::Bootstrap;
+use crate::bootstrap::{Bootstrap, of_share};
 use crate::scored::{ModelScores, Prompt};
 use crate::sign::{LEVEL, holm, sign_test};
 use crate::stats::{Wins, wilson};
@@ -16,18 +16,10 @@ pipe::names! {
         Set = "set",
         /// PartiPrompts' category, or what the prompts table says
         Category = "category",
-        /// PartiPrompts' challenge; in the mini world it holds the style of the artwork, so `style` means the same
-        Challenge = "challenge" | "style",
-    }
-}
-
-impl By {
-    pub fn of(self, prompt: &Prompt) -> Option<&str> {
-        match self {
-            By::Set => prompt.key.0.as_deref(),
-            By::Category => prompt.category.as_deref(),
-            By::Challenge => prompt.challenge.as_deref(),
-        }
+        /// PartiPrompts' challenge
+        Challenge = "challenge",
+        /// The same column by another name: in the mini world it holds the style of the artwork
+        Style = "style",
     }
 }
 
@@ -44,23 +36,27 @@ pub fn correct(comparisons: &mut [Comparison], rate: fn(&mut Cell) -> &mut Rate)
 }
 
 /// One prompt of both models.
-pub type Both<'a> = (&'a Prompt, &'a Prompt);
+pub type Both<'a> = (Prompt<'a>, Prompt<'a>);
 
+/// The prompts of two tables, in the order of the first. Both must have them all.
 pub fn both<'a>(a: &'a ModelScores, b: &'a ModelScores) -> Result<Vec<Both<'a>>> {
     let mut both = vec![];
-    for prompt in &a.prompts {
-        match b.get(&prompt.key) {
+    for prompt in a.prompts() {
+        match b.get(prompt) {
             Some(other) => both.push((prompt, other)),
             None => bail!(only(prompt, a, b)),
         }
     }
-    match b.prompts.iter().find(|p| a.get(&p.key).is_none()) {
+    match b.prompts().find(|prompt| a.get(*prompt).is_none()) {
         Some(prompt) => bail!(only(prompt, b, a)),
         None => Ok(both),
     }
 }
 
 /// Compares two tables prompt by prompt. Without `by`, prompts are grouped by set if there are several sets.
+///
+/// # Errors
+/// Only one table has some prompt; no prompt has a value in the column `by`.
 pub fn compare(
     a: &ModelScores,
     b: &ModelScores,
@@ -69,12 +65,11 @@ pub fn compare(
     bootstrap: Bootstrap,
 ) -> Result<Comparison> {
     let both = both(a, b)?;
-    let mut some_prompts = vec![];
-    for group in groups(a, by)? {
-        let column = by.unwrap_or(By::Set);
-        let some: Vec<_> = both.iter().copied().filter(|(p, _)| column.of(p) == group).collect();
-        some_prompts.push(compare_group(Some(group.unwrap_or("(none)").to_owned()), &some, metrics, bootstrap));
-    }
+    let groups = groups(a, by)?.into_iter().map(|Slice { name, places }| {
+        let some: Vec<_> = places.iter().map(|&place| both[place as usize]).collect();
+        compare_group(Some(name.to_owned()), &some, metrics, bootstrap)
+    });
+    let groups = groups.collect::<Result<_>>()?;
     let other_seeds = both.iter().filter(|(p, q)| p.seeds().zip(q.seeds()).is_some_and(|(p, q)| p != q)).count();
     let names = [a, b].map(|t| if a.model == b.model { format!("{} ({})", t.model, t.table) } else { t.model.clone() });
     let [name_a, name_b] = names;
@@ -83,24 +78,48 @@ pub fn compare(
         b: name_b,
         table_a: a.table.clone(),
         table_b: b.table.clone(),
-        all: compare_group(None, &both, metrics, bootstrap),
-        groups: some_prompts,
+        all: compare_group(None, &both, metrics, bootstrap)?,
+        groups,
         other_seeds,
     })
 }
 
+/// Some prompts of a table.
+pub struct Slice<'a> {
+    pub name: &'a str,
+    /// Their places among all prompts.
+    pub places: Vec<u32>,
+}
+
+/// Groups, each of which is a row of every table that is printed.
+const MOST_GROUPS: usize = 1000;
+
 /// The groups of a table's prompts, in the table's order; none if all prompts are of one set and `by` is not given.
-pub fn groups(table: &ModelScores, by: Option<By>) -> Result<Vec<Option<&str>>> {
+///
+/// # Errors
+/// No prompt has a value in the column `by`, or there are very many values.
+pub fn groups(table: &ModelScores, by: Option<By>) -> Result<Vec<Slice<'_>>> {
     let column = by.unwrap_or(By::Set);
-    let mut groups: Vec<Option<&str>> = vec![];
-    for prompt in &table.prompts {
-        let group = column.of(prompt);
-        if !groups.contains(&group) {
-            groups.push(group);
+    let mut groups: Vec<Slice> = vec![];
+    let mut named = false;
+    for (place, prompt) in table.prompts().enumerate() {
+        // Values are numbered in the order in which they come.
+        let (number, value) = prompt.group(column);
+        named |= value.is_some();
+        if number == groups.len() {
+            groups.push(Slice { name: value.unwrap_or("(none)"), places: vec![] });
         }
+        groups[number].places.push(place as u32);
+        ensure!(
+            groups.len() <= MOST_GROUPS,
+            "{}: more than {MOST_GROUPS} different values of {} to group by; group by another column with --by, or make one \
+             set of all prompts with `prompts --set NAME`",
+            table.table,
+            column.name()
+        );
     }
     ensure!(
-        by.is_none() || groups != [None],
+        by.is_none() || named,
         "{}: no prompt has a {}, so there is nothing to group by; give it one in the prompts table",
         table.table,
         column.name()
@@ -111,7 +130,7 @@ pub fn groups(table: &ModelScores, by: Option<By>) -> Result<Vec<Option<&str>>> 
     Ok(groups)
 }
 
-fn only(prompt: &Prompt, has: &ModelScores, lacks: &ModelScores) -> String {
+fn only(prompt: Prompt, has: &ModelScores, lacks: &ModelScores) -> String {
     format!(
         "prompt {} is in {} but not in {}; a win rate needs the same prompts: sample both models from one prompts table",
         prompt.name(),
@@ -120,29 +139,23 @@ fn only(prompt: &Prompt, has: &ModelScores, lacks: &ModelScores) -> String {
     )
 }
 
-fn compare_group(name: Option<String>, both: &[Both], metrics: &[String], bootstrap: Bootstrap) -> Group {
-    // What the bootstrap draws, prompt by prompt: three values per metric.
-    let values = |(a, b): &Both| -> Vec<f64> {
-        let won = |won: bool| f64::from(u8::from(won));
-        (0..metrics.len())
-            .flat_map(|m| [won(a.best[m] > b.best[m]), won(a.mean[m] > b.mean[m]), a.mean[m] - b.mean[m]])
-            .collect()
-    };
-    let rows: Vec<_> = both.iter().map(values).collect();
-    let intervals = bootstrap.intervals(name.as_deref().unwrap_or(""), &rows);
+fn compare_group(name: Option<String>, both: &[Both], metrics: &[String], bootstrap: Bootstrap) -> Result<Group> {
+    let change = |m: usize| both.iter().map(|(a, b)| a.mean(m) - b.mean(m)).collect();
+    let changes: Vec<Vec<f64>> = (0..metrics.len()).map(change).collect();
+    let intervals = bootstrap.intervals(name.as_deref().unwrap_or(""), &changes)?;
     let cell = |m: usize| {
         let (mut best, mut mean) = (Wins::default(), Wins::default());
         for (a, b) in both {
-            best.add(a.best[m], b.best[m]);
-            mean.add(a.mean[m], b.mean[m]);
+            best.add(a.best(m), b.best(m));
+            mean.add(a.mean(m), b.mean(m));
         }
-        let mean_a = moments::mean(both.iter().map(|(a, _)| a.mean[m]));
-        let mean_b = moments::mean(both.iter().map(|(_, b)| b.mean[m]));
-        let sd_b = moments::sd(both.iter().flat_map(|(_, b)| &b.scores[m]).map(|&x| f64::from(x)));
-        let (diff, (diff_low, diff_high)) = (mean_a - mean_b, intervals[3 * m + 2]);
+        let mean_a = moments::mean(both.iter().map(|(a, _)| a.mean(m)));
+        let mean_b = moments::mean(both.iter().map(|(_, b)| b.mean(m)));
+        let sd_b = moments::sd(both.iter().flat_map(|(_, b)| b.scores(m)).map(f64::from));
+        let (diff, (diff_low, diff_high)) = (mean_a - mean_b, intervals[m]);
         let change = sd_b.filter(|&sd| sd > 0.0).map(|sd| [diff, diff_low, diff_high].map(|x| x / sd));
         Cell {
-            best: rate(best, intervals[3 * m]),
+            best: rate(best),
             mean_a,
             mean_b,
             sd_b,
@@ -150,16 +163,17 @@ fn compare_group(name: Option<String>, both: &[Both], metrics: &[String], bootst
             diff_low,
             diff_high,
             change: Change::new(change),
-            mean_of_n: rate(mean, intervals[3 * m + 1]),
+            mean_of_n: rate(mean),
         }
     };
     let cells = metrics.iter().cloned().zip((0..metrics.len()).map(cell)).collect();
-    Group { name, n: both.len(), metrics: ByMetric(cells) }
+    Ok(Group { name, n: both.len(), metrics: ByMetric(cells) })
 }
 
 /// A rate before Holm's correction, without a winner.
-fn rate(counts: Wins, (bootstrap_low, bootstrap_high): (f64, f64)) -> Rate {
+fn rate(counts: Wins) -> Rate {
     let Wins { wins, ties, losses } = counts;
+    let (bootstrap_low, bootstrap_high) = of_share(wins, counts.n());
     let (low, high) = wilson(wins, counts.n());
     let p = sign_test(wins, losses);
     let rate = counts.rate();

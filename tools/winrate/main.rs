@@ -12,7 +12,7 @@ mod sign;
 mod stats;
 mod tables;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode, thread::available_parallelism};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
@@ -82,8 +82,9 @@ struct Args {
     /// The win rates as CSV are those of --tests, since a cell holds one number.
     #[arg(long, value_name = "LAYOUT", default_value_t = Format::Text, conflicts_with = "json", value_parser = named::<Format>())]
     format: Format,
-    /// Resamples of the bootstrap; with 10000, another seed moves the ends of an interval by about 2 % of its width
-    #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u32).range(100..))]
+    /// Resamples of the bootstrap, at most a million; with 10000, another seed moves the ends of an interval by about 2 % of its
+    /// width
+    #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     resamples: u32,
     /// Exit with 1 if a win rate of the first table over the last, on all prompts, is below P (0 to 1)
     #[arg(long, value_name = "P")]
@@ -114,7 +115,8 @@ fn run(args: Args) -> Result<Answer> {
     let metrics = metrics(&args, &inputs)?;
     let (voted, held_out) = judges(&args, &inputs, &metrics)?;
     let tables = read(&args, inputs, &metrics)?;
-    let bootstrap = Bootstrap { seed: common.seed, resamples: args.resamples };
+    let threads = common.threads.or_else(|| available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+    let bootstrap = Bootstrap { seed: common.seed, resamples: args.resamples, threads };
     let comparisons = if args.seeds { vec![] } else { compare_all(&args, &tables, &metrics, bootstrap)? };
     let pooled = if args.seeds { pool_all(&args, &tables, &metrics)? } else { vec![] };
     notes(common, &tables, &metrics, &comparisons);
@@ -130,9 +132,13 @@ fn run(args: Args) -> Result<Answer> {
         comparisons,
         seeds: pooled,
     };
+    let mut grouped = false;
+    for table in &tables {
+        grouped |= !compare::groups(table, args.by)?.is_empty();
+    }
     let out = match common.json {
         true => serde_json::to_string(&winrates)? + "\n",
-        false => shown(&args, &Results { winrates: &winrates, by: args.by, tables: &tables }),
+        false => shown(&args, &Results { winrates: &winrates, by: args.by, tables: &tables, grouped })?,
     };
     match common.output.as_deref().filter(|o| o.as_os_str() != "-") {
         Some(path) => atomic::write(path, out.as_bytes())?,
@@ -260,17 +266,17 @@ fn notes(common: &Common, tables: &[ModelScores], metrics: &[String], comparison
     }
 }
 
-fn shown(args: &Args, results: &Results) -> String {
+fn shown(args: &Args, results: &Results) -> Result<String> {
     let csv = args.format == Format::Csv;
     let grids = match () {
-        _ if args.means => vec![results.means()],
-        _ if args.stats => vec![results.stats()],
+        _ if args.means => vec![results.means()?],
+        _ if args.stats => vec![results.stats()?],
         _ if args.seeds && csv => vec![results.seeds_by_number()],
         _ if args.seeds => results.seeds(),
         _ if args.tests || csv => vec![results.tests()],
         _ => results.rates(),
     };
-    grids.iter().map(|grid| grid.write(args.format)).collect::<Vec<_>>().join("\n")
+    Ok(grids.iter().map(|grid| grid.write(args.format)).collect::<Vec<_>>().join("\n"))
 }
 
 fn judge(args: &Args, comparison: &Comparison) -> Answer {

@@ -46,20 +46,20 @@ pub fn compare(a: &Model, b: &Model, metrics: &[String]) -> Result<Pooled> {
     let seeds = of_a.max(of_b);
     // All prompts in the order of the first table: the p-th is the same prompt everywhere.
     let first = a.seeds[0];
-    let in_order = |table| -> Result<Vec<&Prompt>> { Ok(both(first, table)?.into_iter().map(|(_, p)| p).collect()) };
+    let in_order = |table| -> Result<Vec<Prompt>> { Ok(both(first, table)?.into_iter().map(|(_, p)| p).collect()) };
     let mut pairs = vec![];
     for seed in 0..seeds {
         let (a, b) = (in_order(a.seeds[seed % of_a])?, in_order(b.seeds[seed % of_b])?);
         pairs.push(a.into_iter().zip(b).collect::<Vec<_>>());
     }
-    let values = |value: &dyn Fn(&Prompt, &Prompt) -> f64| -> Vec<Vec<f64>> {
-        pairs.iter().map(|seed| seed.iter().map(|(a, b)| value(a, b)).collect()).collect()
+    let values = |value: &dyn Fn(Prompt, Prompt) -> f64| -> Vec<Vec<f64>> {
+        pairs.iter().map(|seed| seed.iter().map(|&(a, b)| value(a, b)).collect()).collect()
     };
     let cell = |m: usize| {
-        let won = values(&|a, b| f64::from(u8::from(a.best[m] > b.best[m])));
-        let images = b.seeds.iter().flat_map(|t| &t.prompts).flat_map(|p| &p.scores[m]);
-        let sd = moments::sd(images.map(|&x| f64::from(x))).filter(|&sd| sd > 0.0);
-        let change = estimate(&values(&|a, b| a.mean[m] - b.mean[m]));
+        let won = values(&|a, b| f64::from(u8::from(a.best(m) > b.best(m))));
+        let images = b.seeds.iter().flat_map(|table| table.prompts()).flat_map(|prompt| prompt.scores(m));
+        let sd = moments::sd(images.map(f64::from)).filter(|&sd| sd > 0.0);
+        let change = estimate(&values(&|a, b| a.mean(m) - b.mean(m)));
         let Estimate { mean: rate, low, high } = rate(&won);
         PooledCell {
             rate,

@@ -6,8 +6,8 @@ use statrs::distribution::{ContinuousCDF, StudentsT};
 pub const Z: f64 = 1.959964;
 
 /// The score of a prompt: that of its best image. `None` where no image has a score.
-pub fn best_of(scores: &[f32]) -> Option<f32> {
-    scores.iter().copied().reduce(f32::max)
+pub fn best_of(scores: impl Iterator<Item = f32>) -> Option<f32> {
+    scores.reduce(f32::max)
 }
 
 /// Number of prompts on which the candidate's score is better than, equal to or worse than the baseline's.
@@ -65,9 +65,9 @@ mod tests {
 
     #[test]
     fn best_of_is_the_maximum() {
-        assert_eq!(best_of(&[0.2, 0.5, -1.0]), Some(0.5));
-        assert_eq!(best_of(&[-3.0]), Some(-3.0));
-        assert_eq!(best_of(&[]), None);
+        assert_eq!(best_of([0.2, 0.5, -1.0].into_iter()), Some(0.5));
+        assert_eq!(best_of([-3.0].into_iter()), Some(-3.0));
+        assert_eq!(best_of([].into_iter()), None);
     }
 
     // from scipy.stats import binomtest

@@ -1,17 +1,20 @@
 //! What is printed: the paper's Tables I and II (win rates), V (mean scores) and VI (distribution of the scores), every test, and
 //! several seeds taken together.
 
+use anyhow::Result;
 use pipe::grid::{self, Grid};
 use pipe::winrates::{Cell, Change, Comparison, Distribution, Group, Pooled, PooledCell, Rate, Side, Winrates};
 use pipe::{moments, names::Names, shown::shown};
 
-use crate::compare::{By, groups};
+use crate::compare::{By, Slice, groups};
 use crate::scored::{self, ModelScores, Prompt};
 use crate::sign::LEVEL;
 
 pub struct Results<'a> {
     pub winrates: &'a Winrates,
     pub by: Option<By>,
+    /// Whether some table has several groups of prompts.
+    pub grouped: bool,
     pub tables: &'a [ModelScores],
 }
 
@@ -64,7 +67,7 @@ impl Results<'_> {
                 };
                 for &(of, rate) in which {
                     let ahead = rate.winner.map_or("", |w| if w == Side::A { &c.a } else { &c.b });
-                    let name = self.grouped().then(|| group.name.as_deref().unwrap_or("all").into());
+                    let name = self.grouped.then(|| group.name.as_deref().unwrap_or("all").into());
                     let mut line: Vec<grid::Cell> = vec![(&c.a).into(), (&c.b).into()];
                     line.extend(name);
                     line.extend([self.called(metric).into(), of.into(), ahead.into()]);
@@ -77,7 +80,7 @@ impl Results<'_> {
             }
         }
         let mut head = vec!["candidate", "baseline"];
-        head.extend(self.grouped().then(|| self.by.unwrap_or(By::Set).name()));
+        head.extend(self.grouped.then(|| self.by.unwrap_or(By::Set).name()));
         head.extend(["metric", "images", "ahead"]);
         let left = head.len();
         head.extend(["n", "wins", "losses", "ties", "rate", "low", "high"]);
@@ -90,15 +93,15 @@ impl Results<'_> {
     }
 
     /// Table V: mean scores, and how far they are from the last table's.
-    pub fn means(&self) -> Grid {
+    pub fn means(&self) -> Result<Grid> {
         let base = &self.tables[self.tables.len() - 1];
         let mut rows = vec![];
-        for (table, group, prompts) in self.slices() {
+        for (table, group, prompts) in self.slices()? {
             let cell = |m: usize| {
-                let of = |prompts: &[&Prompt]| moments::mean(prompts.iter().map(|p| p.mean[m]));
+                let of = |prompts: &[Prompt]| moments::mean(prompts.iter().map(|p| p.mean(m)));
                 let mean = of(&prompts);
-                let theirs: Vec<_> = prompts.iter().filter_map(|p| base.get(&p.key)).collect();
-                let sd = moments::sd(theirs.iter().flat_map(|p| &p.scores[m]).map(|&x| f64::from(x)));
+                let theirs: Vec<_> = prompts.iter().filter_map(|p| base.get(*p)).collect();
+                let sd = moments::sd(theirs.iter().flat_map(|p| p.scores(m)).map(f64::from));
                 let change = sd.filter(|&sd| sd > 0.0).map(|sd| (mean - of(&theirs)) / sd);
                 let cell = grid::Cell::new().number(mean, format!("{mean:.4}"));
                 match change.filter(|_| !std::ptr::eq(table, base)) {
@@ -115,14 +118,14 @@ impl Results<'_> {
             self.winrates.best_of,
             shown(&base.name(self.tables))
         );
-        Grid { title, left: head.len() - 1 - self.winrates.metrics.len(), head, rows }
+        Ok(Grid { title, left: head.len() - 1 - self.winrates.metrics.len(), head, rows })
     }
 
     /// Table VI: mean, least, greatest and standard deviation of the images' scores, and the deviation among one prompt's images.
-    pub fn stats(&self) -> Grid {
+    pub fn stats(&self) -> Result<Grid> {
         let number = |x: f64| grid::Cell::new().number(x, format!("{x:.4}"));
         let mut rows = vec![];
-        for (table, group, prompts) in self.slices() {
+        for (table, group, prompts) in self.slices()? {
             let distributions: Vec<_> =
                 (0..self.winrates.metrics.len()).map(|m| scored::distribution(&prompts, m)).collect();
             for (name, value) in FIGURES {
@@ -133,7 +136,7 @@ impl Results<'_> {
         }
         let head = self.head(&["model", ""]);
         let title = format!("scores of {} images per prompt, image by image", self.winrates.best_of);
-        Grid { title, left: head.len() - 1 - self.winrates.metrics.len(), head, rows }
+        Ok(Grid { title, left: head.len() - 1 - self.winrates.metrics.len(), head, rows })
     }
 
     /// Several training seeds taken together: win rates and changes of the mean score, one line per comparison.
@@ -181,26 +184,21 @@ impl Results<'_> {
     }
 
     /// The tables, baseline first as in the paper, with their prompts: each group, then all together.
-    fn slices(&self) -> Vec<(&ModelScores, Option<&str>, Vec<&Prompt>)> {
+    fn slices(&self) -> Result<Vec<SomePrompts<'_>>> {
         let mut slices = vec![];
         for table in self.tables.iter().rev() {
-            // Cannot fail: `compare` has checked it.
-            for group in groups(table, self.by).unwrap_or_default() {
-                let some = table.prompts.iter().filter(|p| self.by.unwrap_or(By::Set).of(p) == group);
-                slices.push((table, Some(group.unwrap_or("(none)")), some.collect()));
+            let all: Vec<Prompt> = table.prompts().collect();
+            for Slice { name, places } in groups(table, self.by)? {
+                slices.push((table, Some(name), places.iter().map(|&place| all[place as usize]).collect()));
             }
-            slices.push((table, None, table.prompts.iter().collect()));
+            slices.push((table, None, all));
         }
-        slices
-    }
-
-    fn grouped(&self) -> bool {
-        self.tables.iter().any(|t| groups(t, self.by).is_ok_and(|g| !g.is_empty()))
+        Ok(slices)
     }
 
     fn head(&self, first: &[&str]) -> Vec<String> {
         let mut head: Vec<_> = first.iter().map(|s| s.to_string()).collect();
-        head.extend(self.grouped().then(|| self.by.unwrap_or(By::Set).name().to_owned()));
+        head.extend(self.grouped.then(|| self.by.unwrap_or(By::Set).name().to_owned()));
         head.push("n".into());
         head.extend(self.winrates.metrics.iter().map(|m| self.called(m)));
         head
@@ -208,7 +206,7 @@ impl Results<'_> {
 
     fn row_head(&self, first: &[String], group: Option<&str>, n: usize) -> Vec<grid::Cell> {
         let mut head: Vec<grid::Cell> = first.iter().map(grid::Cell::from).collect();
-        head.extend(self.grouped().then(|| group.unwrap_or("all").into()));
+        head.extend(self.grouped.then(|| group.unwrap_or("all").into()));
         head.push(n.to_string().into());
         head
     }
@@ -219,6 +217,9 @@ impl Results<'_> {
         if held_out { format!("{metric} (held out)") } else { metric.to_owned() }
     }
 }
+
+/// Prompts of a table: those of a group, which has a name, or all.
+type SomePrompts<'a> = (&'a ModelScores, Option<&'a str>, Vec<Prompt<'a>>);
 
 /// A rate with its interval; if `signed`, with room for the mark of who is ahead.
 fn rate(rate: &Rate, signed: bool) -> grid::Cell {

@@ -14,8 +14,12 @@ pub fn sd(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
 }
 
 /// The standard deviation within groups, each around its own mean, pooled over the groups; `None` where no group has two values.
-pub fn sd_within<'a>(groups: impl Iterator<Item = &'a [f32]>) -> Option<f64> {
-    let (squares, freedom) = groups.filter(|g| g.len() > 1).fold((0.0, 0), |(squares, freedom), group| {
+pub fn sd_within(groups: impl Iterator<Item = impl AsRef<[f32]>>) -> Option<f64> {
+    let (squares, freedom) = groups.fold((0.0, 0), |(squares, freedom), group| {
+        let group = group.as_ref();
+        if group.len() < 2 {
+            return (squares, freedom);
+        }
         let centre = mean(group.iter().map(|&x| f64::from(x)));
         let own: f64 = group.iter().map(|&x| (f64::from(x) - centre).powi(2)).sum();
         (squares + own, freedom + group.len() - 1)
