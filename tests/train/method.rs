@@ -36,6 +36,32 @@ fn each_loss_is_minimised_under_its_name() {
     says(&train(&dir, "x", "--loss ipo --sft").exits(2).err, &["--loss", "--sft"]);
 }
 
+#[test]
+fn the_losses_of_2025_and_2026_are_those_of_their_papers() {
+    let dir = Dir::new();
+    let (dpo, _) = step(&dir, "--beta 300");
+    let z = numbers(&dpo["z"]);
+    let mean = |f: &dyn Fn(f64) -> f64| z.iter().map(|&z| f(z)).sum::<f64>() / z.len() as f64;
+    let p = |z: f64| 1.0 / (1.0 + (-z).exp());
+    let q = 0.95; // 1 - alpha
+    let divergence = |z: f64| p(z) * (p(z) / q).ln() + p(-z) * (p(-z) / (1.0 - q)).ln();
+    for (loss, expected) in [
+        ("poly:0.7", mean(&|z| -p(z).ln() + 0.7 * p(-z))),
+        ("poly:-0.5", mean(&|z| -p(z).ln() - 0.5 * p(-z))),
+        ("sce", mean(&|z| -p(z).ln() + 3.0 * p(-z))),
+        ("dmpo:0.05", mean(&divergence)),
+        ("dpo --scale-margin 10", mean(&|z| -p(10.0 * z).ln())), // every label of a replay is certain
+    ] {
+        let (line, _) = step(&dir, &format!("--beta 300 --loss {loss}"));
+        near(number(&line, "loss"), expected, 1e-9);
+    }
+    // The weight of a pair lies between ETA and 1 - ETA: with ETA 0.5 it is one half for all.
+    let (line, linear) = step(&dir, "--beta 300 --loss linear:0.5");
+    let difference = number(&line, "policy_winner_mse") - number(&line, "policy_loser_mse");
+    near(number(&line, "loss"), 0.5 * difference, 1e-9);
+    assert!(differ(&linear, &step(&dir, "--beta 300 --loss linear:0.001").1));
+}
+
 /// With one pair and a guard that removes the loser's part, the gradient is that of the winner's error, as with --sft.
 #[test]
 fn the_guard_takes_the_loser_out() {
@@ -179,4 +205,20 @@ fn settings_that_cannot_work_are_warned_about() {
     let notes = run("b", &["--steps", "16", "--lr", "2e-3", "--beta", "1e6", "--lr_scheduler", "constant"]);
     says(&notes, &["warning: of 1 pairs,", "--beta-dpo"]);
     assert!(!notes.contains("all steps together"));
+}
+
+#[test]
+fn a_loss_outside_its_range_or_with_a_flag_that_it_ignores_is_refused() {
+    let dir = world();
+    for (rest, parts) in [
+        ("--loss poly:-2", ["--loss poly:-2", "from -1 on"]),
+        ("--loss linear:0.6", ["--loss linear:0.6", "between 0 and 0.5"]),
+        ("--loss dmpo:0", ["--loss dmpo:0", "above 0"]),
+        ("--loss poly", ["poly:A", "--loss"]),
+        ("--loss sft --scale-margin 10", ["--scale-margin", "sft"]),
+        ("--loss linear:0.1 --scale-margin 10", ["--scale-margin", "linear:0.1"]),
+        ("--scale-margin 0", ["--scale-margin", "above 0"]),
+    ] {
+        says(&train(&dir, "out", &format!("--steps 1 {rest}")).exits(2).err, &parts);
+    }
 }

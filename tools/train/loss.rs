@@ -5,6 +5,7 @@
 //!
 //! A new loss is a variant of `Form`, a function and a match arm, all in this file.
 
+use anyhow::{Result, ensure};
 use pipe::cli::{named, number};
 use pipe::origin::Origin;
 
@@ -26,12 +27,29 @@ pub struct LossFlags {
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     #[arg(value_parser = number("a probability below 0.5", |x| (0.0..0.5).contains(&x)))]
     label_smoothing: f64,
+    /// Multiply each pair's margin by X (2 target - 1), so that a pair whose target is near 1/2 hardly counts (SmPO; its code has
+    /// 10). The target is that of `vote --rule soft`
+    #[arg(long, value_name = "X", value_parser = number("a number above 0", |x| x > 0.0 && x.is_finite()))]
+    scale_margin: Option<f64>,
 }
 
 impl LossFlags {
-    pub fn objective(&self) -> Objective {
+    /// # Errors
+    /// The number of a loss lies outside its range, or a flag means nothing to the loss.
+    pub fn objective(&self) -> Result<Objective> {
         let form = if self.sft { Form::Sft } else { self.loss };
-        Objective { form, beta: self.beta_dpo, smoothing: self.label_smoothing }
+        let (name, in_range, range) = match form {
+            Form::Poly(a) => ("poly:A", a.is_finite() && a >= -1.0, "from -1 on"),
+            Form::Linear(eta) => ("linear:ETA", (0.0..=0.5).contains(&eta), "between 0 and 0.5"),
+            Form::Dmpo(alpha) => ("dmpo:ALPHA", alpha > 0.0 && alpha < 0.5, "above 0 and below 0.5"),
+            _ => ("", true, ""),
+        };
+        ensure!(in_range, "--loss {form}: the number of `{name}` lies {range}");
+        ensure!(
+            self.scale_margin.is_none() || !matches!(form, Form::Sft | Form::Linear(_)),
+            "--scale-margin multiplies the margin, which is not what --loss {form} minimises: leave one of them out"
+        );
+        Ok(Objective { form, beta: self.beta_dpo, smoothing: self.label_smoothing, scale_margin: self.scale_margin })
     }
 }
 
@@ -65,7 +83,7 @@ pub struct PairLoss {
 pub type Pair = (Errors, PairLoss);
 
 pipe::names! {
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[derive(Clone, Copy, Debug, PartialEq)]
     pub enum Form {
         /// Diffusion-DPO's logistic loss
         Dpo = "dpo",
@@ -73,6 +91,15 @@ pipe::names! {
         Ipo = "ipo",
         /// The error on the preferred image alone: plain fine-tuning, without a reference
         Sft = "sft",
+        /// Poly-DPO: the logistic loss and A (1 - p), where p is the probability that the policy gives to the label; A above 0 for
+        /// labels that contradict each other, below 0 for pairs that are too easy
+        Poly(f64) = "poly:A",
+        /// Linear-DPO: the difference of the errors with a weight that falls from 1 - ETA to ETA as the margin grows
+        Linear(f64) = "linear:ETA",
+        /// DMPO: the divergence of p from 1 - ALPHA, so that winners are not preferred without limit
+        Dmpo(f64) = "dmpo:ALPHA",
+        /// Symmetric cross-entropy as in Semi-DPO: the same as poly:3
+        Sce = "sce",
     }
 }
 
@@ -84,19 +111,36 @@ pub struct Objective {
     pub beta: f64,
     /// Probability that a label is wrong, 0..0.5.
     pub smoothing: f64,
+    /// What the margin of a certain pair is multiplied by; `None`: margins do not depend on the label.
+    pub scale_margin: Option<f64>,
 }
 
 impl Objective {
     pub fn describe(&self, origin: Origin) -> Origin {
-        origin.arg("loss", format!("{:?}", self.form)).arg("beta_dpo", self.beta).arg("label_smoothing", self.smoothing)
+        let origin = origin
+            .arg("loss", format!("{:?}", self.form))
+            .arg("beta_dpo", self.beta)
+            .arg("label_smoothing", self.smoothing);
+        match self.scale_margin {
+            Some(scale) => origin.arg("scale_margin", scale),
+            None => origin,
+        }
     }
 
     pub fn pair(self, e: Errors, label: Label) -> PairLoss {
+        let (label, beta) = match self.scale_margin {
+            Some(scale) => scaled(label, self.beta, scale),
+            None => (label, self.beta),
+        };
         let label = smoothed(label, self.smoothing);
         match self.form {
-            Form::Dpo => dpo_loss(e, label, self.beta),
-            Form::Ipo => ipo_loss(e, label, self.beta),
-            Form::Sft => sft_loss(e, label, self.beta),
+            Form::Dpo => dpo_loss(e, label, beta),
+            Form::Ipo => ipo_loss(e, label, beta),
+            Form::Sft => sft_loss(e, label, beta),
+            Form::Poly(a) => poly_loss(e, label, beta, a),
+            Form::Linear(eta) => linear_loss(e, label, beta, eta),
+            Form::Dmpo(alpha) => dmpo_loss(e, label, beta, alpha),
+            Form::Sce => poly_loss(e, label, beta, SCE),
         }
     }
 }
@@ -142,6 +186,60 @@ pub fn sft_loss(e: Errors, label: Label, beta: f64) -> PairLoss {
     PairLoss { z: margin(e, beta), loss, gradient: [weight * target, weight * (1.0 - target)] }
 }
 
+/// A loss of the margin alone. `l`: its value and derivative at z for a pair whose winner is certain.
+///
+///   loss = weight [target l(z) + (1 - target) l(-z)]
+fn loss_of_margin(e: Errors, label: Label, beta: f64, l: impl Fn(f64) -> [f64; 2]) -> PairLoss {
+    let Label { target, weight } = label;
+    let z = margin(e, beta);
+    let ([right, d_right], [wrong, d_wrong]) = (l(z), l(-z));
+    let dz = weight * (target * d_right - (1.0 - target) * d_wrong);
+    let loss = weight * (target * right + (1.0 - target) * wrong);
+    PairLoss { z, loss, gradient: [-0.5 * beta * dz, 0.5 * beta * dz] }
+}
+
+/// Poly-DPO (ViPO, arXiv 2604.24953), with p = sigma(z):
+///
+///   l = -ln p + a (1 - p),  dl/dz = -(1 - p)(1 + a p)
+pub fn poly_loss(e: Errors, label: Label, beta: f64, a: f64) -> PairLoss {
+    loss_of_margin(e, label, beta, |z| {
+        let (p, q) = (sigmoid(z), sigmoid(-z));
+        [a * q - log_sigmoid(z), -q * (1.0 + a * p)]
+    })
+}
+
+/// Semi-DPO's symmetric cross-entropy, -ln p + 0.5 * 6 (1 - p), is Poly-DPO with this a.
+const SCE: f64 = 3.0;
+
+/// Linear-DPO (arXiv 2605.21123): the errors' difference with a weight that is held constant in the derivative,
+///
+///   w(z) = clamp(0.5 - 0.4 z, eta, 1 - eta)
+///   loss = weight [target w(z) - (1 - target) w(-z)] (e_policy^w - e_policy^l)
+pub fn linear_loss(e: Errors, label: Label, beta: f64, eta: f64) -> PairLoss {
+    let Label { target, weight } = label;
+    let z = margin(e, beta);
+    let w = |z: f64| (0.5 - 0.4 * z).clamp(eta, 1.0 - eta);
+    let factor = weight * (target * w(z) - (1.0 - target) * w(-z));
+    PairLoss { z, loss: factor * (e.policy_winner - e.policy_loser), gradient: [factor, -factor] }
+}
+
+/// DMPO (arXiv 2507.07510), with p = sigma(z) and q = 1 - alpha:
+///
+///   l = p ln(p / q) + (1 - p) ln((1 - p) / (1 - q)),  dl/dz = p (1 - p)(z - logit q)
+pub fn dmpo_loss(e: Errors, label: Label, beta: f64, alpha: f64) -> PairLoss {
+    let (ln_q, ln_rest) = ((1.0 - alpha).ln(), alpha.ln());
+    loss_of_margin(e, label, beta, |z| {
+        let (p, rest) = (sigmoid(z), sigmoid(-z));
+        [p * (log_sigmoid(z) - ln_q) + rest * (log_sigmoid(-z) - ln_rest), p * rest * (z - (ln_q - ln_rest))]
+    })
+}
+
+/// SmPO's margin (arXiv 2506.02698): the pair counts as certain, and its z is multiplied by scale (2 target - 1), which is what a
+/// beta multiplied by it gives. The label and its beta.
+pub fn scaled(label: Label, beta: f64, scale: f64) -> (Label, f64) {
+    (Label { target: 1.0, ..label }, beta * scale * (2.0 * label.target - 1.0))
+}
+
 /// Conservative DPO (Mitchell 2023): a label is wrong with probability `smoothing`,
 ///
 ///   target' = (1 - smoothing) target + smoothing (1 - target)
@@ -165,6 +263,21 @@ mod tests {
 
     const SURE: Label = Label { target: 1.0, weight: 1.0 };
 
+    type Loss = fn(Errors, Label, f64) -> PairLoss;
+
+    /// All losses, those with a number at two of them.
+    const ALL: [Loss; 9] = [
+        dpo_loss,
+        ipo_loss,
+        sft_loss,
+        |e, l, b| poly_loss(e, l, b, -0.7),
+        |e, l, b| poly_loss(e, l, b, SCE),
+        |e, l, b| linear_loss(e, l, b, 0.001),
+        |e, l, b| linear_loss(e, l, b, 0.3),
+        |e, l, b| dmpo_loss(e, l, b, 0.01),
+        |e, l, b| dmpo_loss(e, l, b, 0.2),
+    ];
+
     fn errors(a: f64, b: f64, c: f64, d: f64) -> Errors {
         Errors { policy_winner: a, policy_loser: b, reference_winner: c, reference_loser: d }
     }
@@ -178,7 +291,7 @@ mod tests {
 
     #[test]
     fn an_abstaining_pair_has_no_gradient_at_all() {
-        for loss in [dpo_loss, ipo_loss, sft_loss] {
+        for loss in ALL {
             let pair = loss(errors(0.1, 0.9, 0.4, 0.2), Label { target: 0.5, weight: 0.0 }, 5000.0);
             assert_eq!(pair.loss.abs(), 0.0);
             assert!(pair.gradient.iter().all(|g| *g == 0.0));
@@ -189,7 +302,7 @@ mod tests {
     fn swapping_images_and_label_changes_nothing() {
         let e = errors(0.31, 0.33, 0.32, 0.325);
         let swapped = errors(e.policy_loser, e.policy_winner, e.reference_loser, e.reference_winner);
-        for loss in [dpo_loss, ipo_loss, sft_loss] {
+        for loss in ALL {
             for target in [1.0, 0.75, 0.0] {
                 let a = loss(e, Label { target, weight: 1.0 }, 2000.0);
                 let b = loss(swapped, Label { target: 1.0 - target, weight: 1.0 }, 2000.0);
@@ -223,7 +336,7 @@ mod tests {
         let best = (0.9f64 / 0.1).ln(); // z = logit(target)
         let pair = dpo_loss(errors(0.5 - 2.0 * best / 300.0, 0.5, 0.5, 0.5), label, 300.0);
         assert!((pair.z - best).abs() < 1e-9 && pair.gradient[0].abs() < 1e-9);
-        let objective = Objective { form: Form::Dpo, beta: 300.0, smoothing: 0.1 };
+        let objective = Objective { form: Form::Dpo, beta: 300.0, smoothing: 0.1, scale_margin: None };
         assert_eq!(
             objective.pair(errors(0.4, 0.5, 0.5, 0.5), SURE),
             dpo_loss(errors(0.4, 0.5, 0.5, 0.5), label, 300.0)
@@ -233,7 +346,7 @@ mod tests {
     #[test]
     fn the_gradient_is_that_of_the_loss() {
         let (e, label, h) = (errors(0.31, 0.33, 0.32, 0.325), Label { target: 0.8, weight: 0.7 }, 1e-7);
-        for loss in [dpo_loss, ipo_loss, sft_loss] {
+        for loss in ALL.into_iter().enumerate().filter(|(i, _)| ![5, 6].contains(i)).map(|(_, loss)| loss) {
             let at = |dw: f64, dl: f64| {
                 loss(errors(e.policy_winner + dw, e.policy_loser + dl, 0.32, 0.325), label, 300.0).loss
             };
@@ -241,5 +354,46 @@ mod tests {
             let exact = loss(e, label, 300.0).gradient;
             assert!(numeric.iter().zip(exact).all(|(n, g)| (n - g).abs() < 1e-4 * g.abs()), "{numeric:?} {exact:?}");
         }
+    }
+
+    #[test]
+    fn a_weight_of_linear_dpo_is_held_constant_and_clamped() {
+        let at = |z: f64| linear_loss(errors(0.5 - 2.0 * z / 100.0, 0.5, 0.5, 0.5), SURE, 100.0, 0.001);
+        for (z, w) in [(0.0, 0.5), (0.5, 0.3), (-1.0, 0.9), (5.0, 0.001), (-5.0, 0.999)] {
+            let pair = at(z);
+            assert!((pair.gradient[0] - w).abs() < 1e-9 && pair.gradient[1] == -pair.gradient[0], "{z}: {pair:?}");
+            assert!((pair.loss + w * 2.0 * z / 100.0).abs() < 1e-9, "{z}: {pair:?}");
+        }
+    }
+
+    #[test]
+    fn dmpo_rests_where_p_is_1_minus_alpha() {
+        let best = (0.99f64 / 0.01).ln();
+        let at = |z: f64| dmpo_loss(errors(0.5 - 2.0 * z / 300.0, 0.5, 0.5, 0.5), SURE, 300.0, 0.01);
+        assert!(at(best).loss.abs() < 1e-12 && at(best).gradient[0].abs() < 1e-9);
+        assert!(at(best - 1.0).gradient[0] > 0.0 && at(best + 1.0).gradient[0] < 0.0);
+        // At z = 0: ln(1/2) - (ln q + ln(1 - q)) / 2.
+        let zero = 0.5f64.ln() - 0.5 * (0.99f64.ln() + 0.01f64.ln());
+        assert!((at(0.0).loss - zero).abs() < 1e-12, "{}", at(0.0).loss);
+    }
+
+    #[test]
+    fn poly_adds_its_share_of_the_probability_lost() {
+        let e = errors(0.495, 0.5, 0.5, 0.5); // z = 0.75
+        let (dpo, poly) = (dpo_loss(e, SURE, 300.0), poly_loss(e, SURE, 300.0, 2.0));
+        assert!((poly.loss - dpo.loss - 2.0 * sigmoid(-0.75)).abs() < 1e-12);
+        assert!((poly.gradient[0] - dpo.gradient[0] * (1.0 + 2.0 * sigmoid(0.75))).abs() < 1e-9);
+        let objective = |form| Objective { form, beta: 300.0, smoothing: 0.0, scale_margin: None };
+        assert_eq!(objective(Form::Sce).pair(e, SURE), objective(Form::Poly(3.0)).pair(e, SURE));
+    }
+
+    #[test]
+    fn a_scaled_margin_is_zero_for_an_even_label_and_turns_round_with_it() {
+        let e = errors(0.495, 0.5, 0.5, 0.5); // z = 0.75
+        let objective = Objective { form: Form::Dpo, beta: 300.0, smoothing: 0.0, scale_margin: Some(10.0) };
+        let at = |target: f64| objective.pair(e, Label { target, weight: 1.0 });
+        assert!((at(0.6).z - 0.75 * 10.0 * 0.2).abs() < 1e-9);
+        assert_eq!(at(0.5).gradient.map(f64::abs), [0.0, 0.0]);
+        assert!((at(0.4).z + at(0.6).z).abs() < 1e-9 && at(0.4).gradient[0] < 0.0);
     }
 }

@@ -28,7 +28,7 @@ pub struct MethodFlags {
 
 impl MethodFlags {
     pub fn objective(&self) -> Result<Objective> {
-        let objective = self.loss.objective();
+        let objective = self.loss.objective()?;
         ensure!(
             objective.form != Form::Sft || self.guard == Guard::None,
             "--guard scales the loser's gradient, and with --loss sft the loser has none: leave one of them out"
