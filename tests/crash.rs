@@ -156,7 +156,8 @@ fn dies_anywhere(work: &Work) {
         let run = tool(&dir, work.command, &format!("{} {}", work.again, work.other)).run();
         match run.code {
             Some(0) => assert!(content(&dir).unwrap() == other, "{moment}: wrong content by other work"),
-            Some(2) => assert!(content(&dir) == left, "{moment}: refused other work has changed the output"),
+            // A checkpoint whose weights wait for their place is finished by whoever reads it.
+            Some(2) => assert!(grows || content(&dir) == left, "{moment}: refused other work has changed the output"),
             code => panic!("{moment}: other work ends with {code:?}: {}", run.err),
         }
         if run.code == Some(0) {

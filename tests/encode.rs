@@ -143,12 +143,13 @@ fn a_killed_run_continues_to_the_same_bytes() {
     let whole = tree(&dir.path("whole"));
     for finished in [1, 4] {
         let mut child = spawn(encode(&dir, "pairs.parquet", "out", &[]));
-        let last = dir.path(&format!("out.partial/{:06}.pairs.parquet", finished - 1));
+        let last = dir.path(&format!("out.partial/{:06}.crc32c", finished - 1));
         wait_for("a part", || last.exists());
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!dir.path("out").exists());
         // Other work is refused, and what is finished stays.
+        let _ = std::fs::remove_file(dir.path("out.partial/.lock"));
         let before = tree(&dir.path("out.partial"));
         let error = encode(&dir, "pairs.parquet", "out", &["--augment", "pair-flip"]).fails(2);
         says(&error, &["out.partial", "other work"]);
@@ -157,7 +158,7 @@ fn a_killed_run_continues_to_the_same_bytes() {
         assert!(tree(&dir.path("out.partial")) == before);
         let stamp = std::fs::metadata(&last).unwrap().modified().unwrap();
         let mut run = spawn(encode(&dir, "pairs.parquet", "out", &["--threads", "2"]));
-        wait_for("the next part", || dir.path(&format!("out.partial/{finished:06}.pairs.parquet")).exists());
+        wait_for("the next part", || dir.path(&format!("out.partial/{finished:06}.crc32c")).exists());
         assert_eq!(std::fs::metadata(&last).unwrap().modified().unwrap(), stamp, "a finished part was made again");
         assert!(run.wait().unwrap().success());
         assert!(tree(&dir.path("out")) == whole);
@@ -166,7 +167,7 @@ fn a_killed_run_continues_to_the_same_bytes() {
     }
     // SIGTERM ends after the part at hand.
     let mut child = spawn(encode(&dir, "pairs.parquet", "out", &[]));
-    wait_for("a part", || dir.path("out.partial/000000.pairs.parquet").exists());
+    wait_for("a part", || dir.path("out.partial/000000.crc32c").exists());
     std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(143));
     encode(&dir, "pairs.parquet", "out", &[]).ok();

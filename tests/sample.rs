@@ -414,7 +414,7 @@ fn a_killed_run_continues_to_the_same_bytes() {
     let rest = "-n 12 --batch 2 --steps 20";
     sample(&dir, "prompts.txt", "whole.parquet", rest).ok();
     let mut child = spawn(sample(&dir, "prompts.txt", "out.parquet", rest));
-    let part = |i: usize| dir.path(&format!("out.parquet.partial/{i:06}.parquet"));
+    let part = |i: usize| dir.path(&format!("out.parquet.partial/{i:06}.crc32c")); // written last
     wait_for("three parts", || part(2).exists());
     child.kill().unwrap();
     child.wait().unwrap();

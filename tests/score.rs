@@ -244,9 +244,8 @@ fn a_killed_run_goes_on_and_gives_the_same_bytes() {
     let dir = world(200);
     score(&dir, "pairs.parquet -o whole.parquet").ok();
     let mut child = score(&dir, "pairs.parquet -o s.parquet -q").command.spawn().unwrap();
-    let parts = || std::fs::read_dir(dir.path("s.parquet.partial")).map_or(0, |d| d.count());
-    while parts() < 3 {
-        // The plan and two parts; or it was done before we looked.
+    while !dir.path("s.parquet.partial/000000.crc32c").exists() {
+        // One part is finished; or all was done before we looked.
         if child.try_wait().unwrap().is_some() {
             break;
         }
@@ -269,7 +268,7 @@ fn a_killed_run_goes_on_and_gives_the_same_bytes() {
 fn a_signal_keeps_what_is_finished() {
     let dir = world(200);
     let mut child = score(&dir, "pairs.parquet -o s.parquet -q").command.stderr(Stdio::piped()).spawn().unwrap();
-    while !dir.path("s.parquet.partial/000000.parquet").exists() {
+    while !dir.path("s.parquet.partial/000000.crc32c").exists() {
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
     std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
@@ -614,6 +613,11 @@ fn outputs_that_make_no_sense_are_refused() {
     let dir = world(4);
     says(&colourfulness(&dir, "pairs.parquet", "x.png").fails(2), &["x.png", "x.parquet"]);
     says(&score(&dir, "pairs.parquet --shard 0/2 -o -").fails(2), &["--shard", "folder"]);
+    dir.write("head.pth", "weights");
+    let model = format!("aesthetic={},head.pth", scorers().join("aesthetic").display());
+    let over = dir.tool("score").args(["pairs.parquet", "--metrics", "aesthetic", "--model", &model, "-o", "head.pth"]);
+    says(&over.fails(2), &["head.pth is also an input"]);
+    std::fs::remove_file(dir.path("head.pth")).unwrap();
     dir.write("kept.parquet.partial", "what a killed run left");
     colourfulness(&dir, "pairs.parquet", "kept.parquet").ok();
     std::fs::create_dir(dir.path("busy.parquet.partial")).unwrap();

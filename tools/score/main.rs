@@ -97,6 +97,8 @@ fn score(args: Args) -> Result<Answer> {
     let mut inputs = Inputs::open(&args.tables)?;
     let kind = Kind::of(&inputs)?;
     let files = args.models.files(&metrics)?;
+    let models = files.iter().flat_map(|model| [Some(&model.tower), model.head.as_ref()]).flatten();
+    place::refuse_inputs(&output, models)?;
     let scratch = scratch_folder(&args, &output)?;
     let scorers = models::open(&metrics, &files, &options)?;
     let range = inputs.range(args.sharding.shard)?;

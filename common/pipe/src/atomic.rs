@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+#[cfg(target_os = "linux")]
+use rustix::fs::{Mode, OFlags};
 
 use crate::{lock, place};
 
@@ -140,6 +142,11 @@ pub fn probe(folder: &Path) -> Result<()> {
     let existing = folder.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
     let cannot = || format!("cannot write in {}", folder.display());
     ensure!(existing.is_dir(), "{}: {} is not a folder", cannot(), existing.display());
+    // A file without a name, which a death in between does not leave behind.
+    #[cfg(target_os = "linux")]
+    if rustix::fs::open(existing, OFlags::TMPFILE | OFlags::WRONLY, Mode::RUSR | Mode::WUSR).is_ok() {
+        return Ok(());
+    }
     let file = partial_path(&existing.join(".probe"));
     File::create(&file).with_context(cannot)?;
     fs::remove_file(&file).with_context(cannot)

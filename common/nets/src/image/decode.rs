@@ -170,8 +170,7 @@ fn jpeg_unwinding(reader: Reader<'_>) -> Result<Stored> {
     };
     let mut started = header.to_colorspace(space)?;
     let mut raw = vec![0; width * height * channels];
-    started.read_scanlines_into(&mut raw)?;
-    started.finish()?;
+    started.read_scanlines_into(&mut raw)?; // what comes after the last row, an end mark or not, Pillow does not read either
     let (data, beyond) = match channels {
         3 => (raw, Beyond::Nothing),
         1 => (to_rgb(raw.chunks_exact(1), |p| [p[0]; 3]), Beyond::Nothing),
