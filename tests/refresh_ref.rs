@@ -41,7 +41,9 @@ fn rate_1_is_the_policy_and_rate_0_the_reference() {
 #[test]
 fn rate_one_half_is_the_middle() {
     let dir = models();
-    refresh(&dir, "policy", "base", &["--rate", "0.5"]).ok();
+    let run = refresh(&dir, "policy", "base", &["--rate", "0.5"]).ok();
+    says(&run.err, &["out holds the reference after a step of 0.5 towards the policy"]);
+    assert_eq!(refresh(&dir, "policy", "base", &["--rate", "0.5", "--json"]).ok().json()["rate"], 0.5);
     let (a, b) = (f32s(&weights(&dir.path("policy"))), f32s(&weights(&dir.path("base"))));
     for (name, middle) in weights(&dir.path("out")) {
         let want: Tensor = ((&a[&name] + &b[&name]).unwrap() / 2.0).unwrap();

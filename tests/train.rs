@@ -509,10 +509,14 @@ fn from_the_cache_of_encode_as_from_pairs() {
         assert_eq!(log(&dir.path("a"))[0]["loss"], log(&dir.path("b"))[0]["loss"]);
         assert!(differ(&weights(&dir.path("a")), &weights(&dir.path("b"))), "the cache was not used");
     }
-    // Where the cache has no mirrored images, none are used, and a note says so.
-    let args = ["cache", "--labels", "labels.parquet", "-o", "c", "--steps", "1", "--resolution", "16", "--base"];
-    let run = dir.tool("train").args(args).args([oracle("base")]).ok();
-    says(&run.err, &["the cache holds no mirrored images"]);
+    // Where the cache has no mirrored images, none are used, and a note says so if they were asked for.
+    let args = ["cache", "--labels", "labels.parquet", "-o", "c", "--steps", "2", "--resolution", "16", "--base"];
+    for (rest, noted) in
+        [(&["--dry-run"][..], true), (&["--augment", "pair-flip", "--dry-run"], true), (&["-o", "e"], false)]
+    {
+        let run = dir.tool("train").args(args).args([oracle("base")]).args(rest).ok();
+        assert_eq!(run.err.contains("the cache holds no mirrored images"), noted, "{}", run.err);
+    }
     says(&train(&dir, "d", "cache --resolution 32").fails(2), &["holds images of 16 pixels", "--resolution"]);
     // A cache that was made with another model is refused.
     let error = train(&dir, "d", &format!("cache --base {}", mini().display())).fails(2);
@@ -620,7 +624,7 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
         ("--adam_beta2 1", &["--adam-beta2"]),
         ("--resolution 15", &["--resolution 15", "multiple", "VAE"]),
         ("--resolution 0", &["--resolution 0"]),
-        ("--base absent", &["absent", "cannot read"]),
+        ("--base absent", &["--base absent", "no such folder"]),
         ("--policy absent", &["absent does not exist", "unet/config.json"]),
         ("--reference plain", &["plain", "unet/config.json"]),
         ("--dtype f16", &["--dtype f16", "bf16"]),
@@ -734,8 +738,10 @@ fn an_incomplete_replay_file_is_refused() {
     let late = candle_core::Tensor::new(&[1000i64; 4], &candle_core::Device::Cpu).unwrap();
     says(&edit(&|all| drop(all.insert("0.timesteps".into(), late.clone()))).fails(2), &["timestep", "1000"]);
     assert!(!dir.path("out").exists());
-    // The steps before the missing tensor are taken.
-    says(&edit(&|all| drop(all.remove("4.timesteps"))).fails(2), &["tensor '4.timesteps' is missing"]);
+    // A file that is too short is refused before the first step.
+    let error = edit(&|all| drop(all.remove("4.timesteps"))).fails(2);
+    says(&error, &["tensor '4.timesteps' is missing", "the inputs of 4 of the 5 steps", "0.latents to 4.timesteps"]);
+    assert!(!dir.path("out").exists());
     safetensors(&dir.path("replay"), &[], None);
     says(&train(&dir, "x", "--replay replay").fails(2), &["replay: the metadata key 'prompts' is missing"]);
     dir.write("replay", "no tensors");

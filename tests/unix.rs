@@ -137,6 +137,56 @@ fn help_and_version() {
     }
 }
 
+/// The examples of --help can be pasted from a terminal of 80 columns: none of their lines is wrapped.
+#[test]
+fn examples_fit_80_columns() {
+    for (tool, _) in COMMANDS.iter().map(|command| split(command)) {
+        let mut help = Tool::new(tool).args(["--help"]);
+        help.command.env("COLUMNS", "80");
+        let run = help.ok();
+        let lines = run.text().lines().skip_while(|line| *line != "Examples:").skip(1);
+        let mut goes_on = false;
+        for line in lines.take_while(|line| !line.is_empty()) {
+            assert!(goes_on || line.starts_with("  "), "{tool}: {line}");
+            assert!(goes_on || line.contains(&format!("{tool} ")), "{tool}: {line}");
+            goes_on = line.ends_with('\\');
+        }
+        assert!(!goes_on, "{tool}");
+    }
+}
+
+/// Flags of other programs are answered by what to do instead, all that a line has.
+#[test]
+fn flags_of_other_programs_are_answered() {
+    for (tool, flags, parts) in [
+        ("vote", "--device cpu", &["--device is not a flag of `vote`", "no network"][..]),
+        ("winrate", "--batch_size=4", &["--batch_size is not a flag of `winrate`", "--batch"]),
+        ("vote", "--tires first", &["--tires is not a flag of `vote`; a similar one is --ties", "`vote --help`"]),
+        ("prompts", "--nothing-like-it 1", &["--nothing-like-it is not a flag of `prompts`; `prompts --help`"]),
+        #[cfg(feature = "nets")]
+        (
+            "train",
+            "--network_dim 4 --x y --push_to_hub",
+            &["--network_dim", "--lora-rank", "--push_to_hub", "uploaded"],
+        ),
+        #[cfg(feature = "nets")]
+        ("train", "--report_to wandb", &["--report-to wandb", "`tensorboard`"]),
+        #[cfg(feature = "nets")]
+        ("train", "--dump-gradients --revision --local_rank 0", &["--local_rank", "mpirun"]),
+        #[cfg(feature = "nets")]
+        ("sample", "--num_inference_steps 3", &["--num_inference_steps is not a flag of `sample`", "--steps"]),
+    ] {
+        let run = Tool::new(tool).args(flags.split(' ')).exits(2);
+        says(&run.err, parts);
+        assert!(
+            run.err.lines().all(|line| line.starts_with(&format!("{tool}: "))) && !run.err.contains("tip:"),
+            "{}",
+            run.err
+        );
+        assert!(!run.err.contains("--revision is not"), "the value of a flag: {}", run.err);
+    }
+}
+
 /// `COMMANDS` covers every program of Cargo.toml.
 #[test]
 #[cfg(feature = "nets")]

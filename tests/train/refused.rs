@@ -31,9 +31,9 @@ fn flags_without_effect_are_refused() {
         ("--guard sdpo:0.5 --sft", &["--guard", "--loss sft"]),
         ("--reference_weights file --lora-rank 2", &["--reference-weights file", "--lora-rank"]),
         ("--lora-rank 100000000", &["rank 100000000", "layer 'down_blocks.", "--lora-rank"]),
-        ("--num_train_epochs 3", &["--num-train-epochs is not a flag", "--max-train-steps"]),
-        ("--use_8bit_adam", &["--use-8bit-adam", "--moments bf16"]),
-        ("--choice_model hps", &["--choice-model", "`vote --rule single:METRIC`"]),
+        ("--num_train_epochs 3", &["--num_train_epochs is not a flag", "--max-train-steps"]),
+        ("--use_8bit_adam", &["--use_8bit_adam", "--moments bf16"]),
+        ("--choice_model hps", &["--choice_model", "`vote --rule single:METRIC`"]),
         (
             "--dataset_name yuvalkirstain/pickapic_v2",
             &["--dataset-name yuvalkirstain/pickapic_v2", "`score`", "`vote`"],

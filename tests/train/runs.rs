@@ -62,7 +62,7 @@ fn a_dry_run_reports_and_writes_nothing() {
     let args =
         ["pairs.parquet", "--labels", "labels.parquet", "--resolution", "16", "--dry-run", "-q", "--base", &base];
     let run = dir.tool("train").args(args).ok();
-    says(run.text(), &["1 pairs per step: 1 at once, 1 times"]);
+    says(run.text(), &["1 pair per step, all at once", "moments: 0.", " for 2000 steps"]);
     says(&dir.tool("train").args(args).args(["--resume", "latest"]).fails(2), &["latest", "-o"]);
     train(&dir, "whole", "--steps 3").ok();
     train(&dir, "whole", "--steps 5 --dry-run --resume latest").ok();
@@ -157,4 +157,28 @@ fn a_resumed_run_from_the_cache_is_the_same() {
     }
     says(&train_into(&dir, "whole-lora", "").fails(2), &["whole-lora holds adapters of another run", "-o"]);
     says(&train_into(&dir, "whole-unet", "--lora-rank 2").fails(2), &["whole-unet holds a whole UNet of another run"]);
+}
+
+#[test]
+fn a_run_says_how_it_ended_and_what_it_never_did() {
+    let dir = world();
+    let args = ["pairs.parquet", "--labels", "labels.parquet", "--resolution", "16", "--lr", "1e-4"];
+    let run = |out: &str, rest: &str| {
+        let tool = dir.tool("train").args(args).args(["-o", out, "--base"]).args([oracle("base")]);
+        tool.args(rest.split(' ')).ok()
+    };
+    let never = "the run ends after 4: the reference stays as it is";
+    let done = run("a", "--steps 4 --refresh-every 4");
+    says(&done.err, &["a holds the policy after 4 steps: the last loss is ", " s\n", never]);
+    assert!(!done.err.contains("mean squared errors") && done.out.is_empty(), "{}", done.err);
+    assert!(!run("b", "--steps 4 --refresh-every 3").err.contains("stays as it is"));
+    let summary = run("c", "--steps 4 --refresh-every 3 --json").json();
+    assert_eq!((&summary["output"], &summary["steps"]), (&"c".into(), &4.into()));
+    assert_eq!(summary["loss"], log(&dir.path("c"))[3]["loss"]);
+    // The policy equals the reference in step 1 and after the refresh: neither image is favoured.
+    let accuracies: Vec<_> = log(&dir.path("c")).iter().map(|line| line["implicit_acc"].as_f64().unwrap()).collect();
+    assert_eq!([accuracies[0], accuracies[3]], [0.5, 0.5]);
+    // Nothing was left to do.
+    let again = run("c", "--steps 4 --refresh-every 3 --resume --json").json();
+    assert!(again["loss"].is_null());
 }

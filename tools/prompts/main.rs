@@ -52,7 +52,8 @@ Examples:
   prompts PartiPrompts.tsv -o partiprompts.parquet
   prompts anime.json photo.json -o hpsv2.parquet --set hpsv2
   prompts prompts.parquet -o reported.parquet --only-set seen,unseen-pair
-  prompts PartiPrompts.tsv -o safe.parquet --safe inappropriate_text_classifier/ --threshold 0.5
+  prompts PartiPrompts.tsv -o safe.parquet \\
+          --safe inappropriate_text_classifier/ --threshold 0.5
   prompts pairs.parquet -o - | sample - --base sd15/ -o images.parquet -n 5
 
 Exit status: 0 done, 2 trouble.";

@@ -30,6 +30,8 @@ Examples:
 
 Exit status: 0 done, 2 trouble."
 )]
+#[command(mut_arg("output", |output| output.help("The folder to write the reference in")))]
+#[command(mut_arg("seed", |seed| seed.hide(true)))] // nothing is drawn
 struct Args {
     /// Checkpoint folder of the policy
     #[arg(long, value_name = "DIR")]
@@ -84,5 +86,13 @@ fn refresh(args: Args) -> Result<Answer> {
     };
     let origin = Origin::new("refresh-ref").arg("rate", args.rate).inputs([input(&policy)?, input(&reference)?]);
     write::model(&out.join(nets::folder::DENOISER), &policy_folder, &moved, &origin)?;
+    let (out, tensors, rate) = (out.display().to_string(), moved.len(), args.rate);
+    if args.common.json {
+        args.common.answer(serde_json::json!({ "output": out, "tensors": tensors, "rate": rate }))?;
+    } else {
+        args.common.say(format_args!(
+            "{out} holds the reference after a step of {rate} towards the policy, {tensors} tensors"
+        ));
+    }
     Ok(Answer::Yes)
 }

@@ -94,11 +94,15 @@ struct Args {
 const EXAMPLES: &str = "\
 Examples:
   report --winrates winrate.json --logs policy/log.jsonl -o report.html
-  report --images base.parquet policy.parquet --scored base-scored.parquet policy-scored.parquet \\
-         --labels labels.parquet --winrates winrate.json --logs policy/log.jsonl -o report.html
+  report --images base.parquet policy.parquet \\
+         --scored base-scored.parquet policy-scored.parquet \\
+         --labels labels.parquet --winrates winrate.json \\
+         --logs policy/log.jsonl -o report.html
   report --images base.parquet policy.parquet --sheet sheet.png
-  report --images base.parquet dpo.parquet balanced.parquet --sheet sheet.png --prompts 20 --k 3 --scale 3
-  report --images base.parquet policy.parquet --sheet seeds.png --seeds-of 'a raccoon in a top hat'
+  report --images base.parquet dpo.parquet balanced.parquet \\
+         --sheet sheet.png --prompts 20 --k 3 --scale 3
+  report --images base.parquet policy.parquet --sheet seeds.png \\
+         --seeds-of 'a raccoon in a top hat'
 
 Exit status: 0 done, 2 trouble.";
 
@@ -124,6 +128,11 @@ fn run(args: Args) -> Result<Answer> {
     }
     if let Some(path) = &args.common.output {
         write(path, assemble::html(&args, &tables)?.as_bytes())?;
+    }
+    let written: Vec<_> = args.sheet.iter().chain(&args.common.output).filter(|path| path.as_os_str() != "-").collect();
+    match args.common.json {
+        true => args.common.answer(serde_json::json!({ "written": written }))?,
+        false => written.iter().for_each(|path| args.common.say(format_args!("wrote {}", path.display()))),
     }
     Ok(Answer::Yes)
 }

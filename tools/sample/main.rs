@@ -37,8 +37,11 @@ use serde_json::json;
     after_help = "\
 Examples:
   sample prompts.parquet --base sd15 -o base.parquet -n 5
-  sample prompts.parquet --base sd15 --unet policy -o policy.parquet -n 5 --steps 50 --guidance 7.5
-  sample prompts.parquet --base sdxl --scheduler euler --steps 30 --guidance 5 --negative 'blurry, text' -o xl.parquet
+  sample prompts.parquet --base sd15 --unet policy -o policy.parquet -n 5 \\
+         --steps 50 --guidance 7.5
+  sample prompts.parquet --base sdxl --scheduler euler --steps 30 --guidance 5 \\
+         --negative 'blurry, text' -o xl.parquet
+  echo 'a fox in the snow' | sample - --base sd15 -o fox.parquet
 
 The base's scheduler_config.json configures the samplers, as it does diffusers' classes of the same names.
 Each PNG carries its settings under the key `parameters`, as AUTOMATIC1111's web UI writes them.

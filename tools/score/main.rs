@@ -45,10 +45,13 @@ use summary::Summary;
     after_help = "\
 Examples:
   score pairs.parquet -o scores.parquet --models scorers/
-  score pairs.parquet -o - --models scorers/ --metrics hps,clip | vote - -o labels.parquet
+  score pairs.parquet -o - --models scorers/ --metrics hps,clip \\
+        | vote - -o labels.parquet
   score images.parquet -o scored.parquet --metrics clip,aesthetic \\
-    --model clip=CLIP-ViT-H-14 --model aesthetic=clip-vit-large-patch14,head.pth
-  score images.parquet -o judged.parquet --metrics imagereward --model imagereward=ImageReward.pt
+        --model clip=CLIP-ViT-H-14 \\
+        --model aesthetic=clip-vit-large-patch14,head.pth
+  score images.parquet -o judged.parquet --metrics imagereward \\
+        --model imagereward=ImageReward.pt
   score pairs.parquet -o scores.parquet --models scorers/ --verify 100
 
 Exit status: 0 done, 1 the scores differ (--verify), 2 trouble, 128 + N after signal N."

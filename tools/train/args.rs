@@ -21,10 +21,11 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  train pairs.parquet --labels labels.parquet --base sd15 -o out --max-train-steps 2000 \\
-        --gradient-accumulation-steps 64 --learning-rate 1e-8 --scale-lr --lr-warmup-steps 500 \\
-        --refresh-every 125
-  train latents/ --labels labels.parquet --base sd15 -o out --resume-from-checkpoint latest
+  train pairs.parquet --labels labels.parquet --base sd15 -o out \\
+        --max-train-steps 2000 --gradient-accumulation-steps 64 \\
+        --learning-rate 1e-8 --scale-lr --lr-warmup-steps 500 --refresh-every 125
+  train latents/ --labels labels.parquet --base sd15 -o out \\
+        --resume-from-checkpoint latest
 
 The output is a checkpoint folder: unet/ (loads in diffusers), state/ (needed by --resume-from-checkpoint) and log.jsonl.
 
@@ -38,6 +39,7 @@ Exit status: 0 done, 2 trouble, 128 + N after signal N.";
 /// Fine-tune a Stable Diffusion UNet on preference labels with the Diffusion-DPO loss.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "train", version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(mut_arg("output", |output| output.help("The folder to write checkpoints in")))]
 pub struct Args {
     #[command(flatten)]
     pub data: DataFlags,

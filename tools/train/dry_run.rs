@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Instant};
 use anyhow::{Result, ensure};
 use nets::params::count;
 use pipe::stdout::print;
+use pipe::text::{count as counted, duration};
 use serde_json::json;
 
 use crate::{log::peak_memory, run::Run};
@@ -63,22 +64,29 @@ fn text(run: &Run, seconds: f64) -> String {
     let rest = peak - known.iter().map(|(_, mib)| mib).sum::<f64>();
     let mut lines = vec![
         format!("{} parameters are trained", count(&run.state.policy.params)),
-        format!(
-            "{pairs} pairs per step: {} at once, {} times",
-            run.batches.pairs_at_once().min(pairs),
-            run.batches.per_step()
-        ),
+        match run.batches.per_step() {
+            1 => format!("{} per step, all at once", counted(pairs, "pair")),
+            times => {
+                format!("{} per step: {} at once, {times} times", counted(pairs, "pair"), run.batches.pairs_at_once())
+            }
+        },
         format!(
             "learning rate: {:.3e} at its highest, {:.3e} summed over all steps",
             run.learning_rate.highest(),
             run.learning_rate.sum()
         ),
-        format!("peak memory: {peak:.0} MiB (measured)"),
+        format!("peak memory: {} (measured)", mib(peak)),
     ];
-    lines.extend(known.iter().map(|(name, mib)| format!("  {name}: {mib:.0} MiB")));
-    lines.push(format!("  activations, encoders and other frozen networks: {:.0} MiB", rest.max(0.0)));
+    lines.extend(known.iter().map(|(name, size)| format!("  {name}: {}", mib(*size))));
+    lines.push(format!("  activations, encoders and other frozen networks: {}", mib(rest.max(0.0))));
     let (per_hour, steps) = (3600.0 / seconds, run.steps());
-    let hours = steps as f64 / per_hour;
-    lines.push(format!("{seconds:.2} s per step, {per_hour:.1} steps per hour: {hours:.1} hours for {steps} steps"));
+    let all = duration(steps as f64 * seconds);
+    lines.push(format!("{seconds:.2} s per step, {per_hour:.1} steps per hour: {all} for {steps} steps"));
     lines.join("\n") + "\n"
+}
+
+/// A size with two digits at least.
+fn mib(size: f64) -> String {
+    let digits = if size < 1.0 { 2 } else { usize::from(size < 10.0) };
+    format!("{size:.digits$} MiB")
 }

@@ -111,7 +111,14 @@ fn prepare(mut args: Args, world: &mut World) -> Result<Run<'_>> {
     let compute = device::dtype(args.networks.dtype, &device)?;
     world.attach(&device)?;
     let lock = if world.first() { args.lock_outputs()? } else { None };
-    let data = TrainingData::open(&args.data, args.visits, &args.models, args.common.seed, &device)?;
+    let data = TrainingData::open(
+        &args.data,
+        args.visits,
+        &args.models,
+        args.common.seed,
+        args.optimiser.max_train_steps,
+        &device,
+    )?;
     args.batch = data.batch(args.batch)?;
     let method = Method::open(&args.method, &args.models.base)?;
 
@@ -131,11 +138,13 @@ fn prepare(mut args: Args, world: &mut World) -> Result<Run<'_>> {
     let base = Weights::open(&folder::denoiser(&setup.models.base)?)?;
     let (done, steps) = (state.counters.step, setup.optimiser.max_train_steps);
     let reporter = Reporter::new(args.log, &args.common, &checkpoints.out, done, steps, world.first());
-    let data_notes = [data.note(setup.pairs_per_step), data.flips_note(), data.size_note()];
-    let notes = [method.timesteps_note(), world.note(&share), message];
-    let beta = beta_note(method.objective.beta, data.latent_shape()?);
-    let advice = [Some(beta), small_rate_warning(learning_rate.sum(), state.weight_size()?)];
-    notes.iter().chain(&data_notes).chain(&advice).flatten().for_each(|note| reporter.say(note));
+    let data_notes = [data.note(setup.pairs_per_step), data.flips_note(args.dry_run), data.size_note()];
+    let notes = [method.timesteps_note(), world.note(&share), message].into_iter().chain(data_notes);
+    let beta =
+        args.dry_run.then(|| data.latent_shape()).transpose()?.map(|shape| beta_note(method.objective.beta, shape));
+    let never = setup.reference.never_note(steps);
+    let advice = [beta, never, small_rate_warning(learning_rate.sum(), state.weight_size()?)];
+    notes.chain(advice).flatten().for_each(|note| reporter.say(note));
 
     let mut batches = Batches::new(data, share, steps, &method.process, &device, args.loader);
     batches.go_to(done, state.counters.skipped)?;

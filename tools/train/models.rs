@@ -35,9 +35,15 @@ impl ModelFlags {
     /// The same flags with local folders in place of hub ids.
     pub fn resolve(&self) -> Result<Self> {
         let local = |path: &PathBuf| self.hub.folder(path, hub::resolve);
+        let base = local(&self.base)?;
+        let named = self.base.display();
+        ensure!(
+            base.is_dir(),
+            "--base {named}: there is no such folder; name one of a Stable Diffusion model, or its hub id"
+        );
         let local_if_named = |path: &Option<PathBuf>| path.as_ref().map(local).transpose();
         Ok(Self {
-            base: local(&self.base)?,
+            base,
             vae: local_if_named(&self.vae)?,
             policy: local_if_named(&self.policy)?,
             reference: local_if_named(&self.reference)?,

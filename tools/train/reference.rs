@@ -35,6 +35,19 @@ impl ReferenceFlags {
     }
 }
 
+impl ReferenceFlags {
+    /// A warning where a run of `steps` steps ends before the reference has changed for one of them.
+    pub fn never_note(&self, steps: u64) -> Option<String> {
+        let Mode::Hard(k) = self.mode() else { return None };
+        (k >= steps).then(|| {
+            format!(
+                "warning: the reference becomes the policy after every {k} steps, but the run ends after {steps}: the reference \
+                 stays as it is. A smaller --refresh-every would change that"
+            )
+        })
+    }
+}
+
 /// When and how far the reference moves.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mode {

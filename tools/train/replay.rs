@@ -24,7 +24,8 @@ pub struct Replay {
 }
 
 impl Replay {
-    pub fn open(path: &Path, vae: &Path, text: PromptEncoder) -> Result<Self> {
+    /// Opens the inputs of a run of `steps` steps.
+    pub fn open(path: &Path, vae: &Path, text: PromptEncoder, steps: u64) -> Result<Self> {
         let name = path.display().to_string();
         let metadata = weights::metadata(path)?;
         let prompts =
@@ -33,6 +34,16 @@ impl Replay {
             .with_context(|| format!("{name}: the metadata key 'prompts' is not a JSON list of captions"))?;
         let tensors = candle_core::safetensors::load(path, &Device::Cpu)
             .with_context(|| format!("{name} is not a whole safetensors file"))?;
+        let key_of = |i: u64| ["latents", "noise", "timesteps"].map(|what| format!("{i}.{what}"));
+        if let Some((i, key)) =
+            (0..steps).find_map(|i| Some((i, key_of(i).into_iter().find(|k| !tensors.contains_key(k))?)))
+        {
+            bail!(
+                "{name}: tensor '{key}' is missing: the file has the inputs of {i} of the {steps} steps of --max-train-steps, \
+                 which needs 0.latents to {}.timesteps",
+                steps - 1
+            );
+        }
         let pairs = NonZeroUsize::new(captions.len());
         let pairs = pairs.with_context(|| format!("{name}: the metadata key 'prompts' lists no captions"))?;
         let vae: VaeConfig = json::read(&vae.join("config.json"))?;

@@ -51,11 +51,12 @@ impl TrainingData {
         visits: VisitFlags,
         models: &ModelFlags,
         seed: u64,
+        steps: u64,
         device: &Device,
     ) -> Result<Self> {
         if let Some(path) = &flags.replay {
             let text = PromptEncoder::open(&models.base, DType::F32, device)?;
-            return Ok(Self::Replay(Box::new(Replay::open(path, &models.vae_folder(), text)?)));
+            return Ok(Self::Replay(Box::new(Replay::open(path, &models.vae_folder(), text, steps)?)));
         }
         let labels = flags.labels.as_ref().context("--labels is missing; name what `vote` wrote (or use --replay)")?;
         ensure!(!flags.data.is_empty(), "DATA is missing; name pairs tables, a folder of `encode` or an images table");
@@ -86,9 +87,10 @@ impl TrainingData {
         }
     }
 
-    /// A note where mirrored images were asked for and there are none.
-    pub fn flips_note(&self) -> Option<String> {
-        let lacks = matches!(self, Self::Pairs(data) if data.lacks_flips());
+    /// A note where mirrored images were asked for, or `always`, and there are none.
+    pub fn flips_note(&self, always: bool) -> Option<String> {
+        let asked = |data: &Data| always || data.asks_for_flips();
+        let lacks = matches!(self, Self::Pairs(data) if data.lacks_flips() && asked(data));
         lacks.then(|| "the cache holds no mirrored images: none are used (`encode --augment` makes them)".into())
     }
 

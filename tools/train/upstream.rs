@@ -1,66 +1,14 @@
-//! The flags of Diffusion-DPO's and diffusers' scripts, so that their launch lines can be pasted: some are translated into ours,
-//! some are refused with what to do instead, and some have no effect.
+//! The flags of Diffusion-DPO's and diffusers' scripts, so that their launch lines can be pasted: some are translated into ours, and
+//! some have no effect. The others are answered by `pipe::cli`.
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use pipe::device::{Device, Dtype};
 use pipe::{augment::Augment, cli::Networks};
 
 use crate::optimiser::{OptimiserFlags, OptimizerName};
 use crate::{data::VisitFlags, models::ModelFlags, training_data::DataFlags};
-
-/// Flags of Diffusion-DPO's, diffusers' and kohya's scripts for what is done in another way here, and how.
-const REPLACED: [(&str, &str); 21] = [
-    ("num-train-epochs", "--max-train-steps sets the length of a run"),
-    ("use-8bit-adam", "--moments bf16 halves AdamW's memory, --optimizer adafactor takes a quarter of it"),
-    ("use-ema", "--reference-mode ema:RATE averages the reference; the policy is published as it is"),
-    ("random-crop", "images are cropped in the middle"),
-    ("max-train-samples", "`prompts` and `vote` make smaller tables"),
-    ("enable-xformers-memory-efficient-attention", "attention never holds all its scores at once: leave it out"),
-    ("train-method", "--loss names it"),
-    ("train-data-dir", "DATA names the pairs tables themselves"),
-    ("split", "DATA names the files of the split themselves"),
-    ("choice-model", "`score` and `vote --rule single:METRIC` make such labels, for --labels"),
-    ("dreamlike-pairs-only", "name the pairs of those models alone as DATA"),
-    ("remove-ties", "`vote` gives ties the weight 0, and such pairs are left out"),
-    ("run-validation", "`sample`, `score` and `winrate` compare checkpoints"),
-    ("validation-steps", "`sample`, `score` and `winrate` compare checkpoints"),
-    ("validation-prompts", "`sample` draws prompts"),
-    ("cache-latents", "`encode` makes a folder of latents, which is then DATA"),
-    ("cache-latents-to-disk", "`encode` makes a folder of latents, which is then DATA"),
-    ("cache-text-encoder-outputs-to-disk", "`encode` stores them with the latents; its folder is then DATA"),
-    ("save-state", "checkpoints always hold it, in state/"),
-    ("min-snr-gamma", "--error sets the weights of timesteps"),
-    ("noise-offset", "noise always has mean 0 here"),
-];
-
-/// The replaced flags that a command line has.
-#[derive(Clone, Debug)]
-struct Replaced(Vec<(&'static str, &'static str)>);
-
-impl clap::Args for Replaced {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        // With a value or without.
-        command.args(REPLACED.map(|(flag, _)| clap::Arg::new(flag).long(flag).hide(true).num_args(0..=1)))
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        Self::augment_args(command)
-    }
-}
-
-impl clap::FromArgMatches for Replaced {
-    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
-        let used = |(flag, _): &(&str, &str)| matches.value_source(flag).is_some();
-        Ok(Self(REPLACED.into_iter().filter(used).collect()))
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
 
 /// All these flags. None of them is shown by --help.
 #[derive(clap::Args, Clone, Debug)]
@@ -69,8 +17,6 @@ pub struct UpstreamFlags {
     unet_init: Option<PathBuf>,
     #[arg(long, hide = true, conflicts_with = "augment")]
     no_hflip: bool,
-    #[command(flatten)]
-    replaced: Replaced,
     #[arg(long, hide = true, conflicts_with = "data")]
     dataset_name: Option<PathBuf>,
     #[arg(long, hide = true)]
@@ -86,9 +32,6 @@ pub struct UpstreamFlags {
 impl UpstreamFlags {
     /// Refuses flags for what is done in another way here, and precision that training cannot have.
     pub fn check(&self, networks: &Networks) -> Result<()> {
-        if let Some((flag, instead)) = self.replaced.0.first() {
-            bail!("--{flag} is not a flag of this program: {instead}");
-        }
         let precision = self.mixed_precision.as_deref();
         ensure!(
             precision != Some("fp16"),
@@ -137,7 +80,7 @@ impl UpstreamFlags {
             models.policy = Some(path.clone());
         }
         if self.no_hflip {
-            visits.augment = Augment::None;
+            visits.augment = Some(Augment::None);
         }
         if self.sdxl && optimiser.optimizer.is_none() && !optimiser.use_adafactor {
             optimiser.optimizer = Some(OptimizerName::Adafactor);

@@ -79,9 +79,11 @@ Examples:
   vote scores.parquet -o labels.parquet
   vote hps.parquet clip.parquet -o labels.parquet --ties human
   vote scores.parquet -o hps-only.parquet --rule single:hps
-  vote scores.parquet -o labels.parquet --rule weighted --fit dawid-skene --human-voter
+  vote scores.parquet -o labels.parquet --rule weighted --fit dawid-skene \\
+       --human-voter
   vote scored-images.parquet -o labels.parquet --pairs best-worst
-  score pairs.parquet --models models/ --metrics hps,clip -o - | vote - -o labels.parquet --json
+  score pairs.parquet --models models/ --metrics hps,clip -o - \\
+       | vote - -o labels.parquet --json
 
 Exit status: 0 done, 2 trouble.";
 

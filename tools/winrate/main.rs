@@ -66,7 +66,7 @@ struct Args {
     /// Print every win rate with its counts, intervals and probabilities instead, one per line
     #[arg(long, group = "view")]
     tests: bool,
-    /// Treat tables whose images have the same `model` as training seeds of that model, and pool them
+    /// Tables whose images have the same `model` are training seeds of that model, and each rate is the mean over them
     ///
     /// Prints the mean over seeds and prompts, with an interval for other training seeds and other prompts: Student's interval
     /// over the seeds, widened by the variation between prompts that all seeds share. With three seeds it is wide, as it must
@@ -100,7 +100,8 @@ Examples:
   winrate policy.parquet base.parquet --json -o winrates.json
   winrate policy.parquet base.parquet --means --format latex
   winrate policy.parquet base.parquet --metrics hps,clip --require 0.5
-  winrate ours-seed0.parquet ours-seed1.parquet dpo-seed0.parquet dpo-seed1.parquet base.parquet --seeds --against base
+  winrate ours-seed0.parquet ours-seed1.parquet dpo-seed0.parquet \\
+          dpo-seed1.parquet base.parquet --seeds --against base
 
 Exit status: 0 done, 1 a rate is below --require, 2 trouble.";
 

@@ -1,5 +1,7 @@
 //! The frame of every command line: shared flags, the parser of names, errors and exit codes.
 
+mod foreign;
+
 use std::path::{Path, PathBuf};
 use std::{marker::PhantomData, num::NonZeroUsize, process::ExitCode};
 
@@ -210,13 +212,14 @@ fn or_stdout(output: PathBuf) -> PathBuf {
 pub fn run<A: Parser>(tool: &str, body: impl FnOnce(A) -> Result<Answer>) -> ExitCode {
     panics::silence();
     let command = A::command().args_override_self(true).mut_args(with_underscores);
-    let matches = command.try_get_matches().unwrap_or_else(|error| refuse(error));
+    let matches = command.clone().try_get_matches().unwrap_or_else(|error| refuse(tool, &command, error));
     if let Ok(Some(threads)) = matches.try_get_one::<NonZeroUsize>("threads") {
         // Rayon and candle both read this variable, once, when first used.
         // SAFETY: nothing else has started a thread yet.
         unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
     }
-    let args = A::from_arg_matches(&matches).unwrap_or_else(|error| refuse(error.format(&mut A::command())));
+    let args =
+        A::from_arg_matches(&matches).unwrap_or_else(|error| refuse(tool, &command, error.format(&mut A::command())));
     match stop::ignore_file_size_limit().and_then(|()| panics::caught(|| body(args))?) {
         Ok(Answer::Yes) => ExitCode::from(0),
         Ok(Answer::No) => ExitCode::from(1),
@@ -227,8 +230,13 @@ pub fn run<A: Parser>(tool: &str, body: impl FnOnce(A) -> Result<Answer>) -> Exi
     }
 }
 
-/// Ends with clap's words: its help on standard output, or what is wrong with the command line, whose words it repeats.
-fn refuse(error: clap::Error) -> ! {
+/// Ends with what is wrong with the command line, or with clap's help on standard output.
+fn refuse(tool: &str, command: &Command, error: clap::Error) -> ! {
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    if let Some(sentences) = foreign::sentences(tool, command, &error, &words) {
+        sentences.into_iter().for_each(|text| complain(tool, &Error::msg(text)));
+        std::process::exit(error.exit_code());
+    }
     if error.use_stderr() {
         let text = shown::message(error.render().to_string().trim_end());
         let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{text}\n"));

@@ -30,13 +30,19 @@ pub struct VisitFlags {
     /// Side of the training images in pixels [default: the side that the UNet was made for]
     #[arg(long, value_name = "N")]
     pub resolution: Option<usize>,
-    /// Which images to mirror at random
-    #[arg(long, default_value_t = Augment::IndependentFlip, value_parser = named::<Augment>())]
-    pub augment: Augment,
+    /// Which images to mirror at random; a folder of `encode` may have no mirrored ones [default: independent-flip]
+    #[arg(long, value_parser = named::<Augment>())]
+    pub augment: Option<Augment>,
     /// Share of captions replaced by the empty prompt, so that classifier-free guidance keeps working; the default is
     /// Diffusion-DPO's
     #[arg(long, value_name = "P", default_value_t = 0.2, help_heading = "Method", value_parser = share())]
     proportion_empty_prompts: f64,
+}
+
+impl VisitFlags {
+    fn augment(&self) -> Augment {
+        self.augment.unwrap_or(Augment::IndependentFlip)
+    }
 }
 
 /// The inputs of one micro-batch of B pairs.
@@ -174,7 +180,11 @@ impl Data {
 
     /// Whether mirrored images were asked for and the cache has none.
     pub fn lacks_flips(&self) -> bool {
-        self.visits.augment != Augment::None && matches!(self.images, Images::Cache { flips: false, .. })
+        self.visits.augment() != Augment::None && matches!(self.images, Images::Cache { flips: false, .. })
+    }
+
+    pub fn asks_for_flips(&self) -> bool {
+        self.visits.augment.is_some()
     }
 
     /// A warning where nobody asked for the cache's size of images and the UNet was made for another.
@@ -194,7 +204,7 @@ impl Data {
         origin
             .arg("proportion_empty_prompts", self.visits.proportion_empty_prompts)
             .arg("resolution", self.resolution)
-            .arg("augment", format!("{:?}", self.visits.augment))
+            .arg("augment", format!("{:?}", self.visits.augment()))
             .inputs(self.inputs.clone())
     }
 
@@ -237,7 +247,7 @@ impl Data {
             for place in [0, 1] {
                 let side = place ^ usize::from(swapped);
                 let uid = format!("{id} {}", keys.uids[side].value(0));
-                let flipped = match visits.augment {
+                let flipped = match visits.augment() {
                     Augment::None => false,
                     Augment::PairFlip => uniform("flip", &id) < 0.5,
                     Augment::IndependentFlip => uniform("flip", &uid) < 0.5,

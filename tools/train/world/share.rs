@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 #[derive(clap::Args, Clone, Copy, Debug)]
 #[command(next_help_heading = "Optimisation")]
 pub struct BatchFlags {
-    /// Largest number of pairs per forward pass in one process. (On the CPU, models of less than 50 million weights always
-    /// take at most 4, which is as fast, so that results do not depend on this.)
+    /// Pairs that go through the networks together in one process. Models of less than 50 million weights take at most 4 together
+    /// on the CPU, whatever this says, which is as fast
     #[arg(long, value_name = "N", default_value = "1")]
     pub train_batch_size: NonZeroUsize,
     /// Batches accumulated per optimiser step, over all processes; each process takes an equal share

@@ -114,7 +114,11 @@ fn entries(path: &Path, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>>
         }
         whole_text(&name, &mut stdin)?
     } else {
-        let mut file = std::fs::File::open(path).with_context(say)?;
+        let hint = || match path.exists() {
+            true => say(),
+            false => format!("{} (a prompt itself comes through a pipe: echo 'a fox' | ... -)", say()),
+        };
+        let mut file = std::fs::File::open(path).with_context(hint)?;
         let mut begin = vec![];
         Read::by_ref(&mut file).take(6).read_to_end(&mut begin).with_context(say)?;
         if begin.first() == Some(&0xff) && table::is_table(&begin) {
