@@ -46,6 +46,10 @@ test-cluster:
 	tests/cluster/build
 	for script in mpirun netns slurm; do BIN=$(CARGO_TARGET_DIR)/mpi tests/cluster/$$script.sh; done
 
+## make test-hardening attack the programs: damaged files, kills, full disks, hostile names; an hour, with another seed every day
+test-hardening: build
+	BIN=$(BIN) tests/hardening
+
 ## make test-cuda      test on the first GPU: operations against the CPU, networks, losses, gradients and images against PyTorch
 ON_GPU := TEST_DEVICE=cuda NVIDIA_TF32_OVERRIDE=0 cargo test --release --workspace --features cuda,cudnn
 test-cuda:
@@ -88,10 +92,17 @@ pictures: build
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
-.PHONY: build test test-cloud test-cluster test-cuda check-cuda install ablations pictures help
+.PHONY: build test test-cloud test-cluster test-hardening test-cuda check-cuda install ablations pictures help
 
 include pipelines/align.mk
 include pipelines/rounds.mk
 
 # The experiment's own value comes first.
 FEATURES ?=
+
+# A variable on the command line that nothing here reads would be ignored: it is refused.
+given   := $(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$v))
+keys    := labels reference train seed name rule
+dotted  := $(foreach n,base $(POLICIES) $(call value_or,ROWS,) $(basename $(notdir $(labels))),$(keys:%=$n.%))
+unknown := $(if $(given),$(shell pipelines/unknown-variable '$(given)' '$(dotted)' $(MAKEFILE_LIST)))
+$(if $(unknown),$(error $(unknown)))

@@ -54,7 +54,7 @@ order    := $(filter DiffusionDPO,$(ROWS)) $(filter-out DiffusionDPO,$(ROWS))
 POLICIES := $(foreach row,$(order),$(foreach s,$(SEEDS),$(row)-$s))
 $(foreach row,$(ROWS),$(foreach s,$(SEEDS),\
     $(eval $(row)-$s.labels    := $(call value_or,$(row).labels,majority))\
-    $(eval $(row)-$s.reference := $(call value_or,$(row).reference,hard:60))\
+    $(eval $(row)-$s.reference := $(call value_or,$(row).reference,$(BalancedDPO.reference)))\
     $(eval $(row)-$s.train     := $(call value_or,$(row).train,))\
     $(eval $(row)-$s.seed      := $s)\
     $(eval $(row)-$s.name      := $(row))))

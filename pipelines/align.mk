@@ -23,6 +23,9 @@ endif
 # $(call value_or,NAME.KEY,DEFAULT): the value of this variable if the experiment sets it, else DEFAULT.
 value_or = $(if $(filter undefined,$(origin $1)),$2,$($1))
 
+# $(call share,N): one Nth of STEPS, and 1 at least, so that a run of another length has the same shape.
+share = $(shell echo $$(($(STEPS) < $1 ? 1 : $(STEPS) / $1)))
+
 include $(MK)
 
 SCHEDULER ?= ddim

@@ -19,7 +19,7 @@ POLICIES             = DiffusionDPO BalancedDPO
 DiffusionDPO.labels    = human
 DiffusionDPO.reference = frozen
 BalancedDPO.labels   = majority
-BalancedDPO.reference  = hard:60
+BalancedDPO.reference  = hard:$(call share,2)
 
 RESOLUTION = 64
 # The values below were chosen without mirrored images, for which `encode` would have to make a second set of latents.
@@ -32,7 +32,7 @@ STEPS        = 120
 BATCH        = 32
 ACCUMULATION = 1
 # A quarter of the steps, as in Diffusion-DPO (500 of 2,000).
-WARMUP       = 30
+WARMUP       = $(call share,4)
 # The pairs stay the same while the policy moves, and half of their images are from another model, so the policy must stay close to
 # its reference: with beta 300 and a rate of 3e-5 the images become pale and lose parts (`make reproduce X=tune`).
 LEARNING_RATE = 1e-5

@@ -48,7 +48,7 @@ DiffusionDPO.labels    = human
 DiffusionDPO.reference = frozen
 BalancedDPO.labels   = majority
 # [ours] A sixteenth of the steps. The paper says "frequent" and "periodic".
-BalancedDPO.reference  = hard:125
+BalancedDPO.reference  = hard:$(call share,16)
 
 # [dpo] 512 pixels; each image of a pair is mirrored independently.
 RESOLUTION = 512
@@ -57,7 +57,7 @@ AUGMENT    = independent-flip
 # [dpo] 2,000 steps of which 500 warm up; [code] beta 5,000, a learning rate of 1e-8 per pair of the batch.
 # [ours] 64 pairs per step: the paper's "32x fewer compute" than Diffusion-DPO's 2,048.
 STEPS         = 2000
-WARMUP        = 500
+WARMUP        = $(call share,4)
 BATCH         = 4
 ACCUMULATION  = 16
 LEARNING_RATE = 6.4e-7

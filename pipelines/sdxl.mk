@@ -27,8 +27,6 @@ TRAIN_FLAGS  = --use_adafactor --gradient_checkpointing
 # [ours] 64 pairs per step, one at a time, so that they fit into memory.
 BATCH        = 1
 ACCUMULATION = 64
-# [ours] A sixteenth of the steps, as in sd15.mk.
-BalancedDPO.reference = hard:62
 # [dpo] guidance 5. [model] Euler is the scheduler that SDXL is published with.
 GUIDANCE  = 5
 SCHEDULER = euler

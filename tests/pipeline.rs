@@ -126,6 +126,34 @@ fn a_dry_run_prints_the_chain_and_does_nothing() {
     says(&String::from_utf8(run.stderr).unwrap(), &["there is no pipelines/no.mk", "X=mini"]);
 }
 
+/// A variable that nothing reads is refused, and a shorter run has the same shape: it refreshes the reference after half of its steps.
+#[test]
+fn variables_are_checked_and_follow_the_steps() {
+    let plan = |variable: &str| make(&["-n", "reproduce", "RUNS=nowhere", "BIN=bin", variable]).output().unwrap();
+    for (slip, known) in [
+        ("GUIDENCE=7", "GUIDANCE"),
+        ("steps=10", "STEPS"),
+        ("BalancdDPO.reference=hard:3", "BalancedDPO.reference"),
+        ("BalancedDPO.labls=human", "BalancedDPO.labels"),
+    ] {
+        let run = plan(slip);
+        assert_eq!((run.status.code(), run.stdout.is_empty()), (Some(2), true), "{slip}");
+        let name = slip.split('=').next().unwrap();
+        says(&String::from_utf8(run.stderr).unwrap(), &[&format!("variable {name}; did you mean {known}?")]);
+    }
+    for (variable, parts) in [
+        ("STEPS=120", ["--lr-warmup-steps 30 ", "--reference-mode hard:60 "]),
+        ("STEPS=10", ["--lr-warmup-steps 2 ", "--reference-mode hard:5 "]),
+        ("STEPS=1", ["--lr-warmup-steps 1 ", "--reference-mode hard:1 "]),
+        ("BalancedDPO.reference=hard:7", ["--lr-warmup-steps 30 ", "--reference-mode hard:7 "]),
+        ("RUN=env A=1", ["env A=1 bin/score ", "--reference-mode hard:60 "]),
+    ] {
+        let run = plan(variable);
+        assert!(run.stderr.is_empty(), "{}", String::from_utf8_lossy(&run.stderr));
+        says(&String::from_utf8(run.stdout).unwrap(), &parts);
+    }
+}
+
 #[test]
 fn in_parts_and_a_lost_part_alone_is_made_again() {
     let world = World::new();

@@ -145,13 +145,15 @@ fn examples_fit_80_columns() {
         help.command.env("COLUMNS", "80");
         let run = help.ok();
         let lines = run.text().lines().skip_while(|line| *line != "Examples:").skip(1);
-        let mut goes_on = false;
+        let mut command = String::new();
         for line in lines.take_while(|line| !line.is_empty()) {
-            assert!(goes_on || line.starts_with("  "), "{tool}: {line}");
-            assert!(goes_on || line.contains(&format!("{tool} ")), "{tool}: {line}");
-            goes_on = line.ends_with('\\');
+            assert!(line.starts_with("  "), "{tool}: {line}");
+            command += line;
+            if !line.ends_with('\\') {
+                assert!(std::mem::take(&mut command).contains(&format!("{tool} ")), "{tool}: {line}");
+            }
         }
-        assert!(!goes_on, "{tool}");
+        assert!(command.is_empty(), "{tool}");
     }
 }
 

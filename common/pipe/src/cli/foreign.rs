@@ -229,10 +229,17 @@ pub fn sentences(tool: &str, command: &Command, error: &Error, words: &[String])
     };
     let culprit = context(ContextKind::InvalidArg).filter(|word| word.starts_with('-'))?;
     match error.kind() {
-        ErrorKind::InvalidValue => {
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
             let flag = culprit.split(' ').next()?;
-            let (value, answer) = (context(ContextKind::InvalidValue)?, answer(VALUES, &name_of(flag)?)?);
-            Some(vec![format!("{flag} {value}: {answer}")])
+            let value = context(ContextKind::InvalidValue)?;
+            if let Some(answer) = answer(VALUES, &name_of(flag).unwrap_or_default()) {
+                return Some(vec![format!("{flag} {value}: {answer}")]);
+            }
+            // clap's words in one line.
+            let text = error.render().to_string();
+            let text = text.trim_start_matches("error: ").split("\n\nFor more").next()?;
+            let text: Vec<_> = text.split_whitespace().collect();
+            Some(vec![format!("{}; see `{tool} --help`", text.join(" "))])
         }
         ErrorKind::UnknownArgument => {
             let ours = match tool {
