@@ -22,8 +22,8 @@ use crate::{
 const EXAMPLES: &str = "\
 Examples:
   train pairs.parquet --labels labels.parquet --base sd15 -o out \\
-        --max-train-steps 2000 --gradient-accumulation-steps 64 \\
-        --learning-rate 1e-8 --scale-lr --lr-warmup-steps 500 --refresh-every 125
+        --max-train-steps 2000 --gradient-accumulation-steps 64 --scale-lr \\
+        --learning-rate 1e-8 --lr-warmup-steps 500 --refresh-every 125
   train latents/ --labels labels.parquet --base sd15 -o out \\
         --resume-from-checkpoint latest
 
