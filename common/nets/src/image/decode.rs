@@ -48,7 +48,7 @@ pub fn decode_stored(bytes: &[u8]) -> Result<Stored> {
         jpeg(bytes).context("the JPEG cannot be decoded")
     } else if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
         // Pillow reads I;16 to RGB by clipping, not by shifting.
-        PngDecoder::with_limits(Cursor::new(bytes), Limits::no_limits())
+        PngDecoder::with_limits(Cursor::new(bytes), png_limits())
             .map_err(Into::into)
             .and_then(|png| pixels(png, PngKind::of(bytes)))
             .context("the PNG cannot be decoded")
@@ -62,6 +62,17 @@ pub fn decode_stored(bytes: &[u8]) -> Result<Stored> {
     } else {
         bail!("it is neither JPEG, PNG nor WebP (it begins with {:02x?})", &bytes[..bytes.len().min(4)])
     }
+}
+
+/// Bytes that a picture's raw pixels may take: four for each of [`MAX_PIXELS`]. 16-bit colours reach it sooner.
+const MAX_BYTES: u64 = 4 * MAX_PIXELS as u64;
+
+/// What a PNG's chunks beside the pixels may take: a colour profile and texts, which nobody asks for. Profiles have some
+/// kilobytes, or some megabytes where they hold tables for printers.
+fn png_limits() -> Limits {
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(64 << 20);
+    limits
 }
 
 fn check_size(width: usize, height: usize) -> Result<()> {
@@ -106,7 +117,12 @@ fn pixels(decoder: impl ImageDecoder, kind: PngKind) -> Result<Stored> {
     let (width, height) = (width as usize, height as usize);
     check_size(width, height)?;
     let color = decoder.color_type();
-    let mut raw = vec![0; usize::try_from(decoder.total_bytes())?];
+    let bytes = decoder.total_bytes();
+    ensure!(
+        bytes <= MAX_BYTES,
+        "its {width} x {height} pixels take {bytes} bytes, more than the {MAX_BYTES} that are decoded"
+    );
+    let mut raw = vec![0; usize::try_from(bytes)?];
     catch_unwind(AssertUnwindSafe(|| decoder.read_image(&mut raw))).map_err(|_| anyhow!("its decoder gave up"))??;
     let deep = |pair: &[u8]| u16::from_ne_bytes([pair[0], pair[1]]);
     let high = |pair: &[u8]| (deep(pair) >> 8) as u8;
@@ -128,12 +144,12 @@ fn pixels(decoder: impl ImageDecoder, kind: PngKind) -> Result<Stored> {
         ColorType::Rgb8 => raw,
         ColorType::L8 => to_rgb(raw.chunks_exact(1), |p| [p[0]; 3]),
         ColorType::La8 => to_rgb(raw.chunks_exact(2), |p| [p[0]; 3]),
-        ColorType::Rgba8 => to_rgb(raw.chunks_exact(4), |p| [p[0], p[1], p[2]]),
+        ColorType::Rgba8 => in_place(raw, |p: [u8; 4]| [p[0], p[1], p[2]]),
         ColorType::L16 => to_rgb(raw.chunks_exact(2), |p| [clipped(p); 3]),
-        ColorType::La16 if is_grey => to_rgb(raw.chunks_exact(4), |p| [clipped(p); 3]),
-        ColorType::La16 => to_rgb(raw.chunks_exact(4), |p| [high(p); 3]),
-        ColorType::Rgb16 => to_rgb(raw.chunks_exact(6), |p| [high(p), high(&p[2..]), high(&p[4..])]),
-        ColorType::Rgba16 => to_rgb(raw.chunks_exact(8), |p| [high(p), high(&p[2..]), high(&p[4..])]),
+        ColorType::La16 if is_grey => in_place(raw, |p: [u8; 4]| [clipped(&p); 3]),
+        ColorType::La16 => in_place(raw, |p: [u8; 4]| [high(&p); 3]),
+        ColorType::Rgb16 => in_place(raw, |p: [u8; 6]| [high(&p), high(&p[2..]), high(&p[4..])]),
+        ColorType::Rgba16 => in_place(raw, |p: [u8; 8]| [high(&p), high(&p[2..]), high(&p[4..])]),
         other => bail!("its pixels are {other:?}, which is not supported"),
     };
     Ok(Stored { rgb: Rgb { width, height, data }, beyond })
@@ -143,22 +159,74 @@ fn to_rgb<'a>(pixels: impl Iterator<Item = &'a [u8]>, rgb: impl Fn(&[u8]) -> [u8
     pixels.flat_map(rgb).collect()
 }
 
+/// Pixels of N bytes, more than three, become three: in the same memory, which a large picture has no second of.
+fn in_place<const N: usize>(mut raw: Vec<u8>, rgb: impl Fn([u8; N]) -> [u8; 3]) -> Vec<u8> {
+    let count = raw.len() / N;
+    for i in 0..count {
+        let pixel = std::array::from_fn(|k| raw[i * N + k]);
+        raw[3 * i..][..3].copy_from_slice(&rgb(pixel));
+    }
+    raw.truncate(3 * count);
+    raw.shrink_to_fit();
+    raw
+}
+
 /// Decodes with libjpeg-turbo's arithmetic (islow DCT, fancy upsampling), which Pillow uses.
 fn jpeg(bytes: &[u8]) -> Result<Stored> {
+    check_scans(bytes)?;
     let ended = Cell::new(false);
     // libjpeg reports an error by unwinding with its message. The panic hook is not called, so nothing is printed.
     let decoded = catch_unwind(AssertUnwindSafe(|| jpeg_unwinding(Reader { rest: bytes, ended: &ended })));
-    let image = decoded.map_err(|cause| match cause.downcast::<String>() {
+    decoded.map_err(|cause| match cause.downcast::<String>() {
         Ok(message) => anyhow!("{}", message.trim_start_matches("libjpeg fatal error: ")),
         Err(_) => anyhow!("libjpeg gave up"),
-    })??;
-    // libjpeg fills missing parts with grey; Pillow refuses such a file.
-    ensure!(!ended.get(), "it is truncated");
-    Ok(image)
+    })?
+}
+
+/// Scans that any picture may have. Encoders write ten at most, and fuzzers of libjpeg-turbo allow 500.
+const MAX_SCANS: usize = 500;
+
+/// Pixels times scans of a picture with more scans than encoders write: a second or two of work.
+const MAX_WORK: usize = 1_000_000_000;
+
+/// A JPEG of many scans takes minutes: each goes through all its coefficients, however few bytes it has.
+fn check_scans(bytes: &[u8]) -> Result<()> {
+    let (scans, pixels) = scans(bytes);
+    ensure!(
+        scans <= 16 || (scans <= MAX_SCANS && pixels.saturating_mul(scans) <= MAX_WORK),
+        "it has {scans} scans of {pixels} pixels; encoders write ten at most"
+    );
+    Ok(())
+}
+
+/// The number of scans up to the end mark, and the pixels that the frame header claims.
+fn scans(bytes: &[u8]) -> (usize, usize) {
+    let (mut at, mut scans, mut pixels) = (2, 0, 0);
+    while let Some(found) = bytes.get(at..).and_then(|rest| rest.iter().position(|&b| b == 0xff)) {
+        at += found + 1;
+        let marker = bytes.get(at).copied().unwrap_or_default();
+        match marker {
+            0xff => continue,                // fill
+            0x00 | 0x01 | 0xd0..=0xd8 => (), // a byte of the picture, or a mark without content
+            0xd9 => break,
+            _ => {
+                let number = |i: usize| Some(usize::from(u16::from_be_bytes([*bytes.get(i)?, *bytes.get(i + 1)?])));
+                // SOF0 to SOF15 but for DHT, JPG and DAC: precision, height, width.
+                if matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc) {
+                    pixels = number(at + 4).unwrap_or(0) * number(at + 6).unwrap_or(0);
+                }
+                scans += usize::from(marker == 0xda);
+                at += number(at + 1).unwrap_or(0).max(2) - 1;
+            }
+        }
+        at += 1;
+    }
+    (scans, pixels)
 }
 
 /// [`jpeg`], which may unwind.
 fn jpeg_unwinding(reader: Reader<'_>) -> Result<Stored> {
+    let ended = reader.ended;
     let header = Decompress::new_reader(reader)?;
     let (width, height) = header.size();
     check_size(width, height)?;
@@ -170,7 +238,9 @@ fn jpeg_unwinding(reader: Reader<'_>) -> Result<Stored> {
     };
     let mut started = header.to_colorspace(space)?;
     let mut raw = vec![0; width * height * channels];
-    started.read_scanlines_into(&mut raw)?; // what comes after the last row, an end mark or not, Pillow does not read either
+    started.read_scanlines_into(&mut raw)?;
+    // libjpeg fills missing rows with grey; Pillow refuses such a file. It reads one that has all rows and no end mark.
+    ensure!(!ended.get(), "it is truncated");
     let (data, beyond) = match channels {
         3 => (raw, Beyond::Nothing),
         1 => (to_rgb(raw.chunks_exact(1), |p| [p[0]; 3]), Beyond::Nothing),

@@ -208,3 +208,48 @@ fn grey_of_16_bits_is_resized_as_by_pillow() {
     let middle = Window { left: 1, top: 2, width: 3, height: 1 };
     assert_eq!(resized(5, 4, middle), small[11..14]);
 }
+
+/// As Pillow: all rows are there, and zeros stand where the end mark was.
+#[test]
+fn a_jpeg_needs_its_rows_and_not_its_end_mark() {
+    let bytes = std::fs::read(from_here("../../tests/fixtures/preprocess/420.jpg")).unwrap();
+    let whole = decode(&bytes).unwrap();
+    let rows = &bytes[..bytes.len() - 2];
+    assert!(decode(&[rows, &[0; 512][..]].concat()).unwrap() == whole);
+    assert!(decode(&[&bytes[..bytes.len() / 2], &[0; 4][..]].concat()).is_err());
+}
+
+#[test]
+fn a_jpeg_of_many_scans_is_refused() {
+    let bytes = std::fs::read(from_here("../../tests/fixtures/preprocess/444_progressive.jpg")).unwrap();
+    let scan = bytes.windows(2).rposition(|w| w == [0xff, 0xda]).unwrap();
+    let repeated =
+        |n: usize| [&bytes[..bytes.len() - 2], &bytes[scan..bytes.len() - 2].repeat(n)[..], &[0xff, 0xd9]].concat();
+    assert!(decode(&repeated(100)).is_ok());
+    assert!(format!("{:#}", decode(&repeated(1000)).unwrap_err()).contains("scans"));
+    // A small file of few scans more than encoders write may claim any size.
+    let mut large = repeated(40);
+    let frame = large.windows(2).position(|w| w == [0xff, 0xc2]).unwrap();
+    large[frame + 5..frame + 9].copy_from_slice(&[0x33, 0, 0x33, 0]);
+    assert!(format!("{:#}", decode(&large).unwrap_err()).contains("scans"));
+}
+
+/// A colour profile, which nobody asks for, of 256 MB in some hundred kB.
+#[test]
+fn a_profile_that_unpacks_to_much_takes_no_memory() {
+    let bytes = std::fs::read(from_here("../../tests/fixtures/preprocess/grey.png")).unwrap();
+    let chunk = |kind: &[u8], data: &[u8]| {
+        let named = [kind, data].concat();
+        [&(data.len() as u32).to_be_bytes()[..], &named, &crc32(&named).to_be_bytes()].concat()
+    };
+    // Stored blocks of deflate would be as long as what they hold, so the profile is a PNG's own packed rows.
+    let white = Rgb { width: 8192, height: 8192, data: vec![255; 3 * 8192 * 8192] };
+    let packed = png(&white, None).unwrap();
+    let start = packed.windows(4).position(|w| w == b"IDAT").unwrap();
+    let length = u32::from_be_bytes(packed[start - 4..start].try_into().unwrap()) as usize;
+    let bomb = chunk(b"iCCP", &[b"k\0\0", &packed[start + 4..start + 4 + length]].concat());
+    let poisoned = [&bytes[..33], &bomb, &bytes[33..]].concat();
+    if let Ok(image) = decode(&poisoned) {
+        assert!(image == decode(&bytes).unwrap());
+    }
+}
