@@ -68,14 +68,43 @@ pub(super) fn unescape_strict(text: &str) -> Cow<'_, str> {
     if !text.contains('&') {
         return text.into();
     }
-    STRICT.replace_all(text, |found: &Captures<'_>| {
-        let reference = &found[0];
-        if let Some(text) = entity(reference).or_else(|| CAPITALS.get(reference).map(String::as_str)) {
-            return text.to_owned();
+    STRICT.replace_all(text, |found: &Captures<'_>| strict(&found[0]))
+}
+
+/// What one reference stands for, or itself.
+fn strict(reference: &str) -> String {
+    if let Some(text) = entity(reference).or_else(|| CAPITALS.get(reference).map(String::as_str)) {
+        return text.to_owned();
+    }
+    match unescape(reference) {
+        text if reference.starts_with("&#") && !text.contains(';') => text.into_owned(),
+        _ => reference.to_owned(),
+    }
+}
+
+/// [`unescape_strict`] until nothing changes, in time that grows with the text alone: `&amp;amp;amp;...` takes one pass for each
+/// `amp;` otherwise.
+pub(super) fn unescape_fully(text: &str) -> String {
+    const LONGEST: usize = 27; // of `STRICT`
+    let mut rest: Vec<char> = text.chars().rev().collect(); // the next one last
+    let mut out = String::with_capacity(text.len());
+    while let Some(c) = rest.pop() {
+        out.push(c);
+        if c != ';' {
+            continue;
         }
-        match unescape(reference) {
-            text if reference.starts_with("&#") && !text.contains(';') => text.into_owned(),
-            _ => reference.to_owned(),
+        let near = out.len().saturating_sub(LONGEST);
+        let Some(begin) = out.bytes().skip(near).rposition(|b| b == b'&').map(|at| near + at) else { continue };
+        let reference = &out[begin..];
+        if STRICT.find(reference).is_none_or(|found| found.len() != reference.len()) {
+            continue;
         }
-    })
+        let plain = strict(reference);
+        if plain != reference {
+            out.truncate(begin);
+            // What it stands for may be the end of a reference itself.
+            rest.extend(plain.chars().rev());
+        }
+    }
+    out
 }

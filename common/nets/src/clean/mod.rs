@@ -38,13 +38,19 @@ pub fn fix_text(text: &str) -> String {
     fixed
 }
 
+/// Passes that follow ftfy step by step. Deeper nested references, which nobody writes, are then resolved in one.
+const SINGLY: usize = 8;
+
 /// ftfy's `fix_and_explain`: repeats all repairs until nothing changes.
 fn fix_line(line: &str, html: bool) -> String {
     let mut text = line.to_owned();
-    loop {
+    for pass in 0.. {
         let before = text.clone();
         if !html {
-            text = entities::unescape_strict(&text).into_owned();
+            text = match pass {
+                0..SINGLY => entities::unescape_strict(&text).into_owned(),
+                _ => entities::unescape_fully(&text),
+            };
         }
         // Fast path: most captions are ASCII, which only two of the repairs can change.
         if text.is_ascii() {
@@ -60,9 +66,10 @@ fn fix_line(line: &str, html: bool) -> String {
         }
         // ftfy also repairs surrogates, which a Rust string cannot contain.
         if text == before {
-            return text;
+            break;
         }
     }
+    text
 }
 
 /// Splits Latin ligatures, replaces full-width and half-width characters by normal ones and curly quotes by straight ones.

@@ -30,3 +30,17 @@ fn entities_are_pythons() {
         assert_eq!(entities::unescape(text), fixed, "{text:?}");
     }
 }
+
+#[test]
+fn deeply_nested_references_take_no_longer_than_their_text() {
+    for (once, again, end) in [("&amp;", "amp;", "&"), ("&#38;", "#38;", "&"), ("&amp;", "amp;", "é")] {
+        let last = if end == "é" { "eacute;" } else { "" };
+        let start = std::time::Instant::now();
+        assert_eq!(fix_text(&format!("{once}{}{last}", again.repeat(200_000))), end);
+        assert!(start.elapsed().as_secs() < 10);
+        for n in 0..20 {
+            assert_eq!(fix_text(&format!("x {once}{}{last} y", again.repeat(n))), format!("x {end} y"));
+        }
+    }
+    assert_eq!(entities::unescape_fully("&am&#112;; &a&amp;b; &&amp;&lt;; &nosuch;"), "& &a&b; &&<; &nosuch;");
+}
