@@ -130,3 +130,34 @@ fn serve(stream: TcpStream) -> std::io::Result<()> {
     (&stream).write_all(head.as_bytes())?;
     (&stream).write_all(rest)
 }
+
+/// The variables of huggingface_hub, and the name that a model of the hub has in the table.
+#[test]
+fn the_cache_lies_where_huggingface_hub_puts_it() {
+    let dir = Dir::new();
+    copy(&oracle("base"), &snapshot(&dir, "org--tiny"));
+    let hub = dir.path("home/hub");
+    let other = dir.path("other/huggingface");
+    std::fs::create_dir_all(&other).unwrap();
+    std::os::unix::fs::symlink(&hub, other.join("hub")).unwrap();
+    for (variable, value) in [
+        ("HF_HUB_CACHE", hub.clone()),
+        ("HUGGINGFACE_HUB_CACHE", hub.clone()),
+        ("HF_HOME", dir.path("home")),
+        ("XDG_CACHE_HOME", dir.path("other")),
+        ("TRANSFORMERS_CACHE", hub.clone()),
+    ] {
+        let mut tool = sample(&dir, "org/tiny", &[]);
+        tool.command.env_remove("HF_HOME").env("HOME", dir.path("nobody")).env(variable, value);
+        tool.ok();
+        assert_eq!(column_text(&dir.get("out.parquet"), "model"), ["tiny"], "{variable}");
+    }
+    let mut tool = sample(&dir, "org/absent", &["--allow-download"]);
+    tool.command.env("HF_HUB_OFFLINE", "1");
+    says(&tool.fails(2), &["org/absent", "HF_HUB_OFFLINE"]);
+    // Neither a revision nor a branch's file leads out of the cache.
+    copy(&oracle("base"), &dir.path("outside"));
+    sample(&dir, "org/tiny@../../../../outside", &[]).fails(2);
+    std::fs::write(hub.join("models--org--tiny/refs/main"), "../../../../outside").unwrap();
+    sample(&dir, "org/tiny", &[]).fails(2);
+}

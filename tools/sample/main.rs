@@ -285,7 +285,7 @@ impl Model {
             origin = origin.arg("latents", id::file_hash(path)?);
         }
         let artist = Artist {
-            name: args.name.clone().unwrap_or_else(|| name_of(&self.unet)),
+            name: args.name.clone().unwrap_or_else(|| name_of(args.unet.as_ref().unwrap_or(&args.base), &self.unet)),
             unet,
             content: origin.to_json(),
             sampler: self.painter.sampler_label(),
@@ -312,8 +312,11 @@ impl Model {
     }
 }
 
-/// `runs/policy/unet` -> `policy`
-fn name_of(unet: &Path) -> String {
+/// `runs/policy/unet` -> `policy`; a model of the hub has its own name. `arg`: what the user wrote for the folder `unet`.
+fn name_of(arg: &Path, unet: &Path) -> String {
+    if let Some(name) = hub::name(arg).or_else(|| hub::name(unet)) {
+        return name;
+    }
     let folder = if unet.ends_with("unet") { unet.parent().unwrap_or(unet) } else { unet };
     let named = folder.file_name().or(unet.file_name());
     named.map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())

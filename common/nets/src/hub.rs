@@ -2,22 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
+use std::{env, fs};
 
-use anyhow::{Context, Result, bail};
-use hf_hub::{Cache, CacheRepo, Repo, RepoType, api::sync::ApiBuilder};
+use anyhow::{Context, Result, bail, ensure};
+use hf_hub::{Repo, RepoType, api::sync::ApiBuilder};
 
-use crate::folder::{self, WEIGHTS};
+use crate::folder::Naming;
 
-/// The folder that a model argument means: the path itself if it exists, else what the hub's cache (`$HF_HOME`) holds under
-/// this id.
+/// The folder that a model argument means: the path itself if it exists, else what the hub's cache holds under this id.
 pub fn resolve(arg: &Path, allow_download: bool) -> Result<PathBuf> {
     let id = arg.to_str().filter(|_| !arg.exists()).and_then(split);
     let Some((name, revision)) = id else { return Ok(arg.to_owned()) }; // a path; opening it says what is missing
-    let repo = Repo::with_revision(name.into(), RepoType::Model, revision.into());
-    let cached = cached(&Cache::from_env().repo(repo.clone()), revision);
-    if allow_download {
-        return match (fetch(repo), cached) {
+    let caches = caches()?;
+    let cached = caches.iter().find_map(|cache| cached(cache, name, revision));
+    let offline = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|name| is_on(name));
+    if let (true, None) = (allow_download, offline) {
+        return match (fetch(&caches[0], name, revision), cached) {
             (Err(_), Some(folder)) => Ok(folder), // offline, but in the cache
             (fetched, _) => fetched.with_context(|| format!("cannot fetch {name} from the hub")),
         };
@@ -25,34 +26,92 @@ pub fn resolve(arg: &Path, allow_download: bool) -> Result<PathBuf> {
     match cached {
         Some(folder) => Ok(folder),
         None => bail!(
-            "{} does not exist, and the hub's cache {} holds no model of this name; and it may not be downloaded",
+            "{} does not exist, and the hub's cache {} holds no model of this name; and it may not be downloaded{}",
             arg.display(),
-            Cache::from_env().path().display()
+            caches.iter().map(|cache| cache.display().to_string()).collect::<Vec<_>>().join(" or "),
+            offline.map(|name| format!(" while {name} is set")).unwrap_or_default()
         ),
     }
 }
 
+/// What people call the model `arg`: `name` or `name@revision` of a hub id, the name in the hub's cache of a path into it, and
+/// `None` for other paths.
+pub fn name(arg: &Path) -> Option<String> {
+    if let Some((name, revision)) = arg.to_str().filter(|_| !arg.exists()).and_then(split) {
+        let name = name.rsplit('/').next().unwrap_or(name);
+        return Some(if revision == MAIN { name.to_owned() } else { format!("{name}@{revision}") });
+    }
+    let parts: Vec<_> = arg.components().map(|part| part.as_os_str().to_string_lossy()).collect();
+    let repo = parts.windows(2).find(|two| two[0].starts_with("models--") && two[1] == "snapshots")?;
+    Some(repo[0].rsplit("--").next()?.to_owned())
+}
+
+const MAIN: &str = "main";
+
 /// `org/name[@revision]` -> (`org/name`, revision); anything else is a path.
 fn split(id: &str) -> Option<(&str, &str)> {
-    let (name, revision) = id.split_once('@').unwrap_or((id, "main"));
+    let (name, revision) = id.split_once('@').unwrap_or((id, MAIN));
     let (org, model) = name.split_once('/')?;
-    let word = |w: &str| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        w.starts_with(|c: char| c.is_ascii_alphanumeric()) && w.chars().all(plain)
-    };
-    (word(org) && word(model) && !revision.is_empty()).then_some((name, revision))
+    (is_word(org) && is_word(model) && revision.split('/').all(is_word)).then_some((name, revision))
 }
 
-fn cached(repo: &CacheRepo, revision: &str) -> Option<PathBuf> {
-    let commit = repo.pointer_path(revision);
-    if commit.is_dir() { Some(commit) } else { repo.get(".").map(|folder| folder.components().collect()) }
+/// Letters, digits and `-_.`, beginning with a letter or digit: part of a name, and never a way out of a folder.
+fn is_word(word: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    word.starts_with(|c: char| c.is_ascii_alphanumeric()) && word.chars().all(plain)
 }
 
-fn fetch(repo: Repo) -> Result<PathBuf> {
-    let api = ApiBuilder::from_env().with_progress(std::io::stderr().is_terminal()).build()?.repo(repo);
+/// Where models of the hub lie: first where huggingface_hub looks and writes, then where older libraries wrote.
+fn caches() -> Result<Vec<PathBuf>> {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from).map(from_home);
+    let home = || set("HOME").map(|home| home.join(".cache"));
+    let hub = set("HF_HUB_CACHE")
+        .or_else(|| set("HUGGINGFACE_HUB_CACHE"))
+        .or_else(|| Some(set("HF_HOME")?.join("hub")))
+        .or_else(|| Some(set("XDG_CACHE_HOME").or_else(home)?.join("huggingface/hub")))
+        .context("the hub's cache has no place: set HF_HOME, or HOME")?;
+    Ok([Some(hub), set("TRANSFORMERS_CACHE"), set("DIFFUSERS_CACHE")].into_iter().flatten().collect())
+}
+
+/// `~/x`, which huggingface_hub takes too.
+fn from_home(path: PathBuf) -> PathBuf {
+    match (path.strip_prefix("~"), env::var_os("HOME")) {
+        (Ok(rest), Some(home)) => Path::new(&home).join(rest),
+        _ => path,
+    }
+}
+
+/// Whether a variable is set to what huggingface_hub takes for yes.
+fn is_on(name: &str) -> bool {
+    env::var(name).is_ok_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str()))
+}
+
+/// The snapshot of a branch, a tag or a commit.
+fn cached(cache: &Path, name: &str, revision: &str) -> Option<PathBuf> {
+    let repo = cache.join(format!("models--{}", name.replace('/', "--")));
+    let snapshot =
+        |commit: &str| Some(repo.join("snapshots").join(commit)).filter(|folder| is_word(commit) && folder.is_dir());
+    let named = || fs::read_to_string(repo.join("refs").join(revision)).ok();
+    snapshot(revision).or_else(|| snapshot(named()?.trim()))
+}
+
+/// Downloads the files that the cache lacks.
+fn fetch(cache: &Path, name: &str, revision: &str) -> Result<PathBuf> {
+    let repo = Repo::with_revision(name.into(), RepoType::Model, revision.into());
+    let mut api =
+        ApiBuilder::from_cache(hf_hub::Cache::new(cache.to_owned())).with_progress(std::io::stderr().is_terminal());
+    if let Ok(endpoint) = env::var("HF_ENDPOINT") {
+        api = api.with_endpoint(endpoint);
+    }
+    if let Some(token) = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"].iter().find_map(|name| env::var(name).ok()) {
+        api = api.with_token(Some(token));
+    }
+    let api = api.build()?.repo(repo);
     let listed: Vec<String> = api.info()?.siblings.into_iter().map(|file| file.rfilename).collect();
     let mut folder = None;
     for file in wanted(&listed) {
+        let inside = Path::new(file).components().all(|part| matches!(part, Component::Normal(_)));
+        ensure!(inside, "it lists the file {file:?}, which does not lie in it");
         let path = api.get(file).with_context(|| file.to_owned())?;
         folder = path.ancestors().nth(file.split('/').count()).map(Path::to_owned);
     }
@@ -72,26 +131,22 @@ fn wanted(files: &[String]) -> BTreeSet<&str> {
     let mut all = BTreeSet::new();
     for names in folders.values() {
         all.extend(names.iter().filter(|(name, _)| is_small(name)).map(|(_, file)| *file));
-        let weights = WEIGHTS.iter().map(|weights| files_of(weights, names));
-        all.extend(weights.into_iter().find(|files| !files.is_empty()).into_iter().flatten());
+        let mut weights = Naming::all().map(|naming| files_of(&naming, names));
+        all.extend(weights.find(|files| !files.is_empty()).into_iter().flatten());
     }
     all
 }
 
-/// The files of the weights called `weights` among (name, path): the whole, or an index and its shards.
-fn files_of<'a>(weights: &str, names: &[(&str, &'a str)]) -> Vec<&'a str> {
+/// The files of the weights of this naming among (name, path): the whole, or an index and its shards.
+fn files_of<'a>(naming: &Naming, names: &[(&str, &'a str)]) -> Vec<&'a str> {
     let select = |wanted: &dyn Fn(&str) -> bool| -> Vec<&'a str> {
         names.iter().filter(|(name, _)| wanted(name)).map(|(_, file)| *file).collect()
     };
-    let whole = select(&|name| name == weights);
-    let index = folder::indices(weights).into_iter().find(|index| names.iter().any(|(name, _)| name == index));
-    let (Some(index), true) = (index, whole.is_empty()) else { return whole };
-    let (stem, kind) = weights.rsplit_once('.').unwrap_or((weights, ""));
-    let half = index.contains(".fp16.");
-    let is_shard = |name: &str| {
-        name.starts_with(stem) && name.contains("-of-") && name.ends_with(kind) && name.contains(".fp16") == half
-    };
-    select(&|name| name == index || is_shard(name))
+    let (whole, index) = (select(&|name| name == naming.whole()), naming.index());
+    if !whole.is_empty() || !names.iter().any(|(name, _)| *name == index) {
+        return whole;
+    }
+    select(&|name| name == index || naming.is_shard(name))
 }
 
 #[cfg(test)]
@@ -102,8 +157,32 @@ mod tests {
     fn ids_and_paths() {
         assert_eq!(split("org/name"), Some(("org/name", "main")));
         assert_eq!(split("stable-diffusion-v1-5/sd.1_5@fp16"), Some(("stable-diffusion-v1-5/sd.1_5", "fp16")));
-        for path in ["name", "./org/name", "/org/name", "a/b/c", "../name", "org/", "org/name@", "runs dir/x"] {
+        for path in [
+            "name",
+            "./org/name",
+            "/org/name",
+            "a/b/c",
+            "../name",
+            "org/",
+            "org/name@",
+            "runs dir/x",
+            "a/b@../../x",
+            "a/b@/x",
+            "a/b@x//y",
+        ] {
             assert_eq!(split(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn models_of_the_hub_have_their_own_names() {
+        for (path, expected) in [
+            ("org/name", Some("name")),
+            ("org/name@v2", Some("name@v2")),
+            ("/c/models--org--tiny/snapshots/0123/unet", Some("tiny")),
+            ("runs/policy/x", None),
+        ] {
+            assert_eq!(name(Path::new(path)).as_deref(), expected, "{path}");
         }
     }
 

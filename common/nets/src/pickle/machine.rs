@@ -4,6 +4,7 @@
 //! All values are in one list and refer to each other by index, so shared and even cyclic objects need no special care.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
@@ -15,13 +16,13 @@ pub(super) enum Value {
     /// A value that weights do not need: None, a boolean, a float, bytes, a device, a dtype.
     Other,
     Int(i64),
-    Text(String),
+    Text(Rc<str>),
     /// A tuple, a list or a set.
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
     Class(&'static str),
-    Storage(Storage),
-    Tensor(View),
+    Storage(Rc<Storage>),
+    Tensor(Rc<View>),
 }
 
 /// Elements that several tensors may share.
@@ -30,14 +31,14 @@ pub(super) struct Storage {
     /// The element type, as `torch.FloatStorage`.
     pub class: &'static str,
     /// The name of the file in the archive's `data/`.
-    pub key: String,
+    pub key: Rc<str>,
     pub len: usize,
 }
 
 /// A tensor: element (i, j, ..) is storage[offset + i * strides[0] + j * strides[1] + ..].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct View {
-    pub storage: Storage,
+    pub storage: Rc<Storage>,
     pub offset: usize,
     pub shape: Vec<usize>,
     pub strides: Vec<usize>,
@@ -80,8 +81,14 @@ impl std::ops::Index<Id> for Heap {
 
 /// Reads one pickle of protocol 0 to 5. Returns its values, and the index of the object that was pickled.
 pub(super) fn load(bytes: &[u8]) -> Result<(Heap, Id)> {
-    let mut machine =
-        Machine { rest: bytes, heap: Heap(vec![Value::Other]), stack: vec![], marks: vec![], memo: HashMap::new() };
+    let mut machine = Machine {
+        rest: bytes,
+        heap: Heap(vec![Value::Other]),
+        stack: vec![],
+        marks: vec![],
+        memo: HashMap::new(),
+        copies: bytes.len(),
+    };
     loop {
         let at = bytes.len() - machine.rest.len();
         let code = machine.byte()?;
@@ -93,6 +100,9 @@ pub(super) fn load(bytes: &[u8]) -> Result<(Heap, Id)> {
     }
 }
 
+/// Where every [`Value::Other`] lies.
+const OTHER: Id = 0;
+
 struct Machine<'a> {
     rest: &'a [u8],
     heap: Heap,
@@ -100,6 +110,8 @@ struct Machine<'a> {
     /// The heights of the stack at the open MARKs.
     marks: Vec<usize>,
     memo: HashMap<usize, Id>,
+    /// Entries of containers that may still be copied: as many as the pickle has bytes, since each is listed once.
+    copies: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -136,7 +148,7 @@ impl<'a> Machine<'a> {
             b'X' => self.text(4),
             0x8d => self.text(8),
             b'V' => {
-                let line = self.line()?.to_owned();
+                let line = self.line()?.into();
                 self.push(Value::Text(line))
             }
             // Bytes and the byte strings of Python 2
@@ -207,8 +219,16 @@ impl<'a> Machine<'a> {
     }
 
     fn push(&mut self, value: Value) -> Result<()> {
+        if let Value::Other = value {
+            return self.push_known(OTHER);
+        }
         self.heap.0.push(value);
-        self.stack.push(self.heap.0.len() - 1);
+        self.push_known(self.heap.0.len() - 1)
+    }
+
+    /// Pushes a value that is there already: a copy would let a few bytes ask for any amount of memory.
+    fn push_known(&mut self, id: Id) -> Result<()> {
+        self.stack.push(id);
         Ok(())
     }
 
@@ -277,20 +297,23 @@ impl<'a> Machine<'a> {
             bail!("it calls a value that is not a class")
         };
         let made = match (*class, &args[..]) {
+            ("torch.Size" | "torch._utils._rebuild_parameter", &[value, ..]) => return self.push_known(value),
             ("collections.OrderedDict", []) => Value::Dict(vec![]),
-            ("collections.OrderedDict", &[pairs]) => Value::Dict(self.pairs(pairs)?),
-            ("torch.Size", &[sizes]) => self.heap[sizes].clone(),
+            ("collections.OrderedDict", &[pairs]) => {
+                let pairs = self.pairs(pairs)?;
+                self.copies = self.copies.checked_sub(pairs.len()).context("it copies its dicts again and again")?;
+                Value::Dict(pairs)
+            }
             // The second is how protocol 2 spells bytes.
             ("torch.device" | "_codecs.encode", _) => Value::Other,
-            ("torch._utils._rebuild_parameter", &[data, ..]) => self.heap[data].clone(),
             ("torch._utils._rebuild_tensor_v2", &[storage, offset, shape, strides, ..]) => {
                 let Value::Storage(storage) = &self.heap[storage] else { bail!("a tensor has no storage") };
-                Value::Tensor(View {
+                Value::Tensor(Rc::new(View {
                     storage: storage.clone(),
                     offset: self.as_size(offset)?,
                     shape: self.as_sizes(shape)?,
                     strides: self.as_sizes(strides)?,
-                })
+                }))
             }
             (class, args) => bail!("it calls {class} with {} arguments", args.len()),
         };
@@ -321,15 +344,15 @@ impl<'a> Machine<'a> {
         let id = self.pop()?;
         let Value::List(parts) = &self.heap[id] else { bail!("a storage is not described by a tuple") };
         let &[kind, class, key, _, len] = &parts[..] else { bail!("a storage is described by {} values", parts.len()) };
-        ensure!(self.as_text(kind)? == "storage", "it refers to something other than a storage");
+        ensure!(&*self.as_text(kind)? == "storage", "it refers to something other than a storage");
         let Value::Class(class) = self.heap[class] else { bail!("a storage has no class") };
-        let storage = Storage { class, key: self.as_text(key)?.to_owned(), len: self.as_size(len)? };
-        self.push(Value::Storage(storage))
+        let storage = Storage { class, key: self.as_text(key)?, len: self.as_size(len)? };
+        self.push(Value::Storage(Rc::new(storage)))
     }
 
-    fn as_text(&self, id: Id) -> Result<&str> {
+    fn as_text(&self, id: Id) -> Result<Rc<str>> {
         match &self.heap[id] {
-            Value::Text(text) => Ok(text),
+            Value::Text(text) => Ok(text.clone()),
             _ => bail!("a text is missing"),
         }
     }
@@ -343,6 +366,8 @@ impl<'a> Machine<'a> {
 
     fn as_sizes(&self, id: Id) -> Result<Vec<usize>> {
         match &self.heap[id] {
+            // torch has no tensors of more dimensions.
+            Value::List(items) if items.len() > 64 => bail!("a tensor has {} dimensions", items.len()),
             Value::List(items) => items.iter().map(|&item| self.as_size(item)).collect(),
             _ => bail!("a list of sizes is missing"),
         }
@@ -412,7 +437,7 @@ impl<'a> Machine<'a> {
 
     fn text(&mut self, width: usize) -> Result<()> {
         let len = self.number_of(width)?;
-        let text = std::str::from_utf8(self.take(len)?)?.to_owned();
+        let text = std::str::from_utf8(self.take(len)?)?.into();
         self.push(Value::Text(text))
     }
 

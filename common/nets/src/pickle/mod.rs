@@ -2,14 +2,14 @@
 
 mod machine;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{BufReader, Read};
-use std::{fs::File, path::Path};
+use std::{fs::File, path::Path, rc::Rc};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{Device, Tensor, WithDType};
 use half::{bf16, f16};
-use zip::{CompressionMethod, ZipArchive};
+use zip::{CompressionMethod, ZipArchive, read::ZipFile, result::ZipError};
 
 use machine::{Heap, Id, Storage, Value, View};
 
@@ -30,7 +30,14 @@ fn read_archive(path: &Path) -> Result<BTreeMap<String, Tensor>> {
         file.read_exact(&mut magic).is_ok() && &magic == b"PK",
         "it is not a torch archive; load a file of torch before 1.6 in a later torch and save it again"
     );
+    let size = file.metadata()?.len();
     let mut archive = ZipArchive::new(BufReader::with_capacity(1 << 20, File::open(path)?))?;
+    let mut claimed = 0u64;
+    for i in 0..archive.len() {
+        claimed = claimed.saturating_add(archive.by_index_raw(i)?.size());
+    }
+    // torch never compresses, so no two entries can share bytes.
+    ensure!(claimed <= size, "its entries claim {claimed} bytes, and the file has {size}: torch did not write it");
     let pickle = pickle_name(&archive)?;
     let folder = pickle.strip_suffix("data.pkl").unwrap_or_default().to_owned();
     if let Ok(order) = entry(&mut archive, &format!("{folder}byteorder")) {
@@ -41,7 +48,7 @@ fn read_archive(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let mut by_storage: BTreeMap<&str, Vec<(&str, &View)>> = BTreeMap::new();
     for (name, view) in &views {
         check(view).with_context(|| format!("tensor '{name}'"))?;
-        by_storage.entry(&view.storage.key).or_default().push((name, view));
+        by_storage.entry(&view.storage.key).or_default().push((name, &**view));
     }
     let mut tensors = BTreeMap::new();
     for (key, views) in by_storage {
@@ -55,31 +62,58 @@ fn read_archive(path: &Path) -> Result<BTreeMap<String, Tensor>> {
 /// The name of the pickle: `data.pkl` in a folder of any name.
 fn pickle_name(archive: &Archive) -> Result<String> {
     let names = archive.file_names().collect::<zip::result::ZipResult<Vec<_>>>()?;
+    let ends = |end: &str| names.iter().any(|name| name.ends_with(end));
+    ensure!(
+        !(ends("constants.pkl") || ends("code/__torch__.py")),
+        "it is a TorchScript archive, a program with its weights, as OpenAI's ViT-L-14.pt is; take the same model as transformers or \
+         open_clip store it (openai/clip-vit-large-patch14 for this one), or save its weights with \
+         torch.save(torch.jit.load(FILE).state_dict(), NEW)"
+    );
+    ensure!(
+        !(ends("serialized_exported_program.json") || ends("models/model.json") || ends("archive_format")),
+        "it is a program of torch.export (.pt2); save its weights with torch.save(torch.export.load(FILE).state_dict, NEW)"
+    );
+    ensure!(!ends(".npy"), "it is an archive of NumPy's arrays (.npz); name the model's safetensors or torch file");
     let mut found: Vec<_> = names.iter().filter(|name| *name == "data.pkl" || name.ends_with("/data.pkl")).collect();
     found.sort_by_key(|name| name.len());
     Ok(found.first().context("it is a zip file without data.pkl, so torch did not write it")?.to_string())
 }
 
-/// The bytes of a small entry. torch never compresses, so no entry can be larger than the file.
+/// The longest pickle that is read, in bytes. That of a network of a thousand tensors has some hundred kilobytes.
+const LONGEST: u64 = 16 << 20;
+
+/// The bytes of a small entry.
 fn entry(archive: &mut Archive, name: &str) -> Result<Vec<u8>> {
-    let mut entry = archive.by_name(name)?;
-    ensure!(entry.compression() == CompressionMethod::Stored, "{name} is compressed, so torch did not write it");
+    let mut entry = stored(archive, name)?;
+    ensure!(entry.size() <= LONGEST, "{name} has {} bytes, more than the {LONGEST} that are read", entry.size());
     let mut bytes = vec![];
     entry.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
+/// An entry as torch writes it: neither encrypted nor compressed.
+fn stored<'a>(archive: &'a mut Archive, name: &str) -> Result<ZipFile<'a, BufReader<File>>> {
+    let entry = archive.by_name(name).map_err(|error| match error {
+        ZipError::UnsupportedArchive(ZipError::PASSWORD_REQUIRED) => {
+            anyhow!("it is encrypted; unpack it with its password")
+        }
+        error => error.into(),
+    })?;
+    ensure!(entry.compression() == CompressionMethod::Stored, "{name} is compressed, so torch did not write it");
+    Ok(entry)
+}
+
 /// The tensors by name; the last one where a name comes twice.
-fn tensors_of(heap: &Heap, whole: Id) -> Result<BTreeMap<String, View>> {
+fn tensors_of(heap: &Heap, whole: Id) -> Result<BTreeMap<String, Rc<View>>> {
     let Value::Dict(mut dict) = heap[whole].clone() else { bail!("it holds no dict of tensors") };
-    let named = |name: &str| dict.iter().rfind(|(key, _)| matches!(&heap[*key], Value::Text(k) if k == name));
+    let named = |name: &str| dict.iter().rfind(|(key, _)| matches!(&heap[*key], Value::Text(k) if **k == *name));
     if let Some(Value::Dict(inner)) = named("state_dict").map(|&(_, value)| &heap[value]) {
         dict = inner.clone();
     }
     let tensors: BTreeMap<_, _> = dict
         .iter()
         .filter_map(|&(key, value)| match (&heap[key], &heap[value]) {
-            (Value::Text(name), Value::Tensor(view)) => Some((name.clone(), view.clone())),
+            (Value::Text(name), Value::Tensor(view)) => Some((name.to_string(), view.clone())),
             _ => None,
         })
         .collect();
@@ -111,6 +145,15 @@ fn typed<T: WithDType, const N: usize>(
     views: &[(&str, &View)],
     from: impl Fn([u8; N]) -> T,
 ) -> Result<Vec<Tensor>> {
+    let distinct: HashSet<&View> = views.iter().map(|(_, view)| *view).collect();
+    let copied = distinct.iter().map(|view| view.shape.iter().product::<usize>()).fold(0, usize::saturating_add);
+    // Tensors that share memory see it once or, tied or transposed, a few times.
+    ensure!(
+        copied <= storage.len.saturating_mul(8),
+        "{} tensors see the {} elements of one storage as {copied}",
+        distinct.len(),
+        storage.len
+    );
     let mut data = elements(archive, file, storage.len, from)?;
     let mut done: HashMap<&View, Tensor> = HashMap::new();
     for (index, (_, view)) in views.iter().enumerate() {
@@ -136,8 +179,7 @@ fn elements<T, const N: usize>(
     len: usize,
     from: impl Fn([u8; N]) -> T,
 ) -> Result<Vec<T>> {
-    let mut entry = archive.by_name(file).map_err(|e| anyhow!("its elements are missing ({file}: {e})"))?;
-    ensure!(entry.compression() == CompressionMethod::Stored, "{file} is compressed, so torch did not write it");
+    let mut entry = stored(archive, file).map_err(|e| anyhow!("its elements are missing ({file}: {e:#})"))?;
     let mut data: Vec<T> = vec![];
     let mut buffer = vec![0; (1 << 16) * N];
     // No more memory is reserved than the entry has bytes, whatever a damaged header claims.

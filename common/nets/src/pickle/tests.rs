@@ -94,3 +94,95 @@ fn published_layouts_of_the_parity_kit() {
         println!("{file}: {} tensors, {:?}", tensors.len(), tensors[name]);
     }
 }
+
+/// A few bytes that ask for any amount of memory: copies of an argument, and many views of one storage.
+#[test]
+fn bombs_are_refused_or_cost_what_they_weigh() {
+    let n = 60_000;
+    let text = [&b"X"[..], &300_000u32.to_le_bytes(), &[b'a'; 300_000]].concat();
+    let again = b"h\x01h\x00\x85R".repeat(n);
+    let list = |items: &[u8]| [b"\x80\x02](", items, b"eq\x00"].concat();
+    let tensor = |shorter: i32| {
+        let size = |n: i32| [&b"J"[..], &n.to_le_bytes()].concat();
+        let storage = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu";
+        [
+            storage,
+            &size(1 << 18)[..],
+            b"tQJ\0\0\0\0(",
+            &size((1 << 18) - shorter),
+            b"t(J\x01\0\0\0t\x89ccollections\nOrderedDict\n)RtR",
+        ]
+        .concat()
+    };
+    let named = |i: i32| {
+        let name = format!("t{i}");
+        [&b"X"[..], &(name.len() as u32).to_le_bytes(), name.as_bytes(), &tensor(i)].concat()
+    };
+    let views: Vec<u8> = (0..4000).flat_map(named).collect();
+    for (pickle, why) in [
+        ([&list(&b"K\x01".repeat(n))[..], b"ctorch\nSize\nq\x01", &again, b"."].concat(), "no dict"),
+        ([b"\x80\x02", &text[..], b"q\x00ctorch._utils\n_rebuild_parameter\nq\x01", &again, b"."].concat(), "no dict"),
+        (
+            [&list(&b"K\x01K\x01\x86".repeat(n / 2))[..], b"ccollections\nOrderedDict\nq\x01", &again, b"."].concat(),
+            "again and again",
+        ),
+        (
+            [
+                b"\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\n",
+                &text[..],
+                b"X\x03\0\0\0cpuK\x01tq\x00",
+                &b"h\x00Q".repeat(n),
+                b".",
+            ]
+            .concat(),
+            "no dict",
+        ),
+        ([b"\x80\x02}(", &views[..], b"u."].concat(), "of one storage"),
+        ([&list(&b"K\x01".repeat(65))[..], b"."].concat(), "no dict"),
+    ] {
+        let error = format!("{:#}", read_pickle(&pickle, &[0; 1 << 20]).unwrap_err());
+        assert!(error.contains(why), "{error}");
+    }
+    assert_eq!(
+        read_pickle(&[b"\x80\x02}(", &named(0)[..], &named(1), b"u."].concat(), &[0; 1 << 20]).unwrap().len(),
+        2
+    );
+}
+
+#[test]
+fn archives_of_other_programs_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ViT-L-14.pt");
+    for (entries, what) in [
+        (&["a/data.pkl", "a/constants.pkl", "a/code/__torch__.py"][..], "TorchScript"),
+        (&["a/models/model.json", "a/archive_format"], "torch.export"),
+        (&["x.npy"], "NumPy"),
+        (&["readme.txt"], "torch did not write it"),
+    ] {
+        let mut zip = zip::ZipWriter::new(File::create(&path).unwrap());
+        for entry in entries {
+            zip.start_file(
+                *entry,
+                zip::write::SimpleFileOptions::default().compression_method(CompressionMethod::Stored),
+            )
+            .unwrap();
+        }
+        zip.finish().unwrap();
+        let error = format!("{:#}", read(&path).unwrap_err());
+        assert!(error.contains(what) && error.contains("ViT-L-14.pt"), "{error}");
+    }
+}
+
+fn read_pickle(pickle: &[u8], storage: &[u8]) -> Result<BTreeMap<String, Tensor>> {
+    use std::io::Write;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("w.bin");
+    let mut zip = zip::ZipWriter::new(File::create(&path).unwrap());
+    for (name, bytes) in [("a/data.pkl", pickle), ("a/data/0", storage)] {
+        zip.start_file(name, zip::write::SimpleFileOptions::default().compression_method(CompressionMethod::Stored))
+            .unwrap();
+        zip.write_all(bytes).unwrap();
+    }
+    zip.finish().unwrap();
+    read(&path)
+}
