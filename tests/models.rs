@@ -112,7 +112,7 @@ fn a_key_that_is_not_obeyed_is_refused_by_name() {
         says(&error, &[file.rsplit('/').next().unwrap(), key, &shown]);
         assert!(!dir.path("out").exists() && !dir.path("out.partial").exists(), "{key}");
     }
-    let flow = json!({ "_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0 });
+    let flow = json!({ "_class_name": "FlowMatchEulerDiscreteScheduler" });
     says(&sample(&dir, &base_with(&dir, scheduler, &flow), "").fails(2), &["FlowMatchEulerDiscreteScheduler"]);
 }
 
@@ -143,11 +143,11 @@ fn neutral_keys_pass_and_unknown_ones_are_warned_of() {
 #[test]
 fn a_scorers_preprocessing_is_done_or_refused() {
     let dir = Dir::new();
-    dir.put("pairs.parquet", &read_parquet(&mini().join("pairs.parquet")).slice(0, 2));
+    dir.put("pairs.parquet", &read_parquet(&mini().join("../pairs.parquet")).slice(0, 2));
     let (old, new) = ("model/preprocessor_config.json", "model/processor_config.json");
     let score = |changes: &[(&str, Value)]| {
         let _ = std::fs::remove_dir_all(dir.path("model"));
-        copy(&mini().join("scorers/clip"), &dir.path("model"));
+        copy(&mini().join("../scorers/clip"), &dir.path("model"));
         for (file, config) in changes {
             dir.write(file, config.to_string());
         }
@@ -186,9 +186,98 @@ fn a_scorers_preprocessing_is_done_or_refused() {
         ("num_hidden_layers", json!(1_000_000_000)),
         ("num_channels", json!(4)),
     ] {
-        let file = mini().join("scorers/clip/config.json");
+        let file = mini().join("../scorers/clip/config.json");
         let mut config: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
         config["vision_config"][key] = value;
         says(&score(&[("model/config.json", config)]).fails(2), &["vision", key]);
     }
+}
+
+#[test]
+fn weights_have_variants_and_what_is_none_is_named() {
+    let dir = Dir::new();
+    let right = latents(&dir, &oracle("base"), "");
+    let base = dir.path("changed");
+    copy(&oracle("base"), &base);
+    let unet = base.join("unet");
+    let whole = unet.join("diffusion_pytorch_model.safetensors");
+    let bytes = std::fs::read(&whole).unwrap();
+    let list = |file: &str| json!({ "weight_map": { "a": file } }).to_string();
+    // Names of variants, whole and in shards; a content other than the name says.
+    for (name, index) in [
+        ("diffusion_pytorch_model.fp16.safetensors", ""),
+        ("diffusion_pytorch_model.bf16.safetensors", ""),
+        ("diffusion_pytorch_model.bin", ""),
+        (
+            "diffusion_pytorch_model.bf16-00001-of-00001.safetensors",
+            "diffusion_pytorch_model.safetensors.index.bf16.json",
+        ),
+    ] {
+        std::fs::remove_file(&whole).ok();
+        std::fs::write(unet.join(name), &bytes).unwrap();
+        if !index.is_empty() {
+            std::fs::write(unet.join(index), list(name)).unwrap();
+        }
+        assert_eq!(max_abs(&latents(&dir, &base, ""), &right), 0.0, "{name}");
+        std::fs::remove_file(unet.join(name)).unwrap();
+        let _ = std::fs::remove_file(unet.join(index));
+    }
+    std::fs::write(unet.join("diffusion_pytorch_model.non_ema.safetensors"), &bytes).unwrap();
+    says(&sample(&dir, &base, "").fails(2), &["diffusion_pytorch_model.non_ema.safetensors"]);
+    std::fs::remove_file(unet.join("diffusion_pytorch_model.non_ema.safetensors")).unwrap();
+    for name in ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"] {
+        for (content, what) in [
+            ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS"),
+            ("/annex/objects/SHA256E-s1--0\n", "git-annex"),
+            ("<!DOCTYPE html>\n<html>", "web page"),
+            ("GGUF\x03\0\0\0", "GGUF"),
+        ] {
+            std::fs::write(unet.join(name), content).unwrap();
+            says(&sample(&dir, &base, "").fails(2), &[name, what]);
+        }
+        std::fs::remove_file(unet.join(name)).unwrap();
+    }
+    // An index leads to no file outside its folder.
+    std::fs::write(base.join("away.safetensors"), &bytes).unwrap();
+    for file in ["../away.safetensors", &base.join("away.safetensors").display().to_string()] {
+        std::fs::write(unet.join("diffusion_pytorch_model.safetensors.index.json"), list(file)).unwrap();
+        says(&sample(&dir, &base, "").fails(2), &["index.json", "away.safetensors", "its folder"]);
+    }
+    // A model in one file, and the weight file of a folder.
+    says(&sample(&dir, &base.join("away.safetensors"), "").fails(2), &["away.safetensors", "from_single_file"]);
+    let file = oracle("policy").join("unet/diffusion_pytorch_model.safetensors");
+    let policy = latents(&dir, &oracle("base"), &format!("--unet {}", oracle("policy").display()));
+    let rest = format!("--unet {}", file.display());
+    assert_eq!(max_abs(&latents(&dir, &oracle("base"), &rest), &policy), 0.0);
+}
+
+#[test]
+fn a_unet_with_more_tensors_than_its_configuration_is_refused() {
+    let dir = Dir::new();
+    let base = base_with(&dir, "unet/config.json", &json!({}));
+    let mut all = weights(&base);
+    all.insert("time_embedding.cond_proj.weight".into(), all["conv_in.weight"].clone());
+    write_tensors(&base.join("unet/diffusion_pytorch_model.safetensors"), &all);
+    says(&sample(&dir, &base, "").fails(2), &["time_embedding.cond_proj.weight", "config"]);
+}
+
+#[test]
+fn absurd_sizes_and_noise_that_is_none_are_refused() {
+    let dir = Dir::new();
+    let base = oracle("base");
+    says(&sample(&dir, &base, "--height 4294967296").fails(2), &["--height 4294967296", "pixels"]);
+    says(&sample(&dir, &base, "--width 1048576 --height 1048576").fails(2), &["--width 1048576", "pixels"]);
+    let noise = latents(&dir, &base, "");
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut values = values(&noise);
+        values[3] = bad;
+        let noise = Tensor::from_vec(values, noise.dims(), noise.device()).unwrap();
+        write_tensors(&dir.path("noise"), &[("latents".into(), noise)].into());
+        std::fs::remove_file(dir.path("out")).ok();
+        says(&sample(&dir, &base, "--latents noise").fails(2), &["noise", "latents", "number 3"]);
+        assert!(!dir.path("out").exists());
+    }
+    dir.put("pairs", &pairs(2));
+    let args = ["pairs", "-o", "cache", "--resolution", "4294967296", "--base"];
+    says(&dir.tool("encode").args(args).args([&base]).fails(2), &["--resolution 4294967296"]);
 }

@@ -358,12 +358,12 @@ mod safe {
         says(&fails(&["--threshold", "1.5"]), &["--threshold 1.5 is not a probability"]);
         let config = String::from_utf8(dir.bytes("model/config.json")).unwrap();
         for (from, to, parts) in [
-            ("\"distilbert\"", "\"roberta\"", ["model_type is 'roberta'", "expected 'distilbert'"]),
+            ("\"distilbert\"", "\"roberta\"", ["model_type = \"roberta\"", "expected distilbert"]),
             ("\"NSFW\"", "\"RUDE\"", ["none of its classes is NSFW", "SFW, RUDE"]),
-            ("single_label", "multi_label", ["problem_type is 'multi_label_classification'", "model/config.json"]),
-            ("\"gelu\"", "\"tanh\"", ["activation is 'tanh'", "'gelu' or 'relu'"]),
+            ("single_label", "multi_label", ["problem_type = \"multi_label_classification\"", "model/config.json"]),
+            ("\"gelu\"", "\"tanh\"", ["activation = \"tanh\"", "gelu or relu"]),
             ("\"dim\": 16", "\"dim\": 8", ["word_embeddings.weight' has shape [", ", 16]"]),
-            ("\"vocab_size\": ", "\"vocab_size\": 1, \"x\": ", ["the tokenizer has", "different models"]),
+            ("\"vocab_size\": ", "\"vocab_size\": 1, \"_x\": ", ["the tokenizer has", "different models"]),
         ] {
             assert!(config.contains(from), "{from}");
             dir.write("model/config.json", config.replace(from, to));

@@ -268,7 +268,7 @@ fn each_png_says_how_it_was_drawn() {
     let of = |prompt: &str, row: usize| {
         format!(
             "{prompt}\nNegative prompt: --no_text\nSteps: 4, Sampler: DPM++ 2M, CFG scale: 3.5, Seed: {}, Size: 16x16, \
-             Model hash: {}, Model: \"red,blue\", Version: balanced-dpo {}",
+             Model hash: {}, Model: \"red,blue\", RNG: balanced-dpo, Version: balanced-dpo {}",
             seeds(&a)[row],
             &unet[..10],
             env!("CARGO_PKG_VERSION")

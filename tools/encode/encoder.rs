@@ -21,6 +21,9 @@ pub const PAIRS: usize = 0;
 pub const CAPTIONS: usize = 1;
 pub const LATENTS: usize = 2;
 
+/// The square root of [`image::MAX_PIXELS`].
+const MAX_SIDE: usize = image::MAX_PIXELS.isqrt();
+
 /// The networks, and how images are made ready for them.
 pub struct Encoder {
     vae: Vae,
@@ -54,6 +57,10 @@ impl Encoder {
         ensure!(
             resolution > 0 && resolution.is_multiple_of(factor),
             "--resolution {resolution} is not a multiple of the VAE's {factor}"
+        );
+        ensure!(
+            resolution <= MAX_SIDE,
+            "--resolution {resolution} is more than the {MAX_SIDE} pixels a side of the largest image that is read"
         );
         Ok(Self { vae, text, resolution, augment: args.augment, batch: args.batch })
     }

@@ -11,7 +11,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Result, ensure};
 use clap::Parser;
 use encoder::Encoder;
-use nets::{device, hub};
+use nets::{device, folder, hub};
 use pipe::cli::{Answer, Common, Hub, Networks, Sharding, named, run};
 use pipe::job::{Job, Keep, Spec};
 use pipe::{augment::Augment, pairs::PairKeys, parts::Tables, schema::pairs, table::Inputs, text::count};
@@ -83,6 +83,7 @@ fn encode(args: Args) -> Result<Answer> {
     ensure!(out.as_os_str() != "-", "the cache is a folder; name one with -o");
     ensure!(args.batch > 0, "--batch is 0: no image to encode");
     let base = args.hub.folder(&args.base, hub::resolve)?;
+    folder::model(&base)?;
     let mut inputs = Inputs::open(&args.pairs)?;
     inputs.require(&pairs::NEEDED, "expected a pairs table with Pick-a-Pic's columns")?;
     let range = inputs.range(args.sharding.shard)?;

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
+use nets::image::{MAX_PIXELS, Rgb};
 use nets::sampler::{GivenNoise, Guidance, Noise, Sampling, walk};
 use nets::vae::{self, Vae};
-use nets::{conditioning::TimeIds, denoiser::Denoiser, image::Rgb, process::Process, prompt::PromptEncoder};
+use nets::{conditioning::TimeIds, denoiser::Denoiser, process::Process, prompt::PromptEncoder};
 use rayon::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -106,7 +107,15 @@ impl Painter {
             );
             Ok(pixels / factor)
         };
-        Ok([channels, side(height, "--height")?, side(width, "--width")?])
+        let (h, w) = (side(height, "--height")?, side(width, "--width")?);
+        let pixels = h.saturating_mul(w).saturating_mul(factor * factor);
+        ensure!(
+            pixels <= MAX_PIXELS,
+            "--height {} and --width {} make {pixels} pixels; an image of more than {MAX_PIXELS} cannot be read again",
+            h.saturating_mul(factor),
+            w.saturating_mul(factor)
+        );
+        Ok([channels, h, w])
     }
 
     /// B images with latents of size (C, h, w). On the CPU each thread draws a few images by itself, which keeps it busier
@@ -129,6 +138,12 @@ impl Painter {
         let prompted = self.text.encode(prompts)?.with_sizes(vec![sizes; prompts.len()]);
         let mut sampler = self.settings.sampling.sampler(&self.process)?;
         let latents = walk(&self.denoiser, sampler.as_mut(), noise, latent, &prompted, self.guidance.as_ref())?; // (B, C, h, w)
+        let finite = latents.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?.is_finite();
+        ensure!(
+            finite,
+            "the denoiser's latents hold NaN or an infinity: the model is damaged, or --guidance {} is too much",
+            self.settings.guidance
+        );
         let pixels = self.vae.decode(&latents)?; // (B, 3, H, W)
         let (_, _, height, width) = pixels.dims4()?;
         let images = vae::to_u8(&pixels)?.into_iter().map(|data| Rgb { width, height, data }).collect();

@@ -93,7 +93,7 @@ impl Artist {
         let name = if self.name.contains([',', ':', '\n']) { format!("{:?}", self.name) } else { self.name.clone() };
         format!(
             "{}{negative}\nSteps: {}, Sampler: {sampler}, CFG scale: {guidance}, Seed: {}, Size: {}x{}, \
-             Model hash: {}, Model: {name}, Version: balanced-dpo {}",
+             Model hash: {}, Model: {name}, RNG: balanced-dpo, Version: balanced-dpo {}",
             image.prompt.prompt,
             sampling.steps,
             image.seed,

@@ -5,6 +5,8 @@ use anyhow::{Result, ensure};
 use candle_core::{Result as Candle, Tensor};
 use ops::Mask;
 
+use crate::config::Rule::{Free, Only, Words};
+use crate::config::{EPSILON, Rules, WIDTH};
 use crate::layers::{LayerNorm, Linear};
 use crate::loader::Loader;
 use crate::transformer::{Encoder, HiddenAct, Shape};
@@ -98,6 +100,26 @@ pub fn renamed(weights: Weights) -> Result<Weights> {
     })
 }
 
+/// The keys of transformers' BertConfig. Sizes follow from the tensors.
+pub const KEYS: Rules = &[
+    ("num_attention_heads", WIDTH),
+    ("layer_norm_eps", EPSILON),
+    ("hidden_act", Words(&["gelu"])),
+    ("add_cross_attention", Only(&["null", "true"])),
+    ("position_embedding_type", Only(&["\"absolute\""])),
+    ("attention_probs_dropout_prob", Free),
+    ("classifier_dropout", Free),
+    ("encoder_width", Free),
+    ("fusion_layer", Free),
+    ("hidden_dropout_prob", Free),
+    ("hidden_size", Free),
+    ("intermediate_size", Free),
+    ("max_position_embeddings", Free),
+    ("num_hidden_layers", Free),
+    ("type_vocab_size", Free),
+    ("vocab_size", Free),
+];
+
 crate::json::defaults! {
     /// `med_config.json`. A missing key has the default of bert-base. `encoder_width` is not read: BLIP's code replaces it by the
     /// ViT's width.
@@ -105,7 +127,6 @@ crate::json::defaults! {
     pub struct TextConfig {
         pub num_attention_heads: usize = 12,
         pub layer_norm_eps: f64 = 1e-12,
-        pub hidden_act: String = "gelu".into(),
     }
 }
 
@@ -163,7 +184,6 @@ impl Text {
     /// The tensors do not fit each other or the configuration.
     pub fn load(p: Loader, config: &TextConfig, context: usize) -> Result<Self> {
         let (e, eps) = (p.pp("embeddings"), config.layer_norm_eps);
-        ensure!(config.hidden_act == "gelu", "hidden_act is '{}', expected 'gelu'", config.hidden_act);
         let [vocabulary, w] = e.dims("word_embeddings.weight")?;
         let [positions, _] = e.dims("position_embeddings.weight")?;
         let heads = config.num_attention_heads;

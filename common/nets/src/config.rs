@@ -41,6 +41,10 @@ pub type Rules = &'static [(&'static str, Rule)];
 pub const WIDTH: Rule = Whole(1, 1 << 16);
 /// Layers behind each other. The deepest tower that is published has 64.
 pub const DEPTH: Rule = Whole(1, 256);
+/// Tokens that a tokenizer knows: four times the largest published vocabulary.
+pub const VOCABULARY: Rule = Whole(1, 1 << 20);
+/// Tokens of a text: a begin and an end at least. The longest of a published text encoder is 8,192.
+pub const POSITIONS: Rule = Whole(2, 1 << 16);
 /// What a norm adds to the variance.
 pub const EPSILON: Rule = Number(1e-20, 1.0);
 
@@ -211,3 +215,32 @@ pub const TRANSFORMERS: Rules = &[
     ("use_cache", Free),
     ("use_return_dict", Free),
 ];
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn rules_take_what_they_say_and_nothing_else() {
+        for (rule, fits, not) in [
+            (Whole(1, 8), json!([1, 8, 8.0]), json!([0, 9, 1.5, -1, "1", true, [1], 1e30])),
+            (Number(-1.0, 1.0), json!([0, -1, 0.5]), json!([1.1, "0", [0]])),
+            (Only(&["1", "null"]), json!([1, 1.0, null, [1, 1]]), json!([true, 2, [], [1, 2], "1"])),
+            (Words(&["a", "b"]), json!(["a", "b"]), json!(["c", ["a"], 1])),
+            (List(2, &WIDTH), json!([[1], [1, 2]]), json!([[], [1, 2, 3], 1, [[1]]])),
+            (Same(&WIDTH), json!([1, [1, 1]]), json!([[1, 2], [], "1"])),
+            (OneOrEach(&WIDTH), json!([1, [1, 2]]), json!([[], [[1]], [1, "2"]])),
+        ] {
+            for (values, expected) in [(fits, true), (not, false)] {
+                for value in values.as_array().unwrap() {
+                    assert_eq!(rule.fits(value), expected, "{rule:?} {value}");
+                }
+            }
+        }
+        let keys = json!({ "a": 64.0, "b": [3, 3], "c": null }).as_object().unwrap().clone();
+        let read: Value = checked(keys, &[&[("a", WIDTH), ("b", Same(&WIDTH)), ("c", WIDTH)]], "x").unwrap();
+        assert_eq!(read, json!({ "a": 64, "b": 3 }));
+    }
+}

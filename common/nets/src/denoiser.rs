@@ -109,8 +109,9 @@ impl Denoiser {
     fn load(folder: &Path, p: Loader) -> Result<Self> {
         let config = Config::read(folder)?;
         let network = match &config.architecture {
-            Architecture::UNet(unet) => UNet::load(p, *unet.clone()).map(|unet| Network::UNet(Box::new(unet))),
+            Architecture::UNet(unet) => UNet::load(p.clone(), *unet.clone()).map(|unet| Network::UNet(Box::new(unet))),
         };
+        let network = network.and_then(|network| p.refuse_others().map(|()| network));
         let network = network.with_context(|| format!("{} does not fit its config.json", folder.display()))?;
         Ok(Self { config, network })
     }

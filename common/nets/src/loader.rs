@@ -1,6 +1,7 @@
 //! From weights to a network's layers: a loader hands out tensors by path and decides which of them are trained.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::collections::{BTreeMap, BTreeSet};
+use std::{cell::RefCell, rc::Rc};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
@@ -19,6 +20,8 @@ pub struct Loader<'a> {
     params: Rc<RefCell<Params>>,
     /// Frozen tensors that were handed out before, for networks that share them.
     shared: Option<Rc<RefCell<BTreeMap<String, Tensor>>>>,
+    /// The names that were asked for.
+    asked: Rc<RefCell<BTreeSet<String>>>,
     /// The network sees the variables' memory but is not tracked: for a reference that can be refreshed in place.
     detached: bool,
 }
@@ -42,6 +45,7 @@ impl<'a> Loader<'a> {
             trained: Trained::Nothing,
             params: Default::default(),
             shared: None,
+            asked: Default::default(),
             detached: false,
         }
     }
@@ -91,6 +95,7 @@ impl<'a> Loader<'a> {
 
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let path = self.path(name);
+        self.asked.borrow_mut().insert(path.clone());
         let load =
             || Ok::<_, anyhow::Error>(self.weights.get(&path, shape)?.to_dtype(self.dtype)?.to_device(&self.device)?);
         if let Trained::Everything = self.trained {
@@ -134,6 +139,19 @@ impl<'a> Loader<'a> {
         let view = if self.detached { var.as_detached_tensor() } else { var.as_tensor().clone() };
         self.params.borrow_mut().insert(path, var);
         view
+    }
+
+    /// Refuses weights that hold more than was asked for: what a network does not read is lost in what it is saved as.
+    pub fn refuse_others(&self) -> Result<()> {
+        let asked = self.asked.borrow();
+        let other = self.weights.names().into_iter().find(|name| !asked.contains(name));
+        ensure!(
+            other.is_none(),
+            "{} holds the tensor '{}', of which the configuration says nothing: it belongs to another kind of network",
+            self.weights.name,
+            other.unwrap_or_default()
+        );
+        Ok(())
     }
 
     pub fn params(&self) -> Params {

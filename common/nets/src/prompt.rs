@@ -6,9 +6,9 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Device, Tensor};
 
 use crate::conditioning::{Conditioning, Widths};
-use crate::json;
 use crate::text::{TextModel, TextStates};
 use crate::tokenizer::{Style, Tokenizer};
+use crate::{folder, json};
 
 crate::json::defaults! {
     /// The part of `model_index.json` that says how prompts are read.
@@ -52,6 +52,7 @@ pub struct PromptEncoder {
 impl PromptEncoder {
     /// From `base/tokenizer` and `base/text_encoder`, and in SDXL `base/tokenizer_2` and `base/text_encoder_2`.
     pub fn open(base: &Path, dtype: DType, device: &Device) -> Result<Self> {
+        folder::model(base)?;
         let first = Reader::open(base, "", dtype, device)?;
         if !base.join("text_encoder_2").is_dir() {
             return Ok(Self { first, second: None });

@@ -7,7 +7,7 @@ use candle_core::{D, DType, Device, Result as Candle, Tensor};
 use ops::Mask;
 
 use crate::config::Rule::{Only, Whole, Words};
-use crate::config::{self, DEPTH, EPSILON, Rules, TRANSFORMERS, WIDTH};
+use crate::config::{self, DEPTH, EPSILON, POSITIONS, Rules, TRANSFORMERS, VOCABULARY, WIDTH};
 use crate::layers::{LayerNorm, Linear};
 use crate::transformer::{ACTIVATIONS, Encoder, HiddenAct, Shape};
 use crate::{loader::Loader, weights::Weights};
@@ -15,12 +15,12 @@ use crate::{loader::Loader, weights::Weights};
 /// The keys of transformers' CLIPTextConfig that decide what it computes.
 pub const KEYS: Rules = &[
     ("model_type", Words(&["clip_text_model", "clip"])),
-    ("vocab_size", Whole(1, 1 << 20)), // four times the largest published vocabulary
+    ("vocab_size", VOCABULARY),
     ("hidden_size", WIDTH),
     ("intermediate_size", WIDTH),
     ("num_hidden_layers", DEPTH),
     ("num_attention_heads", WIDTH),
-    ("max_position_embeddings", Whole(2, 1 << 16)), // a begin and an end; 248 in the longest published CLIP
+    ("max_position_embeddings", POSITIONS),
     ("hidden_act", ACTIVATIONS),
     ("layer_norm_eps", EPSILON),
     ("projection_dim", WIDTH),

@@ -12,16 +12,34 @@ use ops::Mask;
 use pipe::id;
 use tokenizers::Tokenizer;
 
+use crate::config::Rule::{Free, Read, Words};
+use crate::config::{self, DEPTH, POSITIONS, Rules, TRANSFORMERS, VOCABULARY, WIDTH};
 use crate::layers::{LayerNorm, Linear};
 use crate::tokenizer::wordpiece;
-use crate::{json, loader::Loader, weights::Weights};
+use crate::{loader::Loader, weights::Weights};
+
+/// The keys of transformers' DistilBertConfig that decide what it computes.
+const KEYS: Rules = &[
+    ("model_type", Words(&["distilbert"])), // the only kind of text classifier that is supported
+    ("problem_type", Words(&["single_label_classification"])), // whose classes exclude each other
+    ("id2label", Read),
+    ("vocab_size", VOCABULARY),
+    ("max_position_embeddings", POSITIONS),
+    ("dim", WIDTH),
+    ("hidden_dim", WIDTH),
+    ("n_layers", DEPTH),
+    ("n_heads", WIDTH),
+    ("activation", Words(&["gelu", "relu"])),
+    ("qa_dropout", Free),
+    ("seq_classif_dropout", Free),
+    ("sinusoidal_pos_embds", Free), // the weights hold them
+];
 
 crate::json::defaults! {
     /// `config.json`; a missing key has transformers' default.
     #[derive(Debug)]
     struct Config {
         model_type: String = String::new(),
-        problem_type: Option<String> = None,
         id2label: BTreeMap<usize, String> = BTreeMap::from([(0, "LABEL_0".into()), (1, "LABEL_1".into())]),
         vocab_size: usize = 30522,
         max_position_embeddings: usize = 512,
@@ -36,23 +54,10 @@ crate::json::defaults! {
 impl Config {
     fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let config: Self = json::read(&path)?;
-        let say =
-            |what: &str, is: &str, expected: &str| format!("{}: {what} is '{is}', expected {expected}", path.display());
-        let kind = &config.model_type;
+        let config: Self = config::read(&path, &[KEYS, TRANSFORMERS])?;
+        ensure!(!config.model_type.is_empty(), "{}: model_type is missing, expected distilbert", path.display());
         ensure!(
-            kind == "distilbert",
-            say("model_type", kind, "'distilbert', the only kind of text classifier that is supported")
-        );
-        let act = &config.activation;
-        ensure!(["gelu", "relu"].contains(&&act[..]), say("activation", act, "'gelu' or 'relu'"));
-        let problem = config.problem_type.as_deref().unwrap_or("single_label_classification");
-        ensure!(
-            problem == "single_label_classification",
-            say("problem_type", problem, "'single_label_classification', whose classes exclude each other")
-        );
-        ensure!(
-            config.n_heads > 0 && config.dim.is_multiple_of(config.n_heads),
+            config.dim.is_multiple_of(config.n_heads),
             "{}: dim {} does not divide into {} heads",
             path.display(),
             config.dim,
@@ -196,6 +201,7 @@ const BATCH: usize = 32;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::json;
 
     #[derive(serde::Deserialize)]
     struct Row {

@@ -3,9 +3,11 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Device, Result as Candle, Tensor};
 use pipe::seed;
+
+use crate::weights::Weights;
 
 /// The noise of a batch of B images.
 pub struct Noise {
@@ -26,21 +28,18 @@ impl GivenNoise {
     /// Reads `latents` and, where it is there, `step_noise` from a safetensors file.
     pub fn open(file: &Path) -> Result<Self> {
         let name = file.display();
-        let mut all = candle_core::safetensors::load(file, &Device::Cpu)
-            .with_context(|| format!("{name} is not a whole safetensors file"))?;
-        let latents = all.remove("latents").with_context(|| format!("{name}: tensor 'latents' is missing"))?;
+        let all = Weights::open(file)?;
+        let read = |tensor: &str| -> Result<Tensor> {
+            let values = all.raw(tensor)?.to_dtype(DType::F32)?;
+            if let Some((at, value)) = first_bad(&values)? {
+                bail!("{name}: '{tensor}' is not a number everywhere: number {at} is {value}");
+            }
+            Ok(values)
+        };
+        let latents = read("latents")?;
         let dims = latents.dims();
         ensure!(dims.len() == 4, "{name}: 'latents' has shape {dims:?}, expected (N, C, h, w)");
-        let steps = all.remove("step_noise");
-        for (tensor, name_of) in [(Some(&latents), "latents"), (steps.as_ref(), "step_noise")] {
-            let bad = tensor.map(first_bad).transpose()?.flatten();
-            ensure!(
-                bad.is_none(),
-                "{name}: '{name_of}' is not a number everywhere: number {} is {}",
-                bad.unwrap_or_default().0,
-                bad.unwrap_or_default().1
-            );
-        }
+        let steps = all.has("step_noise").then(|| read("step_noise")).transpose()?;
         if let Some(steps) = &steps {
             let fits = steps.rank() == 5 && steps.dims()[1..] == *dims;
             ensure!(
@@ -49,8 +48,7 @@ impl GivenNoise {
                 steps.dims()
             );
         }
-        let steps = steps.map(|steps| steps.to_dtype(DType::F32)).transpose()?;
-        Ok(Self { latents: latents.to_dtype(DType::F32)?, steps })
+        Ok(Self { latents, steps })
     }
 
     /// Refuses noise for other steps than these `steps`.
@@ -63,7 +61,7 @@ impl GivenNoise {
 
 /// The first value that is infinite or no number, with its place.
 fn first_bad(tensor: &Tensor) -> Result<Option<(usize, f32)>> {
-    let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let values = tensor.flatten_all()?.to_vec1::<f32>()?;
     Ok(values.into_iter().enumerate().find(|(_, value)| !value.is_finite()))
 }
 

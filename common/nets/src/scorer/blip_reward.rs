@@ -13,11 +13,12 @@ use super::metric::{ModelFiles, Options};
 use super::model::{Joint, Model, Scorer};
 use super::picture::Picture;
 use crate::blip::{self, Text, TextConfig, Vision};
+use crate::config::{self, TRANSFORMERS};
+use crate::folder;
 use crate::image::Preprocess;
 use crate::loader::Loader;
 use crate::tokenizer::wordpiece;
 use crate::weights::Weights;
-use crate::{folder, json};
 
 /// In what the two judges differ.
 pub(super) struct Kind {
@@ -49,7 +50,8 @@ pub(super) fn open(kind: &'static Kind, files: &ModelFiles, options: &Options) -
     let weights = Weights::open(&files.tower)?;
     let hash = weights.hash()?;
     let config = folder.join("med_config.json");
-    let config: TextConfig = if config.is_file() { json::read(&config)? } else { TextConfig::default() };
+    let config: TextConfig =
+        if config.is_file() { config::read(&config, &[blip::KEYS, TRANSFORMERS])? } else { TextConfig::default() };
     let (tokenizer, vocabulary) = wordpiece::blip(&folder, kind.tokens)?;
     let weights = blip::renamed(weights)?;
     let load = || -> Result<(Vision, Text, Head)> {

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::description::{Description, normalise};
-use crate::config::Rule::{self, Flag, Free, Number, Only, Read, Same, Whole, Words};
-use crate::config::{self, DEPTH, Rules, WIDTH};
+use crate::config::Rule::{self, Flag, Free, Number, Only, Read, Same, Words};
+use crate::config::{self, DEPTH, POSITIONS, Rules, VOCABULARY, WIDTH};
 use crate::vit::{SIDE, VisionConfig};
 use crate::{text::TextConfig, weights::Weights};
 
@@ -58,8 +58,8 @@ const VISION: Rules = &[
 
 /// The fields of open_clip's CLIPTextCfg.
 const TEXT: Rules = &[
-    ("context_length", Whole(2, 1 << 16)),
-    ("vocab_size", Whole(1, 1 << 20)),
+    ("context_length", POSITIONS),
+    ("vocab_size", VOCABULARY),
     ("width", WIDTH),
     ("heads", WIDTH),
     ("layers", DEPTH),
