@@ -550,7 +550,7 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
         ("empty.txt", "", &["empty.txt is empty"][..]),
         ("blank.txt", "", &["blank.txt has no prompts"]),
         ("absent.txt", "", &["absent.txt"]),
-        ("other.parquet", "", &["other.parquet: column 'caption' is missing"]),
+        ("other.parquet", "", &["other.parquet: column 'prompt' is missing"]),
         ("prompts.txt", "-n 0", &["--images-per-prompt", "'0'"]),
         ("prompts.txt", "--batch 0", &["--batch", "'0'"]),
         ("prompts.txt", "--steps 0", &["0 sampling steps"]),

@@ -690,6 +690,52 @@ fn what_is_missing_is_named() {
     assert_eq!(column_i32(&dir.get("l.parquet"), "voters"), [3, 3, 3, 0]);
 }
 
+/// What pandas' `to_csv` and a spreadsheet write is a table too.
+#[test]
+fn csv_is_a_table() {
+    let dir = Dir::new();
+    dir.put("s.parquet", &four());
+    let names: Vec<_> = four().schema().fields().iter().map(|f| f.name().clone()).collect();
+    for (name, delimiter) in [("s.csv", ","), ("s.tsv", "\t"), ("semicolons", ";")] {
+        let mut text = format!("\u{feff}{}\r\n", names.join(delimiter));
+        for i in 0..4 {
+            let field = |name: &String| match name.as_str() {
+                "pair_id" | "caption" | "image_0_uid" | "image_1_uid" => column_text(&four(), name)[i].clone(),
+                _ => column_f32(&four(), name)[i].to_string(),
+            };
+            text += &(names.iter().map(field).collect::<Vec<_>>().join(delimiter) + "\r\n");
+        }
+        dir.write(name, text);
+        dir.tool("vote").args(["s.parquet", "-o", "l.parquet", "-q", "--rule", "soft"]).ok();
+        dir.tool("vote").args([name, "-o", "m.parquet", "-q", "--rule", "soft"]).ok();
+        assert_eq!(dir.get("l.parquet").columns(), dir.get("m.parquet").columns(), "{name}");
+    }
+    let fails = |text: &str| {
+        dir.write("x.csv", text);
+        dir.tool("vote").args(["x.csv", "-o", "x.parquet"]).fails(2)
+    };
+    says(
+        &fails("pair_id,hps_0,hps_1\n007,1\n"),
+        &["x.csv", "'caption' is missing, and so are 'image_0_uid', 'image_1_uid'"],
+    );
+    says(&fails("pair_id,hps_0\n7,1,2\n"), &["x.csv: line 2: 3 fields"]);
+    says(&fails("pair_id,a,a\n7,1,2\n"), &["x.csv", "'a'"]);
+    says(&fails("id;x\n7;1\n"), &["x.csv is not a table", "CSV"]);
+    dir.write("p.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR");
+    says(&dir.tool("vote").args(["p.png", "-o", "x.parquet"]).fails(2), &["p.png is an image", "`image`"]);
+}
+
+/// The pairs of a prompt are held at once, so their number has an end.
+#[test]
+fn a_prompt_of_very_many_images_is_refused() {
+    let dir = Dir::new();
+    let scores: Vec<f32> = (0..1000).map(|i| i as f32).collect();
+    dir.put("images.parquet", &scored("policy", &["hps"], &[scores], |_, x| x));
+    let args = ["images.parquet", "--pairs", "best-worst", "-o", "l.parquet"];
+    says(&dir.tool("vote").args(args).fails(2), &["images.parquet, row 7", "'prompt 0' has more than 7"]);
+    assert_eq!(dir.list(), ["images.parquet"]);
+}
+
 /// A label is a share from 0 to 1. Others, such as the -1 with which some data sets mark a missing one, are no votes.
 #[test]
 fn a_label_out_of_range_is_named() {

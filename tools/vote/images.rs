@@ -7,6 +7,7 @@ use arrow::array::{Array, ArrayRef, StringArray};
 use pipe::id::{Key, key};
 use pipe::schema::{images, is_judge, prompts};
 use pipe::scored::{self, PromptKey, ScoredRows};
+use pipe::text::shown;
 use pipe::{id, metrics, origin::InputOrigin, table::Inputs};
 
 use crate::ballot::{Ballot, Scores};
@@ -64,6 +65,14 @@ impl ImagePairs {
     }
 }
 
+/// The most images of a prompt with this text. Their pairs are held at once, in several batches that wait for each other: each
+/// pair with its text, ids and scores, in 64 MiB.
+fn most_images(text: &str) -> usize {
+    const PAIR: usize = 256;
+    let pairs = (64 << 20) / (PAIR + text.len());
+    (2 * pairs).isqrt().max(2)
+}
+
 struct PromptImages {
     key: PromptKey,
     text: String,
@@ -118,9 +127,10 @@ impl<I> Reader<I> {
                 let (set, id) = (prompt_key.0.as_deref().unwrap_or(""), &prompt_key.1);
                 ensure!(
                     self.seen.insert(key(&[set.as_bytes(), id.as_bytes()])),
-                    "{}: prompt '{text}' comes again after another; the images of a prompt must stand together: sort the table by \
+                    "{}: prompt '{}' comes again after another; the images of a prompt must stand together: sort the table by \
                      prompt_id, and join tables of the same prompts first",
-                    rows.at(i)
+                    rows.at(i),
+                    shown(text)
                 );
                 let scores = vec![vec![]; self.metrics];
                 let prompt = PromptImages { key: prompt_key, text: text.to_owned(), uids: vec![], scores };
@@ -131,6 +141,13 @@ impl<I> Reader<I> {
                 prompt.uids.iter().all(|u| u != uid),
                 "{}: image {uid} stands twice under prompt '{text}'; an image cannot be better than itself",
                 rows.at(i)
+            );
+            let (k, most) = (prompt.uids.len() + 1, most_images(&prompt.text));
+            ensure!(
+                k <= most,
+                "{}: prompt '{}' has more than {most} images, and every two make a pair; score fewer images of a prompt",
+                rows.at(i),
+                shown(&prompt.text)
             );
             prompt.uids.push(uid.to_owned());
             prompt.scores.iter_mut().zip(rows.scores_of(i)).for_each(|(all, score)| all.push(score));

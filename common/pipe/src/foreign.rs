@@ -55,4 +55,4 @@ fn find(kinds: &[Kind], begin: &[u8]) -> Option<&'static str> {
 }
 
 /// As many first bytes as these functions look at.
-pub const LOOK: usize = 32;
+pub const LOOK: u64 = 32;

@@ -26,6 +26,7 @@ impl Selection {
         let body = match &mut table.body {
             Body::Parquet(source) => Body::Parquet(source.clone()),
             Body::ArrowFile(source) => Body::ArrowFile(source.clone()),
+            Body::Text(source, batch) => Body::Text(source.clone(), batch.clone()),
             Body::Stream(stream) => {
                 Body::Stream(Some(stream.take().context("a pipe can be read only once; write it to a file first")?))
             }
@@ -59,6 +60,10 @@ impl Selection {
             Body::ArrowFile(source) => {
                 let reader = FileReader::try_new_buffered(source.file()?, None).with_context(&whole)?;
                 let inner = unchanged(source, reader.map(move |b| b.with_context(&whole)));
+                Box::new(Projected { inner: Box::new(RowRange { inner, rows, at: 0 }), columns })
+            }
+            Body::Text(source, batch) => {
+                let inner = unchanged(source, iter::once(Ok(batch)));
                 Box::new(Projected { inner: Box::new(RowRange { inner, rows, at: 0 }), columns })
             }
             Body::Stream(stream) => {

@@ -12,6 +12,7 @@ use super::opened::{Body, Opened};
 use super::storage::Source;
 use crate::origin::{InputOrigin, Origin};
 use crate::shard::Shard;
+use crate::text::shown;
 
 /// Rows per batch where the caller has no reason for another number.
 pub const BATCH: usize = 1024;
@@ -80,11 +81,16 @@ impl Inputs {
     /// Fails with the first missing column, what was found, and `hint`, which says what to do about it.
     pub fn require(&self, columns: &[&str], hint: &str) -> Result<()> {
         for table in &self.tables {
-            for column in columns {
-                if table.schema.field_with_name(column).is_err() {
-                    let found: Vec<_> = table.schema.fields().iter().map(|f| f.name().as_str()).collect();
-                    bail!("{}: column '{column}' is missing (found: {}); {hint}", table.name, found.join(", "));
-                }
+            let lacks = |column: &&&str| table.schema.field_with_name(column).is_err();
+            let missing: Vec<_> = columns.iter().filter(lacks).map(|column| format!("'{column}'")).collect();
+            if let [first, others @ ..] = &missing[..] {
+                let more = match others {
+                    [] => String::new(),
+                    [_] => format!(", and so is {}", others.concat()),
+                    _ => format!(", and so are {}", others.join(", ")),
+                };
+                let found: Vec<_> = table.schema.fields().iter().map(|f| shown(f.name())).collect();
+                bail!("{}: column {first} is missing{more} (found: {}); {hint}", table.name, found.join(", "));
             }
         }
         Ok(())
@@ -104,10 +110,9 @@ impl Inputs {
     pub(crate) fn parquet_files(&self) -> Result<Vec<(Arc<str>, Source)>> {
         let source_of = |table: &Opened| match &table.body {
             Body::Parquet(source) => Ok((table.name.clone(), source.clone())),
-            _ => bail!(
-                "{} is an Arrow stream, but its rows are needed in random order: write a Parquet file first",
-                table.name
-            ),
+            _ => {
+                bail!("{} is not a Parquet file, but its rows are needed in random order: write one first", table.name)
+            }
         };
         self.tables.iter().map(source_of).collect()
     }

@@ -9,6 +9,7 @@ mod opened;
 mod output;
 mod storage;
 mod stream;
+mod text;
 
 pub use batches::Batches;
 pub use input::{BATCH, Inputs};

@@ -9,7 +9,8 @@ use arrow::ipc::{MessageHeader, reader::FileReader, root_as_message};
 
 use super::opened::{Body, Opened};
 use super::storage::{Source, Storage, is_url};
-use super::stream::Stream;
+use super::{stream::Stream, text};
+use crate::foreign::{self, LOOK};
 use crate::panics::caught;
 
 const PARQUET: &[u8] = b"PAR1";
@@ -38,7 +39,7 @@ fn open(name: Arc<str>, path: &Path) -> Result<Opened> {
     let cannot = || format!("cannot read {name}");
     let mut file = File::open(path).with_context(cannot)?;
     let mut magic = vec![];
-    Read::by_ref(&mut file).take(6).read_to_end(&mut magic).with_context(cannot)?;
+    Read::by_ref(&mut file).take(LOOK).read_to_end(&mut magic).with_context(cannot)?;
     let damaged = || format!("{name} is not a whole table");
     if magic.starts_with(PARQUET) {
         open_parquet(name, path)
@@ -58,8 +59,17 @@ fn open(name: Arc<str>, path: &Path) -> Result<Opened> {
         open_stream(name.clone(), Cursor::new(magic).chain(file))
     } else if magic.is_empty() {
         bail!("{name} is empty: not a table")
+    } else if let Some(kind) = foreign::named(&magic) {
+        bail!("{name} is {kind}")
     } else {
-        bail!("{name} is not a table: neither Parquet nor an Arrow stream (it begins with {:02x?})", magic)
+        let source = Source::new(path)?;
+        let Some(batch) = text::read(&magic, &mut file).with_context(|| name.to_string())? else {
+            let begin = &magic[..magic.len().min(6)];
+            bail!(
+                "{name} is not a table: neither Parquet, nor Arrow, nor CSV with a header (it begins with {begin:02x?})"
+            )
+        };
+        Ok(Opened { schema: batch.schema(), rows: Some(batch.num_rows()), body: Body::Text(source, batch), name })
     }
 }
 

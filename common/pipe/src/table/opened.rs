@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use arrow::datatypes::SchemaRef;
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use parquet::file::reader::{ChunkReader, Length};
 
 use super::storage::{Source, is_url};
@@ -22,6 +22,8 @@ pub(super) struct Opened {
 pub(super) enum Body {
     Parquet(Source),
     ArrowFile(Source),
+    /// A text, which was read as a whole.
+    Text(Source, RecordBatch),
     /// Taken by the first reading.
     Stream(Option<Stream>),
 }
@@ -34,7 +36,7 @@ impl Opened {
     /// What a table made from this one says about it.
     pub(super) fn input_origin(&self) -> Result<InputOrigin> {
         let sha256 = match &self.body {
-            Body::Parquet(source) | Body::ArrowFile(source) => Some(content_hash(source)?),
+            Body::Parquet(source) | Body::ArrowFile(source) | Body::Text(source, _) => Some(content_hash(source)?),
             Body::Stream(_) => None,
         };
         Ok(InputOrigin { sha256, origin: self.own_origin().map(Box::new) })
