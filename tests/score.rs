@@ -181,7 +181,7 @@ fn the_report_names_what_is_odd_in_the_data() {
     let said = score(&dir, "pairs.parquet -o s.parquet --metrics aesthetic,colourfulness").ok().err;
     says(
         &said,
-        &["1 image all black; 2 pairs of one image with itself, 8 human ties, 8 rows without", "known mean", "5..6.5"],
+        &["1 image all black; 2 pairs of one image with itself, 8 human ties, 8 rows without", "usual mean", "5..6.5"],
     );
     // Where `has_label` is false, a label is none.
     let has = |i: usize| [Some(true), Some(false), Some(false), None][i % 4];

@@ -208,7 +208,9 @@ impl<'a> Gallery<'a> {
                         dt { (metric) }
                         dd {
                             @match score { Some(x) => (data(x, &format!("{x:.digits$}"))), None => "–" }
-                            @if let Some(x) = change { " " span.change.up[x > 0.0].down[x < 0.0] { (signed(x, digits)) } }
+                            @if let Some(shown) = change.map(|x| signed(x, digits)) {
+                                " " span.change.up[shown.starts_with('+')].down[shown.starts_with('\u{2212}')] { (shown) }
+                            }
                         }
                     }
                 }

@@ -123,7 +123,7 @@ impl Summary {
 
     /// One line per metric: its scores, beside the range of mean and sd that is known from published tables.
     fn spread(&self) -> String {
-        let head = ["metric", "n", "mean", "sd", "min", "max", "known mean", "known sd"];
+        let head = ["metric", "n", "mean", "sd", "min", "max", "usual mean", "usual sd"];
         let mut rows = vec![head.map(String::from).to_vec()];
         for (m, x) in &self.metrics {
             let mut row = vec![m.name.to_owned(), x.n().to_string()];
@@ -133,7 +133,7 @@ impl Summary {
             row.extend([m.band.mean, m.band.sd].map(|[low, high]| format!("{low}..{high}")));
             rows.push(row);
         }
-        text::table(&rows, 1)
+        text::table(&rows, 1) + "usual: where mean and sd of the published model lie on published tables\n"
     }
 
     /// Prints text to standard error or, for `--json`, JSON to standard output.

@@ -102,10 +102,10 @@ impl Summary {
         let mut lines = vec![line("image 0 preferred", self.image_0), line("image 1 preferred", self.image_1)];
         lines.extend((self.even > 0).then(|| line("both alike, target 0.5", self.even)));
         lines.push(line("abstained", self.abstained));
-        lines.push(line("tied before --ties", self.tied));
-        lines.push(line("nothing to go by", self.nothing));
+        lines.push(line("tied, and settled by --ties", self.tied));
+        lines.push(line("no score or label to decide by", self.nothing));
         out += &text::table(&lines, 1);
-        let head = ["voter", "image 0", "image 1", "equal", "null", "with S", "decides S", "mean", "sd", "min", "max"];
+        let head = ["voter", "image 0", "image 1", "equal", "null", "agrees", "decides", "mean", "sd", "min", "max"];
         let mut rows = vec![head.map(String::from).to_vec()];
         let preferred = self.rows - self.tied - self.nothing;
         for (name, v) in self.everyone() {
@@ -119,7 +119,8 @@ impl Summary {
         }
         out += "\n";
         out += &text::table(&rows, 1);
-        out += "with S: shares the rule's preference; decides S: shares it, and by voting the other way would have changed it\n";
+        out +=
+            "agrees: with the rule's preference; decides: agrees, and would have changed it by voting the other way\n";
         let names: Vec<&str> = self.everyone().map(|(name, _)| name).collect();
         if names.len() > 1 {
             out += "\nagreement where both vote, and Cohen's kappa\n";
