@@ -16,7 +16,6 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Whether this is the first time that an image of this uid comes.
     pub fn is_new_image(&mut self, uid: &str) -> bool {
         self.images.insert(key(&[uid.as_bytes()]))
     }

@@ -58,7 +58,6 @@ Examples:
 
 Exit status: 0 done, 2 trouble.";
 
-/// Networks allocate a result per operation; the pool reuses the memory of large ones.
 #[cfg(feature = "nets")]
 #[global_allocator]
 static POOL: ops::Pool = ops::Pool;

@@ -12,7 +12,6 @@ pub struct Models(Vec<String>);
 const COLOURS: usize = 8;
 
 impl Models {
-    /// The baseline and the others; a name may come more than once.
     pub fn new<'a>(baseline: Option<&'a str>, others: impl IntoIterator<Item = &'a str>) -> Self {
         let mut names: Vec<String> = vec![];
         for name in baseline.into_iter().chain(others) {

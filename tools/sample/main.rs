@@ -112,7 +112,6 @@ struct Args {
     common: Common,
 }
 
-/// Networks allocate a result per operation; the pool reuses the memory of large ones.
 #[global_allocator]
 static POOL: ops::Pool = ops::Pool;
 
@@ -134,9 +133,8 @@ impl Args {
             "--latents and --dump-latents hold every image in order; they do not go with --shard"
         );
         if let Some(file) = &self.dump_latents {
-            let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
             ensure!(!file.is_dir(), "cannot write {}: it is a folder", file.display());
-            atomic::probe(folder)?;
+            atomic::probe(place::folder_of(file))?;
         }
         Ok(())
     }

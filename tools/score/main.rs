@@ -84,7 +84,6 @@ struct Args {
     common: Common,
 }
 
-/// Networks allocate a result per operation; the pool reuses the memory of large ones.
 #[global_allocator]
 static POOL: ops::Pool = ops::Pool;
 

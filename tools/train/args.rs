@@ -141,11 +141,7 @@ impl Args {
         let unet = out.as_deref().map(|out| out.join(folder::DENOISER));
         let written: Vec<&Path> = [out.as_deref(), unet.as_deref(), dump].into_iter().flatten().collect();
         place::refuse_overlaps(&written, &read)?;
-        let folder_of = |file: &Path| match file.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
-            _ => PathBuf::from("."),
-        };
-        out.iter().cloned().chain(dump.map(folder_of)).try_for_each(|folder| atomic::probe(&folder))?;
+        out.as_deref().into_iter().chain(dump.map(place::folder_of)).try_for_each(atomic::probe)?;
         out.filter(|_| !self.dry_run).map(|out| lock::Folder::lock(&out, &out)).transpose()
     }
 

@@ -43,7 +43,6 @@ use start::Start;
 use training_data::TrainingData;
 use world::{Share, World};
 
-/// Networks allocate a result per operation; the pool reuses the memory of large ones.
 #[global_allocator]
 static POOL: ops::Pool = ops::Pool;
 

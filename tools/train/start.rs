@@ -25,7 +25,6 @@ pub struct Setup {
     pub device: Device,
 }
 
-/// A state to start from, how to write it, and a message about it.
 pub struct Start {
     pub state: State,
     pub checkpoints: Checkpoints,

@@ -55,7 +55,6 @@ impl UpstreamFlags {
         Ok(())
     }
 
-    /// Sets our flags to what these mean, and returns notes for the user.
     pub fn translate(
         &self,
         data: &mut DataFlags,

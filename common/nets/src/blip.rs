@@ -29,9 +29,6 @@ pub struct Vision {
 
 impl Vision {
     /// `p` at the tower, whose blocks were renamed by [`renamed`]. Sizes follow from the tensors.
-    ///
-    /// # Errors
-    /// The tensors do not fit each other.
     pub fn load(p: Loader) -> Result<Self> {
         let [w, _, k, _] = p.dims("patch_embed.proj.weight")?;
         let [_, tokens, _] = p.dims("pos_embed")?;
@@ -77,9 +74,6 @@ impl Vision {
 }
 
 /// The weights with the ViT's blocks under the names of transformers' encoders: `attn.qkv` is split in three.
-///
-/// # Errors
-/// A tensor has a shape that cannot be split.
 pub fn renamed(weights: Weights) -> Result<Weights> {
     weights.renamed(|name, tensor| {
         let Some((tower, block)) = name.split_once("visual_encoder.blocks.") else {
@@ -179,9 +173,6 @@ pub struct Text {
 
 impl Text {
     /// `p` at the encoder. `context`: the width of the image's tokens.
-    ///
-    /// # Errors
-    /// The tensors do not fit each other or the configuration.
     pub fn load(p: Loader, config: &TextConfig, context: usize) -> Result<Self> {
         let (e, eps) = (p.pp("embeddings"), config.layer_norm_eps);
         let [vocabulary, w] = e.dims("word_embeddings.weight")?;
@@ -220,9 +211,6 @@ impl Text {
     }
 
     /// The first token's state after the last layer, (B, width). `ids`: B rows of one length N; `image` (B, M, context).
-    ///
-    /// # Errors
-    /// The shapes do not fit.
     pub fn forward(&self, ids: &[&[u32]], image: &Tensor) -> Candle<Tensor> {
         let (b, n) = (ids.len(), ids.first().map_or(0, |row| row.len()));
         let flat = Tensor::from_vec(ids.concat(), b * n, self.words.device())?;

@@ -99,9 +99,6 @@ fn whole(value: &Value) -> Option<u64> {
 }
 
 /// Reads a configuration into `T`, whose keys and types `rules` list. Missing keys take `T`'s defaults.
-///
-/// # Errors
-/// A key asks for what is not built.
 pub fn read<T: DeserializeOwned>(file: &Path, rules: &[Rules]) -> Result<T> {
     let Value::Object(keys) = json::read(file)? else {
         bail!("{} is not a configuration: it holds no JSON object", file.display())
@@ -110,9 +107,6 @@ pub fn read<T: DeserializeOwned>(file: &Path, rules: &[Rules]) -> Result<T> {
 }
 
 /// `keys` of the configuration `file`, or of a part of it.
-///
-/// # Errors
-/// As [`read`].
 pub fn checked<T: DeserializeOwned>(keys: Map<String, Value>, rules: &[Rules], file: &str) -> Result<T> {
     let rule = |key: &str| rules.iter().copied().flatten().find(|(name, _)| *name == key).map(|(_, rule)| *rule);
     let mut read = Map::new();

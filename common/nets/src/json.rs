@@ -10,17 +10,11 @@ use serde_json::Value;
 const LONGEST: u64 = 256 << 20;
 
 /// Reads a JSON file into `T`. Unknown keys are ignored; missing keys take `T`'s defaults.
-///
-/// # Errors
-/// It lacks a key that has no default.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
     parse(&text(path)?, path)
 }
 
 /// The text of the JSON file `path` as `T`. Python writes infinities and NaN, which JSON does not have; they become null.
-///
-/// # Errors
-/// As [`read`].
 pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
     let says = || format!("{} does not hold what is expected", path.display());
     match serde_json::from_str(text) {

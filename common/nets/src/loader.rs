@@ -134,7 +134,6 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    /// Adds a variable to `params()` and returns the network's view of it.
     fn collect(&self, path: String, var: Var) -> Tensor {
         let view = if self.detached { var.as_detached_tensor() } else { var.as_tensor().clone() };
         self.params.borrow_mut().insert(path, var);

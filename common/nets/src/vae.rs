@@ -183,7 +183,6 @@ impl Posterior {
 }
 
 impl Vae {
-    /// Frozen weights from a folder with `config.json` and weights.
     pub fn open(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
         let config = VaeConfig::read(&folder.join("config.json"))?;
         // SDXL's VAE overflows in half precision.

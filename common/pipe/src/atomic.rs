@@ -119,8 +119,7 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
 
 /// Waits until the names in the folder that `path` lies in are on the disk.
 pub(crate) fn sync_parent(path: &Path) {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if let Ok(folder) = File::open(parent) {
+    if let Ok(folder) = File::open(place::folder_of(path)) {
         let _ = folder.sync_all();
     }
 }

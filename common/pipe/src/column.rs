@@ -184,9 +184,6 @@ impl Rows {
     }
 
     /// Image bytes: a binary column, or Hugging Face's struct {bytes, path}. Nulls stay null.
-    ///
-    /// # Errors
-    /// The column holds something else, or only paths.
     pub fn bytes(&self, name: &str) -> Result<BinaryArray> {
         let column = self.column(name)?;
         let inner = match column.as_struct_opt() {

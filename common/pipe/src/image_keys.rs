@@ -25,9 +25,6 @@ pub const COLUMNS: [&str; 8] = [
 
 /// The columns of a scored table before its scores, under these `texts` of prompts. What the table does not have is made up: `prompt_id` and
 /// `image_uid` from the content, k as the number of the row, a seed of 0, and the table's file name as the model's.
-///
-/// # Errors
-/// A column is of another type, or has a null.
 pub fn of(rows: &Rows, texts: StringArray) -> Result<Vec<ArrayRef>> {
     let n = rows.len();
     let ids = match rows.has(prompts::PROMPT_ID) {

@@ -15,9 +15,6 @@ pub(crate) const NAME: &str = ".lock";
 
 /// Opens the file `path`, which is made where it is missing, and locks it for this process until it is closed. `output` is what
 /// is written under this lock.
-///
-/// # Errors
-/// Another process holds the lock.
 pub(crate) fn file(path: &Path, output: &Path) -> Result<File> {
     let cannot = || format!("cannot write {}", output.display());
     loop {
@@ -64,9 +61,6 @@ pub struct Folder {
 
 impl Folder {
     /// Makes the folder where it is missing, and locks it until this is dropped.
-    ///
-    /// # Errors
-    /// Another process holds the lock.
     pub fn lock(folder: &Path, output: &Path) -> Result<Self> {
         const TRIES: usize = 100; // the run before may remove the folder between two of our steps
         let cannot = || format!("cannot write {}", output.display());

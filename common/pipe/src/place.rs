@@ -63,10 +63,14 @@ pub fn refuse_overlaps<P: AsRef<Path>>(outputs: &[&Path], inputs: impl IntoItera
     Ok(())
 }
 
+/// The folder that a path lies in.
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Where a path leads, also where nothing is there yet.
 fn leads_to(path: &Path) -> PathBuf {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let there = || Some(folder.canonicalize().ok()?.join(path.file_name()?));
+    let there = || Some(folder_of(path).canonicalize().ok()?.join(path.file_name()?));
     path.canonicalize().ok().or_else(there).unwrap_or_else(|| path.to_owned())
 }
 

@@ -11,7 +11,6 @@ pub const LATENTS: &str = "latents.parquet";
 pub const CAPTIONS: &str = "captions.parquet";
 pub const PAIRS: &str = "pairs.parquet";
 
-/// The folder that `encode` wrote, if that is what the data are.
 pub fn folder(data: &[PathBuf]) -> Option<&Path> {
     match data {
         [one] if one.join(LATENTS).exists() => Some(one),

@@ -178,7 +178,6 @@ impl Data {
         }
     }
 
-    /// Whether mirrored images were asked for and the cache has none.
     pub fn lacks_flips(&self) -> bool {
         self.visits.augment() != Augment::None && matches!(self.images, Images::Cache { flips: false, .. })
     }
@@ -199,7 +198,6 @@ impl Data {
         })
     }
 
-    /// Adds the settings and the tables to the origin of the weights.
     pub fn describe(&self, origin: Origin) -> Origin {
         origin
             .arg("proportion_empty_prompts", self.visits.proportion_empty_prompts)

@@ -75,7 +75,6 @@ impl Adapter {
     }
 }
 
-/// The modules that have adapters among tensors of these names.
 pub fn modules<'a>(names: impl Iterator<Item = &'a String>) -> Vec<String> {
     names.filter_map(|name| name.strip_suffix(".lora_A.weight").map(str::to_owned)).collect()
 }

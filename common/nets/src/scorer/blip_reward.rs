@@ -42,9 +42,6 @@ struct BlipReward {
 }
 
 /// Opens a judge: a weight file, or a folder with one; `med_config.json` and `vocab.txt` may lie beside it.
-///
-/// # Errors
-/// A file is missing or damaged, or does not fit the others.
 pub(super) fn open(kind: &'static Kind, files: &ModelFiles, options: &Options) -> Result<Scorer> {
     let folder = folder::of(&files.tower);
     let weights = Weights::open(&files.tower)?;

@@ -65,9 +65,6 @@ pub(super) struct Head {
 
 impl Head {
     /// Reads the head `prefix`.N for vectors of `width` numbers, in one of the published forms.
-    ///
-    /// # Errors
-    /// The layers are not numbered as in one of the forms, or do not fit each other or the width.
     pub(super) fn read(weights: &Weights, prefix: &str, width: usize, forms: &[Form]) -> Result<Self> {
         let mut numbers = BTreeMap::new();
         for name in weights.names() {

@@ -15,9 +15,6 @@ use crate::json;
 const UNCASED: &str = include_str!("bert_vocab.txt");
 
 /// The tokenizer of `tokenizer.json` if that exists, else BERT's tokenizer over `vocab.txt`; and the file that was read.
-///
-/// # Errors
-/// The file is missing, damaged, or lacks a special token.
 pub fn from_folder(folder: &Path, positions: usize) -> Result<(Tokenizer, PathBuf)> {
     let (ready, vocabulary) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
     if ready.is_file() {
@@ -36,9 +33,6 @@ pub fn from_folder(folder: &Path, positions: usize) -> Result<(Tokenizer, PathBu
 
 /// The tokenizer of BLIP's judges: bert-base-uncased with [DEC] and [ENC] behind its vocabulary, and the hash of the vocabulary.
 /// A `vocab.txt` in the folder is read in place of the built-in one.
-///
-/// # Errors
-/// As [`from_folder`].
 pub fn blip(folder: &Path, positions: usize) -> Result<(Tokenizer, String)> {
     let file = folder.join("vocab.txt");
     let cannot = || format!("cannot read {}", file.display());

@@ -27,9 +27,6 @@ pub struct UNet {
 }
 
 /// Reads `unet/config.json`.
-///
-/// # Errors
-/// It does not fit itself, or asks for what is not built.
 pub fn read_config(file: &Path) -> Result<UNetConfig> {
     let config = configs::read(file, &[KEYS])?;
     PieceSpec::all(&config).with_context(|| format!("{} cannot be used", file.display()))?;

@@ -137,9 +137,6 @@ fn entries(path: &Path, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>>
 const LONGEST_TEXT: u64 = 1 << 28;
 
 /// The bytes of a source that is no table.
-///
-/// # Errors
-/// It is empty, or its first bytes are those of another kind of file; it has no end.
 fn whole_text(name: &str, source: &mut dyn Read) -> Result<Vec<u8>> {
     let say = || format!("cannot read {name}");
     let mut bytes = vec![];

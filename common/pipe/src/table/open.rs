@@ -187,9 +187,6 @@ impl Part {
 }
 
 /// The parts in a folder, in order.
-///
-/// # Errors
-/// One is missing, or there are parts of several tables.
 pub(super) fn parts_of(folder: &Path) -> Result<Vec<PathBuf>> {
     let names = list(folder)?;
     let mut parts: Vec<Part> = names.iter().filter_map(|name| Part::of(folder, name)).collect();
