@@ -551,15 +551,12 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
         ("blank.txt", "", &["blank.txt has no prompts"]),
         ("absent.txt", "", &["absent.txt"]),
         ("other.parquet", "", &["other.parquet: column 'prompt' is missing"]),
-        ("prompts.txt", "-n 0", &["--images-per-prompt", "'0'"]),
-        ("prompts.txt", "--batch 0", &["--batch", "'0'"]),
         ("prompts.txt", "--steps 0", &["0 sampling steps"]),
         ("prompts.txt", "--steps 1001", &["1001 sampling steps do not fit 1000"]),
         ("prompts.txt", "--height 15", &["--height 15 is not a multiple of the VAE's 2"]),
         ("prompts.txt", "--base absent", &["absent"]),
         ("prompts.txt", "--unet absent", &["absent does not exist"]),
         ("prompts.txt", "--unet plain", &["plain"]),
-        ("prompts.txt", "--guidance nan", &["--guidance"]),
         ("prompts.txt", "--guidance 1 --negative grey", &["--negative", "--guidance above 1, not 1"]),
         ("prompts.txt", "--time-ids 8,8,0,0,8,8", &["--time-ids is for SDXL"]),
         (
@@ -571,6 +568,10 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
     ] {
         says(&sample(&dir, prompts, "out.parquet", rest).fails(2), parts);
         assert_eq!(dir.list(), before, "{prompts} {rest}");
+    }
+    for (rest, flag) in [("-n 0", "--images-per-prompt"), ("--batch 0", "--batch"), ("--guidance nan", "--guidance")] {
+        says(&sample(&dir, "prompts.txt", "out.parquet", rest).exits(2).err, &[flag]);
+        assert_eq!(dir.list(), before, "{rest}");
     }
     says(&sample(&dir, "prompts.txt", "plain/out", "").fails(2), &["plain/out"]);
     let error = sample(&dir, "prompts.txt", "out.parquet", &format!("--unet {}", mini().display())).fails(2);

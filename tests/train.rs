@@ -618,10 +618,6 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
         ("text.parquet --steps 20", &["text.parquet, row 11"]),
         ("hole.parquet --steps 20", &["hole.parquet, row 12", "'jpg_1' is null"]),
         ("--labels pairs.parquet", &["pairs.parquet: column 'pair_id' is missing", "`vote`"]),
-        ("--beta 0", &["--beta-dpo", "above 0"]),
-        ("--lr nan", &["--learning-rate"]),
-        ("--steps 0", &["--max-train-steps", "'0'"]),
-        ("--adam_beta2 1", &["--adam-beta2"]),
         ("--resolution 15", &["--resolution 15", "multiple", "VAE"]),
         ("--resolution 0", &["--resolution 0"]),
         ("--base absent", &["--base absent", "no such folder"]),
@@ -635,6 +631,15 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
             assert!(!dir.path("out").exists(), "{rest}");
         }
         let _ = std::fs::remove_dir_all(dir.path("out"));
+    }
+    for (rest, flag) in [
+        ("--beta 0", "--beta-dpo"),
+        ("--lr nan", "--learning-rate"),
+        ("--steps 0", "--max-train-steps"),
+        ("--adam_beta2 1", "--adam-beta2"),
+    ] {
+        says(&train(&dir, "out", rest).exits(2).err, &[flag]);
+        assert!(!dir.path("out").exists(), "{rest}");
     }
     says(&train(&dir, "plain/out", "").fails(2), &["cannot write in plain/out", "plain is not a folder"]);
     says(&train(&dir, "plain", "").fails(2), &["plain is not a folder"]);

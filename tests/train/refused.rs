@@ -17,6 +17,12 @@ fn flags_without_effect_are_refused() {
     let dir = world();
     for (rest, flag) in [
         ("--checkpoints_total_limit 0", "--checkpoints-total-limit"),
+        ("--max_grad_norm 0", "above 0, or inf"),
+        ("--max_grad_norm nan", "--max-grad-norm"),
+        ("--lora-rank 2 --lora-alpha nan", "--lora-alpha"),
+        ("--label_smoothing 0.5", "below 0.5"),
+        ("--spike 1", "above 1"),
+        ("--proportion_empty_prompts 1.1", "from 0 to 1"),
         ("--lora-targets to_q", "--lora-rank"),
         ("--timesteps some", "--timesteps"),
         ("--no_hflip --augment none", "--augment"),
@@ -25,9 +31,7 @@ fn flags_without_effect_are_refused() {
         says(&train(&dir, "out", rest).exits(2).err, &[flag]);
     }
     for (rest, parts) in [
-        ("--max_grad_norm 0", &["--max-grad-norm", "above 0, or inf"][..]),
-        ("--max_grad_norm nan", &["--max-grad-norm", "above 0"]),
-        ("--guard sdpo --loss sft", &["--guard", "--loss sft"]),
+        ("--guard sdpo --loss sft", &["--guard", "--loss sft"][..]),
         ("--guard sdpo:0.5 --sft", &["--guard", "--loss sft"]),
         ("--reference_weights file --lora-rank 2", &["--reference-weights file", "--lora-rank"]),
         ("--lora-rank 100000000", &["rank 100000000", "layer 'down_blocks.", "--lora-rank"]),
