@@ -636,7 +636,7 @@ fn a_summary_as_json_and_in_the_singular() {
 #[test]
 fn a_signal_does_not_wait_for_a_picture() {
     let dir = world();
-    let child = spawn(sample(&dir, "prompts.txt", "out", "--steps 1000 -n 2000 --batch 10000"));
+    let child = spawn(sample(&dir, "prompts.txt", "out", "--steps 900 -n 100 --batch 500"));
     wait_for("its folder", || dir.path("out.partial/plan.json").exists());
     std::thread::sleep(std::time::Duration::from_millis(300));
     let (mut child, told) = (child, Instant::now());

@@ -4,7 +4,7 @@ use std::io::{Cursor, IsTerminal, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::{collections::HashSet, fs::File, sync::Arc};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use arrow::ipc::{MessageHeader, reader::FileReader, root_as_message};
 
 use super::opened::{Body, Opened};
@@ -24,7 +24,15 @@ pub fn is_table(begin: &[u8]) -> bool {
 
 /// Reads a table, where a panic means that the table is damaged.
 pub(crate) fn whole<T>(name: &str, read: impl FnOnce() -> Result<T>) -> Result<T> {
-    caught(read).with_context(|| format!("{name} is not a whole table"))?
+    let compressed =
+        |error: &Error| error.chain().any(|cause| cause.to_string().contains("IPC decompression requires"));
+    caught(read).with_context(|| format!("{name} is not a whole table"))?.map_err(|error| match compressed(&error) {
+        true => anyhow!(
+            "{name} is compressed, and only uncompressed Arrow files are read: write it uncompressed (pyarrow: \
+             `compression=\"uncompressed\"`), or as Parquet"
+        ),
+        false => error,
+    })
 }
 
 pub(super) fn open_file(path: &Path) -> Result<Opened> {
