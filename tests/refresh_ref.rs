@@ -106,3 +106,16 @@ fn what_does_not_fit_is_named_and_nothing_is_written() {
     says(&error, &["plain"]);
     assert_eq!(dir.bytes("plain"), b"a file");
 }
+
+/// The policy took days; the reference is meant to be replaced.
+#[test]
+fn the_policy_is_not_replaced() {
+    let dir = models();
+    let before = tree(&dir.path("policy"));
+    for policy in ["policy", "policy/unet"] {
+        says(&refresh(&dir, policy, "base", &["--rate", "0.5", "-o", "policy"]).fails(2), &["also an input"]);
+    }
+    assert!(tree(&dir.path("policy")) == before);
+    refresh(&dir, "policy", "base", &["--rate", "0.5", "-o", "base"]).ok();
+    assert_eq!(dir.list(), ["base", "policy"]);
+}

@@ -209,3 +209,22 @@ fn timesteps_are_chosen_and_reported() {
         .fails(2);
     says(&error, &["plain was made with another timesteps"]);
 }
+
+#[test]
+fn an_input_is_not_replaced() {
+    let dir = world();
+    copy(&oracle("base"), &dir.path("base"));
+    copy(&oracle("policy"), &dir.path("policy"));
+    let before = [tree(&dir.path("base")), tree(&dir.path("policy")), tree(&dir.path("."))];
+    for (out, rest) in [
+        ("base", "--base base"),
+        ("policy", "--policy policy"),
+        ("policy", "--policy policy/unet"),
+        ("policy", "--reference policy"),
+        ("new", "--dump-gradients labels.parquet"),
+        ("new", "--dump-gradients pairs.parquet"),
+    ] {
+        says(&train(&dir, out, &format!("{rest} --max_train_steps 1")).fails(2), &["also an input"]);
+    }
+    assert!(before == [tree(&dir.path("base")), tree(&dir.path("policy")), tree(&dir.path("."))]);
+}
