@@ -35,8 +35,7 @@ const TRAIN: Answers = &[
          dynamo-backend",
         "attention never holds all its scores at once, and nothing needs to be compiled: leave it out",
     ),
-    ("train-method loss-type", "--loss names the loss: dpo, ipo or sft"),
-    ("huber-c huber-schedule", "--loss names the loss: dpo, ipo or sft"),
+    ("train-method loss-type huber-c huber-schedule", "--loss names the loss, and `train --help` lists them"),
     (
         "train-data-dir instance-data-dir reg-data-dir in-json",
         "DATA names the tables themselves: pairs or images in Parquet files, or a folder of `encode`",
