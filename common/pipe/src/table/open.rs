@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::{collections::HashSet, fs::File, sync::Arc};
 
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
-use arrow::ipc::{MessageHeader, reader::FileReader, root_as_message};
+use arrow::ipc::reader::{FileReader, read_footer_length};
+use arrow::ipc::{MessageHeader, root_as_footer, root_as_message};
 
 use super::opened::{Body, Opened};
 use super::storage::{Source, Storage, is_url};
@@ -53,6 +54,7 @@ fn open(name: Arc<str>, path: &Path) -> Result<Opened> {
         open_parquet(name, path)
     } else if magic.starts_with(IPC_FILE) {
         let source = Source::new(path)?;
+        check_footer(&mut source.file()?).with_context(damaged)?;
         let reader = FileReader::try_new_buffered(source.file()?, None).with_context(damaged)?;
         let (schema, listed) = (reader.schema(), reader.num_batches());
         let there = batches_in(&mut source.file()?).with_context(damaged)?;
@@ -93,6 +95,28 @@ fn open_parquet(name: Arc<str>, path: &Path) -> Result<Opened> {
     );
     let rows = usize::try_from(rows).with_context(|| format!("{name} is not a whole table"))?;
     Ok(Opened { schema: builder.schema().clone(), rows: Some(rows), body: Body::Parquet(source), name })
+}
+
+/// Refuses a footer whose lengths reach beyond the file: arrow's reader reserves them before it reads.
+fn check_footer(file: &mut File) -> Result<()> {
+    let size = file.metadata()?.len();
+    let mut end = [0; 10];
+    file.seek(SeekFrom::End(-10))?;
+    file.read_exact(&mut end)?;
+    let length = read_footer_length(end)?;
+    ensure!(length as u64 + 10 <= size, "its footer is longer than the file");
+    file.seek(SeekFrom::End(-10 - length as i64))?;
+    let mut footer = vec![0; length];
+    file.read_exact(&mut footer)?;
+    let footer = root_as_footer(&footer).map_err(|error| anyhow!("{error}"))?;
+    let mut blocks = [footer.recordBatches(), footer.dictionaries()].into_iter().flatten().flatten();
+    let inside = blocks.all(|block| {
+        let lengths = [block.offset(), block.metaDataLength().into(), block.bodyLength()];
+        let end = lengths.iter().try_fold(0u64, |end, &length| end.checked_add(u64::try_from(length).ok()?));
+        end.is_some_and(|end| end <= size)
+    });
+    ensure!(inside, "its footer lists batches that lie outside the file");
+    Ok(())
 }
 
 /// How many batches lie in an Arrow file, whether its footer lists them or not. Files of before Arrow 0.15 are not looked into.
