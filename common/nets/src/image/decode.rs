@@ -37,25 +37,36 @@ pub enum Beyond {
     Grey16(Vec<u16>),
 }
 
+/// Whether what lies beyond RGB is kept: its planes take as much memory as the pixels.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Rgb,
+    All,
+}
+
 /// Decodes a JPEG, PNG or WebP, recognised by its content.
 pub fn decode(bytes: &[u8]) -> Result<Rgb> {
-    Ok(decode_stored(bytes)?.rgb)
+    Ok(decode_as(bytes, Keep::Rgb)?.rgb)
 }
 
 /// [`decode`] with what the file holds beyond RGB.
 pub fn decode_stored(bytes: &[u8]) -> Result<Stored> {
+    decode_as(bytes, Keep::All)
+}
+
+fn decode_as(bytes: &[u8], keep: Keep) -> Result<Stored> {
     if bytes.starts_with(&[0xff, 0xd8]) {
-        jpeg(bytes).context("the JPEG cannot be decoded")
+        jpeg(bytes, keep).context("the JPEG cannot be decoded")
     } else if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
         // Pillow reads I;16 to RGB by clipping, not by shifting.
         PngDecoder::with_limits(Cursor::new(bytes), png_limits())
             .map_err(Into::into)
-            .and_then(|png| pixels(png, PngKind::of(bytes)))
+            .and_then(|png| pixels(png, PngKind::of(bytes), keep))
             .context("the PNG cannot be decoded")
     } else if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
         WebPDecoder::new(Cursor::new(bytes))
             .map_err(Into::into)
-            .and_then(|webp| pixels(webp, PngKind::Other))
+            .and_then(|webp| pixels(webp, PngKind::Other, keep))
             .context("the WebP cannot be decoded")
     } else if bytes.is_empty() {
         bail!("there are no bytes to decode")
@@ -112,7 +123,7 @@ impl PngKind {
 
 /// The pixels of any decoder of the `image` crate. 16-bit grey is clipped to 8 bits, not shifted. 16-bit colour and grey with
 /// alpha keep their high bytes, as in Pillow's raw modes `RGB;16B` and `LA;16B`.
-fn pixels(decoder: impl ImageDecoder, kind: PngKind) -> Result<Stored> {
+fn pixels(decoder: impl ImageDecoder, kind: PngKind, keep: Keep) -> Result<Stored> {
     let (width, height) = decoder.dimensions();
     let (width, height) = (width as usize, height as usize);
     check_size(width, height)?;
@@ -130,6 +141,7 @@ fn pixels(decoder: impl ImageDecoder, kind: PngKind) -> Result<Stored> {
     let is_grey = kind == PngKind::Grey;
     let plane = |step: usize, of: &dyn Fn(&[u8]) -> u8| raw.chunks_exact(step).map(of).collect::<Vec<u8>>();
     let beyond = match color {
+        _ if keep == Keep::Rgb => Beyond::Nothing,
         _ if kind == PngKind::Palette => Beyond::Palette,
         ColorType::L16 => Beyond::Grey16(raw.chunks_exact(2).map(deep).collect()),
         ColorType::La16 if is_grey => Beyond::Grey16(raw.chunks_exact(4).map(deep).collect()),
@@ -172,11 +184,11 @@ fn in_place<const N: usize>(mut raw: Vec<u8>, rgb: impl Fn([u8; N]) -> [u8; 3]) 
 }
 
 /// Decodes with libjpeg-turbo's arithmetic (islow DCT, fancy upsampling), which Pillow uses.
-fn jpeg(bytes: &[u8]) -> Result<Stored> {
+fn jpeg(bytes: &[u8], keep: Keep) -> Result<Stored> {
     check_scans(bytes)?;
     let ended = Cell::new(false);
     // libjpeg reports an error by unwinding with its message. The panic hook is not called, so nothing is printed.
-    let decoded = catch_unwind(AssertUnwindSafe(|| jpeg_unwinding(Reader { rest: bytes, ended: &ended })));
+    let decoded = catch_unwind(AssertUnwindSafe(|| jpeg_unwinding(Reader { rest: bytes, ended: &ended }, keep)));
     decoded.map_err(|cause| match cause.downcast::<String>() {
         Ok(message) => anyhow!("{}", message.trim_start_matches("libjpeg fatal error: ")),
         Err(_) => anyhow!("libjpeg gave up"),
@@ -225,7 +237,7 @@ fn scans(bytes: &[u8]) -> (usize, usize) {
 }
 
 /// [`jpeg`], which may unwind.
-fn jpeg_unwinding(reader: Reader<'_>) -> Result<Stored> {
+fn jpeg_unwinding(reader: Reader<'_>, keep: Keep) -> Result<Stored> {
     let ended = reader.ended;
     let header = Decompress::new_reader(reader)?;
     let (width, height) = header.size();
@@ -246,7 +258,8 @@ fn jpeg_unwinding(reader: Reader<'_>) -> Result<Stored> {
         1 => (to_rgb(raw.chunks_exact(1), |p| [p[0]; 3]), Beyond::Nothing),
         _ => {
             raw.iter_mut().for_each(|v| *v = 255 - *v); // Adobe stores it inverted
-            (to_rgb(raw.chunks_exact(4), cmyk_to_rgb), Beyond::Cmyk(raw))
+            let data = to_rgb(raw.chunks_exact(4), cmyk_to_rgb);
+            (data, if keep == Keep::All { Beyond::Cmyk(raw) } else { Beyond::Nothing })
         }
     };
     Ok(Stored { rgb: Rgb { width, height, data }, beyond })

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 
-use crate::image::{self, Preprocess, Rgb};
+use crate::image::{self, Beyond, Preprocess, Rgb, Stored};
 
 /// A decoded image and what each preprocessing makes of its pixels, each computed once.
 pub struct Picture {
@@ -14,7 +14,11 @@ pub struct Picture {
 impl Picture {
     /// Decodes and prepares an image. `bytes`: JPEG, PNG or WebP.
     pub fn decode(bytes: &[u8], preprocesses: &[Preprocess]) -> Result<Self> {
-        let image = image::decode_stored(bytes)?;
+        // Only BLIP's judges resize in the file's own mode.
+        let image = match preprocesses.iter().any(|p| matches!(p, Preprocess::Blip { .. })) {
+            true => image::decode_stored(bytes)?,
+            false => Stored { rgb: image::decode(bytes)?, beyond: Beyond::Nothing },
+        };
         let inputs = preprocesses.iter().map(|p| (*p, p.apply(&image))).collect();
         Ok(Self { rgb: image.rgb, inputs })
     }
