@@ -56,7 +56,7 @@ fn cells(sheet: &Rgb, rows: usize) -> Vec<[[u8; 3]; 2]> {
 fn a_row_is_a_prompt_and_a_column_is_a_model() {
     let dir = two_models();
     let run = dir.tool("report").args(["--images", "a.parquet", "b.parquet", "--sheet", "s.png"]).ok();
-    assert_eq!((run.text(), &run.err[..]), ("", ""));
+    assert_eq!((run.text(), &run.err[..]), ("", "wrote s.png\n"));
     let sheet = decode(&dir.bytes("s.png")).unwrap();
     let expected: Vec<_> = (0..6).map(|p| [[10 * p, 0, 20], [10 * p, 0, 200]]).collect();
     assert_eq!(cells(&sheet, 6), expected);
@@ -203,7 +203,7 @@ const WHOLE: [&str; 19] = [
 
 fn page(dir: &Dir, args: &[&str]) -> (String, Html) {
     let run = dir.tool("report").args(args).args(["r.html"]).ok();
-    assert_eq!((run.text(), &run.err[..]), ("", ""));
+    assert_eq!((run.text(), &run.err[..]), ("", "wrote r.html\n"));
     let text = String::from_utf8(dir.bytes("r.html")).unwrap();
     let html = Html::parse_document(&text);
     (text, html)
@@ -491,7 +491,7 @@ fn files_that_do_not_fit_each_other_are_refused() {
     says(&fails(&["--labels", "scores.parquet"]), &["scores.parquet", "'target' is missing", "`vote`"]);
     says(&fails(&["--logs", "empty-log.jsonl"]), &["empty-log.jsonl has no lines"]);
     says(&fails(&["--logs", "bad.jsonl"]), &["bad.jsonl, line 2", "`loss`"]);
-    says(&fails(&["--winrates", "bad.json"]), &["bad.json", "`winrate --json", "`by`"]);
+    says(&fails(&["--winrates", "bad.json"]), &["bad.json", "`winrate --json", "`metrics`"]);
     says(&fails(&["--winrates", "lacks.json"]), &["lacks.json: dpo vs base, all: metric 'clip' is missing"]);
     says(&fails(&["--winrates", "winrate.json", "--base", "x"]), &["no model 'x'", "balanced, base, dpo"]);
     says(&fails(&[]), &["nothing to report", "--winrates"]);

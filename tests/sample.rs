@@ -506,7 +506,7 @@ fn latents_in_and_out() {
         ("--latents noise", &["--latents holds 1 rows", "5 images"][..]),
         ("--latents noise --height 16", &["--latents decides the size"]),
         ("--latents noise --shard 0/2", &["do not go with --shard"]),
-        ("--latents prompts.txt", &["prompts.txt is not a whole safetensors file"]),
+        ("--latents prompts.txt", &["prompts.txt is a text"]),
         ("--latents absent", &["absent"]),
         ("--dump-latents prompts.txt/x", &["prompts.txt is not a folder"]),
         ("--dump-latents folder", &["cannot write folder: it is a folder"]),

@@ -70,6 +70,12 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_it_is_offered() {
         assert_same(&weights(&dir.path("whole")), &weights(&dir.path("x")));
         assert!(log(&dir.path("x")).len() == 6);
     }
+    // Weights that were removed where the run ended are made again, from the newest checkpoint.
+    copy(&dir.path("whole"), &dir.path("less"));
+    fs::remove_file(dir.path("less/unet/diffusion_pytorch_model.safetensors")).unwrap();
+    let run = train(&dir, "less", &latest).ok();
+    says(&run.err, &["less/unet/diffusion_pytorch_model.safetensors was removed", "less/checkpoint-4"]);
+    assert_same(&weights(&dir.path("whole")), &weights(&dir.path("less")));
     // Where the run ended, and nothing older is left.
     copy(&dir.path("whole"), &dir.path("end"));
     for step in [2, 4] {

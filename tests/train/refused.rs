@@ -224,7 +224,7 @@ fn an_input_is_not_replaced() {
         ("new", "--dump-gradients labels.parquet"),
         ("new", "--dump-gradients pairs.parquet"),
     ] {
-        says(&train(&dir, out, &format!("{rest} --max_train_steps 1")).fails(2), &["also an input"]);
+        says(&train_into(&dir, out, &format!("{rest} --max_train_steps 1")).fails(2), &["also an input"]);
     }
     assert!(before == [tree(&dir.path("base")), tree(&dir.path("policy")), tree(&dir.path("."))]);
 }

@@ -384,7 +384,11 @@ fn complete_checkpoints(out: &Path) -> Vec<(u64, PathBuf)> {
 fn latest(out: &Path, origin: &Origin) -> Result<Option<PathBuf>> {
     let mut all = named_checkpoints(out);
     all.retain(|(_, path)| !unfinished(path));
-    if published(out).next().is_some() {
+    if let Some(weights) = lost_weights(out) {
+        // Whoever removes the weights of a run that ended asks for them again.
+        let last = all.last().map_or_else(|| "nothing".into(), |(_, path)| path.display().to_string());
+        eprintln!("warning: {} was removed; the run continues from {last}", weights.display());
+    } else if published(out).next().is_some() {
         // A run ended here. Where its step cannot be read, nobody knows that another is newer.
         all.push((complete(out).map_or(u64::MAX, |saved| saved.counters.step), out.to_owned()));
         all.sort();
@@ -441,6 +445,14 @@ pub fn refuse_earlier(out: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The weights that a run has published in `out` and that lie neither there nor beside it.
+fn lost_weights(out: &Path) -> Option<PathBuf> {
+    let saved = Saved::read(out).ok()?;
+    let lost =
+        |which: &&Published| ![which.folder, which.next].iter().any(|name| out.join(name).join(which.main).exists());
+    saved.published().find(lost).map(|which| out.join(which.folder).join(which.main))
 }
 
 /// What a run that ended in `out` has left there.

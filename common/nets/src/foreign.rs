@@ -42,12 +42,14 @@ pub fn content(path: &Path) -> Result<Content> {
     File::open(path).with_context(cannot)?.take(1024).read_to_end(&mut begin).with_context(cannot)?;
     let name = path.display();
     ensure!(!begin.is_empty(), "{name} is empty");
+    // A safetensors file begins with the length of its header, which is JSON. That length may begin as a pickle does.
+    let length = begin.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+    let size = path.metadata().with_context(cannot)?.len();
+    if begin.get(8) == Some(&b'{') && length.is_some_and(|length| length < size) {
+        return Ok(Content::Safetensors);
+    }
     if begin.starts_with(b"PK") || begin.starts_with(b"\x80") {
         return Ok(Content::Pickle);
-    }
-    // A safetensors file begins with the length of its header, which is JSON.
-    if begin.get(8) == Some(&b'{') {
-        return Ok(Content::Safetensors);
     }
     let known = KINDS.iter().find(|(magic, _)| begin.starts_with(magic)).map(|(_, what)| *what);
     if let Some(what) = known.or_else(|| named_text(begin.trim_ascii_start())) {
@@ -86,6 +88,13 @@ mod tests {
         };
         assert_eq!(of(b"\x02\0\0\0\0\0\0\0{}"), Ok(Content::Safetensors));
         assert_eq!(of(b"PK\x03\x04"), Ok(Content::Pickle));
+        // The length of a header may begin as a pickle or a zip archive does.
+        for (first, second) in [(0x80, 0), (0x80, 2), (0x50, 0x4b)] {
+            let mut bytes = vec![b' '; 8 + first + 256 * second];
+            bytes[..9].copy_from_slice(&[first as u8, second as u8, 0, 0, 0, 0, 0, 0, b'{']);
+            assert_eq!(of(&bytes), Ok(Content::Safetensors));
+        }
+        assert_eq!(of(b"\x80\x02}q\x01(X\x01{"), Ok(Content::Pickle));
         for (bytes, what) in [
             (&b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"[..], "git lfs pull"),
             (b"/annex/objects/SHA256E-s1--0.bin\n", "git annex get"),
