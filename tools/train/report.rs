@@ -20,6 +20,8 @@ pub struct Reporter {
     /// `None` in a process that writes nothing.
     log: Option<Log>,
     bar: ProgressBar,
+    /// Steps of the whole run. A hidden bar does not know them.
+    steps: u64,
     warned: bool,
     began: Instant,
     /// The last time that a line was printed, and the number of steps of this call since then.
@@ -35,7 +37,7 @@ impl Reporter {
         bar.set_position(done);
         bar.reset_eta(); // the steps before a resumption took no time
         let began = Instant::now();
-        Self { flags, common: common.clone(), log, bar, warned: false, began, said: (began, 0), loss: None }
+        Self { flags, common: common.clone(), log, bar, steps, warned: false, began, said: (began, 0), loss: None }
     }
 
     pub fn say(&self, message: impl std::fmt::Display) {
@@ -70,14 +72,7 @@ impl Reporter {
         if !self.bar.is_hidden() || since < BETWEEN_LINES {
             return;
         }
-        let (all, per_step) = (self.bar.length().unwrap_or_default(), since.as_secs_f64() / f64::from(steps));
-        let left = duration(per_step * all.saturating_sub(line.step) as f64);
-        self.say(format_args!(
-            "step {} of {all}: loss {:.4}, {} per step, {left} left",
-            line.step,
-            line.loss,
-            duration(per_step)
-        ));
+        self.say(progress_line(line.step, self.steps, line.loss, since.as_secs_f64() / f64::from(steps)));
         self.said = (Instant::now(), 0);
     }
 
@@ -112,5 +107,22 @@ impl Reporter {
         let loss = self.loss.map_or(String::new(), |loss| format!("the last loss is {loss:.4}, "));
         self.say(format_args!("{out} holds the policy after {steps} steps: {loss}{}", duration(seconds)));
         Ok(())
+    }
+}
+
+/// `per_step`: seconds.
+fn progress_line(step: u64, steps: u64, loss: f64, per_step: f64) -> String {
+    let left = duration(per_step * steps.saturating_sub(step) as f64);
+    format!("step {step} of {steps}: loss {loss:.4}, {} per step, {left} left", duration(per_step))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_progress_knows_how_far_the_run_is() {
+        let line = progress_line(14, 120, 0.5739, 4.6);
+        assert!(line.starts_with("step 14 of 120: loss 0.5739") && line.ends_with("8 min 7 s left"), "{line}");
     }
 }
