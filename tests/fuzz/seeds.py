@@ -68,6 +68,15 @@ put("table", "pages2.parquet", parquet(scores, data_page_version="2.0", use_dict
 put("table", "packed.parquet", parquet(scored, use_dictionary=False, column_encoding={"k": "DELTA_BINARY_PACKED", "seed": "DELTA_BINARY_PACKED"}))
 put("table", "checksums.parquet", parquet(scores, write_page_checksum=True))
 
+# An Arrow file whose footer is said to be long, and one with a batch that is said to be
+file = ipc(scores, pa.ipc.new_file)
+put("table", "long-footer.file", file[:-10] + struct.pack("<i", 0x7FFFFF00) + file[-6:])
+footer = len(file) - 10 - struct.unpack("<i", file[-10:-6])[0]
+for at in range(footer, len(file) - 33):
+    offset, metadata, padding, body = struct.unpack("<qiiq", file[at:at + 24])
+    if 0 < offset < footer and 0 < metadata < footer and padding == 0 and 0 < body < footer:
+        put("table", "long-batch.file", file[:at + 16] + struct.pack("<q", 1 << 40) + file[at + 24:])
+
 # Prompts
 prompts = pa.table({"prompt": text("a cat", "a cat", "", "b"), "category": text("x", None, "y", "z"), "nsfw_prob": f32(0.5, None, 0, 1)})
 put("prompts", "table.parquet", parquet(prompts))
@@ -96,6 +105,7 @@ put("tokenizer", "special_tokens_map.json", json.dumps(specials))
 put("tokenizer", "tokenizer_config.json", json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **specials}))
 put("tokenizer", "vocab.json", json.dumps(vocabulary))
 put("tokenizer", "merges.txt", "#version: 0.2\na t</w>\nc at</w>\n")
+put("tokenizer", "vocab.txt", (FIXTURES / "safe/vocab.txt").read_bytes())
 token = lambda id, content: {"id": id, "content": content, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 for name, extra in {"": {}, "-more": {"truncation": {"direction": "Right", "max_length": 77, "strategy": "LongestFirst", "stride": 0}, "padding": {"strategy": {"Fixed": 77}, "direction": "Right",
                     "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "!"}, "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}}}.items():

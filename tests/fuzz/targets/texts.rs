@@ -2,10 +2,8 @@
 
 use std::{path::Path, sync::LazyLock};
 
-use nets::{
-    clean,
-    tokenizer::{Style, Tokenizer},
-};
+use nets::clean;
+use nets::tokenizer::{Style, Tokenizer, wordpiece};
 
 use super::{fixture, put};
 
@@ -28,7 +26,7 @@ pub fn caption(_: &Path, bytes: &[u8]) {
 pub fn tokenizer(folder: &Path, bytes: &[u8]) {
     let whole = fixture("oracle/base/tokenizer");
     let files = ["vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"];
-    for damaged in files.into_iter().chain(["tokenizer.json"]) {
+    for damaged in files.into_iter().chain(["tokenizer.json", "vocab.txt"]) {
         let folder = folder.join(damaged.replace('.', "-"));
         if !folder.exists() {
             for file in files {
@@ -42,5 +40,6 @@ pub fn tokenizer(folder: &Path, bytes: &[u8]) {
                 let _ = tokenizer.hash();
             }
         }
+        let _ = wordpiece::from_folder(&folder, 16).map(|(bert, _)| bert.encode("a cat", true).is_ok());
     }
 }

@@ -3,7 +3,7 @@
 //! Hugging Face's fast tokenizer (NFC, lower case) serves Stable Diffusion and PickScore; open_clip's (ftfy, HTML
 //! entities, lower case) serves HPS and CLIP. The styles differ in special tokens, padding and how a long text ends.
 
-use std::{fs, path::Path, sync::LazyLock};
+use std::{fs, panic::catch_unwind, path::Path, sync::LazyLock};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use regex::Regex;
@@ -54,7 +54,7 @@ impl Tokenizer {
         let has = |name: &str| folder.join(name).is_file();
         let whole = || format!("{} holds no CLIP tokenizer", folder.display());
         let hf = if has("tokenizer.json") {
-            Hf::from_file(folder.join("tokenizer.json")).map_err(|e| anyhow!("tokenizer.json: {e}"))
+            from_json(&folder.join("tokenizer.json"))
         } else if has("vocab.json") && has("merges.txt") {
             read(&folder.join("vocab.json")).and_then(|vocab| {
                 let vocab = serde_json::from_str(&vocab).context("vocab.json")?;
@@ -235,6 +235,13 @@ fn byte_char(byte: u8) -> char {
         })
     });
     TABLE[usize::from(byte)]
+}
+
+/// The tokenizer of a `tokenizer.json`. The crate panics at some that are damaged.
+fn from_json(file: &Path) -> Result<Hf> {
+    let read = || Hf::from_file(file).map_err(|error| anyhow!("{error}"));
+    let read = catch_unwind(read).unwrap_or_else(|_| Err(anyhow!("a part of it is damaged")));
+    read.with_context(|| format!("{} is not a tokenizer", file.display()))
 }
 
 #[cfg(test)]

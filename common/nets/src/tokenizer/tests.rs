@@ -122,3 +122,19 @@ fn a_damaged_vocabulary_is_an_error() {
     fs::write(folder.path().join("vocab.json"), "{").unwrap();
     assert!(Tokenizer::from_folder(folder.path(), Style::Hf).is_err());
 }
+
+/// Where the decoder is damaged, the crate panics.
+#[test]
+fn a_damaged_tokenizer_json_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("tokenizer.json"), r#"{"version": "1.0", "decoder": {"type": "ByteLevel" 1"#).unwrap();
+    for error in [
+        Tokenizer::from_folder(folder.path(), Style::Hf).err().unwrap(),
+        wordpiece::from_folder(folder.path(), 16).err().unwrap(),
+    ] {
+        assert!(
+            format!("{error:#}").contains("tokenizer.json is not a tokenizer: a part of it is damaged"),
+            "{error:#}"
+        );
+    }
+}

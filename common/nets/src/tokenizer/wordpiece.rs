@@ -18,9 +18,7 @@ const UNCASED: &str = include_str!("bert_vocab.txt");
 pub fn from_folder(folder: &Path, positions: usize) -> Result<(Tokenizer, PathBuf)> {
     let (ready, vocabulary) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
     if ready.is_file() {
-        let tokenizer = Tokenizer::from_file(&ready).map_err(|e| anyhow!("{e}"));
-        let tokenizer = tokenizer.with_context(|| format!("{} is not a tokenizer", ready.display()))?;
-        return Ok((cut(tokenizer, positions)?, ready));
+        return Ok((cut(super::from_json(&ready)?, positions)?, ready));
     }
     // BERT's default: lower-case the text, unless tokenizer_config.json says otherwise.
     let cased = folder.join("tokenizer_config.json");
