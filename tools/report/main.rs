@@ -6,6 +6,7 @@
 mod agreement;
 mod assemble;
 mod bars;
+mod card;
 mod choose;
 mod curves;
 mod embed;
@@ -32,6 +33,7 @@ use clap::Parser;
 use pipe::cli::{self, Answer, Common};
 use pipe::{atomic, place, stdout::print};
 
+use card::CardFlags;
 use images::ModelImages;
 use sheet::Sheet;
 
@@ -40,7 +42,8 @@ use sheet::Sheet;
 /// With `-o` it writes one HTML file that needs no network and no server: win rates with their intervals, all models over all
 /// metrics, histograms of the scores before and after, training curves, who agrees with whom, and a gallery of the same prompts
 /// drawn by every model, to sort and to filter. The page has a section for each kind of file that is named. With `--sheet` it
-/// draws a contact sheet for papers: a row per prompt, a column per model. The same files give the same bytes.
+/// draws a contact sheet for papers: a row per prompt, a column per model. With `--card` it writes a model card: base, data, votes,
+/// settings, win rates. The same files give the same bytes.
 #[derive(Parser)]
 #[command(name = "report", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Args {
@@ -88,6 +91,8 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     scale: u8,
     #[command(flatten)]
+    card: CardFlags,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -103,6 +108,9 @@ Examples:
          --sheet sheet.png --prompts 20 --k 3 --scale 3
   report --images base.parquet policy.parquet --sheet seeds.png \\
          --seeds-of 'a raccoon in a top hat'
+  report --winrates winrate.json --images base.parquet policy.parquet \
+         --sheet policy/sheet.png --policy policy --card policy/README.md \
+         --base-model stable-diffusion-v1-5/stable-diffusion-v1-5
 
 Exit status: 0 done, 2 trouble.";
 
@@ -110,13 +118,20 @@ fn main() -> ExitCode {
     cli::run("report", run)
 }
 
+impl Args {
+    fn outputs(&self) -> impl Iterator<Item = &PathBuf> {
+        self.sheet.iter().chain(&self.common.output).chain(&self.card.card)
+    }
+}
+
 fn run(args: Args) -> Result<Answer> {
     ensure!(
-        args.sheet.is_some() || args.common.output.is_some(),
-        "no output was named; add `-o report.html` for the page or `--sheet sheet.png` for a contact sheet"
+        args.outputs().next().is_some(),
+        "no output was named; add `-o report.html` for the page, `--sheet sheet.png` for a contact sheet or `--card README.md` for a \
+         model card"
     );
     let read = [&args.winrates, &args.images, &args.scored, &args.logs, &args.labels];
-    let written: Vec<&Path> = args.sheet.iter().chain(&args.common.output).map(|path| &**path).collect();
+    let written: Vec<&Path> = args.outputs().map(|path| &**path).collect();
     place::refuse_overlaps(&written, read.into_iter().flatten())?;
     let tables = ModelImages::open_all(&args.images)?;
     if let Some(path) = &args.sheet {
@@ -129,7 +144,11 @@ fn run(args: Args) -> Result<Answer> {
     if let Some(path) = &args.common.output {
         write(path, assemble::html(&args, &tables)?.as_bytes())?;
     }
-    let written: Vec<_> = args.sheet.iter().chain(&args.common.output).filter(|path| path.as_os_str() != "-").collect();
+    if let Some(path) = &args.card.card {
+        let sheet = card::beside(path, args.sheet.as_ref());
+        write(path, card::markdown(&args.card, args.title.as_deref(), &args.winrates, sheet)?.as_bytes())?;
+    }
+    let written: Vec<_> = args.outputs().filter(|path| path.as_os_str() != "-").collect();
     match args.common.json {
         true => args.common.answer(serde_json::json!({ "written": written }))?,
         false => written.iter().for_each(|path| args.common.say(format_args!("wrote {}", path.display()))),

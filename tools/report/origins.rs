@@ -39,7 +39,8 @@ fn origin(path: &PathBuf) -> Result<Option<Origin>> {
     Ok(text.and_then(|text| Origin::from_json(text)))
 }
 
-fn words(value: &Value) -> String {
+/// A value of an argument, as text.
+pub fn words(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Array(all) => all.iter().map(words).collect::<Vec<_>>().join(", "),
