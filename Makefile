@@ -14,7 +14,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 # The names of the tools are common words. PROGRAM_PREFIX=bdpo- installs them as bdpo-score and so on.
 PROGRAM_PREFIX ?=
-TOOLS := prompts score vote encode train refresh-ref sample winrate report
+TOOLS := prompts pairs score vote encode train refresh-ref sample winrate report
 
 # One optimised profile for everything: `make test` and `make reproduce` share what is compiled.
 # With `BIN=folder` on the command line the programs of that folder are used as they are. Without it the programs are built first, with

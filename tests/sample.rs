@@ -645,3 +645,28 @@ fn a_signal_does_not_wait_for_a_picture() {
     assert_eq!(child.wait().unwrap().code(), Some(143));
     assert!(told.elapsed().as_secs() < 10, "{:?}", told.elapsed()); // two seconds, on a machine that is not busy
 }
+
+#[test]
+fn its_own_noise_can_be_kept_and_given_back() {
+    let dir = world();
+    sample(&dir, "prompts.txt", "a.parquet", "-n 2 --dump-noise noise --dump-latents a").ok();
+    let noise = &tensors(&dir.path("noise"))["latents"];
+    assert_eq!(noise.dims(), [10, 4, 8, 8]);
+    sample(&dir, "prompts.txt", "b.parquet", "-n 2 --latents noise --dump-latents b").ok();
+    assert_eq!(max_abs(&tensors(&dir.path("a"))["latents"], &tensors(&dir.path("b"))["latents"]), 0.0);
+    let error = sample(&dir, "prompts.txt", "parts", "--dump-noise noise --shard 0/2").fails(2);
+    says(&error, &["--dump-noise", "--shard"]);
+}
+
+#[test]
+fn images_as_datasets_writes_them_are_the_same_images() {
+    let dir = world();
+    sample(&dir, "prompts.txt", "a.parquet", "").ok();
+    sample(&dir, "prompts.txt", "b.parquet", "--image-column datasets").ok();
+    let (a, b) = (dir.get("a.parquet"), dir.get("b.parquet"));
+    let features: serde_json::Value = serde_json::from_str(&b.schema().metadata()["huggingface"]).unwrap();
+    assert_eq!(features["info"]["features"]["image"]["_type"], "Image");
+    let bytes = column(&b, "image").as_struct().column_by_name("bytes").unwrap().as_binary::<i32>().clone();
+    assert!(bytes.iter().map(|b| b.unwrap().to_vec()).eq(pngs(&a)));
+    assert_eq!(column_text(&a, "image_uid"), column_text(&b, "image_uid"));
+}

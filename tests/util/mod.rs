@@ -118,6 +118,7 @@ impl Tool {
             "sample" => option_env!("CARGO_BIN_EXE_sample"),
             "winrate" => option_env!("CARGO_BIN_EXE_winrate"),
             "prompts" => option_env!("CARGO_BIN_EXE_prompts"),
+            "pairs" => option_env!("CARGO_BIN_EXE_pairs"),
             "encode" => option_env!("CARGO_BIN_EXE_encode"),
             "report" => option_env!("CARGO_BIN_EXE_report"),
             _ => None,

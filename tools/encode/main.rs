@@ -11,8 +11,8 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Result, ensure};
 use clap::Parser;
 use encoder::Encoder;
-use nets::{device, folder, hub};
-use pipe::cli::{Answer, Common, Hub, Networks, Sharding, named, run};
+use nets::{device, folder, hub, single};
+use pipe::cli::{Answer, Common, Diffusion, Networks, Sharding, named, run};
 use pipe::job::{Job, Keep, Spec};
 use pipe::{augment::Augment, pairs::PairKeys, parts::Tables, schema::pairs, table::Inputs, text::count};
 use seen::Seen;
@@ -43,7 +43,7 @@ struct Args {
     /// Pairs tables
     #[arg(required = true, value_name = "PAIRS")]
     pairs: Vec<PathBuf>,
-    /// Stable Diffusion folder or hub id with the VAE and the text encoder
+    /// Stable Diffusion folder, hub id or single file with the VAE and the text encoder
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
     /// Side of the training images in pixels: the short side is resized to it, the middle is kept [default: the side that the
@@ -57,7 +57,7 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 16)]
     batch: usize,
     #[command(flatten)]
-    hub: Hub,
+    files: Diffusion,
     #[command(flatten)]
     networks: Networks,
     #[command(flatten)]
@@ -81,7 +81,7 @@ fn encode(args: Args) -> Result<Answer> {
     let out = args.sharding.output_beside(&args.common, &args.pairs)?;
     ensure!(out.as_os_str() != "-", "the cache is a folder; name one with -o");
     ensure!(args.batch > 0, "--batch is 0: no image to encode");
-    let base = args.hub.folder(&args.base, hub::resolve)?;
+    let base = args.files.folder(&args.base, None, hub::resolve, single::folder)?;
     folder::model(&base)?;
     let mut inputs = Inputs::open(&args.pairs)?;
     inputs.require(&pairs::NEEDED, "expected a pairs table with Pick-a-Pic's columns")?;

@@ -1,16 +1,18 @@
-//! refresh-ref: makes the next reference from a policy and the current reference.
+//! refresh-ref: makes the next reference from a policy and the current reference, or a whole model in one file.
 //!
 //!   refresh-ref --policy out --reference sd15 -o reference
 //!   refresh-ref --policy out --reference reference --rate 0.5 -o reference
+//!   refresh-ref --policy out --reference sd15 -o out.safetensors --save-dtype f16
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Parser;
-use nets::{device, folder, hub, weights::Weights, write};
-use pipe::cli::{Answer, Common, Hub, named, run, share};
-use pipe::device::Device;
+use nets::weights::{self, Weights};
+use nets::{device, folder, hub, single, write};
+use pipe::cli::{Answer, Common, Diffusion, named, run, share};
+use pipe::device::{Device, Dtype};
 use pipe::origin::{InputOrigin, Origin};
 use pipe::{lock, place};
 
@@ -18,6 +20,9 @@ use pipe::{lock, place};
 ///
 /// With rate 1 the policy is copied (BalancedDPO's hard refresh). Below 1 the reference is an exponential moving average of the
 /// policies (TR-DPO's soft update).
+///
+/// With `-o FILE.safetensors` the result is a whole model in one file, as Civitai, kohya's scripts and web UIs have it: VAE and text
+/// encoders are those of --base.
 #[derive(Parser, Debug)]
 #[command(
     name = "refresh-ref",
@@ -27,23 +32,30 @@ use pipe::{lock, place};
 Examples:
   refresh-ref --policy out --reference sd15 -o reference
   refresh-ref --policy out --reference reference --rate 0.5 -o reference
+  refresh-ref --policy out --reference sd15 -o out.safetensors --save-dtype f16
 
 Exit status: 0 done, 2 trouble."
 )]
-#[command(mut_arg("output", |output| output.help("The folder to write the reference in")))]
+#[command(mut_arg("output", |output| output.help("The folder to write the reference in, or FILE.safetensors for a whole model in one file")))]
 #[command(mut_arg("seed", |seed| seed.hide(true)))] // nothing is drawn
 struct Args {
-    /// Checkpoint folder of the policy
+    /// Checkpoint folder of the policy, or a model in one file
     #[arg(long, value_name = "DIR")]
     policy: PathBuf,
-    /// Checkpoint folder of the current reference
+    /// Checkpoint folder of the current reference, or a model in one file
     #[arg(long, value_name = "DIR")]
     reference: PathBuf,
     /// How far the reference moves towards the policy, from 0 to 1
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = share())]
     rate: f64,
     #[command(flatten)]
-    hub: Hub,
+    files: Diffusion,
+    /// Model whose VAE and text encoders go into FILE.safetensors [default: that of --reference]
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
+    /// Number format of all that is written [default: f32; the VAE and the text encoders in FILE.safetensors as they are stored]
+    #[arg(long, value_parser = named::<Dtype>())]
+    save_dtype: Option<Dtype>,
     /// Where the average is computed
     #[arg(long, default_value_t = Device::Cpu, value_parser = named::<Device>())]
     device: Device,
@@ -57,14 +69,28 @@ fn main() -> ExitCode {
 
 fn refresh(args: Args) -> Result<Answer> {
     let out = args.common.output()?;
-    ensure!(out.as_os_str() != "-", "a checkpoint is a folder; name one with -o");
+    ensure!(out.as_os_str() != "-", "a checkpoint is a folder or a file; name one with -o");
     let device = device::open(args.device)?;
-    let folder = |arg: &PathBuf| folder::denoiser(&args.hub.folder(arg, hub::resolve)?);
-    let (policy_folder, reference_folder) = (folder(&args.policy)?, folder(&args.reference)?);
-    place::refuse_inputs(&out.join(nets::folder::DENOISER), [&policy_folder])?;
-    let _lock = lock::Folder::lock(out, out)?;
+    let model = |arg: &PathBuf| args.files.folder(arg, None, hub::resolve, single::folder);
+    let reference_model = model(&args.reference)?;
+    let (policy_folder, reference_folder) =
+        (folder::denoiser(&model(&args.policy)?)?, folder::denoiser(&reference_model)?);
+    let one_file = out.extension().is_some_and(|end| end == "safetensors");
+    let base = match (&args.base, one_file) {
+        (_, false) => {
+            ensure!(args.base.is_none(), "--base is for -o FILE.safetensors; {} is a folder", out.display());
+            None
+        }
+        (Some(base), true) => Some(model(base)?),
+        (None, true) => Some(reference_model),
+    };
+    let target = if one_file { out.clone() } else { out.join(folder::DENOISER) };
+    let files = [&args.policy, &args.reference].into_iter().chain(&args.base).filter(|_| one_file);
+    place::refuse_inputs(&target, files.chain([&policy_folder]))?;
+    let _lock = if one_file { None } else { Some(lock::Folder::lock(out, out)?) };
     let (policy, reference) = (Weights::open(&policy_folder)?, Weights::open(&reference_folder)?);
 
+    let dtype = args.save_dtype.map(weights::dtype);
     let mut moved: BTreeMap<String, Tensor> = BTreeMap::new();
     for name in policy.names() {
         let theta = policy.raw(&name)?.to_dtype(DType::F32)?.to_device(&device)?;
@@ -76,7 +102,7 @@ fn refresh(args: Args) -> Result<Answer> {
                 (&theta_ref + ((theta - &theta_ref)? * rate)?)?
             }
         };
-        moved.insert(name, next);
+        moved.insert(name, next.to_dtype(dtype.unwrap_or(DType::F32))?);
     }
     let lost = reference.names().into_iter().find(|n| !moved.contains_key(n));
     ensure!(lost.is_none(), "{}: tensor '{}' is missing", policy.name, lost.unwrap_or_default());
@@ -85,8 +111,12 @@ fn refresh(args: Args) -> Result<Answer> {
         Ok(InputOrigin { sha256: Some(w.hash()?), origin: w.origin().map(Box::new) })
     };
     let origin = Origin::new("refresh-ref").arg("rate", args.rate).inputs([input(&policy)?, input(&reference)?]);
-    write::model(&out.join(nets::folder::DENOISER), &policy_folder, &moved, &origin)?;
-    let (out, tensors, rate) = (out.display().to_string(), moved.len(), args.rate);
+    let tensors = moved.len();
+    match base {
+        Some(base) => single::write(out, &base, &policy_folder, moved, dtype, &origin)?,
+        None => write::model(&target, &policy_folder, &moved, &origin)?,
+    }
+    let (out, rate) = (out.display().to_string(), args.rate);
     if args.common.json {
         args.common.answer(serde_json::json!({ "output": out, "tensors": tensors, "rate": rate }))?;
     } else {

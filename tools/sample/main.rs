@@ -8,7 +8,7 @@ mod repeats;
 mod rows;
 
 use std::path::{Path, PathBuf};
-use std::{num::NonZeroUsize, ops::Range, process::ExitCode};
+use std::{num::NonZeroUsize, ops::Range, process::ExitCode, sync::Arc};
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -16,8 +16,9 @@ use clap::Parser;
 use draw::{Painter, Settings};
 use nets::process::{Process, Spacing};
 use nets::sampler::{GivenNoise, Noise, Sampling, Scheduler};
-use nets::{conditioning::TimeIds, device, folder, hub, weights::Weights, write};
-use pipe::cli::{Answer, Common, Hub, Networks, Sharding, named, number, run};
+use nets::{conditioning::TimeIds, device, folder, hub, single, weights::Weights, write};
+use pipe::cli::{Answer, Common, Diffusion, Networks, Sharding, named, number, run};
+use pipe::image_column::ImageColumn;
 use pipe::job::{Job, Keep, Spec};
 use pipe::origin::{InputOrigin, Origin};
 use pipe::{atomic, id, parts::Tables, place, prompt_source, schema, shard::target, text::count};
@@ -39,6 +40,7 @@ Examples:
   sample prompts.parquet --base sd15 -o base.parquet -n 5
   sample prompts.parquet --base sd15 --unet policy -o policy.parquet -n 5 \\
          --steps 50 --guidance 7.5
+  sample prompts.parquet --base v1-5-pruned-emaonly.safetensors -o images.parquet
   sample prompts.parquet --base sdxl --scheduler euler --steps 30 --guidance 5 \\
          --negative 'blurry, text' -o xl.parquet
   echo 'a fox in the snow' | sample - --base sd15 -o fox.parquet
@@ -52,7 +54,7 @@ struct Args {
     /// Prompts: anything that `prompts` reads (tables, tsv, json, txt, `-`)
     #[arg(required = true, value_name = "PROMPTS")]
     prompts: Vec<PathBuf>,
-    /// Stable Diffusion folder or hub id: text encoder, VAE, scheduler, UNet
+    /// Stable Diffusion folder, hub id or single file: text encoder, VAE, scheduler, UNet
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
     /// Checkpoint whose UNet draws instead of the base's
@@ -102,8 +104,14 @@ struct Args {
     /// Write the final `latents` (N, C, h, w) to a safetensors file, f32, as the UNet sees them
     #[arg(long, value_name = "FILE")]
     dump_latents: Option<PathBuf>,
+    /// Write the initial noise of all images to a safetensors file, as --latents and diffusers' `latents=` take it
+    #[arg(long, value_name = "FILE")]
+    dump_noise: Option<PathBuf>,
+    /// How images are written
+    #[arg(long, default_value_t = ImageColumn::Bytes, value_parser = named::<ImageColumn>())]
+    image_column: ImageColumn,
     #[command(flatten)]
-    hub: Hub,
+    files: Diffusion,
     #[command(flatten)]
     networks: Networks,
     #[command(flatten)]
@@ -127,16 +135,21 @@ impl Args {
             "--negative works through guidance: it needs a --guidance above 1, not {}",
             self.guidance
         );
-        let whole_only = self.latents.is_some() || self.dump_latents.is_some();
+        let whole_only = self.latents.is_some() || self.dumps().next().is_some();
         ensure!(
             self.sharding.shard.is_none() || !whole_only,
-            "--latents and --dump-latents hold every image in order; they do not go with --shard"
+            "--latents, --dump-latents and --dump-noise hold every image in order; they do not go with --shard"
         );
-        if let Some(file) = &self.dump_latents {
+        for file in self.dumps() {
             ensure!(!file.is_dir(), "cannot write {}: it is a folder", file.display());
             atomic::probe(place::folder_of(file))?;
         }
         Ok(())
+    }
+
+    /// The files that are written beside the table.
+    fn dumps(&self) -> impl Iterator<Item = &PathBuf> {
+        self.dump_latents.iter().chain(&self.dump_noise)
     }
 
     fn settings(&self) -> Settings {
@@ -158,16 +171,17 @@ fn sample(args: Args) -> Result<Answer> {
     args.check()?;
     let read: Vec<&PathBuf> = args.prompts.iter().chain(&args.latents).collect();
     let out = target(args.sharding.output_beside(&args.common, &read)?, args.sharding.shard);
-    let written: Vec<&Path> = [&out].into_iter().chain(&args.dump_latents).map(|path| &**path).collect();
+    let written: Vec<&Path> = [&out].into_iter().chain(args.dumps()).map(|path| &**path).collect();
     place::refuse_overlaps(&written, &read)?;
     let prompts = prompt_source::read(&args.prompts, None)?;
     let total = prompts.prompts.len() * args.n as usize;
     let model = Model::open(&args, total)?;
     let (artist, origin) = model.describe(&args)?;
     let rows = args.sharding.shard.map_or(0..total, |shard| shard.range(total));
+    let table_schema = args.image_column.schema(schema::images());
     let mut job = Job::open(Spec {
         tool: "sample",
-        tables: Tables::file(&out, schema::images())?,
+        tables: Tables::file(&out, table_schema.clone())?,
         origin: origin.inputs(prompts.origins).inputs(model.policy()?),
         cut: format!("rows {rows:?} by {}", args.batch),
         keep: Keep::Parts,
@@ -193,7 +207,13 @@ fn sample(args: Args) -> Result<Answer> {
             Ok(true)
         })?;
     }
+    if let Some(path) = &args.dump_noise {
+        let seeds = (0..total).map(|row| artist.image(row, &prompts, &repeats).seed).collect();
+        let noise = Noise::new(seeds, 0..total, model.given.as_ref())?.initial(model.latent)?;
+        write::tensors(path, &[("latents".to_owned(), noise)].into(), Default::default())?;
+    }
     let batch = args.batch.get();
+    let table_schema = Arc::new(table_schema);
     let parts = (first..rows.end).step_by(batch).map(move |from| Ok(from..(from + batch).min(rows.end)));
     let mut latents = vec![];
     let counts = job.run(parts, |part: Range<usize>| {
@@ -205,7 +225,7 @@ fn sample(args: Args) -> Result<Answer> {
             }
             artist.pngs(new, &drawing.images)
         })?;
-        Ok(vec![artist.table(&images, &pngs)?])
+        Ok(vec![args.image_column.batch(artist.table(&images, &pngs)?, &table_schema)?])
     })?;
     if let Some(path) = &args.dump_latents {
         let latents = Tensor::cat(&latents, 0)?.to_dtype(DType::F32)?;
@@ -236,9 +256,10 @@ struct Model {
 
 impl Model {
     fn open(args: &Args, total: usize) -> Result<Self> {
-        let resolve = |folder: &PathBuf| args.hub.folder(folder, hub::resolve);
-        let base = resolve(&args.base)?;
-        let unet = args.unet.as_ref().map(resolve).transpose()?;
+        let resolve =
+            |model: &PathBuf, base: Option<&Path>| args.files.folder(model, base, hub::resolve, single::folder);
+        let base = resolve(&args.base, None)?;
+        let unet = args.unet.as_ref().map(|unet| resolve(unet, Some(&base))).transpose()?;
         let unet = folder::denoiser(unet.as_deref().unwrap_or(&base))?;
         let device = device::open(args.networks.device)?;
         let dtype = device::dtype(args.networks.dtype, &device)?;
@@ -293,7 +314,11 @@ impl Model {
             noise: if self.given.is_some() { rows::Noise::Given } else { rows::Noise::Drawn },
         };
         let name = artist.name.clone();
-        Ok((artist, origin.arg("n", args.n).arg("name", name).arg("seed", args.common.seed)))
+        origin = origin.arg("n", args.n).arg("name", name).arg("seed", args.common.seed);
+        if args.image_column != ImageColumn::Bytes {
+            origin = origin.arg("image_column", args.image_column.to_string());
+        }
+        Ok((artist, origin))
     }
 
     /// How the policy was made, so that `winrate` knows which metrics voted on its labels.

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, ffi::OsString, fs, num::NonZeroUsize};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
 use nets::weights::{self, Weights};
-use nets::{folder, lora, write};
+use nets::{folder, lora, modelspec::ModelSpec, write};
 use pipe::{atomic, cli::named, device::Dtype, origin::Origin};
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +82,7 @@ pub struct Checkpoints {
     pub origin: Origin,
     /// The UNet that training started from: its config.json, and with adapters its weights.
     pub unet: PathBuf,
+    pub base: PathBuf,
     /// Also publish the UNet with the adapters added to its weights.
     pub merge: bool,
 }
@@ -161,7 +162,9 @@ impl Checkpoints {
             return write::model(&folder.join(UNET.next), &self.unet, &rounded(trained)?, origin);
         };
         let adapters = rounded(trained.clone())?;
-        lora::write(&folder.join(LORA.next), config, state.policy.denoiser.config.kohya_naming(), &adapters, origin)?;
+        let naming = state.policy.denoiser.config.kohya_naming();
+        let spec = ModelSpec::open(&self.unet, &self.base)?.lora("LoRA");
+        lora::write(&folder.join(LORA.next), config, naming, &adapters, &spec, origin)?;
         if self.merge {
             let merged = lora::merged(&Weights::open(&self.unet)?, config, &trained)?;
             write::model(&folder.join(UNET.next), &self.unet, &rounded(merged)?, origin)?;
@@ -170,11 +173,7 @@ impl Checkpoints {
     }
 
     fn dtype(&self) -> DType {
-        match self.flags.save_dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::Bf16 => DType::BF16,
-        }
+        weights::dtype(self.flags.save_dtype)
     }
 }
 

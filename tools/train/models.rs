@@ -1,21 +1,22 @@
 //! The networks of a run: the policy that is trained, the reference it is compared with, and the frozen rest.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use nets::denoiser::{Config, Trainable};
 use nets::lora::{Adapters, LoraConfig};
 use nets::weights::{self, Weights};
-use nets::{folder, hub};
-use pipe::cli::{Hub, not_negative};
+use nets::{folder, hub, single};
+use pipe::cli::{Diffusion, not_negative};
 
 use crate::reference::{Reference, ReferenceFlags};
 
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Models")]
 pub struct ModelFlags {
-    /// Stable Diffusion folder or hub id: text encoder, VAE, scheduler, and the UNet to start from
+    /// Stable Diffusion folder, hub id or single file: text encoder, VAE, scheduler, and the UNet to start from
     #[arg(long, alias = "pretrained-model-name-or-path", value_name = "DIR")]
     pub base: PathBuf,
     /// VAE to use instead of the base's own, such as SDXL's that works in half precision
@@ -28,27 +29,23 @@ pub struct ModelFlags {
     #[arg(long, value_name = "DIR")]
     pub reference: Option<PathBuf>,
     #[command(flatten)]
-    hub: Hub,
+    files: Diffusion,
 }
 
 impl ModelFlags {
-    /// The same flags with local folders in place of hub ids.
+    /// The same flags with local folders in place of hub ids and of models in one file.
     pub fn resolve(&self) -> Result<Self> {
-        let local = |path: &PathBuf| self.hub.folder(path, hub::resolve);
-        let base = local(&self.base)?;
+        let folder = |path: &PathBuf, base: Option<&Path>| self.files.folder(path, base, hub::resolve, single::folder);
+        let base = folder(&self.base, None)?;
+        let local = |path: &PathBuf| folder(path, Some(&base));
         let named = self.base.display();
         ensure!(
             base.is_dir(),
-            "--base {named}: there is no such folder; name one of a Stable Diffusion model, or its hub id"
+            "--base {named}: there is no such model; name the folder of a Stable Diffusion model, its single file, or its hub id"
         );
-        let local_if_named = |path: &Option<PathBuf>| path.as_ref().map(local).transpose();
-        Ok(Self {
-            base,
-            vae: local_if_named(&self.vae)?,
-            policy: local_if_named(&self.policy)?,
-            reference: local_if_named(&self.reference)?,
-            hub: self.hub,
-        })
+        let [vae, policy, reference] =
+            [&self.vae, &self.policy, &self.reference].map(|path| path.as_ref().map(local).transpose());
+        Ok(Self { vae: vae?, policy: policy?, reference: reference?, base, files: self.files.clone() })
     }
 
     pub fn vae_folder(&self) -> PathBuf {

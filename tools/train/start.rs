@@ -76,7 +76,8 @@ impl Setup {
             None => None,
         };
         let out = written.map_or_else(std::env::temp_dir, Path::to_owned); // a dry run only needs scratch space
-        let checkpoints = Checkpoints { out, flags: flags.clone(), origin, unet, merge: self.lora.merge };
+        let base = self.models.base.clone();
+        let checkpoints = Checkpoints { out, flags: flags.clone(), origin, unet, base, merge: self.lora.merge };
         if written.is_some() && flags.resumes() {
             checkpoints.tidy(state.counters.step)?;
         }

@@ -9,6 +9,7 @@ use crate::config::Rule::{Free, Only, Words};
 use crate::config::{EPSILON, Rules, WIDTH};
 use crate::layers::{LayerNorm, Linear};
 use crate::loader::Loader;
+use crate::single::names::Part;
 use crate::transformer::{Encoder, HiddenAct, Shape};
 use crate::weights::Weights;
 
@@ -75,22 +76,18 @@ impl Vision {
 
 /// The weights with the ViT's blocks under the names of transformers' encoders: `attn.qkv` is split in three.
 pub fn renamed(weights: Weights) -> Result<Weights> {
-    weights.renamed(|name, tensor| {
+    weights.renamed(|name| {
         let Some((tower, block)) = name.split_once("visual_encoder.blocks.") else {
-            return Ok(vec![(name.to_owned(), tensor)]);
+            return vec![(name.to_owned(), Part::Whole)];
         };
         let (layer, part) = block.split_once('.').unwrap_or((block, ""));
         let at = |part: &str| format!("{tower}visual_encoder.layers.{layer}.{part}");
         if let Some(kind) = part.strip_prefix("attn.qkv.") {
-            let rows = tensor.dims().first().copied().unwrap_or(0);
-            ensure!(rows % 3 == 0, "tensor '{name}' has shape {:?}, which is not q, k and v", tensor.dims());
-            let third = |(i, p): (usize, &str)| {
-                Ok((at(&format!("self_attn.{p}_proj.{kind}")), tensor.narrow(0, i * rows / 3, rows / 3)?))
-            };
+            let third = |(i, p): (usize, &str)| (at(&format!("self_attn.{p}_proj.{kind}")), Part::Third(i));
             return ["q", "k", "v"].into_iter().enumerate().map(third).collect();
         }
         let part = part.replace("attn.proj.", "self_attn.out_proj.").replace("norm1.", "layer_norm1.");
-        Ok(vec![(at(&part.replace("norm2.", "layer_norm2.")), tensor)])
+        vec![(at(&part.replace("norm2.", "layer_norm2.")), Part::Whole)]
     })
 }
 

@@ -157,14 +157,14 @@ pub fn denoiser(path: &Path) -> Result<PathBuf> {
     bail!("{} holds no {DENOISER}/config.json, so it is not a checkpoint folder", path.display())
 }
 
-/// Refuses a model in a single file, as Civitai and kohya's scripts have them.
+/// Refuses a file: that of a whole model has become a folder before ([`crate::single::folder`]).
 pub fn model(path: &Path) -> Result<()> {
     ensure!(
         !path.is_file(),
-        "{} is one file; models are read from a folder as diffusers saves it: with diffusers, \
-         StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) makes one of a checkpoint in a single file; and of \
-         weights in such a folder name the folder that holds them with their config.json",
-        path.display()
+        "{} is a file without Stable Diffusion's UNet under the names of its first code ({}...); of weights as diffusers saves them, \
+         name the folder that holds them with their config.json",
+        path.display(),
+        crate::single::UNET
     );
     Ok(())
 }

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{fs::File, io::Read};
 
-use anyhow::{Context, Result, ensure};
-use candle_core::{Device, Tensor};
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Device, Tensor};
 use pipe::id;
 use pipe::origin::{self, Origin};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use crate::foreign::{self, Content};
+use crate::single::{self, names::Part};
 use crate::{folder, pickle, write};
 
 /// Named tensors of one network.
@@ -32,6 +33,8 @@ enum Stored {
         start: u64,
     },
     InMemory(Tensor),
+    /// Part of another one, of these dimensions.
+    Part(Arc<Stored>, Part, Vec<usize>),
 }
 
 impl Stored {
@@ -39,13 +42,36 @@ impl Stored {
         match self {
             Self::InFile { info, .. } => &info.shape,
             Self::InMemory(tensor) => tensor.dims(),
+            Self::Part(_, _, dims) => dims,
         }
+    }
+
+    /// # Errors
+    /// The tensor has no such part.
+    fn part(whole: &Arc<Self>, part: Part) -> Result<Self> {
+        let dims = whole.dims();
+        let part_dims = match (part, dims) {
+            (Part::Whole | Part::Pixel, _) => dims.to_vec(),
+            (Part::Third(_), [rows, rest @ ..]) if rows % 3 == 0 => [&[rows / 3], rest].concat(),
+            (Part::Transposed, [rows, columns]) => vec![*columns, *rows],
+            (Part::Third(_), _) => bail!("it has shape {dims:?}, which is not q, k and v"),
+            (Part::Transposed, _) => bail!("it has shape {dims:?}, expected a matrix"),
+        };
+        Ok(Self::Part(whole.clone(), part, part_dims))
     }
 
     fn read(&self) -> Result<Tensor> {
         let (file, info, start) = match self {
             Self::InFile { file, info, start } => (file, info, *start),
             Self::InMemory(tensor) => return Ok(tensor.clone()),
+            Self::Part(whole, part, dims) => {
+                let whole = whole.read()?;
+                return Ok(match part {
+                    Part::Whole | Part::Pixel => whole,
+                    Part::Third(i) => whole.narrow(0, i * dims[0], dims[0])?.contiguous()?,
+                    Part::Transposed => whole.t()?.contiguous()?,
+                });
+            }
         };
         if info.dtype == Dtype::F32 {
             let mut values = vec![0f32; info.shape.iter().product()];
@@ -65,25 +91,37 @@ impl Stored {
 impl Weights {
     /// Opens a weight file, an index of several, or the weights in a model folder.
     pub fn open(path: &Path) -> Result<Self> {
-        let files = folder::weight_files(path)?;
-        let name = files.first().map_or(path, |f| f).display().to_string();
+        match single::network(path) {
+            Some(network) => network.weights(path),
+            None => Self::of_files(folder::weight_files(path)?, |_| true),
+        }
+    }
+
+    /// The tensors in `files` whose names are `wanted`; those of pickles are read at once.
+    pub(crate) fn of_files(files: Vec<PathBuf>, wanted: impl Fn(&str) -> bool) -> Result<Self> {
+        let name = files.first().map(|file| file.display().to_string()).unwrap_or_default();
         let mut tensors = BTreeMap::new();
         for file in &files {
             match foreign::content(file)? {
-                Content::Safetensors => tensors.extend(stored(file)?),
+                Content::Safetensors => tensors.extend(stored(file)?.into_iter().filter(|(name, _)| wanted(name))),
                 Content::Pickle => {
-                    tensors.extend(pickle::read(file)?.into_iter().map(|(n, t)| (n, Stored::InMemory(t))))
+                    let read = pickle::read_some(file, &wanted)?;
+                    tensors.extend(read.into_iter().map(|(name, tensor)| (name, Stored::InMemory(tensor))))
                 }
             }
         }
         Ok(Self { name, files, tensors })
     }
 
-    /// The same weights under other names. `rename` turns each (name, tensor) into any number of them.
-    pub fn renamed(self, rename: impl Fn(&str, Tensor) -> Result<Vec<(String, Tensor)>>) -> Result<Self> {
+    /// The same weights under other names: `rename` says which tensors each name becomes.
+    pub fn renamed(self, rename: impl Fn(&str) -> Vec<(String, Part)>) -> Result<Self> {
         let mut tensors = BTreeMap::new();
-        for name in self.tensors.keys() {
-            tensors.extend(rename(name, self.raw(name)?)?.into_iter().map(|(n, t)| (n, Stored::InMemory(t))));
+        for (name, whole) in self.tensors {
+            let whole = Arc::new(whole);
+            for (ours, part) in rename(&name) {
+                let stored = Stored::part(&whole, part);
+                tensors.insert(ours, stored.with_context(|| format!("{}: tensor '{name}'", self.name))?);
+            }
         }
         Ok(Self { tensors, ..self })
     }
@@ -142,6 +180,15 @@ impl Weights {
     }
 }
 
+/// candle's number type for weights that are written.
+pub fn dtype(dtype: pipe::device::Dtype) -> DType {
+    match dtype {
+        pipe::device::Dtype::F32 => DType::F32,
+        pipe::device::Dtype::F16 => DType::F16,
+        pipe::device::Dtype::Bf16 => DType::BF16,
+    }
+}
+
 /// SHA-256 of a weight file in hexadecimal. Each file is read once per process, whoever asks; one that has been replaced or
 /// changed since then is read again.
 pub fn file_hash(path: &Path) -> Result<String> {
@@ -158,6 +205,14 @@ pub fn file_hash(path: &Path) -> Result<String> {
     let hash = id::file_hash(path)?;
     known.insert(version, hash.clone());
     Ok(hash)
+}
+
+/// The shapes of the tensors in a file, which are not read.
+pub fn shapes(file: &Path) -> Result<BTreeMap<String, Vec<usize>>> {
+    match foreign::content(file)? {
+        Content::Safetensors => Ok(stored(file)?.into_iter().map(|(name, t)| (name, t.dims().to_vec())).collect()),
+        Content::Pickle => pickle::shapes(file),
+    }
 }
 
 pub fn metadata(path: &Path) -> Result<HashMap<String, String>> {
@@ -221,8 +276,6 @@ fn stored(path: &Path) -> Result<Vec<(String, Stored)>> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
-
     use super::*;
 
     #[test]

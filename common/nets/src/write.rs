@@ -15,7 +15,7 @@ use crate::folder::DIFFUSERS_WEIGHTS;
 /// these digits.
 pub(crate) const CHECKSUM: &str = "crc32c";
 
-/// Writes named tensors (f32, f16 or bf16) and text metadata as safetensors, with a checksum, which a pipe does not get. No more than
+/// Writes named tensors (floats, or whole numbers of 32 or 64 bits) and text metadata as safetensors, with a checksum, which a pipe does not get. No more than
 /// one tensor is copied at a time.
 pub fn tensors(path: &Path, tensors: &BTreeMap<String, Tensor>, mut metadata: BTreeMap<String, String>) -> Result<()> {
     let no_sum = format!("{:08x}", 0);
@@ -33,7 +33,7 @@ pub fn tensors(path: &Path, tensors: &BTreeMap<String, Tensor>, mut metadata: BT
     let mut start = 0;
     for (name, tensor) in &order {
         let (dtype, shape) = (tensor.dtype(), tensor.dims().to_vec());
-        let is_stored = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+        let is_stored = matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::I64);
         ensure!(is_stored, "tensor '{name}' holds {dtype:?}, which checkpoints do not store");
         let end = start + tensor.elem_count() * dtype.size_in_bytes();
         let info = TensorInfo { dtype: dtype.into(), shape, data_offsets: (start, end) };
@@ -54,6 +54,8 @@ pub fn tensors(path: &Path, tensors: &BTreeMap<String, Tensor>, mut metadata: BT
         match tensor.dtype() {
             DType::F32 => put(&mut file, flat.to_vec1()?, f32::to_le_bytes),
             DType::F16 => put(&mut file, flat.to_vec1()?, half::f16::to_le_bytes),
+            DType::I32 => put(&mut file, flat.to_vec1()?, i32::to_le_bytes),
+            DType::I64 => put(&mut file, flat.to_vec1()?, i64::to_le_bytes),
             _ => put(&mut file, flat.to_vec1()?, half::bf16::to_le_bytes),
         }
         .with_context(cannot)?;

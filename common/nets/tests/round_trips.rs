@@ -213,7 +213,7 @@ proptest! {
             let (first, second) = Adapter::initial(module, &[rank.max(*out), rank.max(*inner)], rank, seed, &Device::Cpu).unwrap();
             tensors.extend([(a, first.as_tensor().clone()), (b, second.as_tensor().clone())]);
         }
-        lora::write(dir.path(), &config, Naming::Diffusers, &tensors, &Origin::new("test")).unwrap();
+        lora::write(dir.path(), &config, Naming::Diffusers, &tensors, &BTreeMap::new(), &Origin::new("test")).unwrap();
         let read = Adapters::open(&dir.path().join("pytorch_lora_weights.safetensors")).unwrap();
         prop_assert_eq!((read.config.rank, read.config.alpha, &read.config.targets), (rank, alpha, &config.targets));
         prop_assert!(read.tensors.keys().eq(tensors.keys()));

@@ -13,7 +13,7 @@ use crate::device::{Device, Dtype};
 use crate::shard::{self, Shard};
 use crate::stdout::{print, reader_left};
 use crate::stop::{self, Stopped};
-use crate::{names::Names, panics, place, shown, table::is_url};
+use crate::{names::Names, panics, place, scratch, shown, table::is_url};
 
 /// What a tool answers: exit code 0 or 1. An error is exit code 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +106,37 @@ impl Hub {
     pub fn folder(&self, model: &Path, resolve: impl Fn(&Path, bool) -> Result<PathBuf>) -> Result<PathBuf> {
         let folder = resolve(model, self.allow_download);
         if self.allow_download { folder } else { folder.context("models are downloaded with --allow-download only") }
+    }
+}
+
+/// The flags of tools that read diffusion models.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Diffusion {
+    #[command(flatten)]
+    hub: Hub,
+    /// Folder or hub id whose config.json files describe models in one file (.safetensors, .ckpt) [default: the base, where that
+    /// is a folder, else what the file's tensors tell: Stable Diffusion 1, 2 or XL]
+    #[arg(long, value_name = "DIR")]
+    base_config: Option<PathBuf>,
+}
+
+impl Diffusion {
+    /// The folder of a model, by `nets::hub::resolve`, or by `nets::single::folder` where it is one file. `base` describes it unless
+    /// --base-config does.
+    pub fn folder(
+        &self,
+        model: &Path,
+        base: Option<&Path>,
+        resolve: impl Fn(&Path, bool) -> Result<PathBuf>,
+        unpack: impl Fn(&Path, Option<&Path>) -> Result<PathBuf>,
+    ) -> Result<PathBuf> {
+        let path = self.hub.folder(model, &resolve)?;
+        let named = self.base_config.as_ref().map(|folder| self.hub.folder(folder, &resolve)).transpose()?;
+        if !path.is_file() {
+            return Ok(path);
+        }
+        let unpacked = unpack(&path, named.as_deref().or(base));
+        if named.is_some() { unpacked } else { unpacked.context("another kind of model needs --base-config") }
     }
 }
 
@@ -220,7 +251,9 @@ pub fn run<A: Parser>(tool: &str, body: impl FnOnce(A) -> Result<Answer>) -> Exi
     }
     let args =
         A::from_arg_matches(&matches).unwrap_or_else(|error| refuse(tool, &command, error.format(&mut A::command())));
-    match stop::ignore_file_size_limit().and_then(|()| panics::caught(|| body(args))?) {
+    let result = stop::ignore_file_size_limit().and_then(|()| panics::caught(|| body(args))?);
+    scratch::clear();
+    match result {
         Ok(Answer::Yes) => ExitCode::from(0),
         Ok(Answer::No) => ExitCode::from(1),
         Err(error) => {

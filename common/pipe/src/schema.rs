@@ -16,6 +16,8 @@ pub mod pairs {
     pub const LABEL: [&str; 2] = ["label_0", "label_1"];
     /// Optional: where it is false, nobody compared the images, and label_0 has no meaning.
     pub const HAS_LABEL: &str = "has_label";
+    /// Optional: names of the models that drew the images.
+    pub const MODEL: [&str; 2] = ["model_0", "model_1"];
     /// Optional: part of `pair_id` if the table has it.
     pub const RANKING_ID: &str = "ranking_id";
     /// Without these a table is not a pairs table.
@@ -62,6 +64,22 @@ fn pair_keys() -> Vec<Field> {
         field(pairs::UID[0], DataType::Utf8, false),
         field(pairs::UID[1], DataType::Utf8, false),
     ]
+}
+
+/// pairs: what `pairs` makes of other sources, with the columns of Pick-a-Pic's that it fills.
+pub fn pairs() -> Schema {
+    Schema::new(vec![
+        field(pairs::CAPTION, DataType::Utf8, false),
+        field(pairs::UID[0], DataType::Utf8, false),
+        field(pairs::UID[1], DataType::Utf8, false),
+        field(pairs::JPG[0], DataType::Binary, false),
+        field(pairs::JPG[1], DataType::Binary, false),
+        field(pairs::LABEL[0], DataType::Float32, true), // null where nobody compared the images
+        field(pairs::LABEL[1], DataType::Float32, true),
+        field(pairs::MODEL[0], DataType::Utf8, true),
+        field(pairs::MODEL[1], DataType::Utf8, true),
+        field(pairs::RANKING_ID, DataType::Utf8, true),
+    ])
 }
 
 /// The columns of a prompt, in prompts, images and scored tables.

@@ -8,7 +8,7 @@ use anyhow::{Context, Error, Result};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
-use crate::cli;
+use crate::{cli, scratch};
 
 /// The signal that arrived while signals were watched, or 0.
 static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Default::default);
@@ -72,6 +72,7 @@ pub fn watch_and_leave(tool: &'static str) -> Result<()> {
         thread::sleep(PATIENCE);
         let code = 128 + i32::from(stopped.0);
         cli::complain(tool, &Error::from(stopped));
+        scratch::clear();
         signal_hook::low_level::exit(code) // at once: other threads are in the middle of their work
     };
     thread::Builder::new().name("signals".into()).spawn(leave).map(|_| ()).context("cannot start a thread")

@@ -76,18 +76,20 @@ impl Adapters {
     }
 }
 
-/// Writes a UNet's adapters into `folder` for diffusers ([`ADAPTERS`], with `origin` in its metadata) and for kohya's
-/// scripts ([`KOHYA_FILE`]).
+/// Writes a UNet's adapters into `folder` for diffusers ([`ADAPTERS`]) and for kohya's scripts ([`KOHYA_FILE`]), with `spec` and
+/// `origin` in their metadata.
 pub fn write(
     folder: &Path,
     config: &LoraConfig,
     naming: Naming,
     tensors: &BTreeMap<String, Tensor>,
+    spec: &BTreeMap<String, String>,
     origin: &Origin,
 ) -> Result<()> {
     let origin = (origin::KEY.to_owned(), origin.to_json());
     let plain = [("ss_network_alpha", config.alpha.to_string()), ("ss_network_dim", config.rank.to_string())];
-    let metadata = plain.map(|(k, v)| (k.to_owned(), v)).into_iter().chain([origin.clone()]).collect();
+    let metadata =
+        plain.map(|(k, v)| (k.to_owned(), v)).into_iter().chain([origin.clone()]).chain(spec.clone()).collect();
     write::tensors(&folder.join(KOHYA_FILE), &kohya::renamed(tensors, config, naming)?, metadata)?;
 
     let settings = json!({
@@ -98,7 +100,7 @@ pub fn write(
     });
     let settings = (PEFT_KEY.to_owned(), settings.to_string());
     let peft = tensors.iter().map(|(name, t)| (format!("unet.{name}"), t.clone())).collect();
-    write::tensors(&folder.join(ADAPTERS), &peft, [origin, settings].into())
+    write::tensors(&folder.join(ADAPTERS), &peft, spec.clone().into_iter().chain([origin, settings]).collect())
 }
 
 /// All weights of a base in f32, with the adapters added to the layers they belong to.

@@ -20,10 +20,39 @@ type Archive = ZipArchive<BufReader<File>>;
 ///
 /// A tensor that fills its storage is read straight into place; only views into larger storages are copied.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    read_archive(path).with_context(|| format!("cannot read {}", path.display()))
+    read_some(path, |_| true)
 }
 
-fn read_archive(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+/// [`read`], of the tensors whose names are `wanted`.
+pub fn read_some(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
+    read_archive(path, wanted).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// The shapes of all tensors.
+pub fn shapes(path: &Path) -> Result<BTreeMap<String, Vec<usize>>> {
+    let (_, _, views) = views(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(views.into_iter().map(|(name, view)| (name, view.shape.clone())).collect())
+}
+
+fn read_archive(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
+    let (mut archive, folder, mut views) = views(path)?;
+    views.retain(|name, _| wanted(name));
+    let mut by_storage: BTreeMap<&str, Vec<(&str, &View)>> = BTreeMap::new();
+    for (name, view) in &views {
+        check(view).with_context(|| format!("tensor '{name}'"))?;
+        by_storage.entry(&view.storage.key).or_default().push((name, &**view));
+    }
+    let mut tensors = BTreeMap::new();
+    for (key, views) in by_storage {
+        let file = format!("{folder}data/{key}");
+        let all = views_of(&mut archive, &file, &views).with_context(|| format!("tensor '{}'", views[0].0))?;
+        tensors.extend(views.iter().map(|(name, _)| (*name).to_owned()).zip(all));
+    }
+    Ok(tensors)
+}
+
+/// The archive, the folder of its entries, and its tensors by name.
+fn views(path: &Path) -> Result<(Archive, String, BTreeMap<String, Rc<View>>)> {
     let mut file = File::open(path)?;
     let mut magic = [0; 2];
     ensure!(
@@ -44,19 +73,7 @@ fn read_archive(path: &Path) -> Result<BTreeMap<String, Tensor>> {
         ensure!(order == b"little", "its numbers are big-endian, which is not supported");
     }
     let (heap, whole) = machine::load(&entry(&mut archive, &pickle)?)?;
-    let views = tensors_of(&heap, whole)?;
-    let mut by_storage: BTreeMap<&str, Vec<(&str, &View)>> = BTreeMap::new();
-    for (name, view) in &views {
-        check(view).with_context(|| format!("tensor '{name}'"))?;
-        by_storage.entry(&view.storage.key).or_default().push((name, &**view));
-    }
-    let mut tensors = BTreeMap::new();
-    for (key, views) in by_storage {
-        let file = format!("{folder}data/{key}");
-        let all = views_of(&mut archive, &file, &views).with_context(|| format!("tensor '{}'", views[0].0))?;
-        tensors.extend(views.iter().map(|(name, _)| (*name).to_owned()).zip(all));
-    }
-    Ok(tensors)
+    Ok((archive, folder, tensors_of(&heap, whole)?))
 }
 
 /// The name of the pickle: `data.pkl` in a folder of any name.

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use candle_core::Tensor;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -11,7 +10,7 @@ use super::description::{Description, normalise};
 use crate::config::Rule::{self, Flag, Free, Number, Only, Read, Same, Words};
 use crate::config::{self, DEPTH, POSITIONS, Rules, VOCABULARY, WIDTH};
 use crate::vit::{SIDE, VisionConfig};
-use crate::{text::TextConfig, weights::Weights};
+use crate::{single::names::Names, text::TextConfig, weights::Weights};
 
 /// `model_cfg` of `open_clip_config.json`.
 const MODEL: Rules = &[
@@ -210,63 +209,9 @@ pub fn describe(folder: &Path, tower: &Path) -> Result<Description> {
 
 /// The weights under transformers' names. What neither tower needs is left out.
 pub fn renamed(weights: Weights) -> Result<Weights> {
-    let file = weights.name.clone();
-    let mut renamed =
-        weights.renamed(|name, tensor| rename(name, tensor).with_context(|| format!("{file}: tensor '{name}'")))?;
+    let names = Names::open_clip();
+    // `module.`: saved from several GPUs
+    let mut renamed = weights.renamed(|name| names.ours(name.strip_prefix("module.").unwrap_or(name)))?;
     renamed.name += " (under transformers' names)";
     Ok(renamed)
-}
-
-fn rename(name: &str, tensor: Tensor) -> Result<Vec<(String, Tensor)>> {
-    let name = name.strip_prefix("module.").unwrap_or(name); // saved from several GPUs
-    let one = |name: &str| Ok(vec![(name.to_owned(), tensor.clone())]);
-    // `x @ P` -> `x W^T`
-    let transposed = |name: &str| {
-        ensure!(tensor.rank() == 2, "it has shape {:?}, expected a matrix", tensor.dims());
-        Ok(vec![(name.to_owned(), tensor.t()?.contiguous()?)])
-    };
-    match name {
-        "positional_embedding" => return one("text_model.embeddings.position_embedding.weight"),
-        "token_embedding.weight" => return one("text_model.embeddings.token_embedding.weight"),
-        "ln_final.weight" => return one("text_model.final_layer_norm.weight"),
-        "ln_final.bias" => return one("text_model.final_layer_norm.bias"),
-        "text_projection" => return transposed("text_projection.weight"),
-        "visual.class_embedding" => return one("vision_model.embeddings.class_embedding"),
-        "visual.positional_embedding" => return one("vision_model.embeddings.position_embedding.weight"),
-        "visual.conv1.weight" => return one("vision_model.embeddings.patch_embedding.weight"),
-        "visual.ln_pre.weight" => return one("vision_model.pre_layrnorm.weight"), // sic
-        "visual.ln_pre.bias" => return one("vision_model.pre_layrnorm.bias"),
-        "visual.ln_post.weight" => return one("vision_model.post_layernorm.weight"),
-        "visual.ln_post.bias" => return one("vision_model.post_layernorm.bias"),
-        "visual.proj" => return transposed("visual_projection.weight"),
-        _ => {}
-    }
-    let (model, block) = match (name.strip_prefix("visual.transformer.resblocks."), name) {
-        (Some(block), _) => ("vision_model", block),
-        (None, name) => match name.strip_prefix("transformer.resblocks.") {
-            Some(block) => ("text_model", block),
-            None => return Ok(vec![]),
-        },
-    };
-    let Some((layer, part)) = block.split_once('.') else { return Ok(vec![]) };
-    let at = |part: &str| format!("{model}.encoder.layers.{layer}.{part}");
-    if let Some(kind) = part.strip_prefix("attn.in_proj_") {
-        let rows = tensor.dims().first().copied().unwrap_or(0);
-        ensure!(rows % 3 == 0, "it has shape {:?}, which is not q, k and v", tensor.dims());
-        let third =
-            |i: usize, p: &str| Ok((at(&format!("self_attn.{p}.{kind}")), tensor.narrow(0, i * rows / 3, rows / 3)?));
-        return [third(0, "q_proj"), third(1, "k_proj"), third(2, "v_proj")].into_iter().collect();
-    }
-    for (theirs, ours) in [
-        ("ln_1.", "layer_norm1."),
-        ("ln_2.", "layer_norm2."),
-        ("attn.out_proj.", "self_attn.out_proj."),
-        ("mlp.c_fc.", "mlp.fc1."),
-        ("mlp.c_proj.", "mlp.fc2."),
-    ] {
-        if let Some(kind) = part.strip_prefix(theirs) {
-            return one(&at(&format!("{ours}{kind}")));
-        }
-    }
-    Ok(vec![])
 }

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::config::Rule::{Flag, Free, List, Number, OneOrEach, Only, Same, Whole, Words};
 use crate::config::{DEPTH, EPSILON, Rules, WIDTH};
-use crate::{conditioning::Widths, lora::kohya::Naming};
+use crate::{conditioning::Widths, lora::kohya::Naming, single::names::Names};
 
 /// Levels of a UNet or VAE: each halves the size, and no image could be halved more often.
 pub(crate) const LEVELS: usize = 8;
@@ -156,6 +156,12 @@ impl UNetConfig {
             Some(_) => Naming::Sdxl { layers_per_block: self.layers_per_block },
             None => Naming::Diffusers,
         }
+    }
+
+    /// The names of its tensors in Stable Diffusion's first code.
+    pub fn first_names(&self) -> Names {
+        let attends: Vec<bool> = self.down_block_types.iter().map(|kind| kind.starts_with("CrossAttn")).collect();
+        Names::unet(self.layers_per_block, &attends)
     }
 
     /// Width of the embedding that enters every resnet.

@@ -1,0 +1,179 @@
+//! Stable Diffusion in one file, under the names of its first code, as Civitai and kohya's scripts have it.
+//!
+//! It is read through a folder like diffusers', which lasts as long as the program: the configurations lie there, and weights that
+//! are looked for there are those of the file under diffusers' names.
+
+pub mod names;
+mod published;
+mod write;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, ensure};
+use names::Names;
+use pipe::{place, scratch};
+use published::{Family, Kind};
+pub use write::write;
+
+use crate::process::PredictionType;
+use crate::vae::VaeConfig;
+use crate::weights::{self, Weights};
+use crate::{config, unet};
+
+/// What the names of a UNet's tensors begin with.
+pub const UNET: &str = "model.diffusion_model.";
+
+/// One network of a model in one file.
+#[derive(Clone)]
+pub struct Network {
+    file: PathBuf,
+    part: Part,
+}
+
+/// The parts of a model: the folder of each, and what the names of its tensors begin with in one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Unet,
+    Vae,
+    /// Stable Diffusion 1's text encoder.
+    Clip,
+    /// Stable Diffusion 2's.
+    OpenClip,
+    /// SDXL's two.
+    ClipOfTwo,
+    OpenClipOfTwo,
+}
+
+impl Part {
+    pub const ALL: [Self; 6] =
+        [Self::Unet, Self::Vae, Self::Clip, Self::OpenClip, Self::ClipOfTwo, Self::OpenClipOfTwo];
+
+    pub fn folder(self) -> &'static str {
+        match self {
+            Self::Unet => "unet",
+            Self::Vae => "vae",
+            Self::Clip | Self::OpenClip | Self::ClipOfTwo => "text_encoder",
+            Self::OpenClipOfTwo => "text_encoder_2",
+        }
+    }
+
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Unet => UNET,
+            Self::Vae => "first_stage_model.",
+            Self::Clip => "cond_stage_model.transformer.",
+            Self::OpenClip => "cond_stage_model.model.",
+            Self::ClipOfTwo => "conditioner.embedders.0.transformer.",
+            Self::OpenClipOfTwo => "conditioner.embedders.1.model.",
+        }
+    }
+
+    /// The names of its tensors. `folder` holds its configuration.
+    pub fn names(self, folder: &Path) -> Result<Names> {
+        let config = folder.join("config.json");
+        Ok(match self {
+            Self::Unet => unet::read_config(&config)?.first_names(),
+            Self::Vae => Names::vae(VaeConfig::read(&config)?.block_out_channels.len()),
+            Self::Clip | Self::ClipOfTwo => Names::clip(),
+            Self::OpenClip => Names::open_clip_text(false),
+            Self::OpenClipOfTwo => Names::open_clip_text(true),
+        })
+    }
+}
+
+/// The networks that are read by their folders.
+static NETWORKS: Mutex<BTreeMap<PathBuf, Network>> = Mutex::new(BTreeMap::new());
+
+/// The network that [`folder`] put at `path`.
+pub(crate) fn network(path: &Path) -> Option<Network> {
+    NETWORKS.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
+}
+
+impl Network {
+    /// Its weights under diffusers' names. `folder` holds its configuration.
+    pub(crate) fn weights(&self, folder: &Path) -> Result<Weights> {
+        let (names, prefix) = (self.part.names(folder)?, self.part.prefix());
+        let all = Weights::of_files(vec![self.file.clone()], |name| name.starts_with(prefix))?;
+        ensure!(
+            !all.names().is_empty(),
+            "{} holds no {}: no tensor's name begins with {prefix}",
+            self.file.display(),
+            self.part.folder()
+        );
+        all.renamed(|name| {
+            let name = name.strip_prefix(prefix).unwrap_or(name);
+            match (names.ours(name), self.part) {
+                // The UNet refuses what it does not know.
+                (ours, Part::Unet) if ours.is_empty() => vec![(name.to_owned(), names::Part::Whole)],
+                (ours, _) => ours,
+            }
+        })
+    }
+}
+
+/// Whether `path` is one file that holds a model, or at least its denoiser.
+fn is_model(shapes: &BTreeMap<String, Vec<usize>>) -> bool {
+    shapes.keys().any(|name| name.starts_with(UNET))
+}
+
+/// A folder of the model in the file `path`; of another file, the path itself. The configurations are those of the folder
+/// `described_by`, or of the published model that the file's tensors look like.
+pub fn folder(path: &Path, described_by: Option<&Path>) -> Result<PathBuf> {
+    let shapes = weights::shapes(path)?;
+    if !is_model(&shapes) {
+        return Ok(path.to_owned());
+    }
+    let name = path.display();
+    ensure!(
+        shapes.contains_key(&format!("{UNET}input_blocks.0.0.weight")),
+        "{name} holds another denoiser than a UNet: such models are read from a folder as diffusers saves it"
+    );
+    let made = scratch::folder()?.join(path.file_stem().unwrap_or_default());
+    match described_by {
+        Some(folder) => link(folder, &made).with_context(|| format!("{name}, described by {}", folder.display()))?,
+        None => {
+            let kind = Kind::of(path, &shapes)?;
+            if kind.family == Family::V2 {
+                let v = kind.prediction == PredictionType::VPrediction;
+                let (is, other) = if v { ("v", "the noise") } else { ("the noise", "v") };
+                config::warn(&format!("{name} is Stable Diffusion 2 and seems to predict {is}, not {other}"));
+            }
+            for (file, content) in kind.files() {
+                let at = made.join(file);
+                fs::create_dir_all(place::folder_of(&at))?;
+                fs::write(&at, content.to_string()).with_context(|| format!("cannot write {}", at.display()))?;
+            }
+        }
+    }
+    let mut networks = NETWORKS.lock().unwrap_or_else(PoisonError::into_inner);
+    for part in Part::ALL {
+        let present = shapes.keys().any(|name| name.starts_with(part.prefix()));
+        let at = made.join(part.folder());
+        if present || (!networks.contains_key(&at) && at.is_dir()) {
+            networks.insert(at, Network { file: path.to_owned(), part });
+        }
+    }
+    Ok(made)
+}
+
+/// Links the files of the model folder `from` that are no weights into `to`.
+fn link(from: &Path, to: &Path) -> Result<()> {
+    let from = from.canonicalize()?;
+    ensure!(from.join("unet/config.json").is_file(), "it holds no unet/config.json");
+    fs::create_dir_all(to)?;
+    for entry in from.read_dir()? {
+        let entry = entry?;
+        let (path, at) = (entry.path(), to.join(entry.file_name()));
+        if Part::ALL.iter().any(|part| path.ends_with(part.folder())) {
+            fs::create_dir_all(&at)?;
+            symlink(path.join("config.json"), at.join("config.json"))?;
+        } else {
+            symlink(&path, &at)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! Folders of images: two folders whose files have equal names, or one with a text beside each image.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::pair::{LOSERS, Reader, WINNERS};
+use crate::record::{Field, Record};
+use crate::source::Take;
+
+const ENDINGS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
+/// How the texts beside images end.
+const TEXTS: [&str; 2] = ["txt", "caption"];
+
+/// The folders of winners and losers in `folder`, if it has such.
+pub fn sides(folder: &Path) -> Option<[PathBuf; 2]> {
+    let pair = |(winner, loser): (&&str, &&str)| [folder.join(winner), folder.join(loser)];
+    WINNERS.iter().zip(&LOSERS).map(pair).find(|[winner, loser]| winner.is_dir() && loser.is_dir())
+}
+
+/// Pairs of the images that have the same name in both folders. A caption is the text beside either, or in `folder`.
+pub fn pairs(folder: &Path, [winners, losers]: &[PathBuf; 2], reader: &Reader, take: &mut Take) -> Result<bool> {
+    let (won, lost) = (images(winners)?, images(losers)?);
+    let stem =
+        |path: &PathBuf, side: &Path| path.strip_prefix(side).map(|path| path.with_extension("")).unwrap_or_default();
+    let mut others: std::collections::BTreeMap<PathBuf, PathBuf> =
+        lost.into_iter().map(|path| (stem(&path, losers), path)).collect();
+    for winner in won {
+        let stem = stem(&winner, winners);
+        let alone = |side: &Path| format!("{} has no counterpart in {}", winner.display(), side.display());
+        let loser = others.remove(&stem).with_context(|| alone(losers))?;
+        let beside = [winners.join(&stem), losers.join(&stem), folder.join(&stem)];
+        let caption = beside.iter().find_map(|path| text_beside(path).transpose()).transpose()?;
+        let caption = caption
+            .with_context(|| format!("{} has no caption: put {}.txt beside it", winner.display(), stem.display()))?;
+        let mut record = Record::new(winner.display().to_string());
+        record.push("caption", Field::Text(caption));
+        record.push("winner", Field::File(winner));
+        record.push("loser", Field::File(loser));
+        if !take(reader, record)? {
+            return Ok(false);
+        }
+    }
+    let left = others.into_values().next();
+    ensure!(left.is_none(), "{} has no counterpart in {}", left.unwrap_or_default().display(), winners.display());
+    Ok(true)
+}
+
+/// Single images with the text beside each.
+pub fn singles(folder: &Path, reader: &Reader, take: &mut Take) -> Result<bool> {
+    for path in images(folder)? {
+        let text = text_beside(&path.with_extension(""))?;
+        let text = text.with_context(|| {
+            format!("{0} has no text: put {1}.txt beside it", path.display(), path.with_extension("").display())
+        })?;
+        let mut record = Record::new(path.display().to_string());
+        record.push("caption", Field::Text(text));
+        record.push("image", Field::File(path));
+        if !take(reader, record)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The text in `path.txt`, without the white space around it.
+fn text_beside(path: &Path) -> Result<Option<String>> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    for ending in TEXTS {
+        let mut file = name.clone();
+        file.push(ending);
+        let file = PathBuf::from(file);
+        if file.is_file() {
+            let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            return Ok(Some(text.trim().to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+/// All images in a folder and below it, in the order of their names.
+fn images(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = vec![];
+    collect(folder, &mut found)?;
+    ensure!(
+        !found.is_empty(),
+        "{} holds no image ({})",
+        folder.display(),
+        ENDINGS.map(|end| format!(".{end}")).join(", ")
+    );
+    Ok(found)
+}
+
+fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    let cannot = || format!("cannot read {}", folder.display());
+    let mut entries = vec![];
+    for entry in fs::read_dir(folder).with_context(cannot)? {
+        entries.push(entry.with_context(cannot)?.path());
+    }
+    entries.sort();
+    for path in entries {
+        // Names that begin with a point are of other programs.
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        if hidden {
+        } else if path.is_dir() {
+            collect(&path, found)?;
+        } else if ENDINGS.contains(&&*ending) {
+            found.push(path);
+        }
+    }
+    Ok(())
+}

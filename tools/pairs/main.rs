@@ -1,0 +1,323 @@
+//! pairs: makes one pairs table from whatever people keep their preferences in.
+//!
+//!   pairs my-images/list.csv -o pairs.parquet
+//!   pairs HPDv3/train.json --root HPDv3 -o hpdv3.parquet --max 10000
+
+mod folder;
+mod pair;
+mod record;
+mod source;
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::{process::ExitCode, sync::Arc};
+
+use anyhow::{Result, ensure};
+use arrow::array::{ArrayRef, BinaryArray, Float32Array, RecordBatch, StringArray, UInt32Array, UInt64Array};
+use arrow::datatypes::SchemaRef;
+use clap::Parser;
+use pipe::cli::{self, Answer, Common, named};
+use pipe::image_column::ImageColumn;
+use pipe::origin::{InputOrigin, Origin};
+use pipe::text::count;
+use pipe::{id, schema, table};
+use serde_json::json;
+
+use crate::pair::{Pair, Reader, Renamed};
+use crate::record::Record;
+
+/// Make one pairs table from whatever people keep their preferences in
+///
+/// Reads, recognised by the content:
+///
+/// * lists in JSON, lines of JSON, CSV or TSV: `prompt`, `winner` and `loser` (or `chosen` and `rejected`, `path1` and `path2` as in
+///   HPDv3), or `image_0`, `image_1` and `label_0`, or as in HPDv2 `image_path` with `human_preference` or `rank`. Images are paths;
+///
+/// * folders with such a list in them, or with two folders of images of the same names (w/ and l/, winner/ and loser/, chosen/
+///   and rejected/) and a caption in NAME.txt;
+///
+/// * tables (Parquet, Arrow) with images inside: Pick-a-Pic, open-image-preferences (`chosen`, `rejected`), your own;
+///
+/// * webdataset's .tar archives.
+///
+/// Other names of fields are given with --columns. In pairs of a winner and a loser, image 0 is the winner and `label_0` is 1. Images
+/// are copied as they are; only a few are held at a time.
+#[derive(Parser)]
+#[command(name = "pairs", version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(mut_arg("seed", |seed| seed.hide(true)), mut_arg("threads", |threads| threads.hide(true)))] // neither is used
+struct Args {
+    /// Files, folders, or `-` for an Arrow stream
+    #[arg(required = true, value_name = "SOURCE")]
+    sources: Vec<PathBuf>,
+    /// Make an images table, for `score`, of single images: a folder of x.png and x.txt, or lists and tables with `prompt` and
+    /// `image` or `file_name`
+    #[arg(long)]
+    images: bool,
+    /// Which fields are what, separated by commas: caption, jpg_0, jpg_1, label_0, winner, loser, image
+    #[arg(long, value_name = "ROLE=FIELD,...", value_delimiter = ',')]
+    columns: Vec<Renamed>,
+    /// Folder in which relative paths of images begin [default: that of the list]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Leave out samples without caption, or whose images are missing or neither JPEG, PNG nor WebP, and print their number
+    #[arg(long)]
+    skip_bad: bool,
+    /// Stop after N rows
+    #[arg(long, value_name = "N")]
+    max: Option<NonZeroUsize>,
+    /// Name of the model, for column `model` of an images table [default: the name of the source]
+    #[arg(long, value_name = "NAME", requires = "images")]
+    name: Option<String>,
+    /// How images are written
+    #[arg(long, default_value_t = ImageColumn::Bytes, value_parser = named::<ImageColumn>())]
+    image_column: ImageColumn,
+    #[command(flatten)]
+    common: Common,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  pairs my-images/list.csv -o pairs.parquet
+  pairs my-images/ -o pairs.parquet
+  pairs HPDv2/train.json --root HPDv2/train -o hpdv2.parquet --skip-bad
+  pairs HPDv3/train.json -o hpdv3.parquet --max 10000
+  pairs open-image-preferences-v1-binarized/ -o oip.parquet
+  pairs shard-00000.tar shard-00001.tar -o wds.parquet
+  pairs mine.jsonl --columns caption=query,winner=good,loser=bad -o pairs.parquet
+  pairs --images photos/ -o images.parquet
+
+Exit status: 0 done, 2 trouble.";
+
+fn main() -> ExitCode {
+    cli::run("pairs", run)
+}
+
+/// Rows that are written together.
+const BATCH: usize = 16;
+
+/// A thing to read, and where relative paths in it begin.
+enum Source {
+    File(PathBuf),
+    Sides(PathBuf, [PathBuf; 2]),
+    Singles(PathBuf),
+}
+
+impl Source {
+    /// What the user named: several files, where it is a folder of them.
+    fn all(path: &Path, images: bool) -> Result<Vec<Self>> {
+        if let Some(sides) = folder::sides(path).filter(|_| !images) {
+            return Ok(vec![Self::Sides(path.to_owned(), sides)]);
+        }
+        match source::files(path) {
+            Ok(files) => Ok(files.into_iter().map(Self::File).collect()),
+            Err(_) if images && path.is_dir() => Ok(vec![Self::Singles(path.to_owned())]),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where relative paths begin.
+    fn root(&self) -> &Path {
+        match self {
+            Self::File(file) => file.parent().unwrap_or(Path::new("")),
+            Self::Sides(folder, _) | Self::Singles(folder) => folder,
+        }
+    }
+
+    /// Hands every record to `take`. Returns whether more records are wanted.
+    fn read(&self, reader: &Reader, take: &mut source::Take) -> Result<bool> {
+        match self {
+            Self::File(file) => source::read(file, reader, take),
+            Self::Sides(folder, sides) => folder::pairs(folder, sides, reader, take),
+            Self::Singles(folder) => folder::singles(folder, reader, take),
+        }
+    }
+
+    fn origins(&self) -> Result<Vec<InputOrigin>> {
+        match self {
+            Self::File(file) => source::origins(file),
+            _ => Ok(vec![InputOrigin { sha256: None, origin: None }]),
+        }
+    }
+}
+
+fn run(args: Args) -> Result<Answer> {
+    let common = &args.common;
+    let output = common.output_beside(args.sources.iter().chain(&args.root))?;
+    let sources: Vec<Vec<Source>> =
+        args.sources.iter().map(|path| Source::all(path, args.images)).collect::<Result<_>>()?;
+    let mut origin = Origin::new("pairs");
+    if args.images {
+        origin = origin.arg("images", true);
+    }
+    if let Some(max) = args.max {
+        origin = origin.arg("max", max.get());
+    }
+    for source in sources.iter().flatten() {
+        origin = origin.inputs(source.origins()?);
+    }
+
+    let mut writer = Writer::create(&args, output, &origin)?;
+    for (path, sources) in args.sources.iter().zip(&sources) {
+        let stem = path.file_stem().map_or_else(|| "images".into(), |stem| stem.to_string_lossy().into_owned());
+        writer.name = args.name.clone().unwrap_or(stem);
+        for source in sources {
+            let root = args.root.as_deref().unwrap_or(source.root()).to_owned();
+            let reader = Reader { renamed: args.columns.clone(), root };
+            if !source.read(&reader, &mut |reader, record| writer.take(reader, &record))? {
+                break;
+            }
+        }
+    }
+    let (rows, skipped) = writer.finish()?;
+    let what = if args.images { "image" } else { "pair" };
+    ensure!(rows > 0, "no {what} was found in {}", args.sources[0].display());
+    if common.json {
+        common.answer(json!({ format!("{what}s"): rows, "skipped": skipped }))?;
+    } else {
+        let left_out = if skipped > 0 { format!(", without {}", count(skipped, "bad sample")) } else { String::new() };
+        common.say(format!("{}{left_out}", count(rows, what)));
+    }
+    Ok(Answer::Yes)
+}
+
+/// The table that is written, and the rows that wait for it.
+struct Writer<'a> {
+    args: &'a Args,
+    output: table::Output,
+    /// The schema of the rows, with images as bytes.
+    plain: SchemaRef,
+    pairs: Vec<Pair>,
+    singles: Vec<Single>,
+    /// How many images each prompt has so far.
+    seen: HashMap<id::Key, u32>,
+    rows: usize,
+    skipped: usize,
+    /// The model of single images.
+    name: String,
+}
+
+struct Single {
+    prompt: String,
+    image: Vec<u8>,
+    k: u32,
+    model: String,
+}
+
+impl<'a> Writer<'a> {
+    fn create(args: &'a Args, output: &Path, origin: &Origin) -> Result<Self> {
+        let schema = if args.images { schema::images() } else { schema::pairs() };
+        let plain = Arc::new(schema.clone());
+        let output = table::Output::create(output, args.image_column.schema(schema), origin)?;
+        Ok(Self {
+            args,
+            output,
+            plain,
+            pairs: vec![],
+            singles: vec![],
+            seen: HashMap::new(),
+            rows: 0,
+            skipped: 0,
+            name: String::new(),
+        })
+    }
+
+    /// Takes the rows of a record. Returns whether more are wanted.
+    fn take(&mut self, reader: &Reader, record: &Record) -> Result<bool> {
+        let max = self.args.max.map_or(usize::MAX, NonZeroUsize::get);
+        let taken =
+            if self.args.images { self.take_single(reader, record) } else { self.take_pairs(reader, record, max) };
+        match taken {
+            Err(_) if self.args.skip_bad => self.skipped += 1,
+            taken => taken?,
+        }
+        if self.pairs.len() + self.singles.len() >= BATCH {
+            self.write()?;
+        }
+        Ok(self.rows < max)
+    }
+
+    fn take_pairs(&mut self, reader: &Reader, record: &Record, max: usize) -> Result<()> {
+        let mut found = reader.pairs(record)?;
+        found.truncate(max - self.rows);
+        self.rows += found.len();
+        self.pairs.extend(found);
+        Ok(())
+    }
+
+    fn take_single(&mut self, reader: &Reader, record: &Record) -> Result<()> {
+        let (prompt, image) = (reader.caption(record)?, reader.image(record)?);
+        let next = self.seen.entry(id::key(&[prompt.as_bytes()])).or_default();
+        self.singles.push(Single { prompt, image, k: *next, model: self.name.clone() });
+        *next += 1;
+        self.rows += 1;
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let columns = if self.args.images { image_columns(&self.singles) } else { pair_columns(&self.pairs) };
+        let batch = RecordBatch::try_new(self.plain.clone(), columns)?;
+        self.output.write(&self.args.image_column.batch(batch, &self.output.schema)?)?;
+        self.pairs.clear();
+        self.singles.clear();
+        Ok(())
+    }
+
+    /// The numbers of rows and of records that were left out.
+    fn finish(mut self) -> Result<(usize, usize)> {
+        self.write()?;
+        if self.rows > 0 {
+            self.output.finish()?;
+        }
+        Ok((self.rows, self.skipped))
+    }
+}
+
+fn texts<'a>(values: impl Iterator<Item = Option<&'a str>>) -> ArrayRef {
+    Arc::new(values.collect::<StringArray>())
+}
+
+fn pair_columns(pairs: &[Pair]) -> Vec<ArrayRef> {
+    let uid = |side: usize| -> ArrayRef {
+        let uid = |pair: &Pair| pair.uids[side].clone().unwrap_or_else(|| id::image_uid(&pair.images[side]));
+        Arc::new(StringArray::from_iter_values(pairs.iter().map(uid)))
+    };
+    let image = |side: usize| -> ArrayRef {
+        Arc::new(BinaryArray::from_iter_values(pairs.iter().map(|pair| &pair.images[side])))
+    };
+    let label = |of: fn(f32) -> f32| -> ArrayRef {
+        Arc::new(pairs.iter().map(|pair| pair.label.map(of)).collect::<Float32Array>())
+    };
+    let model = |side: usize| texts(pairs.iter().map(move |pair| pair.models[side].as_deref()));
+    vec![
+        texts(pairs.iter().map(|pair| Some(&*pair.caption))),
+        uid(0),
+        uid(1),
+        image(0),
+        image(1),
+        label(|label| label),
+        label(|label| 1.0 - label),
+        model(0),
+        model(1),
+        texts(pairs.iter().map(|pair| pair.ranking.as_deref())),
+    ]
+}
+
+fn image_columns(singles: &[Single]) -> Vec<ArrayRef> {
+    let own = |value: &dyn Fn(&Single) -> String| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(singles.iter().map(value)))
+    };
+    let none = || -> ArrayRef { Arc::new(StringArray::new_null(singles.len())) };
+    vec![
+        own(&|single| id::prompt_id(&single.prompt)),
+        own(&|single| single.prompt.clone()),
+        none(),
+        none(),
+        none(),
+        own(&|single| id::image_uid(&single.image)),
+        Arc::new(UInt32Array::from_iter_values(singles.iter().map(|single| single.k))),
+        Arc::new(UInt64Array::from(vec![0; singles.len()])), // nobody knows their noise
+        own(&|single| single.model.clone()),
+        Arc::new(BinaryArray::from_iter_values(singles.iter().map(|single| &single.image))),
+    ]
+}
