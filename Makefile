@@ -14,7 +14,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 # The names of the tools are common words. PROGRAM_PREFIX=bdpo- installs them as bdpo-score and so on.
 PROGRAM_PREFIX ?=
-TOOLS := prompts pairs score vote encode train refresh-ref sample winrate report
+TOOLS := prompts pairs score vote encode train refresh-ref sample winrate report check
 
 # One optimised profile for everything: `make test` and `make reproduce` share what is compiled.
 # With `BIN=folder` on the command line the programs of that folder are used as they are. Without it the programs are built first, with
@@ -74,10 +74,42 @@ $(CUDA)/nvidia/cu13/lib64:
 	python3 -m pip install --quiet --no-deps --target $(CUDA) $(CUDA_PACKAGES)
 	ln -sfn lib $@
 
-## make install        copy the programs to PREFIX/bin (PREFIX=/usr/local DESTDIR= PROGRAM_PREFIX=)
+## make install        copy the programs, their man pages and completions to PREFIX (PREFIX=/usr/local DESTDIR= PROGRAM_PREFIX=)
+share = $(DESTDIR)$(PREFIX)/share
 install: build
-	install -d $(DESTDIR)$(PREFIX)/bin
-	for tool in $(TOOLS); do install -m 755 $(BIN)/$$tool $(DESTDIR)$(PREFIX)/bin/$(PROGRAM_PREFIX)$$tool; done
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(share)'/{man/man1,bash-completion/completions,zsh/site-functions} \
+	    '$(share)'/{fish/vendor_completions.d,doc/balanced-dpo}
+	for tool in $(TOOLS); do \
+	    name=$(PROGRAM_PREFIX)$$tool; program='$(DESTDIR)$(PREFIX)'/bin/$$name; \
+	    install -m 755 '$(BIN)'/$$tool "$$program"; \
+	    "$$program" --generate man >'$(share)'/man/man1/$$name.1; \
+	    "$$program" --generate complete-bash >'$(share)'/bash-completion/completions/$$name; \
+	    "$$program" --generate complete-zsh >'$(share)'/zsh/site-functions/_$$name; \
+	    "$$program" --generate complete-fish >'$(share)'/fish/vendor_completions.d/$$name.fish; \
+	done
+	install -m 644 README.md LICENSE common/FORMATS.md tools/METHOD.md pipelines/TUTORIAL.md '$(share)/doc/balanced-dpo'
+
+# Programs that need no library of the system, so that they run on any Linux. The C parts are compiled with musl's compiler.
+STATIC  := $(shell uname -m)-unknown-linux-musl
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+DIST    := $(CARGO_TARGET_DIR)/dist
+## make static         compile static programs into target/dist/; needs musl-gcc (Debian: apt-get install musl-tools)
+static:
+	@command -v musl-gcc >/dev/null || { echo 'static: musl-gcc is missing (Debian: apt-get install musl-tools)' >&2; exit 2; }
+	rustup target add $(STATIC)
+	cargo build --release --target $(STATIC)
+	rm -rf $(DIST)/static && $(MAKE) install BIN=$(CARGO_TARGET_DIR)/$(STATIC)/release DESTDIR=$(DIST)/static PREFIX=
+	tar -C $(DIST)/static -czf $(DIST)/balanced-dpo-$(VERSION)-$(STATIC).tar.gz .
+
+## make deb            make a Debian package, target/dist/*.deb (PROGRAM_PREFIX=bdpo-, since the names are common words)
+deb: PROGRAM_PREFIX := $(or $(PROGRAM_PREFIX),bdpo-)
+deb: build
+	rm -rf $(DIST)/deb
+	$(MAKE) install BIN=$(BIN) DESTDIR=$(DIST)/deb PREFIX=/usr PROGRAM_PREFIX=$(PROGRAM_PREFIX)
+	pipelines/packages/deb $(DIST)/deb $(VERSION) $(DIST)/balanced-dpo_$(VERSION)_$$(dpkg --print-architecture).deb
+
+## make dist           static programs and the Debian package
+dist: static deb
 
 ## make ablations      run the paper's ablations and ours, three seeds each, into runs/ablations/; takes hours (ROWS=... selects)
 ablations:
@@ -92,7 +124,7 @@ pictures: build
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
-.PHONY: build test test-cloud test-cluster test-hardening test-cuda check-cuda install ablations pictures help
+.PHONY: build test test-cloud test-cluster test-hardening test-cuda check-cuda install static deb dist ablations pictures help
 
 include pipelines/align.mk
 include pipelines/rounds.mk

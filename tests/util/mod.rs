@@ -121,6 +121,7 @@ impl Tool {
             "pairs" => option_env!("CARGO_BIN_EXE_pairs"),
             "encode" => option_env!("CARGO_BIN_EXE_encode"),
             "report" => option_env!("CARGO_BIN_EXE_report"),
+            "check" => option_env!("CARGO_BIN_EXE_check"),
             _ => None,
         };
         let path = path.unwrap_or_else(|| panic!("{name} was not built"));

@@ -54,7 +54,7 @@ struct Args {
     #[arg(long, default_value_t = Augment::None, value_parser = named::<Augment>())]
     augment: Augment,
     /// Images that go through the VAE together
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, help_heading = "Encoding", value_name = "N", default_value_t = 16)]
     batch: usize,
     #[command(flatten)]
     files: Diffusion,

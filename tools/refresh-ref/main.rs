@@ -57,7 +57,7 @@ struct Args {
     #[arg(long, value_parser = named::<Dtype>())]
     save_dtype: Option<Dtype>,
     /// Where the average is computed
-    #[arg(long, default_value_t = Device::Cpu, value_parser = named::<Device>())]
+    #[arg(long, help_heading = "Common options", default_value_t = Device::Cpu, value_parser = named::<Device>())]
     device: Device,
     #[command(flatten)]
     common: Common,

@@ -61,34 +61,34 @@ struct Args {
     #[arg(long, num_args = 1.., value_name = "FILE")]
     logs: Vec<PathBuf>,
     /// Labels tables; their votes tell who agrees with whom, and the label of each table is a voter too, called after the file
-    #[arg(long, num_args = 1.., value_name = "TABLE")]
+    #[arg(long, help_heading = "Page", num_args = 1.., value_name = "TABLE")]
     labels: Vec<PathBuf>,
     /// The model that the others are compared with [default: the baseline of the first comparison, else the first table's model]
-    #[arg(long, value_name = "MODEL")]
+    #[arg(long, help_heading = "Page", value_name = "MODEL")]
     base: Option<String>,
     /// The heading of the page [default: the names of the models]
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, help_heading = "Page", value_name = "TEXT")]
     title: Option<String>,
     /// A remark below the heading
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, help_heading = "Page", value_name = "TEXT")]
     note: Option<String>,
     /// The largest size of the page, in MB of a million bytes; images are made smaller until it fits
-    #[arg(long, value_name = "MB", default_value = "20", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, help_heading = "Page", value_name = "MB", default_value = "20", value_parser = clap::value_parser!(u32).range(1..))]
     max_mb: u32,
     /// Where to write the contact sheet, a PNG (`-`: standard output)
-    #[arg(long, value_name = "PATH", requires = "images")]
+    #[arg(long, help_heading = "Contact sheet", value_name = "PATH", requires = "images")]
     sheet: Option<PathBuf>,
     /// The number of prompts that are shown, spread evenly over their sets [default: 12 on the sheet, 240 in the gallery]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, help_heading = "Contact sheet", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     prompts: Option<u32>,
     /// Which of a prompt's images is shown, counted from 0; the gallery holds the others too
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    #[arg(long, help_heading = "Contact sheet", value_name = "K", default_value_t = 0)]
     k: u64,
     /// Show all images of this one prompt on the sheet: a column per image, a row per model
-    #[arg(long, value_name = "TEXT", requires = "sheet")]
+    #[arg(long, help_heading = "Contact sheet", value_name = "TEXT", requires = "sheet")]
     seeds_of: Option<String>,
     /// How many times larger to draw the sheet and its letters; 3 is sharp across a printed page
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    #[arg(long, help_heading = "Contact sheet", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     scale: u8,
     #[command(flatten)]
     card: CardFlags,

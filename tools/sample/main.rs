@@ -73,7 +73,7 @@ struct Args {
     #[arg(long, help_heading = "Sampling", value_parser = named::<Spacing>())]
     spacing: Option<Spacing>,
     /// Sampling steps per image
-    #[arg(long, help_heading = "Sampling", value_name = "N", default_value_t = 50)]
+    #[arg(long, help_heading = None, value_name = "N", default_value_t = 50)]
     steps: usize,
     /// Weight of the prompt against the empty prompt (classifier-free guidance); 1 or less: no guidance
     #[arg(long, help_heading = "Sampling", value_name = "X", default_value_t = 7.5, value_parser = number("a number", f64::is_finite))]
@@ -92,17 +92,17 @@ struct Args {
     #[arg(long, help_heading = "Sampling", value_name = "N")]
     width: Option<usize>,
     /// Images that are drawn together; a killed run loses at most so many
-    #[arg(long, value_name = "N", default_value = "8")]
+    #[arg(long, help_heading = "Sampling", value_name = "N", default_value = "8")]
     batch: NonZeroUsize,
     /// Name of the model, for column `model` [default: the name of the checkpoint folder]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, help_heading = "Sampling", value_name = "NAME")]
     name: Option<String>,
     /// Noise from a safetensors file: `latents` (N, C, h, w), the initial noise of the N images (prompt by prompt, then k), and
     /// optionally `step_noise` (steps, N, C, h, w), the noise that euler-a adds
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = "Noise", value_name = "FILE")]
     latents: Option<PathBuf>,
     /// Write the final `latents` (N, C, h, w) to a safetensors file, f32, as the UNet sees them
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = "Noise", value_name = "FILE")]
     dump_latents: Option<PathBuf>,
     /// Write the initial noise of all images to a safetensors file, as --latents and diffusers' `latents=` take it
     #[arg(long, value_name = "FILE")]

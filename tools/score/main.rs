@@ -68,13 +68,13 @@ struct Args {
     #[command(flatten)]
     choices: Choices,
     /// Images that go through a model together [default: 4 on a CPU, 64 on a GPU]
-    #[arg(long, value_name = "N")]
+    #[arg(long, help_heading = "Scoring", value_name = "N")]
     batch: Option<usize>,
     /// Keep rows whose image or caption cannot be read, with null scores, and count them
-    #[arg(long)]
+    #[arg(long, help_heading = "Scoring")]
     skip_bad: bool,
     /// Score N random rows of the existing output again and compare
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, help_heading = "Scoring", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     verify: Option<u32>,
     #[command(flatten)]
     networks: Networks,

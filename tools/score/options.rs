@@ -15,7 +15,8 @@ impl clap::Args for Choices {
         let flag = |choice: &&'static scorer::Choice| {
             let values = choice.values.iter().map(|form| PossibleValue::new(form.form).help(form.help.trim()));
             let parser = PossibleValuesParser::new(values);
-            let arg = Arg::new(choice.name).long(choice.name).help(choice.help).value_name("V").value_parser(parser);
+            let arg = Arg::new(choice.name).long(choice.name).help(choice.help).value_name("V");
+            let arg = arg.help_heading("Scoring").value_parser(parser);
             if let Some(default) = choice.default { arg.default_value(default) } else { arg }
         };
         command.args(scorer::choices(|_| true).iter().map(flag))

@@ -35,32 +35,35 @@ use batches::Batches;
 use gradients::{Execution, Gradients};
 use method::{Method, beta_note, small_rate_warning};
 use nets::{device, folder, weights::Weights};
-use pipe::cli::{Answer, run};
-use pipe::stop;
+use pipe::cli::{Answer, Settings, run_with_settings, warn};
+use pipe::{atomic, stop};
 use report::Reporter;
 use run::{Run, Update};
 use start::Start;
 use training_data::TrainingData;
 use world::{Share, World};
 
+/// The file beside log.jsonl from which `train --config` makes the same run again.
+const SETTINGS: &str = "config.toml";
+
 #[global_allocator]
 static POOL: ops::Pool = ops::Pool;
 
 fn main() -> ExitCode {
     POOL.keep_small_blocks();
-    run("train", |args| device::on_workers(|| join_and_train(args)))
+    run_with_settings("train", |args, settings| device::on_workers(|| join_and_train(args, &settings)))
 }
 
 /// Trains as one of the processes that a launcher started, or alone.
-fn join_and_train(args: Args) -> Result<Answer> {
+fn join_and_train(args: Args, settings: &Settings) -> Result<Answer> {
     let mut world = World::join()?;
-    let answer = train(args, &mut world);
+    let answer = train(args, settings, &mut world);
     world.leave(answer)
 }
 
-fn train(args: Args, world: &mut World) -> Result<Answer> {
+fn train(args: Args, settings: &Settings, world: &mut World) -> Result<Answer> {
     let (dry_run, json) = (args.dry_run, args.common.json);
-    let mut run = prepare(args, world)?;
+    let mut run = prepare(args, settings, world)?;
     if dry_run {
         dry_run::report(run, json)?;
         return Ok(Answer::Yes);
@@ -102,7 +105,7 @@ fn train(args: Args, world: &mut World) -> Result<Answer> {
 }
 
 /// Opens everything that the run needs. Each part takes its own flags.
-fn prepare(mut args: Args, world: &mut World) -> Result<Run<'_>> {
+fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Result<Run<'a>> {
     args.common.quiet |= !world.first();
     args.check(world.size())?;
     let mut args = world.first_then_others(|| args.resolve())?;
@@ -129,6 +132,12 @@ fn prepare(mut args: Args, world: &mut World) -> Result<Run<'_>> {
         world.agree(&start.identity()?)?;
     }
     let Start { state, checkpoints, message } = start;
+    if lock.is_some() {
+        match settings.to_toml() {
+            Ok(toml) => atomic::write(&checkpoints.out.join(SETTINGS), toml.as_bytes())?,
+            Err(error) => warn(format_args!("there is no {SETTINGS} of this run: {error:#}")),
+        }
+    }
 
     let execution = Execution::of(&state, &args.gradients, compute, &device);
     let most_pairs = execution.most_pairs().filter(|_| args.data.replay.is_none()); // one entry of a replay file is one micro-batch

@@ -17,7 +17,7 @@ use crate::reference::{Reference, ReferenceFlags};
 #[command(next_help_heading = "Models")]
 pub struct ModelFlags {
     /// Stable Diffusion folder, hub id or single file: text encoder, VAE, scheduler, and the UNet to start from
-    #[arg(long, alias = "pretrained-model-name-or-path", value_name = "DIR")]
+    #[arg(long, help_heading = None, alias = "pretrained-model-name-or-path", value_name = "DIR")]
     pub base: PathBuf,
     /// VAE to use instead of the base's own, such as SDXL's that works in half precision
     #[arg(long, alias = "pretrained-vae-model-name-or-path", value_name = "DIR")]

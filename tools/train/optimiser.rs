@@ -10,10 +10,10 @@ use pipe::origin::Origin;
 pub struct OptimiserFlags {
     /// Optimiser steps in total, including those before a resumption; 2000 as in Diffusion-DPO's launch lines
     #[arg(long, visible_alias = "steps", value_name = "N", default_value_t = 2000)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=MOST_STEPS))]
+    #[arg(help_heading = None, value_parser = clap::value_parser!(u64).range(1..=MOST_STEPS))]
     pub max_train_steps: u64,
     /// Learning rate; the default is Diffusion-DPO's, which belongs with --scale-lr
-    #[arg(long, visible_alias = "lr", value_name = "X", default_value = "1e-8", value_parser = not_negative())]
+    #[arg(long, help_heading = None, visible_alias = "lr", value_name = "X", default_value = "1e-8", value_parser = not_negative())]
     learning_rate: f64,
     /// Multiply the learning rate by the number of pairs per optimiser step
     #[arg(long)]

@@ -17,7 +17,7 @@ pub struct DataFlags {
     #[arg(value_name = "DATA", help_heading = None)]
     pub data: Vec<PathBuf>,
     /// Labels table from `vote`, which says which image of each pair is preferred; pairs of weight 0 are left out
-    #[arg(long, value_name = "LABELS")]
+    #[arg(long, help_heading = None, value_name = "LABELS")]
     pub labels: Option<PathBuf>,
     /// Take the inputs of every step from a safetensors file instead of DATA and LABELS: `<i>.latents`, `<i>.noise` and
     /// `<i>.timesteps` with the winners first, and the captions in the metadata key `prompts`

@@ -37,25 +37,25 @@ pub struct Args {
     #[arg(long, value_name = "M,...", value_delimiter = ',')]
     pub metrics: Vec<String>,
     /// Let people vote too: label_0 is one more voter, called `human`
-    #[arg(long)]
+    #[arg(long, help_heading = "Voters")]
     pub human_voter: bool,
     /// Who decides where the votes tie: four voters tie in 15 to 35 % of pairs, and the paper gives no rule
     #[arg(long, value_name = "POLICY", default_value_t = Ties::Abstain, value_parser = named::<Ties>())]
     pub ties: Ties,
     /// Difference of scores, in the metric's own units, that must be exceeded for a vote [default: 0]
-    #[arg(long, value_name = "M=X,...", value_delimiter = ',')]
+    #[arg(long, help_heading = "Voters", value_name = "M=X,...", value_delimiter = ',')]
     pub margin: Vec<PerMetric>,
     /// Weight of every voter, under the rules weighted, soft, sum, zsum and minmax [default: 1 each]
-    #[arg(long, value_name = "M=X,...", value_delimiter = ',', conflicts_with = "fit")]
+    #[arg(long, help_heading = "Voters", value_name = "M=X,...", value_delimiter = ',', conflicts_with = "fit")]
     pub weights: Vec<PerMetric>,
     /// Learn the weights from the votes themselves, under the rules weighted and soft
-    #[arg(long, value_name = "METHOD", value_parser = named::<FitMethod>())]
+    #[arg(long, help_heading = "Voters", value_name = "METHOD", value_parser = named::<FitMethod>())]
     pub fit: Option<FitMethod>,
     /// Spreads by which zsum and minmax divide: `data` (this table's own, by a first pass, which a pipe does not allow) or a
     /// JSON file [default: data]
     ///
     /// FILE holds {"hps": {"sd": 0.013, "min": 0.22, "max": 0.31}, ...}. The output of `vote --json` for another table works too.
-    #[arg(long, value_name = "data|FILE")]
+    #[arg(long, help_heading = "Voters", value_name = "data|FILE")]
     pub scales: Option<ScalesFrom>,
     /// Read tables of scored images and make pairs of each prompt's images
     #[arg(long, value_name = "WHICH", value_parser = named::<Pairs>())]

@@ -52,19 +52,19 @@ struct Args {
     /// Metrics that had no vote in training and only judge; they are marked as held out
     ///
     /// Metrics that are known from the origin of the tables to have had no vote are marked anyway.
-    #[arg(long, value_name = "M,...", value_delimiter = ',')]
+    #[arg(long, help_heading = "Statistics", value_name = "M,...", value_delimiter = ',')]
     held_out: Vec<String>,
     /// Print mean scores instead (the paper's Table V)
-    #[arg(long, group = "view")]
+    #[arg(long, help_heading = "Views", group = "view")]
     means: bool,
     /// Print mean, min, max and sd of the images' scores instead (the paper's Table VI)
     ///
     /// The last line of a model, which the paper does not have, is the sd among the images of one prompt: what the best of n
     /// chooses from.
-    #[arg(long, group = "view")]
+    #[arg(long, help_heading = "Views", group = "view")]
     stats: bool,
     /// Print every win rate with its counts, intervals and probabilities instead, one per line
-    #[arg(long, group = "view")]
+    #[arg(long, help_heading = "Views", group = "view")]
     tests: bool,
     /// Tables whose images have the same `model` are training seeds of that model, and each rate is the mean over them
     ///
@@ -72,10 +72,10 @@ struct Args {
     /// over the seeds, widened by the variation between prompts that all seeds share. With three seeds it is wide, as it must
     /// be; in simulations it holds the truth at least 93 times of 100. With one seed it only covers the prompts. The i-th table
     /// of a model is compared with the i-th table of the other; a single table is compared with every seed of the other.
-    #[arg(long, group = "view", conflicts_with_all = ["by", "require"])]
+    #[arg(long, help_heading = "Views", group = "view", conflicts_with_all = ["by", "require"])]
     seeds: bool,
     /// Compare only with these models, not with every later table
-    #[arg(long, value_name = "MODEL,...", value_delimiter = ',')]
+    #[arg(long, help_heading = "Statistics", value_name = "MODEL,...", value_delimiter = ',')]
     against: Vec<String>,
     /// Layout of the tables; --json prints everything at once
     ///
@@ -84,10 +84,10 @@ struct Args {
     format: Format,
     /// Resamples of the bootstrap, at most a million; with 10000, another seed moves the ends of an interval by about 2 % of its
     /// width
-    #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    #[arg(long, help_heading = "Statistics", value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     resamples: u32,
     /// Exit with 1 if a win rate of the first table over the last, on all prompts, is below P (0 to 1)
-    #[arg(long, value_name = "P")]
+    #[arg(long, help_heading = "Statistics", value_name = "P")]
     require: Option<f64>,
     #[command(flatten)]
     common: Common,

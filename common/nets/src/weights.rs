@@ -126,6 +126,10 @@ impl Weights {
         Ok(Self { tensors, ..self })
     }
 
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
     pub fn names(&self) -> Vec<String> {
         self.tensors.keys().cloned().collect()
     }

@@ -1,12 +1,18 @@
 //! The frame of every command line: shared flags, the parser of names, errors and exit codes.
 
+mod config;
+mod effective;
 mod foreign;
+mod generate;
+mod paste;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::{marker::PhantomData, num::NonZeroUsize, process::ExitCode};
 
 use anyhow::{Context, Error, Result, bail};
 use clap::builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, StringValueParser, TypedValueParser};
+use clap::error::ErrorKind;
 use clap::{Arg, Command, Parser};
 
 use crate::device::{Device, Dtype};
@@ -14,6 +20,11 @@ use crate::shard::{self, Shard};
 use crate::stdout::{print, reader_left};
 use crate::stop::{self, Stopped};
 use crate::{names::Names, panics, place, scratch, shown, table::is_url};
+pub use effective::Settings;
+use generate::Generate;
+
+/// The heading of the flags that all tools share.
+const COMMON: &str = "Common options";
 
 /// What a tool answers: exit code 0 or 1. An error is exit code 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,10 +35,10 @@ pub enum Answer {
 
 /// The flags that every tool accepts.
 #[derive(clap::Args, Clone, Debug)]
-#[command(next_help_heading = "Common options")]
+#[command(next_help_heading = COMMON)]
 pub struct Common {
     /// Where to write: a path, or `-` for standard output
-    #[arg(short, long, alias = "output-dir", value_name = "PATH", value_parser = PathBufValueParser::new().map(or_stdout))]
+    #[arg(help_heading = None, short, long, alias = "output-dir", value_name = "PATH", value_parser = PathBufValueParser::new().map(or_stdout))]
     pub output: Option<PathBuf>,
     /// Worker threads [default: one per core]; results do not depend on it
     #[arg(long, value_name = "N", value_parser = threads)]
@@ -41,6 +52,17 @@ pub struct Common {
     /// Print summaries as JSON, with unrounded numbers
     #[arg(long)]
     pub json: bool,
+    /// Read settings from a TOML file, whose keys are the names of flags; what the command line says wins, and `--FLAG=false`
+    /// unsets a switch of the file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the settings of this command line as a file for --config, and do nothing else. A launch line of Diffusion-DPO's,
+    /// diffusers' or kohya's scripts may follow
+    #[arg(long)]
+    pub print_config: bool,
+    /// Print a man page, or the completions of a shell, and do nothing else
+    #[arg(long, value_name = "WHAT", value_parser = named::<Generate>())]
+    pub generate: Option<Generate>,
 }
 
 impl Common {
@@ -83,7 +105,7 @@ impl Common {
 
 /// The flags of tools that run networks.
 #[derive(clap::Args, Clone, Copy, Debug)]
-#[command(next_help_heading = "Common options")]
+#[command(next_help_heading = COMMON)]
 pub struct Networks {
     /// Where networks run
     #[arg(long, default_value_t = Device::Cpu, value_parser = named::<Device>())]
@@ -95,6 +117,7 @@ pub struct Networks {
 
 /// The flag of tools that read models.
 #[derive(clap::Args, Clone, Copy, Debug)]
+#[command(next_help_heading = "Models")]
 pub struct Hub {
     /// Download models that are named by a hub id (org/name[@revision]) and are not in the cache
     #[arg(long)]
@@ -111,6 +134,7 @@ impl Hub {
 
 /// The flags of tools that read diffusion models.
 #[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Models")]
 pub struct Diffusion {
     #[command(flatten)]
     hub: Hub,
@@ -142,7 +166,7 @@ impl Diffusion {
 
 /// The flag of tools whose work splits by rows.
 #[derive(clap::Args, Clone, Copy, Debug)]
-#[command(next_help_heading = "Common options")]
+#[command(next_help_heading = COMMON)]
 pub struct Sharding {
     /// Process only the I-th of N contiguous row ranges over all inputs (I from 0); the output is then a folder of parts
     #[arg(long, value_name = "I/N")]
@@ -241,17 +265,14 @@ fn or_stdout(output: PathBuf) -> PathBuf {
 ///
 /// A panic anywhere ends as an error does. A file that grows beyond the limit of `ulimit -f` is an error of that file.
 pub fn run<A: Parser>(tool: &str, body: impl FnOnce(A) -> Result<Answer>) -> ExitCode {
+    run_with_settings(tool, |args, _| body(args))
+}
+
+/// As [`run`], for a tool that keeps the settings of its run.
+pub fn run_with_settings<A: Parser>(tool: &str, body: impl FnOnce(A, Settings) -> Result<Answer>) -> ExitCode {
     panics::silence();
     let command = A::command().args_override_self(true).mut_args(with_underscores);
-    let matches = command.clone().try_get_matches().unwrap_or_else(|error| refuse(tool, &command, error));
-    if let Ok(Some(threads)) = matches.try_get_one::<NonZeroUsize>("threads") {
-        // Rayon and candle both read this variable, once, when first used.
-        // SAFETY: nothing else has started a thread yet.
-        unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
-    }
-    let args =
-        A::from_arg_matches(&matches).unwrap_or_else(|error| refuse(tool, &command, error.format(&mut A::command())));
-    let result = stop::ignore_file_size_limit().and_then(|()| panics::caught(|| body(args))?);
+    let result = stop::ignore_file_size_limit().and_then(|()| panics::caught(|| begin(tool, command, body))?);
     scratch::clear();
     match result {
         Ok(Answer::Yes) => ExitCode::from(0),
@@ -263,9 +284,57 @@ pub fn run<A: Parser>(tool: &str, body: impl FnOnce(A) -> Result<Answer>) -> Exi
     }
 }
 
+fn begin<A: Parser>(tool: &str, command: Command, body: impl FnOnce(A, Settings) -> Result<Answer>) -> Result<Answer> {
+    let mut words = std::env::args_os();
+    let name = words.next().unwrap_or_default();
+    let words = config::expanded(tool, &command, words.collect())?;
+    let early = config::lenient(tool, &command, &words);
+    if let Some(what) = early.as_ref().and_then(|early| early.get_one::<Generate>("generate")) {
+        let name = Path::new(&name).file_name().and_then(|name| name.to_str()).unwrap_or(tool);
+        return print(what.text(command, name)?).map(|()| Answer::Yes);
+    }
+    if early.is_some_and(|early| early.get_flag("print_config")) {
+        return print(pasted(tool, &command, &words)?).map(|()| Answer::Yes);
+    }
+    let all = [OsString::from(tool)].into_iter().chain(words.iter().cloned());
+    let matches =
+        command.clone().try_get_matches_from(all).unwrap_or_else(|error| refuse(tool, &command, error, &words));
+    if let Ok(Some(threads)) = matches.try_get_one::<NonZeroUsize>("threads") {
+        // Rayon and candle both read this variable, once, when first used.
+        // SAFETY: nothing else has started a thread yet.
+        unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
+    }
+    let args = A::from_arg_matches(&matches)
+        .unwrap_or_else(|error| refuse(tool, &command, error.format(&mut A::command()), &words));
+    body(args, Settings { tool: tool.to_owned(), command, matches })
+}
+
+/// The settings of a command line, or of another program's launch line, as a file for --config.
+fn pasted(tool: &str, command: &Command, words: &[OsString]) -> Result<String> {
+    let words = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let (words, left_out) = paste::adapted(tool, command, words);
+    let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
+    let all = [OsString::from(tool)].into_iter().chain(words.iter().cloned());
+    if let Err(error) = command.clone().try_get_matches_from(all)
+        && error.kind() != ErrorKind::MissingRequiredArgument
+    {
+        refuse(tool, command, error, &words);
+    }
+    let matches = config::lenient(tool, command, &words).context("the command line cannot be read")?;
+    let settings = Settings { tool: tool.to_owned(), command: command.clone(), matches };
+    let mut toml = settings.to_toml()?;
+    let mut remark = |text: String| toml += &format!("# {}\n", shown::escaped(&text));
+    if !left_out.is_empty() {
+        remark("Left out:".into());
+    }
+    left_out.into_iter().for_each(&mut remark);
+    settings.missing().into_iter().for_each(|flag| remark(format!("Needed and not given: {flag}")));
+    Ok(toml)
+}
+
 /// Ends with what is wrong with the command line, or with clap's help on standard output.
-fn refuse(tool: &str, command: &Command, error: clap::Error) -> ! {
-    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+fn refuse(tool: &str, command: &Command, error: clap::Error, words: &[OsString]) -> ! {
+    let words: Vec<String> = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     if let Some(sentences) = foreign::sentences(tool, command, &error, &words) {
         sentences.into_iter().for_each(|text| complain(tool, &Error::msg(text)));
         std::process::exit(error.exit_code());

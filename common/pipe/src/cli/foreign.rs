@@ -40,7 +40,7 @@ const TRAIN: Answers = &[
         "train-data-dir instance-data-dir reg-data-dir in-json",
         "DATA names the tables themselves: pairs or images in Parquet files, or a folder of `encode`",
     ),
-    ("dataset-config dataset-config-name config-file", "settings are flags; DATA and --labels name the tables"),
+    ("dataset-config dataset-config-name", "DATA and --labels name the tables"),
     ("split dataset-split-name", "DATA names the files of the split themselves: leave it out"),
     ("image-column caption-column caption-extension", "columns have Pick-a-Pic's names, which FORMATS.md lists"),
     ("choice-model", "`score` and `vote --rule single:METRIC` make such labels, for --labels"),
@@ -191,7 +191,7 @@ const ANY: Answers = &[
         "nothing is uploaded; `hf upload` does that",
     ),
     ("token use-auth-token", "the token is read where `hf auth login` leaves it, or from HF_TOKEN"),
-    ("config settings", "settings are flags"),
+    ("settings config-file", "--config names a file of settings, whose keys are the names of flags"),
     ("input inputs in data", "inputs are named without a flag"),
     ("out outdir out-dir output-file output-path save-path save-dir", "-o names the output"),
     ("overwrite force yes", "it is not needed: leave it out"),
@@ -209,12 +209,31 @@ const VALUES: Answers = &[
     ("mixed-precision", "it takes `no`, or `bf16` on a GPU"),
 ];
 
-fn answer(table: Answers, flag: &str) -> Option<&'static str> {
+/// What `tool` says about a flag that it does not have.
+pub(super) fn answer(tool: &str, flag: &str) -> Option<&'static str> {
+    let ours = match tool {
+        "train" => TRAIN,
+        "sample" => SAMPLE,
+        "score" => SCORE,
+        "encode" => ENCODE,
+        "vote" => VOTE,
+        "winrate" => WINRATE,
+        _ => &[],
+    };
+    look_up(ours, flag).or_else(|| look_up(ANY, flag))
+}
+
+/// What a flag says about values of other programs.
+pub(super) fn other_value(flag: &str) -> Option<&'static str> {
+    look_up(VALUES, flag)
+}
+
+fn look_up(table: Answers, flag: &str) -> Option<&'static str> {
     table.iter().find(|(flags, _)| flags.split(' ').any(|known| known == flag)).map(|(_, answer)| *answer)
 }
 
 /// `--max_steps=3` -> "max-steps".
-fn name_of(word: &str) -> Option<String> {
+pub(super) fn name_of(word: &str) -> Option<String> {
     Some(word.strip_prefix("--")?.split('=').next()?.to_lowercase().replace('_', "-"))
 }
 
@@ -231,7 +250,7 @@ pub fn sentences(tool: &str, command: &Command, error: &Error, words: &[String])
         ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
             let flag = culprit.split(' ').next()?;
             let value = context(ContextKind::InvalidValue)?;
-            if let Some(answer) = answer(VALUES, &name_of(flag).unwrap_or_default()) {
+            if let Some(answer) = other_value(&name_of(flag).unwrap_or_default()) {
                 return Some(vec![format!("{flag} {value}: {answer}")]);
             }
             // clap's words in one line.
@@ -241,19 +260,7 @@ pub fn sentences(tool: &str, command: &Command, error: &Error, words: &[String])
             Some(vec![format!("{}; see `{tool} --help`", text.join(" "))])
         }
         ErrorKind::UnknownArgument => {
-            let ours = match tool {
-                "train" => TRAIN,
-                "sample" => SAMPLE,
-                "score" => SCORE,
-                "encode" => ENCODE,
-                "vote" => VOTE,
-                "winrate" => WINRATE,
-                _ => &[],
-            };
-            let answer = |word: &str| {
-                let flag = name_of(word)?;
-                answer(ours, &flag).or_else(|| answer(ANY, &flag))
-            };
+            let answer = |word: &str| answer(tool, &name_of(word)?);
             let mut said: Vec<String> = unknown(command, words)
                 .filter_map(|word| Some((word.split('=').next()?, answer(word)?)))
                 .map(|(flag, answer)| format!("{flag} is not a flag of `{tool}`: {answer}"))

@@ -1,0 +1,170 @@
+//! `check`: every kind of file, whole, cut off, changed, and with something missing.
+#![cfg(feature = "nets")]
+
+mod util;
+
+use std::fs;
+
+use util::{world::*, *};
+
+fn repository(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// One of each: tables, a folder of parts, a checkpoint, a folder of `encode`, reports.
+fn world() -> Dir {
+    let dir = Dir::new();
+    dir.put("pairs.parquet", &pairs(8));
+    copy(&oracle("base"), &dir.path("base"));
+    let run = |line: &str| {
+        let mut words = line.split_whitespace();
+        dir.tool(words.next().unwrap()).args(words).ok();
+    };
+    run("score pairs.parquet --metrics colourfulness -o scores.parquet");
+    run("vote scores.parquet --metrics colourfulness -o labels.parquet");
+    for i in 0..2 {
+        run(&format!("score pairs.parquet --metrics colourfulness --shard {i}/2 -o parts"));
+    }
+    run("encode pairs.parquet --base base --resolution 16 -o latents");
+    run(
+        "train latents --labels labels.parquet --base base --resolution 16 --steps 2 --train_batch_size 4 --checkpointing_steps 1 -o policy",
+    );
+    run("train latents --labels labels.parquet --base base --resolution 16 --steps 1 --lora-rank 2 -o lora");
+    dir.write("prompts.txt", "a fox\na cat\n");
+    run("prompts prompts.txt -o prompts.parquet");
+    for model in ["base", "policy"] {
+        run(&format!("sample prompts.parquet --base base --unet {model} --steps 1 -n 2 -o {model}.images"));
+        run(&format!("score {model}.images --metrics colourfulness -o {model}.scored"));
+    }
+    run("winrate policy.scored base.scored --best-of 2 --json -o winrate.json");
+    dir
+}
+
+const KINDS: &[(&str, &str, &str)] = &[
+    ("pairs.parquet", "pairs", "8 rows"),
+    ("scores.parquet", "scores", "colourfulness_0"),
+    ("parts", "scores", "8 rows"),
+    ("labels.parquet", "labels", "8 rows"),
+    ("latents", "folder of `encode`", "captions"),
+    ("policy", "checkpoint of `train`", "checkpoint-1: whole"),
+    ("lora", "checkpoint of `train`", "lora"),
+    ("base", "model (StableDiffusionPipeline)", "unet"),
+    ("policy/log.jsonl", "log of `train`", "2 steps"),
+    ("policy/unet/diffusion_pytorch_model.safetensors", "weights", "checksum"),
+    ("prompts.parquet", "prompts", "2 rows"),
+    ("policy.images", "images", "4 rows"),
+    ("policy.scored", "scored images", "4 rows"),
+    ("winrate.json", "win rates", "1 comparison"),
+];
+
+#[test]
+fn whole_files_and_what_made_them() {
+    let dir = world();
+    for (file, kind, holds) in KINDS {
+        let run = dir.tool("check").arg(file).ok();
+        says(run.text(), &[&format!("{file}: whole, {kind}"), holds]);
+        let json = dir.tool("check").args([file, "--json", "--quick"]).ok().json();
+        assert_eq!((&json["whole"], &json["files"][0]["file"]), (&true.into(), &(*file).into()));
+    }
+    let labels = dir.tool("check").arg("labels.parquet").ok();
+    says(labels.text(), &["made by vote", "rule majority", "from score"]);
+    let policy = dir.tool("check").arg("policy").ok();
+    says(policy.text(), &["made by train", "learning_rate", "from vote"]);
+    // Silent where that is asked for, and one answer for several.
+    let all: Vec<_> = KINDS.iter().map(|(file, ..)| *file).collect();
+    let run = dir.tool("check").arg("-q").args(&all).ok();
+    assert!(run.out.is_empty() && run.err.is_empty());
+    let run = dir.tool("check").arg(repository("pipelines/mini/base")).ok();
+    says(run.text(), &["StableDiffusionPipeline", "text_encoder"]);
+}
+
+#[test]
+fn files_that_are_cut_off_are_not_whole() {
+    let dir = world();
+    for (file, ..) in KINDS.iter().filter(|(file, ..)| dir.path(file).is_file()) {
+        let bytes = dir.bytes(file);
+        dir.write(file, &bytes[..bytes.len() * 2 / 3]);
+        let run = dir.tool("check").args(["--quick", file]).exits(1);
+        says(run.text(), &["NOT whole", "  ! "]);
+        dir.write(file, &bytes);
+        dir.tool("check").arg(file).ok();
+    }
+}
+
+#[test]
+fn changed_bytes_are_seen_where_there_is_a_checksum_or_a_page_breaks() {
+    let dir = world();
+    for file in ["policy/unet/diffusion_pytorch_model.safetensors", "policy/state/optimizer.safetensors"] {
+        let mut bytes = dir.bytes(file);
+        let at = bytes.len() - 100;
+        bytes[at] ^= 1;
+        dir.write(file, &bytes);
+        dir.tool("check").args(["--quick", file]).ok();
+        says(dir.tool("check").arg(file).exits(1).text(), &["damaged"]);
+        says(dir.tool("check").arg("policy").exits(1).text(), &["policy: NOT whole", "damaged"]);
+        bytes[at] ^= 1;
+        dir.write(file, &bytes);
+    }
+    let mut bytes = dir.bytes("scores.parquet");
+    bytes[4..60].fill(0);
+    dir.write("scores.parquet", &bytes);
+    dir.tool("check").arg("scores.parquet").exits(1);
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let dir = world();
+    let missing = |what: &str, file: &str, parts: &[&str]| {
+        let (path, aside) = (dir.path(what), dir.path("aside"));
+        fs::rename(&path, &aside).unwrap();
+        says(dir.tool("check").arg(file).exits(1).text(), parts);
+        fs::rename(&aside, &path).unwrap();
+    };
+    missing("parts/part-00001-of-00002.parquet", "parts", &["part-00001-of-00002.parquet", "--shard 1/2"]);
+    missing("policy/unet/config.json", "policy", &["unet/config.json is missing"]);
+    missing("policy/unet", "policy", &["neither unet/ nor lora/"]);
+    missing("policy/state/optimizer.safetensors", "policy", &["state/optimizer.safetensors is missing"]);
+    missing("lora/lora/pytorch_lora_weights.safetensors", "lora", &["pytorch_lora_weights.safetensors"]);
+    missing("latents/captions.parquet", "latents", &["captions.parquet is missing"]);
+    copy(&repository("pipelines/mini/base"), &dir.path("mini"));
+    missing("mini/vae/diffusion_pytorch_model.safetensors", "mini", &["vae", "holds no weights"]);
+    missing("mini/tokenizer/vocab.json", "mini", &["tokenizer/"]);
+    missing("mini/scheduler/scheduler_config.json", "mini", &["scheduler/scheduler_config.json is missing"]);
+    // Weights of another step than state/.
+    let weights = "unet/diffusion_pytorch_model.safetensors";
+    fs::copy(dir.path(&format!("policy/checkpoint-1/{weights}")), dir.path(&format!("policy/{weights}"))).unwrap();
+    says(dir.tool("check").arg("policy").exits(1).text(), &["the weights do not belong to state/"]);
+    // Columns and values.
+    dir.put("narrow.parquet", &without(&pairs(4), "jpg_1"));
+    says(dir.tool("check").arg("narrow.parquet").exits(1).text(), &["for a table of pairs it lacks jpg_1"]);
+    let jpg = image(&pairs(2), "jpg_0", 0);
+    dir.put("nulls.parquet", &with(&pairs(2), "jpg_1", images(&[Some(&jpg), None])));
+    says(dir.tool("check").arg("nulls.parquet").exits(1).text(), &["1 row has no value in column 'jpg_1'"]);
+    // A cache whose pairs name an image that it does not hold.
+    let latents = dir.get("latents/latents.parquet");
+    dir.put("latents/latents.parquet", &latents.slice(1, latents.num_rows() - 1));
+    says(dir.tool("check").arg("latents").exits(1).text(), &["latents.parquet lacks"]);
+    // Unfinished work.
+    fs::create_dir(dir.path("x.partial")).unwrap();
+    dir.write("x.partial/plan.json", "rows");
+    says(dir.tool("check").arg("x.partial").exits(1).text(), &["unfinished work", "the same command continues"]);
+    // Nothing that is read here.
+    for (name, bytes) in [
+        ("page.html", &b"<html></html>"[..]),
+        ("empty.parquet", b""),
+        ("x.json", b"{\"a\": 1}"),
+        ("half.json", b"{\"a\": "),
+    ] {
+        dir.write(name, bytes);
+        dir.tool("check").arg(name).exits(1);
+    }
+}
+
+#[test]
+fn trouble_is_another_answer_than_no() {
+    let dir = Dir::new();
+    dir.put("猫 naïve.parquet", &pairs(2));
+    let run = dir.tool("check").args(["猫 naïve.parquet", "nowhere.parquet"]).exits(2);
+    says(run.text(), &["猫 naïve.parquet: whole, pairs"]);
+    says(&run.err, &["nowhere.parquet"]);
+}

@@ -1,0 +1,135 @@
+//! What is found out about one file or folder.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Error, Result};
+use pipe::origin::Origin;
+use pipe::{shown, text::shown as short};
+use serde_json::{Value, json};
+
+use crate::{folders, tables, texts, weights};
+
+#[derive(Default)]
+pub struct Finding {
+    pub path: PathBuf,
+    /// "labels", "checkpoint of `train`"; empty where nobody knows.
+    pub kind: String,
+    /// What it holds: "48 rows", "metrics hps, clip".
+    pub holds: Vec<String>,
+    /// What is wrong, or missing, a sentence each.
+    pub problems: Vec<String>,
+    pub origin: Option<Origin>,
+}
+
+/// # Errors
+/// There is no such file, or it cannot be read.
+pub fn of(path: &Path, quick: bool) -> Result<Finding> {
+    let cannot = || format!("cannot read {}", path.display());
+    let about = path.metadata().with_context(cannot)?;
+    let look = if about.is_dir() { look_into } else { look_at };
+    if about.is_dir() {
+        path.read_dir().with_context(cannot)?;
+    } else {
+        std::fs::File::open(path).with_context(cannot)?;
+    }
+    let mut finding = look(path, quick).unwrap_or_else(|error| Finding::not_whole("", &error));
+    finding.path = path.to_owned();
+    Ok(finding)
+}
+
+fn look_at(path: &Path, quick: bool) -> Result<Finding> {
+    if weights::is_weights(path) {
+        return weights::file(path, quick);
+    }
+    match texts::look_at(path)? {
+        Some(finding) => Ok(finding),
+        None => tables::look_at(path, quick),
+    }
+}
+
+fn look_into(path: &Path, quick: bool) -> Result<Finding> {
+    match folders::look_into(path, quick)? {
+        Some(finding) => Ok(finding),
+        None => tables::look_at(path, quick),
+    }
+}
+
+impl Finding {
+    pub fn new(kind: impl Into<String>) -> Self {
+        Self { kind: kind.into(), ..Self::default() }
+    }
+
+    pub fn not_whole(kind: &str, error: &Error) -> Self {
+        Self { problems: vec![sentence(error)], ..Self::new(kind) }
+    }
+
+    pub fn is_whole(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    pub fn holds(mut self, what: impl Into<String>) -> Self {
+        self.holds.push(what.into());
+        self
+    }
+
+    pub fn problem(&mut self, what: impl Into<String>) {
+        self.problems.push(what.into());
+    }
+
+    /// Takes what is wrong with a part of this, which is called `name` here.
+    pub fn with_part(&mut self, name: &str, part: Self) {
+        self.holds.extend(part.holds.into_iter().map(|holds| format!("{name}: {holds}")));
+        self.problems.extend(part.problems.into_iter().map(|problem| format!("{name}: {problem}")));
+        self.origin = self.origin.take().or(part.origin);
+    }
+
+    /// The lines for a person.
+    pub fn text(&self) -> String {
+        let whole = if self.is_whole() { "whole" } else { "NOT whole" };
+        let kind = if self.kind.is_empty() { String::new() } else { format!(", {}", self.kind) };
+        let mut text = format!("{}: {whole}{kind}\n", shown::path(&self.path));
+        let mut line = |what: &str, of: &str| text += &format!("  {what}{}\n", shown::escaped(of));
+        self.problems.iter().for_each(|problem| line("! ", problem));
+        self.holds.iter().for_each(|holds| line("", holds));
+        for (i, origin) in self.origin.iter().flat_map(Origin::chain).enumerate() {
+            line(if i == 0 { "made by " } else { "  from " }, &made_by(origin));
+        }
+        text
+    }
+
+    pub fn json(&self) -> Value {
+        json!({
+            "file": self.path.display().to_string(), "whole": self.is_whole(), "kind": self.kind, "holds": self.holds,
+            "problems": self.problems, "origin": self.origin,
+        })
+    }
+}
+
+/// The chain of causes in one line.
+fn sentence(error: &Error) -> String {
+    let mut causes: Vec<String> = vec![];
+    for cause in error.chain().map(ToString::to_string) {
+        if !causes.iter().any(|known| known.contains(&cause)) {
+            causes.push(cause);
+        }
+    }
+    shown::sentence(&causes.join(": "))
+}
+
+/// "vote 0.1.0 (rule majority, ties abstain), models hps 0123456789ab".
+fn made_by(origin: &Origin) -> String {
+    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let args: Vec<_> = origin.args.iter().filter(|(_, value)| !value.is_object()).collect();
+    let args: Vec<_> = args.iter().map(|(name, value)| format!("{name} {}", short(&plain(value)))).collect();
+    let models = origin.models.iter().map(|(role, hash)| format!("{role} {}", shortened(&plain(hash))));
+    let models: Vec<_> = models.collect();
+    let of = if models.is_empty() { String::new() } else { format!("; models: {}", models.join(", ")) };
+    let args = if args.is_empty() { String::new() } else { format!(": {}", args.join(", ")) };
+    format!("{} {}{args}{of}", short(&origin.tool), short(&origin.version))
+}
+
+/// The first digits of a hash, enough to tell it from others.
+fn shortened(hash: &str) -> &str {
+    let digits = hash.strip_prefix("sha256:").unwrap_or(hash);
+    digits.get(..12).unwrap_or(digits)
+}

@@ -1,0 +1,173 @@
+//! Folders: checkpoints, models, what `encode` writes, and unfinished work.
+
+use std::collections::HashSet;
+use std::{fs, path::Path};
+
+use anyhow::Result;
+use nets::{folder, weights as nets_weights};
+use pipe::schema::{images, pairs};
+use pipe::table::{BATCH, Inputs};
+use serde_json::Value;
+
+use crate::finding::Finding;
+use crate::{tables, texts, weights};
+
+/// `None`: the folder is none of these; it may hold the parts of a table.
+pub fn look_into(path: &Path, quick: bool) -> Result<Option<Finding>> {
+    let has = |name: &str| path.join(name).exists();
+    Ok(if has("plan.json") {
+        Some(unfinished(path))
+    } else if has("model_index.json") {
+        Some(model(path, quick))
+    } else if has("state") || has("lora") || has(folder::DENOISER) {
+        Some(checkpoint(path, quick)?)
+    } else if ENCODED.iter().any(|name| has(&format!("{name}.parquet"))) {
+        Some(encoded(path, quick)?)
+    } else if has("config.json") {
+        let mut finding = weights::folder(path, quick);
+        finding.kind = "network".into();
+        Some(finding)
+    } else {
+        None
+    })
+}
+
+/// `OUT.partial/`.
+fn unfinished(path: &Path) -> Finding {
+    let parts = fs::read_dir(path).into_iter().flatten().flatten();
+    let parts = parts.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "crc32c")).count();
+    let mut finding = Finding::new("unfinished work").holds(format!("{parts} finished parts"));
+    finding.problem("the work was stopped before its end: the same command continues it");
+    finding
+}
+
+/// A model as diffusers stores it: the parts that model_index.json names.
+fn model(path: &Path, quick: bool) -> Finding {
+    let text = fs::read(path.join("model_index.json")).unwrap_or_default();
+    let Ok(Value::Object(index)) = serde_json::from_slice(&text) else {
+        let mut finding = Finding::new("model");
+        finding.problem("model_index.json is damaged");
+        return finding;
+    };
+    let class = index.get("_class_name").and_then(Value::as_str).unwrap_or("model").to_owned();
+    let mut finding = Finding::new(format!("model ({})", pipe::text::shown(&class)));
+    let parts = index.iter().filter(|(_, of)| of.as_array().is_some_and(|of| of.iter().all(Value::is_string)));
+    for (name, _) in parts {
+        let part = path.join(name);
+        let needed: &[&str] = match &**name {
+            "scheduler" => &["scheduler_config.json"],
+            "feature_extractor" | "image_processor" => &["preprocessor_config.json"],
+            name if name.starts_with("tokenizer") => &[],
+            _ => &["config.json"],
+        };
+        let lost: Vec<_> = needed.iter().filter(|file| !part.join(file).is_file()).collect();
+        lost.iter().for_each(|file| finding.problem(format!("{name}/{file} is missing")));
+        let is = |file: &str| part.join(file).is_file();
+        if name.starts_with("tokenizer") {
+            let whole = is("tokenizer.json") || is("spiece.model") || (is("vocab.json") && is("merges.txt"));
+            if !whole {
+                finding.problem(format!("{name}/ holds neither vocab.json with merges.txt nor tokenizer.json"));
+            }
+        } else if needed == ["config.json"] && lost.is_empty() {
+            finding.with_part(name, weights::folder(&part, quick));
+        }
+    }
+    finding
+}
+
+/// What `train` or `refresh-ref` writes.
+fn checkpoint(path: &Path, quick: bool) -> Result<Finding> {
+    let mut finding = Finding::new("checkpoint");
+    let state = path.join("state/optimizer.safetensors");
+    let unet = path.join(folder::DENOISER);
+    let published = [unet.is_dir().then(|| unet.clone()), path.join("lora").is_dir().then(|| path.join("lora"))];
+    let published: Vec<_> = published.into_iter().flatten().collect();
+    for folder in &published {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let part = if name == "lora" {
+            weights::file(&folder.join(folder::ADAPTERS), quick)?
+        } else {
+            weights::folder(folder, quick)
+        };
+        finding.with_part(&name, part);
+    }
+    if unet.is_dir() && !unet.join("config.json").is_file() {
+        finding.problem("unet/config.json is missing");
+    }
+    if published.is_empty() {
+        finding.problem("neither unet/ nor lora/ is there: the run has not ended, or its weights were removed");
+    }
+    if state.is_file() {
+        finding.kind = "checkpoint of `train`".into();
+        finding.with_part("state", weights::file(&state, quick)?);
+        finding.problems.extend(of_other_step(&state, finding.origin.as_ref()));
+    } else if path.join("state").is_dir() {
+        finding.problem("state/optimizer.safetensors is missing: no run can continue from here");
+    } else if finding.origin.as_ref().is_some_and(|origin| origin.tool == "train") {
+        finding.holds.push("without state/: it can be used, and no run can continue from it".into());
+    }
+    let log = path.join("log.jsonl");
+    if log.is_file()
+        && let Some(log) = texts::look_at(&log)?
+    {
+        finding.with_part("log.jsonl", log);
+    }
+    let older =
+        fs::read_dir(path)?.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("checkpoint-"));
+    let mut older: Vec<_> = older.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    older.sort();
+    for path in older {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Finding { problems, .. } = checkpoint(&path, quick)?;
+        finding.holds.push(format!("{name}: {}", if problems.is_empty() { "whole" } else { "NOT whole" }));
+        finding.problems.extend(problems.into_iter().map(|problem| format!("{name}: {problem}")));
+    }
+    Ok(finding)
+}
+
+/// Weights and state belong together by their origin.
+fn of_other_step(state: &Path, published: Option<&pipe::origin::Origin>) -> Option<String> {
+    let text = nets_weights::metadata(state).ok()?.remove("train")?;
+    let saved: Value = serde_json::from_str(&text).ok()?;
+    let same = serde_json::to_value(published?).ok()? == *saved.get("origin")?;
+    (!same).then(|| "the weights do not belong to state/".into())
+}
+
+/// The tables of `encode`.
+const ENCODED: [&str; 3] = ["latents", "captions", "pairs"];
+
+fn encoded(path: &Path, quick: bool) -> Result<Finding> {
+    let mut finding = Finding::new("folder of `encode`");
+    for name in ENCODED {
+        let table = path.join(name).with_extension("parquet");
+        match table.exists() {
+            true => finding.with_part(name, tables::look_at(&table, quick)?),
+            false => finding.problem(format!("{name}.parquet is missing")),
+        }
+    }
+    if finding.is_whole() && !quick {
+        let table = |name: &str| Inputs::open_one(&path.join(name).with_extension("parquet"));
+        let uids = texts_of(table("latents")?, images::IMAGE_UID)?;
+        let captions = texts_of(table("captions")?, pairs::CAPTION)?;
+        for (column, known, what) in [
+            (pairs::UID[0], &uids, "latents"),
+            (pairs::UID[1], &uids, "latents"),
+            (pairs::CAPTION, &captions, "captions"),
+        ] {
+            let lost = texts_of(table("pairs")?, column)?.difference(known).count();
+            if lost > 0 {
+                finding.problem(format!("{what}.parquet lacks {lost} values of `{column}` in pairs.parquet"));
+            }
+        }
+    }
+    Ok(finding)
+}
+
+fn texts_of(mut table: Inputs, column: &str) -> Result<HashSet<String>> {
+    let mut all = HashSet::new();
+    for rows in table.read(Some(&[column]), 0..usize::MAX, BATCH)? {
+        let texts = rows?.text_or_null(column)?;
+        all.extend(texts.iter().flatten().map(str::to_owned));
+    }
+    Ok(all)
+}
