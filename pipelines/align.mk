@@ -45,7 +45,9 @@ ifeq ($(strip $(RUN)),)
 endif
 
 D      := $(RUNS)/$(X)
-unet   := unet/diffusion_pytorch_model.safetensors
+# The denoiser's folder in a checkpoint.
+DENOISER ?= unet
+unet   := $(DENOISER)/diffusion_pytorch_model.safetensors
 models := base $(POLICIES)
 
 # A folder is tracked by the files in it; a folder that a program writes, by the file that it writes last.
@@ -112,7 +114,7 @@ reproduce: $(call files,$D/scores.parquet) $(labels) $(call files,$(latents)) $(
 	    report.html 'all results on one page for a browser: intervals, curves, images to sort and filter' \
 	    sheet.png 'the same prompts, drawn by each model' \
 	    'images/, scored/' 'every image, and its scores' \
-	    $(foreach p,$(POLICIES),'$p/' 'a policy: unet/ loads in diffusers, log.jsonl has every step') \
+	    $(foreach p,$(POLICIES),'$p/' 'a policy: $(DENOISER)/ loads in diffusers, log.jsonl has every step') \
 	    'scores.parquet, labels/' 'the scores of the pairs, and the votes'
 
 ## make clean-runs     remove what the experiment made (X=mini)

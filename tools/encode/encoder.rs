@@ -49,14 +49,17 @@ impl Encoder {
         let vae = Vae::open(&base.join("vae"), dtype, &device)?;
         let text = PromptEncoder::open(base, dtype, &device)?;
         let factor = vae.config.factor();
-        let has_unet = base.join(folder::DENOISER).join("config.json").exists();
-        let usual = || -> Result<usize> {
-            if has_unet { Ok(Config::read(&folder::denoiser(base)?)?.side * factor) } else { Ok(512) }
-        };
-        let resolution = args.resolution.map_or_else(usual, Ok)?;
+        let has_denoiser = folder::DENOISERS.iter().any(|part| base.join(part).join("config.json").exists());
+        let denoiser = if has_denoiser { Some(Config::read(&folder::denoiser(base)?)?) } else { None };
+        let resolution = args.resolution.unwrap_or(denoiser.as_ref().map_or(512, |config| config.side * factor));
         ensure!(
             resolution > 0 && resolution.is_multiple_of(factor),
             "--resolution {resolution} is not a multiple of the VAE's {factor}"
+        );
+        let step = factor * denoiser.map_or(1, |config| config.multiple);
+        ensure!(
+            resolution.is_multiple_of(step),
+            "--resolution {resolution} is not a multiple of the transformer's {step}"
         );
         ensure!(
             resolution <= MAX_SIDE,

@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Parser;
+use nets::denoiser::Config;
 use nets::weights::{self, Weights};
 use nets::{device, folder, hub, single, write};
 use pipe::cli::{Answer, Common, Diffusion, named, run, share};
@@ -84,7 +85,13 @@ fn refresh(args: Args) -> Result<Answer> {
         (Some(base), true) => Some(model(base)?),
         (None, true) => Some(reference_model),
     };
-    let target = if one_file { out.clone() } else { out.join(folder::DENOISER) };
+    let part = Config::read(&policy_folder)?.part;
+    ensure!(
+        !one_file || part == folder::DENOISER,
+        "-o {}: one file holds a UNet, and the policy is a {part}",
+        out.display()
+    );
+    let target = if one_file { out.clone() } else { out.join(part) };
     let files = [&args.policy, &args.reference].into_iter().chain(&args.base).filter(|_| one_file);
     place::refuse_inputs(&target, files.chain([&policy_folder]))?;
     let _lock = if one_file { None } else { Some(lock::Folder::lock(out, out)?) };

@@ -4,25 +4,36 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
+use nets::denoiser::{Config, Denoiser, Guided};
 use nets::image::{MAX_PIXELS, Rgb};
-use nets::sampler::{GivenNoise, Guidance, Noise, Sampling, walk};
+use nets::sampler::{GivenNoise, Guidance, Noise, Sampling, Scheduler, walk};
 use nets::vae::{self, Vae};
-use nets::{conditioning::TimeIds, denoiser::Denoiser, process::Process, prompt::PromptEncoder};
+use nets::{conditioning::TimeIds, process::Process, prompt::PromptEncoder};
 use rayon::prelude::*;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub sampling: Sampling,
-    /// Weight of the prompt against the negative one; 1 or less: no guidance.
-    pub guidance: f64,
+    /// Weight of the prompt against the negative one; 1 or less: no guidance. Where the denoiser takes it as an input, that
+    /// input. `None`: as diffusers' pipeline has it.
+    pub guidance: Option<f64>,
     pub negative: Option<String>,
     /// SDXL's sizes and crop; `None`: those of an image that was made at its own size.
     pub time_ids: Option<TimeIds>,
 }
 
 impl Settings {
-    pub fn guided(&self) -> bool {
-        self.guidance > 1.0
+    /// With the guidance of a denoiser whose user names none.
+    fn of(self, denoiser: &Config) -> Self {
+        let usual = match denoiser.guidance {
+            Guided::ByNegative(weight) | Guided::AsInput(weight) => weight,
+            Guided::Never => 1.0,
+        };
+        Self { guidance: Some(self.guidance.unwrap_or(usual)), ..self }
+    }
+
+    pub fn weight(&self) -> f64 {
+        self.guidance.unwrap_or(1.0)
     }
 }
 
@@ -31,7 +42,7 @@ pub struct Painter {
     denoiser: Denoiser,
     vae: Vae,
     process: Process,
-    settings: Settings,
+    pub settings: Settings,
     guidance: Option<Guidance>,
     device: Device,
 }
@@ -49,8 +60,9 @@ impl Painter {
         let text = PromptEncoder::open(base, dtype, device)?;
         let process = Process::open(base)?;
         let file = base.join(Process::FILE);
-        settings.sampling.sampler(&process).with_context(|| file.display().to_string())?;
-        let folder = denoiser.display();
+        let (folder, config) = (denoiser.display(), Config::read(denoiser)?);
+        settings.sampling.sampler(&process, [config.side; 2]).with_context(|| file.display().to_string())?;
+        let settings = settings.of(&config);
         let denoiser = Denoiser::open(denoiser, dtype, device)?;
         denoiser.config.check_text(text.widths()).with_context(|| format!("{folder} and {}", base.display()))?;
         // The VAE of SDXL overflows in f16, so decoding is always f32.
@@ -58,22 +70,38 @@ impl Painter {
         let (channels, [takes, _]) = (vae.config.latent_channels, denoiser.config.channels);
         ensure!(channels == takes, "{folder} takes {takes} channels, the VAE of {} has {channels}", base.display());
         ensure!(
-            settings.time_ids.is_none() || text.widths().pooled.is_some(),
+            settings.time_ids.is_none() || (text.widths().pooled.is_some() && matches!(process, Process::Ddpm(_))),
             "--time-ids is for SDXL; {} does not use sizes",
             base.display()
         );
-        let guidance = match settings.guided() {
-            true => {
+        let by_negative = matches!(config.guidance, Guided::ByNegative(_));
+        ensure!(
+            settings.negative.is_none() || by_negative,
+            "--negative works through guidance by a second prediction, which {} was made to do without",
+            base.display()
+        );
+        let guidance = match settings.weight() {
+            weight if by_negative && weight > 1.0 => {
                 let negative = text.negative(settings.negative.as_deref())?;
-                Some(Guidance { weight: settings.guidance, negative })
+                Some(Guidance { weight, negative })
             }
-            false => None,
+            _ => None,
         };
         Ok(Self { text, denoiser, vae, process, settings, guidance, device: device.clone() })
     }
 
     pub fn text_encoders(&self) -> &'static [&'static str] {
         self.text.parts()
+    }
+
+    /// The sampler that the settings ask for, or the model's own.
+    pub fn scheduler(&self) -> Scheduler {
+        self.settings.sampling.scheduler(&self.process)
+    }
+
+    /// What the denoiser is called in the model folder and in the provenance.
+    pub fn part(&self) -> &'static str {
+        self.denoiser.config.part
     }
 
     /// The sampler's name in AUTOMATIC1111's web UI.
@@ -93,7 +121,12 @@ impl Painter {
             let (_, c, h, w) = given.latents.dims4()?;
             ensure!(height.is_none() && width.is_none(), "--latents decides the size: leave out --height and --width");
             ensure!(c == channels, "--latents has {c} channels, the denoiser takes {channels}");
-            let sampler = self.settings.sampling.sampler(&self.process)?;
+            let multiple = self.denoiser.config.multiple;
+            ensure!(
+                h.is_multiple_of(multiple) && w.is_multiple_of(multiple),
+                "--latents are {h} x {w}, and the transformer takes multiples of {multiple}"
+            );
+            let sampler = self.settings.sampling.sampler(&self.process, [h, w])?;
             if sampler.adds_noise() {
                 given.check_steps(sampler.timesteps().len()).context("--latents does not fit")?;
             }
@@ -105,6 +138,8 @@ impl Painter {
                 pixels > 0 && pixels.is_multiple_of(factor),
                 "{flag} {pixels} is not a multiple of the VAE's {factor}"
             );
+            let step = factor * self.denoiser.config.multiple;
+            ensure!(pixels.is_multiple_of(step), "{flag} {pixels} is not a multiple of the transformer's {step}");
             Ok(pixels / factor)
         };
         let (h, w) = (side(height, "--height")?, side(width, "--width")?);
@@ -136,13 +171,17 @@ impl Painter {
         let ([_, h, w], factor) = (latent, self.vae.config.factor());
         let sizes = self.settings.time_ids.unwrap_or(TimeIds::whole(h * factor, w * factor));
         let prompted = self.text.encode(prompts)?.with_sizes(vec![sizes; prompts.len()]);
-        let mut sampler = self.settings.sampling.sampler(&self.process)?;
+        let prompted = match self.denoiser.config.guidance {
+            Guided::AsInput(_) => prompted.with_guidance(self.settings.weight() as f32)?,
+            _ => prompted,
+        };
+        let mut sampler = self.settings.sampling.sampler(&self.process, [h, w])?;
         let latents = walk(&self.denoiser, sampler.as_mut(), noise, latent, &prompted, self.guidance.as_ref())?; // (B, C, h, w)
         let finite = latents.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?.is_finite();
         ensure!(
             finite,
             "the denoiser's latents hold NaN or an infinity: the model is damaged, or --guidance {} is too much",
-            self.settings.guidance
+            self.settings.weight()
         );
         let pixels = self.vae.decode(&latents)?; // (B, 3, H, W)
         let (_, _, height, width) = pixels.dims4()?;

@@ -54,18 +54,19 @@ struct Args {
     /// Prompts: anything that `prompts` reads (tables, tsv, json, txt, `-`)
     #[arg(required = true, value_name = "PROMPTS")]
     prompts: Vec<PathBuf>,
-    /// Stable Diffusion folder, hub id or single file: text encoder, VAE, scheduler, UNet
+    /// Folder, hub id or single file of a Stable Diffusion model, or folder or hub id of a FLUX model: text encoders, VAE, scheduler,
+    /// UNet or transformer
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
-    /// Checkpoint whose UNet draws instead of the base's
-    #[arg(long, value_name = "DIR")]
+    /// Checkpoint whose UNet or transformer draws instead of the base's
+    #[arg(long, visible_alias = "transformer", value_name = "DIR")]
     unet: Option<PathBuf>,
     /// Images per prompt
     #[arg(short = 'n', long = "images-per-prompt", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     n: u32,
-    /// How the noise is removed
-    #[arg(long, help_heading = "Sampling", default_value_t = Scheduler::Ddim, value_parser = named::<Scheduler>())]
-    scheduler: Scheduler,
+    /// How the noise is removed [default: ddim; flow for Stable Diffusion 3 and FLUX]
+    #[arg(long, help_heading = "Sampling", value_parser = named::<Scheduler>())]
+    scheduler: Option<Scheduler>,
     /// Take Karras' sigmas with dpmpp, euler or euler-a [default: as the base's scheduler_config.json says]
     #[arg(long, help_heading = "Sampling")]
     karras: bool,
@@ -75,9 +76,10 @@ struct Args {
     /// Sampling steps per image
     #[arg(long, help_heading = None, value_name = "N", default_value_t = 50)]
     steps: usize,
-    /// Weight of the prompt against the empty prompt (classifier-free guidance); 1 or less: no guidance
-    #[arg(long, help_heading = "Sampling", value_name = "X", default_value_t = 7.5, value_parser = number("a number", f64::is_finite))]
-    guidance: f64,
+    /// Weight of the prompt against the empty prompt (classifier-free guidance); 1 or less: no guidance. FLUX.1 [dev] takes it as
+    /// an input instead [default: 7.5; 7 for Stable Diffusion 3, 3.5 for FLUX]
+    #[arg(long, help_heading = "Sampling", value_name = "X", value_parser = number("a number", f64::is_finite))]
+    guidance: Option<f64>,
     /// What the images should not show, in place of the empty prompt
     #[arg(long, help_heading = "Sampling", value_name = "TEXT", allow_hyphen_values = true)]
     negative: Option<String>,
@@ -85,10 +87,10 @@ struct Args {
     /// [default: H,W,0,0,H,W of the image]
     #[arg(long, help_heading = "Sampling", value_name = "H,W,TOP,LEFT,H,W")]
     time_ids: Option<TimeIds>,
-    /// Height in pixels [default: the UNet's own size]
+    /// Height in pixels [default: the denoiser's own size]
     #[arg(long, help_heading = "Sampling", value_name = "N")]
     height: Option<usize>,
-    /// Width in pixels [default: the UNet's own size]
+    /// Width in pixels [default: the denoiser's own size]
     #[arg(long, help_heading = "Sampling", value_name = "N")]
     width: Option<usize>,
     /// Images that are drawn together; a killed run loses at most so many
@@ -131,9 +133,9 @@ fn main() -> ExitCode {
 impl Args {
     fn check(&self) -> Result<()> {
         ensure!(
-            self.negative.is_none() || self.settings().guided(),
+            self.negative.is_none() || self.guidance.is_none_or(|weight| weight > 1.0),
             "--negative works through guidance: it needs a --guidance above 1, not {}",
-            self.guidance
+            self.guidance.unwrap_or_default()
         );
         let whole_only = self.latents.is_some() || self.dumps().next().is_some();
         ensure!(
@@ -280,12 +282,12 @@ impl Model {
         let hash = |network: &str| Weights::open(&self.base.join(network))?.hash();
         // First what the pictures depend on, then what only the table depends on.
         let mut origin = Origin::new("sample")
-            .arg("scheduler", args.scheduler.to_string())
+            .arg("scheduler", self.painter.scheduler().to_string())
             .arg("steps", args.steps)
-            .arg("guidance", args.guidance)
+            .arg("guidance", self.painter.settings.weight())
             .arg("negative", args.negative.clone())
             .arg("latent_size", serde_json::json!(self.latent))
-            .model("unet", unet.clone())
+            .model(self.painter.part(), unet.clone())
             .model("vae", hash("vae")?)
             .model("scheduler", id::file_hash(&self.base.join(Process::FILE))?);
         for network in self.painter.text_encoders() {
@@ -308,7 +310,7 @@ impl Model {
             unet,
             content: origin.to_json(),
             sampler: self.painter.sampler_label(),
-            settings: args.settings(),
+            settings: self.painter.settings.clone(),
             n: args.n,
             seed: args.common.seed,
             noise: if self.given.is_some() { rows::Noise::Given } else { rows::Noise::Drawn },
@@ -340,7 +342,8 @@ fn name_of(arg: &Path, unet: &Path) -> String {
     if let Some(name) = hub::name(arg).or_else(|| hub::name(unet)) {
         return name;
     }
-    let folder = if unet.ends_with("unet") { unet.parent().unwrap_or(unet) } else { unet };
+    let is_part = folder::DENOISERS.iter().any(|part| unet.ends_with(part));
+    let folder = if is_part { unet.parent().unwrap_or(unet) } else { unet };
     let named = folder.file_name().or(unet.file_name());
     named.map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
 }

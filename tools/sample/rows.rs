@@ -84,7 +84,8 @@ impl Artist {
 
     /// The settings as AUTOMATIC1111's web UI writes them into its PNGs, and as other programs read them.
     fn parameters(&self, image: &Image, drawn: &Rgb) -> String {
-        let (Settings { sampling, guidance, negative, .. }, sampler) = (&self.settings, &self.sampler);
+        let (Settings { sampling, negative, .. }, sampler) = (&self.settings, &self.sampler);
+        let guidance = self.settings.weight();
         let negative = match negative {
             Some(text) if !text.is_empty() => format!("\nNegative prompt: {text}"),
             _ => String::new(),

@@ -27,7 +27,7 @@ Examples:
   train latents/ --labels labels.parquet --base sd15 -o out \\
         --resume-from-checkpoint latest
 
-The output is a checkpoint folder: unet/ (loads in diffusers), state/ (needed by --resume-from-checkpoint) and log.jsonl.
+The output is a checkpoint folder: unet/ or transformer/ (loads in diffusers), state/ (needed by --resume-from-checkpoint) and log.jsonl.
 
 Networks compute in f32, on a GPU also in bf16; --dtype f16 is refused, because small gradients would become 0. Weights, gradients \
 and losses are always f32, and on a GPU so are the moments.
@@ -36,7 +36,7 @@ Flags may be written with _ instead of -, so that launch lines of Diffusion-DPO 
 
 Exit status: 0 done, 2 trouble, 128 + N after signal N.";
 
-/// Fine-tune a Stable Diffusion UNet on preference labels with the Diffusion-DPO loss.
+/// Fine-tune the denoiser of Stable Diffusion, SDXL, Stable Diffusion 3 or FLUX on preference labels with the Diffusion-DPO loss.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "train", version, max_term_width = 100, after_help = EXAMPLES)]
 #[command(mut_arg("output", |output| output.help("The folder to write checkpoints in")))]
@@ -138,8 +138,9 @@ impl Args {
         let models = [Some(&self.models.base), self.models.policy.as_ref(), self.models.reference.as_ref()];
         let tables = self.data.data.iter().chain(&self.data.labels).chain(&self.data.replay);
         let read: Vec<&PathBuf> = models.into_iter().flatten().chain(tables).collect();
-        let unet = out.as_deref().map(|out| out.join(folder::DENOISER));
-        let written: Vec<&Path> = [out.as_deref(), unet.as_deref(), dump].into_iter().flatten().collect();
+        let denoisers = folder::DENOISERS.map(|part| out.as_deref().map(|out| out.join(part)));
+        let written: Vec<&Path> =
+            [out.as_deref(), dump].into_iter().chain(denoisers.iter().map(Option::as_deref)).flatten().collect();
         place::refuse_overlaps(&written, &read)?;
         out.as_deref().into_iter().chain(dump.map(place::folder_of)).try_for_each(atomic::probe)?;
         out.filter(|_| !self.dry_run).map(|out| lock::Folder::lock(&out, &out)).transpose()

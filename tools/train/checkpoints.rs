@@ -1,4 +1,4 @@
-//! The checkpoint folders of a run: what is published (unet/ or lora/), what only a resumption needs (state/), which checkpoint
+//! The checkpoint folders of a run: what is published (unet/, transformer/ or lora/), what only a resumption needs (state/), which checkpoint
 //! is the newest, and which may be removed.
 
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use nets::{folder, lora, modelspec::ModelSpec, write};
 use pipe::{atomic, cli::named, device::Dtype, origin::Origin};
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Counters, REFRESHED, State, detached};
+use crate::state::{Counters, REFRESHED, State, detached, whole};
 
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Checkpoints")]
@@ -138,6 +138,7 @@ impl Checkpoints {
             for (name, var) in &state.policy.params {
                 kept.insert(format!("reference.{name}"), state.reference.get(name, var.dims())?);
             }
+            kept.extend(state.policy.constants.iter().map(|(n, t)| (format!("reference.{n}"), t.clone())));
         }
         // Published weights may be rounded; the run continues from these.
         let dtype = self.dtype();
@@ -157,17 +158,17 @@ impl Checkpoints {
             let tensors = tensors.into_iter().map(|(n, t)| Ok((n, t.to_dtype(self.dtype())?)));
             tensors.collect::<Result<BTreeMap<_, _>>>()
         };
-        let trained: BTreeMap<_, _> = detached(&state.policy.params).collect();
+        let next = folder.join(state.counters.whole().next);
         let Some(config) = &state.counters.lora else {
-            return write::model(&folder.join(UNET.next), &self.unet, &rounded(trained)?, origin);
+            return write::model(&next, &self.unet, &rounded(whole(&state.policy))?, origin);
         };
+        let trained: BTreeMap<_, _> = detached(&state.policy.params).collect();
         let adapters = rounded(trained.clone())?;
-        let naming = state.policy.denoiser.config.kohya_naming();
         let spec = ModelSpec::open(&self.unet, &self.base)?.lora("LoRA");
-        lora::write(&folder.join(LORA.next), config, naming, &adapters, &spec, origin)?;
+        lora::write(&folder.join(LORA.next), config, &state.policy.denoiser.config, &adapters, &spec, origin)?;
         if self.merge {
             let merged = lora::merged(&Weights::open(&self.unet)?, config, &trained)?;
-            write::model(&folder.join(UNET.next), &self.unet, &rounded(merged)?, origin)?;
+            write::model(&next, &self.unet, &rounded(merged)?, origin)?;
         }
         Ok(())
     }
@@ -262,7 +263,7 @@ impl Saved {
     const KEY: &str = "train";
 
     fn published(&self) -> impl Iterator<Item = &'static Published> {
-        [self.counters.published()].into_iter().chain(self.merged.then_some(&UNET))
+        [self.counters.published()].into_iter().chain(self.merged.then(|| self.counters.whole()))
     }
 
     fn read(folder: &Path) -> Result<Self> {
@@ -300,15 +301,28 @@ const LORA: Published = Published {
     prefix: "unet.",
 };
 
+/// The same of Stable Diffusion 3 and FLUX.
+const TRANSFORMER: Published = Published { folder: folder::TRANSFORMER, next: "transformer.partial", ..UNET };
+const TRANSFORMER_LORA: Published = Published { prefix: "transformer.", ..LORA };
+
 impl Counters {
     /// What a checkpoint of this run publishes.
     fn published(&self) -> &'static Published {
-        if self.lora.is_some() { &LORA } else { &UNET }
+        match self.lora {
+            Some(_) if self.part == TRANSFORMER.folder => &TRANSFORMER_LORA,
+            Some(_) => &LORA,
+            None => self.whole(),
+        }
+    }
+
+    /// How the whole denoiser is published.
+    fn whole(&self) -> &'static Published {
+        if self.part == TRANSFORMER.folder { &TRANSFORMER } else { &UNET }
     }
 }
 
 /// Names that only an unfinished write leaves.
-const WAITING: [&str; 2] = [UNET.next, LORA.next];
+const WAITING: [&str; 3] = [UNET.next, TRANSFORMER.next, LORA.next];
 
 /// Renames the waiting weights into place.
 fn adopt(folder: &Path, which: &Published) -> Result<()> {
@@ -456,14 +470,19 @@ fn lost_weights(out: &Path) -> Option<PathBuf> {
 
 /// What a run that ended in `out` has left there.
 fn published(out: &Path) -> impl Iterator<Item = PathBuf> {
-    [UNET.folder, LORA.folder, STATE].map(|name| out.join(name)).into_iter().filter(|path| path.exists())
+    [UNET.folder, TRANSFORMER.folder, LORA.folder, STATE]
+        .map(|name| out.join(name))
+        .into_iter()
+        .filter(|path| path.exists())
 }
 
 /// Refuses weights that a run of the other kind published, which would be taken for those of this run.
 pub fn refuse_other_kind(out: &Path, lora: bool) -> Result<()> {
-    let [whole, adapters] = [UNET.folder, LORA.folder].map(|name| out.join(name).is_dir());
+    let [unet, transformer, adapters] =
+        [UNET.folder, TRANSFORMER.folder, LORA.folder].map(|name| out.join(name).is_dir());
+    let whole = unet || transformer;
     let other = if lora { whole && !adapters } else { adapters };
-    let what = if lora { "a whole UNet" } else { "adapters" };
+    let what = if lora { "a whole denoiser" } else { "adapters" };
     ensure!(!other, "{} holds {what} of another run; choose another folder with -o", out.display());
     Ok(())
 }

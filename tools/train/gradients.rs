@@ -165,15 +165,14 @@ fn accumulate(
     let (process, times) = (&method.process, &batch.times);
     let noisy = process.add_noise(&batch.latents, &batch.noise, times)?.to_dtype(execution.compute)?; // (2B, C, h, w)
     let target = process.target(&batch.latents, &batch.noise, times)?; // (2B, C, h, w)
-    let conditioning = batch.conditioning.to_dtype(execution.compute)?;
+    let conditioning = method.complete(batch.conditioning.to_dtype(execution.compute)?)?;
 
     // The same arithmetic for both, so that equal weights give equal errors to the last bit. The reference goes first, so that
     // its memory is free again when the policy's activations need it.
     let weights = method.weights(times); // 2B
     let reference = state.reference.predict(&noisy, times, &conditioning)?;
     let reference = errors(&(reference.to_dtype(DType::F32)? - &target)?, &weights)?;
-    let denoiser = &state.policy.denoiser;
-    let pass = denoiser.forward_for(execution.activations, &noisy, times, &conditioning)?;
+    let pass = state.policy.denoiser.forward_for(execution.activations, &noisy, times, &conditioning)?;
     let residual = (pass.prediction().to_dtype(DType::F32)? - &target)?; // (2B, C, h, w)
     let policy = errors(&residual, &weights)?;
     let mut pairs = losses(&policy, &reference, &batch.labels, method);
@@ -182,7 +181,7 @@ fn accumulate(
     }
 
     let seed = (seed(&residual, &pairs, &weights)? * scale)?;
-    params::accumulate(&state.policy.params, grads, || denoiser.backward(pass, &seed))?;
+    params::accumulate(&state.policy.params, grads, || pass.backward(&seed))?;
     Ok(pairs)
 }
 

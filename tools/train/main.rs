@@ -1,4 +1,4 @@
-//! train: fine-tune a Stable Diffusion UNet on preference labels with the Diffusion-DPO loss.
+//! train: fine-tune the denoiser of a diffusion model on preference labels with the Diffusion-DPO loss.
 //!
 //!   train pairs.parquet --labels labels.parquet --base sd15 -o policy --max-train-steps 1000 --refresh-every 125
 //!   train pairs.parquet --labels labels.parquet --base sd15 -o policy --resume-from-checkpoint latest
@@ -8,6 +8,7 @@ mod batches;
 mod checkpoints;
 mod data;
 mod dry_run;
+mod flow;
 mod gradients;
 mod guard;
 mod log;

@@ -3,9 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use nets::conditioning::Conditioning;
+use nets::denoiser::Config;
+use nets::folder;
 use nets::process::{ErrorOf, Process};
 use pipe::{cli::named, origin::Origin};
 
+use crate::flow::{self, FlowFlags};
 use crate::guard::Guard;
 use crate::loss::{Form, LossFlags, Objective, PairLoss};
 
@@ -24,6 +28,8 @@ pub struct MethodFlags {
     /// The timesteps at which noise is added to the pairs
     #[arg(long, default_value_t = Timesteps::Auto, value_parser = named::<Timesteps>())]
     timesteps: Timesteps,
+    #[command(flatten)]
+    flow: FlowFlags,
 }
 
 impl MethodFlags {
@@ -57,6 +63,8 @@ pub struct Method {
     pub guard: Guard,
     error: ErrorOf,
     timesteps: Timesteps,
+    /// The guidance that the denoiser is told of, if it takes one.
+    guidance: Option<f32>,
 }
 
 impl Method {
@@ -67,16 +75,39 @@ impl Method {
             Timesteps::Auto => Timesteps::All,
             named => named,
         };
+        ensure!(
+            timesteps != Timesteps::Turbo || matches!(process, Process::Ddpm(_)),
+            "--timesteps turbo is for DDPM, and the base follows a flow: --weighting-scheme says where that is trained"
+        );
         let process = if timesteps == Timesteps::Turbo { process.distilled() } else { process };
-        Ok(Self { process, objective: flags.objective()?, guard: flags.guard, error: flags.error, timesteps })
+        let process = flags.flow.apply(process, flags.error)?;
+        let guidance = flags.flow.guidance(Config::read(&folder::denoiser(base)?)?.guidance)?;
+        Ok(Self { process, objective: flags.objective()?, guard: flags.guard, error: flags.error, timesteps, guidance })
     }
 
     pub fn describe(&self, origin: Origin) -> Origin {
-        self.objective
+        let origin = self
+            .objective
             .describe(origin)
             .arg("guard", format!("{:?}", self.guard))
             .arg("error", format!("{:?}", self.error))
-            .arg("timesteps", format!("{:?}", self.timesteps))
+            .arg("timesteps", format!("{:?}", self.timesteps));
+        let origin = match &self.process {
+            Process::Flow(flow) => flow::describe(flow, origin),
+            Process::Ddpm(_) => origin,
+        };
+        match self.guidance {
+            Some(guidance) => origin.arg("guidance_scale", guidance),
+            None => origin,
+        }
+    }
+
+    /// The conditioning of a batch with all that the denoiser takes.
+    pub fn complete(&self, conditioning: Conditioning) -> Result<Conditioning> {
+        match self.guidance {
+            Some(guidance) => Ok(conditioning.with_guidance(guidance)?),
+            None => Ok(conditioning),
+        }
     }
 
     /// w(lambda_t) of each image.

@@ -8,7 +8,7 @@ use candle_core::Device;
 use nets::denoiser::{Config, Trainable};
 use nets::lora::{Adapters, LoraConfig};
 use nets::weights::{self, Weights};
-use nets::{folder, hub, single};
+use nets::{folder, hub, prompt::TEXT_ENCODERS, single};
 use pipe::cli::{Diffusion, not_negative};
 
 use crate::reference::{Reference, ReferenceFlags};
@@ -16,16 +16,17 @@ use crate::reference::{Reference, ReferenceFlags};
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Models")]
 pub struct ModelFlags {
-    /// Stable Diffusion folder, hub id or single file: text encoder, VAE, scheduler, and the UNet to start from
+    /// Folder, hub id or single file of a Stable Diffusion model, or folder or hub id of a FLUX model: text encoders, VAE, scheduler,
+    /// and the denoiser to start from
     #[arg(long, help_heading = None, alias = "pretrained-model-name-or-path", value_name = "DIR")]
     pub base: PathBuf,
     /// VAE to use instead of the base's own, such as SDXL's that works in half precision
     #[arg(long, alias = "pretrained-vae-model-name-or-path", value_name = "DIR")]
     vae: Option<PathBuf>,
-    /// Checkpoint to start from instead of the base's own UNet
+    /// Checkpoint to start from instead of the base's own denoiser
     #[arg(long, value_name = "DIR")]
     pub policy: Option<PathBuf>,
-    /// Checkpoint to compare the policy with instead of the base's own UNet
+    /// Checkpoint to compare the policy with instead of the base's own denoiser
     #[arg(long, value_name = "DIR")]
     pub reference: Option<PathBuf>,
     #[command(flatten)]
@@ -58,20 +59,20 @@ impl ModelFlags {
 
     /// The frozen networks that prepare the data: role and folder.
     pub fn frozen_networks(&self) -> Vec<(&'static str, PathBuf)> {
-        let encoders = ["text_encoder", "text_encoder_2"].map(|role| (role, self.base.join(role)));
+        let encoders = TEXT_ENCODERS.map(|role| (role, self.base.join(role)));
         [("vae", self.vae_folder())].into_iter().chain(encoders).filter(|(_, folder)| folder.is_dir()).collect()
     }
 
-    /// Side in pixels of the images that the base's UNet was made for, with `factor` pixels per latent.
-    pub fn native_side(&self, factor: usize) -> Result<usize> {
-        Ok(Config::read(&folder::denoiser(&self.base)?)?.side * factor)
+    /// The configuration of the base's denoiser.
+    pub fn denoiser(&self) -> Result<Config> {
+        Config::read(&folder::denoiser(&self.base)?)
     }
 }
 
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "LoRA")]
 pub struct LoraFlags {
-    /// Train low-rank adapters of rank R beside a frozen UNet instead of all its weights
+    /// Train low-rank adapters of rank R beside a frozen denoiser instead of all its weights
     #[arg(long, alias = "rank", value_name = "R")]
     pub lora_rank: Option<NonZeroUsize>,
     /// Scale adapters by ALPHA / R [default: R]
@@ -81,7 +82,7 @@ pub struct LoraFlags {
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "to_q,to_k,to_v,to_out.0")]
     #[arg(requires = "lora_rank")]
     lora_targets: Vec<String>,
-    /// Also write unet/, the base with the adapters added to its weights, for `sample --unet`
+    /// Also write unet/ or transformer/, the base with the adapters added to its weights, for `sample --unet`
     #[arg(long, requires = "lora_rank")]
     pub merge: bool,
 }
@@ -110,7 +111,7 @@ impl Models {
         let unet_of = |path: &Option<PathBuf>| folder::denoiser(path.as_ref().unwrap_or(&models.base));
         let (unet, other) = (unet_of(&models.policy)?, unet_of(&models.reference)?);
         let policy = Trainable::open(&unet, device)?;
-        let reference = Reference::open(&other, &policy.params, reference, device)?;
+        let reference = Reference::open(&other, &policy, reference, device)?;
         let hashes = [Weights::open(&unet)?.hash()?, Weights::open(&other)?.hash()?];
         Ok(Self { policy, reference, hashes, unet })
     }

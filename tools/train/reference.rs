@@ -6,9 +6,11 @@ use std::{collections::BTreeMap, fs, path::Path, str::FromStr};
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use nets::denoiser::{Streamed, Trainable};
-use nets::params::{self, Params};
+use nets::params;
 use nets::{conditioning::Conditioning, weights::Weights, write};
 use pipe::cli::named;
+
+use crate::state::whole;
 
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Method")]
@@ -118,9 +120,9 @@ pub enum Reference {
 
 impl Reference {
     /// Opens the denoiser in `folder` as the reference of a policy with these parameters.
-    pub fn open(folder: &Path, policy: &Params, flags: &ReferenceFlags, device: &Device) -> Result<Self> {
+    pub fn open(folder: &Path, policy: &Trainable, flags: &ReferenceFlags, device: &Device) -> Result<Self> {
         const LARGE: usize = 50_000_000; // parameters: 200 MB
-        let large = params::count(policy) >= LARGE;
+        let large = params::count(&policy.params) >= LARGE;
         let (place, moves) = (flags.reference_weights, matches!(flags.mode(), Mode::Ema(_)));
         ensure!(
             place != Place::File || !moves,
@@ -137,14 +139,15 @@ impl Reference {
         };
         // A convolution of 1x1 is the same as a matrix.
         let shape = |dims: &[usize]| (dims.iter().product::<usize>(), dims.iter().copied().take(2).collect::<Vec<_>>());
-        for (name, var) in policy {
+        for (name, var) in &policy.params {
             let same = theirs.get(name).is_some_and(|dims| shape(dims) == shape(var.dims()));
             ensure!(
                 same,
                 "policy and reference differ in architecture: tensor '{name}' has no counterpart of its shape"
             );
         }
-        let extra = theirs.keys().find(|name| !policy.contains_key(*name));
+        let extra =
+            theirs.keys().find(|name| !policy.params.contains_key(*name) && !policy.constants.contains_key(*name));
         ensure!(
             extra.is_none(),
             "policy and reference differ in architecture: the policy has no tensor '{}'",
@@ -180,11 +183,11 @@ impl Reference {
 
     /// theta_reference <- theta_reference + rate (theta - theta_reference); exactly theta at rate 1. The arithmetic is that of
     /// `refresh-ref`. A streamed reference is written to a new, nameless file in `scratch`.
-    pub fn follow(&mut self, policy: &Params, rate: f64, scratch: &Path) -> Result<()> {
+    pub fn follow(&mut self, policy: &Trainable, rate: f64, scratch: &Path) -> Result<()> {
         match self {
             Reference::Held(held) => {
                 for (name, reference) in &held.params {
-                    let theta = policy[name].as_detached_tensor();
+                    let theta = policy.params[name].as_detached_tensor();
                     if rate == 1.0 {
                         reference.set(&theta)?;
                     } else {
@@ -198,7 +201,7 @@ impl Reference {
                 // Several processes, on several hosts, may share the folder.
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
                 let file = scratch.join(format!("reference-{}-{now}.safetensors", std::process::id()));
-                let theta = policy.iter().map(|(n, v)| (n.clone(), v.as_detached_tensor())).collect();
+                let theta = whole(policy);
                 write::tensors(&file, &theta, Default::default())?;
                 streamed.read_from(Weights::open(&file)?, "");
                 // The file stays open. Without a name it is gone when the run ends, however it ends.

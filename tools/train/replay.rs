@@ -89,13 +89,27 @@ impl Replay {
         ensure!(theirs == ours, "{}: step {i} has latents of {theirs} channels, step 0 of {ours}", self.name);
         let times = times.into_iter().map(|t| process.check_time(t)).collect::<Result<Vec<f32>>>();
         let conditioning = self.conditioning.to_device(device)?;
+        let conditioning = Conditioning::cat(&[&conditioning, &conditioning])?.with_sizes(self.sizes(i, &latents)?);
         Ok(Batch {
-            conditioning: Conditioning::cat(&[&conditioning, &conditioning])?.with_sizes(self.sizes(i, &latents)?),
+            conditioning: Conditioning { guidance: self.guidance(i, 2 * pairs)?, ..conditioning },
             latents: latents.to_device(device)?,
             noise: noise.to_device(device)?,
             times: times.with_context(|| format!("{}: step {i}", self.name))?,
             labels: vec![Label { target: 1.0, weight: 1.0 }; pairs],
         })
+    }
+
+    /// `<i>.guidance` of FLUX, one for each image; where it is missing, that of the run.
+    fn guidance(&self, i: u64, images: usize) -> Result<Vec<f32>> {
+        let key = format!("{i}.guidance");
+        let Some(given) = self.tensors.get(&key) else { return Ok(vec![]) };
+        ensure!(
+            given.dims() == [images],
+            "{}: '{key}' has shape {:?}; expected one number for each of {images} images",
+            self.name,
+            given.dims()
+        );
+        Ok(given.to_dtype(DType::F32)?.to_vec1()?)
     }
 
     /// `<i>.time_ids`; where they are missing, those of whole images of the latents' size.

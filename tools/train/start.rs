@@ -112,6 +112,7 @@ impl Setup {
             lora,
             losses: LossHistory::default(),
             skipped: 0,
+            part: policy.denoiser.config.part.into(),
         };
         Ok((State { policy, reference, optimizer, counters }, hashes, unet))
     }

@@ -1,9 +1,11 @@
 //! The state of a run: everything that changes from step to step.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use nets::lora::{self, Adapter, LoraConfig};
-use nets::{denoiser::Trainable, optim::Optimizer, params::Params, weights::Weights};
+use nets::{denoiser::Trainable, folder, optim::Optimizer, params::Params, weights::Weights};
 use pipe::id::{hex, sha256};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +40,17 @@ pub struct Counters {
     /// Steps whose pairs were skipped after a spike.
     #[serde(default)]
     pub skipped: u64,
+    /// The folder in which diffusers has such a denoiser.
+    #[serde(default = "unet", skip_serializing_if = "is_unet")]
+    pub part: String,
+}
+
+fn unet() -> String {
+    folder::DENOISER.into()
+}
+
+fn is_unet(part: &String) -> bool {
+    part == folder::DENOISER
 }
 
 /// In `Counters::reference`: the reference has moved since the start.
@@ -55,7 +68,7 @@ pub struct Drift {
 impl State {
     /// Moves the reference by `rate` of the way to the policy. See [`Reference::follow`] for `scratch`.
     pub fn move_reference(&mut self, rate: f64, scratch: &std::path::Path) -> Result<()> {
-        self.reference.follow(&self.policy.params, rate, scratch)?;
+        self.reference.follow(&self.policy, rate, scratch)?;
         self.counters.reference = REFRESHED.into();
         Ok(())
     }
@@ -130,6 +143,11 @@ impl State {
         }
         Ok((sum / n as f64).sqrt())
     }
+}
+
+/// Everything that the weight file of a whole denoiser holds, without history.
+pub fn whole(policy: &Trainable) -> BTreeMap<String, Tensor> {
+    detached(&policy.params).chain(policy.constants.clone()).collect()
 }
 
 /// Tensors without history, by name.

@@ -1,4 +1,4 @@
-//! What a denoiser is conditioned on: the states of the prompt's tokens and, in SDXL, pooled text and sizes.
+//! What a denoiser is conditioned on: the states of the prompt's tokens, in SDXL and the transformers pooled text, and numbers.
 
 use std::str::FromStr;
 
@@ -8,10 +8,12 @@ use candle_core::{D, DType, Device, Result as Candle, Tensor};
 #[derive(Clone, Debug)]
 pub struct Conditioning {
     pub states: Tensor,
-    /// SDXL: the pooled and projected state of the second text encoder, (B, P); `None` in Stable Diffusion 1 and 2.
+    /// The pooled state of the text, (B, P); `None` in Stable Diffusion 1 and 2.
     pub pooled: Option<Tensor>,
     /// SDXL: sizes and crop of each image. B of them, or none while they are not known; other models ignore them.
     pub sizes: Vec<TimeIds>,
+    /// FLUX.1 [dev]: the weight of guidance of each image. B of them, or none while they are not known; other models ignore them.
+    pub guidance: Vec<f32>,
 }
 
 /// Widths of the conditioning, which text encoders and denoiser must agree on.
@@ -24,8 +26,20 @@ pub struct Widths {
 }
 
 impl Conditioning {
+    /// That of text alone, without numbers.
+    pub fn of_text(states: Tensor, pooled: Option<Tensor>) -> Self {
+        Self { states, pooled, sizes: vec![], guidance: vec![] }
+    }
+
     pub fn with_sizes(self, sizes: Vec<TimeIds>) -> Self {
         Self { sizes, ..self }
+    }
+
+    /// With this weight of guidance for every image, unless they have weights of their own.
+    pub fn with_guidance(self, weight: f32) -> Candle<Self> {
+        let images = self.states.dim(0)?;
+        let guidance = if self.guidance.is_empty() { vec![weight; images] } else { self.guidance };
+        Ok(Self { guidance, ..self })
     }
 
     pub fn widths(&self) -> Candle<Widths> {
@@ -41,6 +55,7 @@ impl Conditioning {
             states: Tensor::cat(&states, 0)?,
             pooled: pooled.filter(|p| !p.is_empty()).map(|pooled| Tensor::cat(&pooled, 0)).transpose()?,
             sizes: all.iter().flat_map(|c| &c.sizes).copied().collect(),
+            guidance: all.iter().flat_map(|c| &c.guidance).copied().collect(),
         })
     }
 
@@ -48,7 +63,8 @@ impl Conditioning {
     pub fn repeat(&self, n: usize) -> Candle<Self> {
         let sizes = self.sizes.first().map_or(vec![], |first| vec![*first; n]);
         let repeat = |x: &Tensor| x.narrow(0, 0, 1)?.repeat([&[n], &vec![1; x.rank() - 1][..]].concat());
-        Ok(self.map(repeat)?.with_sizes(sizes))
+        let guidance = self.guidance.first().map_or(vec![], |first| vec![*first; n]);
+        Ok(Self { sizes, guidance, ..self.map(repeat)? })
     }
 
     pub fn to_device(&self, device: &Device) -> Candle<Self> {
@@ -66,7 +82,7 @@ impl Conditioning {
 
     fn map(&self, f: impl Fn(&Tensor) -> Candle<Tensor>) -> Candle<Self> {
         let pooled = self.pooled.as_ref().map(&f).transpose()?;
-        Ok(Self { states: f(&self.states)?, pooled, sizes: self.sizes.clone() })
+        Ok(Self { states: f(&self.states)?, pooled, sizes: self.sizes.clone(), guidance: self.guidance.clone() })
     }
 }
 

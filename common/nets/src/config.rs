@@ -98,6 +98,11 @@ fn whole(value: &Value) -> Option<u64> {
     value.as_u64().or_else(float)
 }
 
+/// The class of diffusers that a configuration is for, where it says so.
+pub fn class(file: &Path) -> Result<Option<String>> {
+    Ok(json::read::<Value>(file)?["_class_name"].as_str().map(str::to_owned))
+}
+
 /// Reads a configuration into `T`, whose keys and types `rules` list. Missing keys take `T`'s defaults.
 pub fn read<T: DeserializeOwned>(file: &Path, rules: &[Rules]) -> Result<T> {
     let Value::Object(keys) = json::read(file)? else {

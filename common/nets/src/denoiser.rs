@@ -1,15 +1,17 @@
 //! The network that predicts the noise in noisy latents, whichever architecture a checkpoint has.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Device, Tensor};
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
 use ops::accumulate_store;
 
 use crate::conditioning::{Conditioning, Widths};
 use crate::lora::{self, LoraConfig, kohya::Naming};
+use crate::mmdit::{self, MMDiT, MMDiTConfig};
 use crate::unet::{self, UNet, UNetConfig};
-use crate::{loader::Loader, params::Params, weights::Weights};
+use crate::{config as configs, loader::Loader, params::Params, weights::Weights};
 
 /// What a denoiser's `config.json` says.
 #[derive(Clone, Debug)]
@@ -18,25 +20,74 @@ pub struct Config {
     pub channels: [usize; 2],
     /// Side of the latents that it was made for.
     pub side: usize,
+    /// Sides of latents are multiples of this.
+    pub multiple: usize,
     /// The conditioning that it was trained with.
     pub widths: Widths,
+    pub guidance: Guided,
+    /// Its folder in a model folder, which begins the names of its adapters too.
+    pub part: &'static str,
     architecture: Architecture,
+}
+
+/// How the weight of the prompt enters, and the weight that diffusers' pipeline takes by default.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Guided {
+    /// Away from the prediction for the negative prompt: classifier-free guidance.
+    ByNegative(f64),
+    /// As an input of the network.
+    AsInput(f64),
+    /// Not at all: a model that was distilled to a few steps.
+    Never,
 }
 
 #[derive(Clone, Debug)]
 enum Architecture {
     UNet(Box<UNetConfig>),
+    MMDiT(Box<MMDiTConfig>),
 }
 
 impl Config {
     pub fn read(folder: &Path) -> Result<Self> {
-        let unet = unet::read_config(&folder.join("config.json"))?;
-        Ok(Self {
+        let file = folder.join("config.json");
+        match configs::class(&file)?.as_deref() {
+            None | Some("UNet2DConditionModel") => Ok(Self::of_unet(unet::read_config(&file)?)),
+            Some(class @ (mmdit::SD3 | mmdit::FLUX)) => Ok(Self::of_transformer(MMDiTConfig::read(&file, class)?)),
+            Some(other) => bail!(
+                "{}: a denoiser of the class {other} is not supported; expected UNet2DConditionModel, {} or {}",
+                file.display(),
+                mmdit::SD3,
+                mmdit::FLUX
+            ),
+        }
+    }
+
+    fn of_unet(unet: UNetConfig) -> Self {
+        Self {
             channels: [unet.in_channels, unet.out_channels],
             side: unet.sample_size,
+            multiple: 1,
             widths: unet.widths(),
+            guidance: Guided::ByNegative(7.5),
+            part: "unet",
             architecture: Architecture::UNet(Box::new(unet)),
-        })
+        }
+    }
+
+    fn of_transformer(c: MMDiTConfig) -> Self {
+        Self {
+            channels: c.channels,
+            side: c.side,
+            multiple: mmdit::PATCH,
+            widths: c.widths,
+            guidance: match (c.is_flux(), c.guidance) {
+                (false, _) => Guided::ByNegative(7.0),
+                (true, true) => Guided::AsInput(3.5),
+                (true, false) => Guided::Never,
+            },
+            part: "transformer",
+            architecture: Architecture::MMDiT(Box::new(c)),
+        }
     }
 
     /// Refuses text encoders that make other states than the denoiser was trained with.
@@ -52,25 +103,62 @@ impl Config {
         Ok(())
     }
 
-    pub fn kohya_naming(&self) -> Naming {
-        let Architecture::UNet(unet) = &self.architecture;
-        unet.kohya_naming()
+    /// The names of its adapters in kohya's files, if they have names there that differ in spelling only.
+    pub fn kohya_naming(&self) -> Option<Naming> {
+        match &self.architecture {
+            Architecture::UNet(unet) => Some(unet.kohya_naming()),
+            Architecture::MMDiT(_) => None,
+        }
+    }
+
+    fn load(&self, p: Loader) -> Result<Box<dyn Network>> {
+        Ok(match self.architecture.clone() {
+            Architecture::UNet(unet) => Box::new(UNet::load(p, *unet)?),
+            Architecture::MMDiT(transformer) => Box::new(MMDiT::load(p, *transformer)?),
+        })
+    }
+}
+
+/// An architecture. [`Denoiser`] says what the methods do.
+pub(crate) trait Network: Send + Sync {
+    fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor>;
+
+    fn forward_in_pieces<'a>(&'a self, x: &'a Tensor, t: &'a [f32], conditioning: &'a Conditioning)
+    -> Result<Pass<'a>>;
+}
+
+impl Network for UNet {
+    fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
+        self.forward(x, t, conditioning)
+    }
+
+    fn forward_in_pieces<'a>(&'a self, x: &'a Tensor, t: &'a [f32], c: &'a Conditioning) -> Result<Pass<'a>> {
+        let (prediction, trace) = UNet::forward_in_pieces(self, x, t, c)?;
+        Ok(Pass::new(prediction, move |gy: &Tensor| self.backward_in_pieces(trace, gy)))
+    }
+}
+
+impl Network for MMDiT {
+    fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
+        self.forward(x, t, conditioning)
+    }
+
+    fn forward_in_pieces<'a>(&'a self, x: &'a Tensor, t: &'a [f32], c: &'a Conditioning) -> Result<Pass<'a>> {
+        MMDiT::forward_in_pieces(self, x, t, c)
     }
 }
 
 pub struct Denoiser {
     pub config: Config,
-    network: Network,
-}
-
-enum Network {
-    UNet(Box<UNet>),
+    network: Box<dyn Network>,
 }
 
 /// A denoiser some of whose tensors are variables.
 pub struct Trainable {
     pub denoiser: Denoiser,
     pub params: Params,
+    /// What belongs to its weights and is never trained: the table of positions of Stable Diffusion 3.
+    pub constants: BTreeMap<String, Tensor>,
 }
 
 /// What becomes of a forward pass's activations until the backward pass.
@@ -82,21 +170,39 @@ pub enum Activations {
     Recomputed,
 }
 
+/// From the gradient by the prediction back to the parameters.
+type Backward<'a> = Box<dyn FnOnce(&Tensor) -> Result<()> + 'a>;
+
 /// A forward pass that a backward pass can follow.
 pub struct Pass<'a> {
     prediction: Tensor,
-    trace: Option<Trace<'a>>,
+    backward: Backward<'a>,
 }
 
-enum Trace<'a> {
-    UNet(unet::Trace<'a>),
-}
+impl<'a> Pass<'a> {
+    pub(crate) fn new(prediction: Tensor, backward: impl FnOnce(&Tensor) -> Result<()> + 'a) -> Self {
+        Self { prediction, backward: Box::new(backward) }
+    }
 
-impl Pass<'_> {
     /// The prediction (B, C, h, w), without history.
     pub fn prediction(&self) -> Tensor {
         self.prediction.detach()
     }
+
+    /// Carries `gy` (B, C, h, w), the gradient by the prediction, back to the parameters: inside
+    /// [`crate::params::accumulate`], which knows the parameters and adds up their gradients.
+    pub fn backward(self, gy: &Tensor) -> Result<()> {
+        (self.backward)(gy)
+    }
+}
+
+/// The backward pass from `y`, whose gradient is `gy`.
+pub(crate) fn backward_from(y: &Tensor, gy: &Tensor) -> Result<GradStore> {
+    Ok((y * gy.to_dtype(y.dtype())?)?.sum_all()?.backward()?)
+}
+
+pub(crate) fn gradient(store: &mut GradStore, var: &Var) -> Result<Tensor> {
+    Ok(store.remove(var).context("a piece of the network passes no gradient on")?.detach())
 }
 
 impl Denoiser {
@@ -108,45 +214,30 @@ impl Denoiser {
 
     fn load(folder: &Path, p: Loader) -> Result<Self> {
         let config = Config::read(folder)?;
-        let network = match &config.architecture {
-            Architecture::UNet(unet) => UNet::load(p.clone(), *unet.clone()).map(|unet| Network::UNet(Box::new(unet))),
-        };
-        let network = network.and_then(|network| p.refuse_others().map(|()| network));
+        let network = config.load(p.clone()).and_then(|network| p.refuse_others().map(|()| network));
         let network = network.with_context(|| format!("{} does not fit its config.json", folder.display()))?;
         Ok(Self { config, network })
     }
 
     /// Predicts from the noisy latents `x` (B, C, h, w) at the times `t` (B), in the dtype of `x` -> (B, C, h, w).
     pub fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
-        let Network::UNet(unet) = &self.network;
-        unet.forward(x, t, conditioning)
+        self.network.predict(x, t, conditioning)
     }
 
-    /// [`Denoiser::predict`], with what [`Denoiser::backward`] needs.
+    /// [`Denoiser::predict`], with what [`Pass::backward`] needs.
     pub fn forward_for<'a>(
-        &self,
+        &'a self,
         activations: Activations,
         x: &'a Tensor,
         t: &'a [f32],
         conditioning: &'a Conditioning,
     ) -> Result<Pass<'a>> {
-        let Network::UNet(unet) = &self.network;
-        Ok(match activations {
-            Activations::Kept => Pass { prediction: self.predict(x, t, conditioning)?, trace: None },
-            Activations::Recomputed => {
-                let (prediction, trace) = unet.forward_in_pieces(x, t, conditioning)?;
-                Pass { prediction, trace: Some(Trace::UNet(trace)) }
+        match activations {
+            Activations::Recomputed => self.network.forward_in_pieces(x, t, conditioning),
+            Activations::Kept => {
+                let y = self.predict(x, t, conditioning)?;
+                Ok(Pass::new(y.clone(), move |gy: &Tensor| Ok(accumulate_store(backward_from(&y, gy)?)?)))
             }
-        })
-    }
-
-    /// Carries `gy` (B, C, h, w), the gradient by the prediction, back to the parameters: inside
-    /// [`crate::params::accumulate`], which knows the parameters and adds up their gradients.
-    pub fn backward(&self, pass: Pass, gy: &Tensor) -> Result<()> {
-        let Network::UNet(unet) = &self.network;
-        match pass.trace {
-            None => Ok(accumulate_store(unet::backward_from(&pass.prediction, gy)?)?),
-            Some(Trace::UNet(trace)) => unet.backward_in_pieces(trace, gy),
         }
     }
 }
@@ -182,7 +273,7 @@ impl Trainable {
 
     fn load(folder: &Path, p: Loader) -> Result<Self> {
         let denoiser = Denoiser::load(folder, p.clone())?;
-        Ok(Self { denoiser, params: p.params() })
+        Ok(Self { denoiser, params: p.params(), constants: p.constants() })
     }
 }
 
@@ -218,8 +309,10 @@ impl Streamed {
     }
 
     pub fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
-        let Architecture::UNet(unet) = &self.config.architecture;
-        unet::forward_streamed(&self.loader(), unet, x, t, conditioning)
+        match &self.config.architecture {
+            Architecture::UNet(config) => unet::forward_streamed(&self.loader(), config, x, t, conditioning),
+            Architecture::MMDiT(config) => mmdit::forward_streamed(&self.loader(), config, x, t, conditioning),
+        }
     }
 
     fn loader(&self) -> Loader<'_> {

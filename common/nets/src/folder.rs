@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::json;
+use crate::{config, json};
 
 pub const DIFFUSERS_WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 
@@ -133,28 +133,44 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>> {
 
 pub const DENOISER: &str = "unet";
 
+/// The denoiser of Stable Diffusion 3 and FLUX.
+pub const TRANSFORMER: &str = "transformer";
+
+/// What the denoiser's own folder is called in a model folder.
+pub const DENOISERS: [&str; 2] = [DENOISER, TRANSFORMER];
+
+/// The class of a model folder's transformer, if it has one.
+pub fn transformer_class(base: &Path) -> Result<Option<String>> {
+    let file = base.join(TRANSFORMER).join("config.json");
+    if file.is_file() { config::class(&file) } else { Ok(None) }
+}
+
 /// The denoiser's own folder, given a checkpoint folder, a model folder, that folder itself, or its weight file.
 pub fn denoiser(path: &Path) -> Result<PathBuf> {
     let beside = path
         .parent()
         .filter(|folder| path.is_file() && weight_files(folder).is_ok_and(|files| files.contains(&path.to_owned())));
-    for folder in [Some(path.join(DENOISER)), Some(path.to_owned()), beside.map(Path::to_owned)].into_iter().flatten() {
+    let inside = DENOISERS.map(|part| Some(path.join(part)));
+    for folder in inside.into_iter().chain([Some(path.to_owned()), beside.map(Path::to_owned)]).flatten() {
         if folder.join("config.json").is_file() {
             return Ok(folder);
         }
     }
     ensure!(
         path.exists(),
-        "{} does not exist; expected a checkpoint folder with {DENOISER}/config.json",
+        "{} does not exist; expected a checkpoint folder with {DENOISER}/config.json or {TRANSFORMER}/config.json",
         path.display()
     );
     ensure!(
         adapters(path).is_none(),
-        "{} holds adapters but not a whole UNet; `train` can also write one with the adapters merged",
+        "{} holds adapters but not a whole denoiser; `train` can also write one with the adapters merged",
         path.display()
     );
     model(path)?;
-    bail!("{} holds no {DENOISER}/config.json, so it is not a checkpoint folder", path.display())
+    bail!(
+        "{} holds no {DENOISER}/config.json and no {TRANSFORMER}/config.json, so it is not a checkpoint folder",
+        path.display()
+    )
 }
 
 /// Refuses a file: that of a whole model has become a folder before ([`crate::single::folder`]).

@@ -28,6 +28,13 @@ impl Linear {
         Self::with(p, &[out, inner, 1, 1], true)
     }
 
+    /// Loads a convolution whose kernel and stride are `side`, for patches of which each is one row (C, side, side). The tensor
+    /// keeps its four dimensions.
+    pub fn load_patches(p: Loader, channels: usize, side: usize, out: usize) -> Result<Self> {
+        p.refuse_adapter()?;
+        Self::with(p, &[out, channels, side, side], true)
+    }
+
     fn with(p: Loader, weight: &[usize], bias: bool) -> Result<Self> {
         Ok(Self {
             weight: p.get("weight", weight)?,
@@ -104,6 +111,23 @@ impl LayerNorm {
     /// x (.., width)
     pub fn forward(&self, x: &Tensor) -> Candle<Tensor> {
         ops::layer_norm(x, &self.weight, &self.bias, self.eps)
+    }
+}
+
+/// Division by the root mean square over the last dimension.
+pub struct RmsNorm {
+    weight: Tensor, // (width)
+    eps: f64,
+}
+
+impl RmsNorm {
+    pub fn load(p: Loader, width: usize, eps: f64) -> Result<Self> {
+        Ok(Self { weight: p.get("weight", &[width])?, eps })
+    }
+
+    /// x (.., width)
+    pub fn forward(&self, x: &Tensor) -> Candle<Tensor> {
+        ops::rms_norm(x, &self.weight, self.eps)
     }
 }
 

@@ -1,5 +1,5 @@
-//! Networks on candle that can be trained: Stable Diffusion's UNet, VAE and text encoder, CLIP's two towers, noise
-//! schedules and samplers, optimisers, checkpoints, scorers.
+//! Networks on candle that can be trained: Stable Diffusion's UNet, the transformers of Stable Diffusion 3 and FLUX, VAE and text
+//! encoders, CLIP's two towers, noise schedules and samplers, optimisers, checkpoints, scorers.
 //!
 //! What opens a file fails where that is missing, damaged or does not fit the others, and says which and why. What takes tensors
 //! fails where shapes, types or devices do not fit.
@@ -18,6 +18,7 @@ pub mod json;
 pub mod layers;
 pub mod loader;
 pub mod lora;
+pub mod mmdit;
 pub mod modelspec;
 pub mod optim;
 pub mod params;
@@ -27,6 +28,7 @@ pub mod prompt;
 pub mod sampler;
 pub mod scorer;
 pub mod single;
+pub mod t5;
 pub mod text;
 pub mod text_classifier;
 pub mod tokenizer;

@@ -18,6 +18,8 @@ pub struct Loader<'a> {
     dtype: DType,
     trained: Trained,
     params: Rc<RefCell<Params>>,
+    /// What belongs to the network and is never trained, by name.
+    constants: Rc<RefCell<BTreeMap<String, Tensor>>>,
     /// Frozen tensors that were handed out before, for networks that share them.
     shared: Option<Rc<RefCell<BTreeMap<String, Tensor>>>>,
     /// The names that were asked for.
@@ -44,6 +46,7 @@ impl<'a> Loader<'a> {
             dtype,
             trained: Trained::Nothing,
             params: Default::default(),
+            constants: Default::default(),
             shared: None,
             asked: Default::default(),
             detached: false,
@@ -110,6 +113,14 @@ impl<'a> Loader<'a> {
         Ok(tensor)
     }
 
+    /// A tensor that is never trained, such as a table of positions.
+    pub fn constant(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let frozen = Self { trained: Trained::Nothing, ..self.clone() };
+        let tensor = frozen.get(name, shape)?;
+        self.constants.borrow_mut().insert(self.path(name), tensor.clone());
+        Ok(tensor)
+    }
+
     /// The adapter of the linear layer at this path, if it has one. `weight` is the shape of the layer's weight.
     pub fn adapter(&self, weight: &[usize]) -> Result<Option<Adapter>> {
         let Trained::Adapters(config, seed) = &self.trained else { return Ok(None) };
@@ -155,5 +166,9 @@ impl<'a> Loader<'a> {
 
     pub fn params(&self) -> Params {
         self.params.borrow().clone()
+    }
+
+    pub fn constants(&self) -> BTreeMap<String, Tensor> {
+        self.constants.borrow().clone()
     }
 }

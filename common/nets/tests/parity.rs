@@ -90,7 +90,7 @@ fn unets() {
             let pooled = want.get("text_embeds").or(want.get("pooled")).cloned();
             let ids = want.get(&format!("{case}.time_ids")).or(want.get("time_ids")).map(|ids| ids.to_vec2().unwrap());
             let sizes = ids.unwrap_or_default().into_iter().map(|row: Vec<f32>| TimeIds(row.try_into().unwrap()));
-            let conditioning = Conditioning { states: want["context"].clone(), pooled, sizes: sizes.collect() };
+            let conditioning = Conditioning::of_text(want["context"].clone(), pooled).with_sizes(sizes.collect());
             let got = unet.predict(&at("sample"), &t, &conditioning).unwrap();
             close(&got, &at("out"), 5e-5, &format!("{model} case {case}"));
         }

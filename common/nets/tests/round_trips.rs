@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt::Debug, fs::File, io::Write, path::Path};
 use candle_core::{DType, Device, Tensor};
 use nets::{
     image::Antialias,
-    lora::{self, Adapter, Adapters, LoraConfig, kohya::Naming},
+    lora::{self, Adapter, Adapters, LoraConfig},
     optim::LrSchedule,
     process::{ErrorOf, Spacing},
     sampler::Scheduler,
@@ -203,7 +203,7 @@ proptest! {
     #[test]
     fn adapters_are_read_as_they_were_written(
         modules in btree_map("[a-z]{1,4}(\\.[a-z0-9]{1,3}){0,2}", (1..5usize, 1..5usize), 1..4),
-        rank in 1..3usize, alpha in 0.0f64..1e3, targets in vec("[a-z_]{1,6}", 1..3), seed: u64,
+        rank in 1..3usize, alpha in 0.0f64..1e3, targets in vec("[a-z_]{1,6}", 1..3), seed: u64, transformer: bool,
     ) {
         let dir = tempfile::tempdir().unwrap();
         let config = LoraConfig { rank, alpha, targets };
@@ -213,7 +213,11 @@ proptest! {
             let (first, second) = Adapter::initial(module, &[rank.max(*out), rank.max(*inner)], rank, seed, &Device::Cpu).unwrap();
             tensors.extend([(a, first.as_tensor().clone()), (b, second.as_tensor().clone())]);
         }
-        lora::write(dir.path(), &config, Naming::Diffusers, &tensors, &BTreeMap::new(), &Origin::new("test")).unwrap();
+        let of = if transformer { "flow/sd3/transformer" } else { "oracle/base/unet" };
+        let denoiser = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(of);
+        let denoiser = nets::denoiser::Config::read(&denoiser).unwrap();
+        lora::write(dir.path(), &config, &denoiser, &tensors, &BTreeMap::new(), &Origin::new("test")).unwrap();
+        prop_assert_eq!(dir.path().join("kohya.safetensors").exists(), !transformer);
         let read = Adapters::open(&dir.path().join("pytorch_lora_weights.safetensors")).unwrap();
         prop_assert_eq!((read.config.rank, read.config.alpha, &read.config.targets), (rank, alpha, &config.targets));
         prop_assert!(read.tensors.keys().eq(tensors.keys()));

@@ -21,6 +21,11 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     apply1(Pointwise::Gelu, x)
 }
 
+/// The approximation of GELU by tanh, of any shape: T5's and the diffusion transformers'.
+pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+    apply1(Pointwise::GeluTanh, x)
+}
+
 /// x sigmoid(1.702 x), of any shape: OpenAI CLIP's approximation of GELU.
 pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
     apply1(Pointwise::QuickGelu, x)
@@ -38,6 +43,7 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
 enum Pointwise {
     Silu,
     Gelu,
+    GeluTanh,
     QuickGelu,
 }
 
@@ -46,6 +52,7 @@ fn forward(op: Pointwise, y: &mut [f32], x: &[f32]) {
     match op {
         Pointwise::Silu => y.iter_mut().zip(x).for_each(|(y, &x)| *y = math::silu(x)),
         Pointwise::Gelu => y.iter_mut().zip(x).for_each(|(y, &x)| *y = math::gelu(x)),
+        Pointwise::GeluTanh => y.iter_mut().zip(x).for_each(|(y, &x)| *y = math::gelu_tanh(x)),
         Pointwise::QuickGelu => y.iter_mut().zip(x).for_each(|(y, &x)| *y = math::quick_gelu(x)),
     }
 }
@@ -56,6 +63,7 @@ fn backward(op: Pointwise, gx: &mut [f32], x: &[f32], gy: &[f32]) {
     match op {
         Pointwise::Silu => all.for_each(|(gx, (&x, &gy))| *gx = gy * math::silu_grad(x)),
         Pointwise::Gelu => all.for_each(|(gx, (&x, &gy))| *gx = gy * math::gelu_grad(x)),
+        Pointwise::GeluTanh => all.for_each(|(gx, (&x, &gy))| *gx = gy * math::gelu_tanh_grad(x)),
         Pointwise::QuickGelu => all.for_each(|(gx, (&x, &gy))| *gx = gy * math::quick_gelu_grad(x)),
     }
 }
@@ -83,6 +91,7 @@ impl Kernel<1> for Pointwise {
         match self {
             Pointwise::Silu => x.silu(),
             Pointwise::Gelu => x.gelu_erf(),
+            Pointwise::GeluTanh => x.gelu(),
             // sigmoid(z) = (1 + tanh(z / 2)) / 2, which candle can differentiate.
             Pointwise::QuickGelu => x * x.affine(0.851, 0.0)?.tanh()?.affine(0.5, 0.5)?,
         }
@@ -171,7 +180,7 @@ mod tests {
     fn activations_equal_candles() {
         let x = var(&[5, 33], 1);
         let wide = (x.as_tensor() * 4.0).unwrap();
-        for activation in [Pointwise::Silu, Pointwise::Gelu, Pointwise::QuickGelu] {
+        for activation in [Pointwise::Silu, Pointwise::Gelu, Pointwise::GeluTanh, Pointwise::QuickGelu] {
             same(&[&x], &apply1(activation, &wide).unwrap(), &activation.composed([&wide]).unwrap());
         }
     }

@@ -20,6 +20,7 @@ mod conv;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod frozen;
+mod gate;
 mod kernel;
 mod linear;
 mod math;
@@ -29,6 +30,7 @@ pub mod nccl;
 mod norm;
 mod pool;
 mod precomputed;
+mod rotary;
 mod shape;
 #[cfg(test)]
 mod tests;
@@ -36,15 +38,17 @@ mod values;
 mod winograd;
 
 pub use accumulate::{Sums, accumulate, accumulate_store};
-pub use activation::{geglu, gelu, quick_gelu, silu};
+pub use activation::{geglu, gelu, gelu_tanh, quick_gelu, silu};
 pub use adamw::{AdamWStep, rounding_seed};
 pub use arithmetic::{add_to, map_in_place, scale, sum_of_squares, sums_of_squares};
 pub use attention::{Mask, attention};
 pub use conv::conv2d;
 pub use frozen::{freeze, linear_frozen};
+pub use gate::add_gated;
 pub use linear::linear;
-pub use norm::{Activation, group_norm, layer_norm};
+pub use norm::{Activation, group_norm, layer_norm, modulated_layer_norm, rms_norm};
 pub use pool::Pool;
+pub use rotary::rotate;
 pub use shape::{from_tokens, pad_bottom_right, to_tokens, upsample_nearest};
 pub use values::{with_values, write};
 

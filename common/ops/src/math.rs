@@ -71,6 +71,22 @@ pub fn gelu_grad(x: f32) -> f32 {
     0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * INV_SQRT_TAU * exp(-0.5 * x * x)
 }
 
+/// x (1 + tanh u) / 2 = x sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3).
+#[inline(always)]
+pub fn gelu_tanh(x: f32) -> f32 {
+    x * sigmoid(TWO_ROOTS * (x + CUBIC * x * x * x))
+}
+
+#[inline(always)]
+pub fn gelu_tanh_grad(x: f32) -> f32 {
+    let s = sigmoid(TWO_ROOTS * (x + CUBIC * x * x * x));
+    s + x * s * (1.0 - s) * TWO_ROOTS * (1.0 + 3.0 * CUBIC * x * x)
+}
+
+/// 2 sqrt(2 / pi)
+const TWO_ROOTS: f32 = 1.595_769;
+const CUBIC: f32 = 0.044_715;
+
 #[inline(always)]
 pub fn quick_gelu(x: f32) -> f32 {
     x * sigmoid(1.702 * x)

@@ -1,4 +1,4 @@
-//! Group norm, with SiLU behind it or not, and layer norm.
+//! Group norm, with SiLU behind it or not, layer norm, with a scale and a shift for each image or for all, and RMS norm.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 #[cfg(feature = "cuda")]
 use super::cuda::{self, launch};
 use super::kernel::{Gradient, Kernel, Operand, apply3};
-use super::{math, matrix::Shared};
+use super::math;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -42,6 +42,31 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
         bail!("layer_norm: input {:?} does not fit a weight of {:?}", x.shape(), weight.shape())
     }
     in_f32(LayerNorm { eps: eps as f32 }, [x, weight, bias])
+}
+
+/// `x` (B, N, C), normalised over C, times 1 + `scale` (B, C) plus `shift` (B, C): the layer norm of a diffusion transformer, which
+/// the time modulates. In f32; the result has the type of `x`.
+pub fn modulated_layer_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f64) -> Result<Tensor> {
+    let (b, _, width) = x.dims3()?;
+    if scale.dims() != [b, width] || shift.dims() != [b, width] {
+        bail!("modulated_layer_norm: input {:?} does not fit a scale of {:?}", x.shape(), scale.shape())
+    }
+    let weight = (scale + 1.0)?;
+    if x.device().is_cpu() {
+        return in_f32(LayerNorm { eps: eps as f32 }, [x, &weight, shift]);
+    }
+    // A GPU's kernel has one scale for all rows.
+    let image = |i: usize| layer_norm(&x.get(i)?, &weight.get(i)?, &shift.get(i)?, eps);
+    Tensor::stack(&(0..b).map(image).collect::<Result<Vec<_>>>()?, 0)
+}
+
+/// `x` (..., C), divided by its root mean square over C, times `weight` (C). In f32; the result has the type of `x`.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    if weight.dims() != [x.dim(D::Minus1)?] {
+        bail!("rms_norm: input {:?} does not fit a weight of {:?}", x.shape(), weight.shape())
+    }
+    let none = Tensor::zeros(0, DType::F32, x.device())?; // the kernel has two operands
+    in_f32(RmsNorm { eps: eps as f32 }, [x, weight, &none])
 }
 
 fn in_f32(kernel: impl Kernel<3>, [x, weight, bias]: [&Tensor; 3]) -> Result<Tensor> {
@@ -231,8 +256,17 @@ impl Kernel<3> for GroupNorm {
     }
 }
 
+/// Its weight and bias are (C), or (B, C): those of each image.
 struct LayerNorm {
     eps: f32,
+}
+
+impl LayerNorm {
+    /// C, and the numbers of `x` that share one weight.
+    fn sizes(x: Operand, w: Operand) -> (usize, usize) {
+        let images = if w.dims.len() == 2 { w.dims[0] } else { 1 };
+        ((w.values.len() / images.max(1)).max(1), (x.values.len() / images.max(1)).max(1))
+    }
 }
 
 /// Rows that one task handles. Their gradients of the weight form one partial sum.
@@ -272,42 +306,54 @@ impl Kernel<3> for LayerNorm {
     const CUDA: &'static [DType] = &[DType::F32];
 
     fn forward(&self, [x, w, b]: [Operand; 3]) -> Vec<f32> {
-        let width = w.values.len();
+        let (width, size) = Self::sizes(x, w);
         let mut y = vec![0f32; x.values.len()];
-        y.par_chunks_mut(ROWS * width).zip(x.values.par_chunks(ROWS * width)).for_each(|(y, x)| {
-            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                let (mean, rstd) = moments(x, self.eps);
-                layer_norm_row(y, x, w.values, b.values, mean, rstd);
-            }
+        let parts = w.values.par_chunks(width).zip(b.values.par_chunks(width));
+        y.par_chunks_mut(size).zip(x.values.par_chunks(size)).zip(parts).for_each(|((y, x), (w, b))| {
+            y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(y, x)| {
+                for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                    let (mean, rstd) = moments(x, self.eps);
+                    layer_norm_row(y, x, w, b, mean, rstd);
+                }
+            });
         });
         y
     }
 
     fn backward(&self, [x, w, _]: [Operand; 3], gy: &[f32], [gx, gw, gb]: [&mut Gradient; 3]) -> Result<()> {
-        let (x, w, width) = (x.values, w.values, w.values.len());
+        let (width, size) = Self::sizes(x, w);
+        let (x, w) = (x.values, w.values);
         let mut by_x = vec![0f32; x.len()];
-        let blocks = x.len().div_ceil(ROWS * width);
-        let mut parts = vec![0f32; blocks * 2 * width];
-        let shared = Shared::new(&mut parts);
-        let tasks = by_x.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width).zip(gy.par_chunks(ROWS * width)));
-        tasks.enumerate().for_each(|(task, (gx, (x, gy)))| {
-            // SAFETY: each task has a partial sum of its own.
-            let (gw, gb) = unsafe { shared.slice(task * 2 * width, 2 * width) }.split_at_mut(width);
-            let rows = x.chunks_exact(width).zip(gy.chunks_exact(width));
-            for (gx, (x, gy)) in gx.chunks_exact_mut(width).zip(rows) {
-                let (mean, rstd) = moments(x, self.eps);
-                layer_norm_row_grad(gx, gw, gb, x, w, gy, mean, rstd);
-            }
+        let blocks = size.div_ceil(ROWS * width);
+        let mut parts = vec![0f32; w.len() * blocks * 2];
+        let images = by_x.par_chunks_mut(size).zip(parts.par_chunks_mut(blocks * 2 * width));
+        let operands = x.par_chunks(size).zip(gy.par_chunks(size)).zip(w.par_chunks(width));
+        images.zip(operands).for_each(|((gx, parts), ((x, gy), w))| {
+            let tasks =
+                gx.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width).zip(gy.par_chunks(ROWS * width)));
+            // Each task has a partial sum of its own.
+            tasks.zip(parts.par_chunks_mut(2 * width)).for_each(|((gx, (x, gy)), part)| {
+                let (gw, gb) = part.split_at_mut(width);
+                let rows = x.chunks_exact(width).zip(gy.chunks_exact(width));
+                for (gx, (x, gy)) in gx.chunks_exact_mut(width).zip(rows) {
+                    let (mean, rstd) = moments(x, self.eps);
+                    layer_norm_row_grad(gx, gw, gb, x, w, gy, mean, rstd);
+                }
+            });
         });
-        let mut sums = vec![0f32; 2 * width];
-        parts.chunks_exact(2 * width).for_each(|part| add(&mut sums, part));
+        let mut sums = vec![0f32; 2 * w.len()];
+        for (sums, parts) in sums.chunks_exact_mut(2 * width).zip(parts.chunks_exact(blocks * 2 * width)) {
+            parts.chunks_exact(2 * width).for_each(|part| add(sums, part));
+        }
+        let halves = |from: usize| sums.chunks_exact(2 * width).flat_map(move |s| &s[from..from + width]);
         gx.set(|| by_x);
-        gw.add(|gw| add(gw, &sums[..width]))?;
-        gb.add(|gb| add(gb, &sums[width..]))
+        gw.add(|gw| gw.iter_mut().zip(halves(0)).for_each(|(g, sum)| *g += sum))?;
+        gb.add(|gb| gb.iter_mut().zip(halves(width)).for_each(|(g, sum)| *g += sum))
     }
 
     fn composed(&self, [x, w, b]: [&Tensor; 3]) -> Result<Tensor> {
-        standardised(x, self.eps)?.broadcast_mul(w)?.broadcast_add(b)
+        let each = |t: &Tensor| if t.rank() == 2 { t.unsqueeze(1) } else { Ok(t.clone()) };
+        standardised(x, self.eps)?.broadcast_mul(&each(w)?)?.broadcast_add(&each(b)?)
     }
 
     #[cfg(feature = "cuda")]
@@ -336,10 +382,83 @@ impl Kernel<3> for LayerNorm {
     }
 }
 
+struct RmsNorm {
+    eps: f32,
+}
+
+/// 1 / sqrt(mean of squares + eps)
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (math::sum_by(x.len(), |i| x[i] * x[i]) / x.len() as f32 + eps).sqrt()
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn rms_norm_row_grad(gx: &mut [f32], gw: &mut [f32], x: &[f32], w: &[f32], gy: &[f32], r: f32) {
+    let n = x.len();
+    let dot = math::sum_by(n, |i| gy[i] * w[i] * x[i]) * r * r / n as f32;
+    for i in 0..n {
+        gx[i] = r * (gy[i] * w[i] - x[i] * dot);
+        gw[i] += gy[i] * x[i] * r;
+    }
+}
+
+impl Kernel<3> for RmsNorm {
+    const NAME: &'static str = "rms_norm";
+
+    fn forward(&self, [x, w, _]: [Operand; 3]) -> Vec<f32> {
+        let (w, width) = (w.values, w.values.len());
+        let mut y = vec![0f32; x.values.len()];
+        y.par_chunks_mut(ROWS * width).zip(x.values.par_chunks(ROWS * width)).for_each(|(y, x)| {
+            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                let r = inverse_rms(x, self.eps);
+                y.iter_mut().zip(x.iter().zip(w)).for_each(|(y, (x, w))| *y = x * r * w);
+            }
+        });
+        y
+    }
+
+    fn backward(&self, [x, w, _]: [Operand; 3], gy: &[f32], [gx, gw, _]: [&mut Gradient; 3]) -> Result<()> {
+        let (x, w, width) = (x.values, w.values, w.values.len());
+        let mut by_x = vec![0f32; x.len()];
+        let mut parts = vec![0f32; x.len().div_ceil(ROWS * width) * width];
+        let tasks = by_x.par_chunks_mut(ROWS * width).zip(parts.par_chunks_mut(width));
+        let operands = x.par_chunks(ROWS * width).zip(gy.par_chunks(ROWS * width));
+        tasks.zip(operands).for_each(|((gx, gw), (x, gy))| {
+            let rows = x.chunks_exact(width).zip(gy.chunks_exact(width));
+            for (gx, (x, gy)) in gx.chunks_exact_mut(width).zip(rows) {
+                rms_norm_row_grad(gx, gw, x, w, gy, inverse_rms(x, self.eps));
+            }
+        });
+        gx.set(|| by_x);
+        gw.add(|gw| parts.chunks_exact(width).for_each(|part| add(gw, part)))
+    }
+
+    fn composed(&self, [x, w, _]: [&Tensor; 3]) -> Result<Tensor> {
+        let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
+        x.broadcast_div(&(mean + f64::from(self.eps))?.sqrt()?)?.broadcast_mul(w)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::tests::{same, var};
+
+    #[test]
+    fn modulated_and_rms_norm_equal_their_compositions() {
+        for (b, n, c) in [(3, 5, 6), (2, 130, 33), (1, 64, 16)] {
+            let (x, scale, shift) = (var(&[b, n, c], 1), var(&[b, c], 2), var(&[b, c], 3));
+            let ours = modulated_layer_norm(&x, &scale, &shift, 1e-6).unwrap();
+            let weight = (scale.as_tensor() + 1.0).unwrap();
+            same(&[&x, &scale, &shift], &ours, &LayerNorm { eps: 1e-6 }.composed([&x, &weight, &shift]).unwrap());
+            let image = |i: usize| layer_norm(&x.get(i)?, &weight.get(i)?, &shift.get(i)?, 1e-6);
+            let alone = Tensor::stack(&(0..b).map(image).collect::<Result<Vec<_>>>().unwrap(), 0).unwrap();
+            same(&[&x, &scale, &shift], &ours, &alone);
+            let w = var(&[c], 4);
+            let theirs = RmsNorm { eps: 1e-6 }.composed([&x, &w, &w]).unwrap();
+            same(&[&x, &w], &rms_norm(&x, &w, 1e-6).unwrap(), &theirs);
+        }
+    }
 
     #[test]
     fn group_norm_equals_its_composition() {

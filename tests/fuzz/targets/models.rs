@@ -107,7 +107,11 @@ fn denoise(folder: &Path) -> Result<Tensor> {
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu);
     let pooled = widths.pooled.map(|width| zeros(&[1, width])).transpose()?;
     let sizes = if pooled.is_some() { vec![TimeIds::whole(8, 8)] } else { vec![] };
-    denoiser.predict(&x, &[7.0], &Conditioning { states: zeros(&[1, 4, widths.states])?, pooled, sizes })
+    denoiser.predict(
+        &x,
+        &[7.0],
+        &Conditioning::of_text(zeros(&[1, 4, widths.states])?, pooled).with_sizes(sizes).with_guidance(1.0)?,
+    )
 }
 
 fn decode(folder: &Path) -> Result<Tensor> {
@@ -125,9 +129,8 @@ fn encode(base: &Path) -> Result<Conditioning> {
 fn sample(base: &Path) -> Result<()> {
     let process = Process::open(base)?;
     for scheduler in [Scheduler::Ddim, Scheduler::Pndm, Scheduler::Dpmpp, Scheduler::Euler, Scheduler::EulerA] {
-        let Ok(mut sampler) = (Sampling { scheduler, steps: 4, karras: false, spacing: None }).sampler(&process) else {
-            continue;
-        };
+        let sampling = Sampling { scheduler: Some(scheduler), steps: 4, karras: false, spacing: None };
+        let Ok(mut sampler) = sampling.sampler(&process, [2, 2]) else { continue };
         let noise = Noise::new(vec![1], 0..1, None)?;
         let mut x = noise.initial([1, 2, 2])?;
         for i in 0..sampler.timesteps().len() {

@@ -60,7 +60,7 @@ impl Captions {
                     Some(p) => Some(lists(&found, "pooled")?.reshape((captions.len(), *p))?),
                     None => None,
                 };
-                Ok(Conditioning { states, pooled, sizes: vec![] })
+                Ok(Conditioning::of_text(states, pooled))
             }
         }
     }

@@ -126,8 +126,14 @@ impl Data {
         let Tables { mut listed, images, rows_of, origins } = open_tables(data, cache)?;
         check_networks(&origins, &models.frozen_networks())?;
         let factor = vae.config.factor();
-        let native = models.native_side(factor)?;
+        let denoiser = models.denoiser()?;
+        let native = denoiser.side * factor;
         let resolution = side(&visits, &images, native, factor)?;
+        let step = factor * denoiser.multiple;
+        ensure!(
+            resolution.is_multiple_of(step),
+            "--resolution {resolution} is not a multiple of the transformer's {step}"
+        );
         // From here on the labels may be at their end, if they came from a pipe.
         let keys = Taker::open(listed.as_ref().unwrap_or(&labels))?;
         let votes = Votes::read(&mut labels)?;

@@ -6,13 +6,14 @@
 mod ddim;
 mod dpmpp;
 mod euler;
+mod flow;
 mod noise;
 mod pndm;
 mod sigmas;
 mod spacing;
 mod walk;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use candle_core::{Result as Candle, Tensor};
 
 pub use noise::{GivenNoise, Noise};
@@ -34,13 +35,18 @@ pipe::names! {
         Euler = "euler",
         /// Euler's method with noise added after each step (Euler ancestral)
         EulerA = "euler-a" | "euler_a",
+        /// Euler's method along the flow: Stable Diffusion 3's and FLUX's own
+        Flow = "flow",
+        /// Heun's method along the flow: two predictions per step, but for the last
+        FlowHeun = "flow-heun" | "flow_heun",
     }
 }
 
 /// A sampler's set-up.
 #[derive(Clone, Copy, Debug)]
 pub struct Sampling {
-    pub scheduler: Scheduler,
+    /// `None`: [`Sampling::usual`].
+    pub scheduler: Option<Scheduler>,
     pub steps: usize,
     /// Use Karras' sigmas. Without it the model's configuration decides.
     pub karras: bool,
@@ -72,40 +78,74 @@ pub trait Sampler {
 }
 
 impl Sampling {
-    /// Refuses no steps, more than the process has timesteps, and a setting that this sampler does not have.
-    pub fn sampler(&self, process: &Process) -> Result<Box<dyn Sampler>> {
-        let Process::Ddpm(ddpm) = process;
-        let mut process = ddpm.clone();
-        let (steps, n) = (self.steps, process.config.num_train_timesteps);
+    /// The sampler of a model whose user names none.
+    pub fn usual(process: &Process) -> Scheduler {
+        match process {
+            Process::Ddpm(_) => Scheduler::Ddim,
+            Process::Flow(flow) if flow.asks_for_heun() => Scheduler::FlowHeun,
+            Process::Flow(_) => Scheduler::Flow,
+        }
+    }
+
+    pub fn scheduler(&self, process: &Process) -> Scheduler {
+        self.scheduler.unwrap_or_else(|| Self::usual(process))
+    }
+
+    /// The sampler for latents of height and width `size`.
+    ///
+    /// # Errors
+    /// No steps, more than the process has timesteps, or a setting that this sampler does not have.
+    pub fn sampler(&self, process: &Process, size: [usize; 2]) -> Result<Box<dyn Sampler>> {
+        let (steps, name) = (self.steps, self.scheduler(process));
+        let n = match process {
+            Process::Ddpm(ddpm) => ddpm.config.num_train_timesteps,
+            Process::Flow(flow) => flow.config.num_train_timesteps,
+        };
         ensure!(steps > 0 && steps <= n, "{steps} sampling steps do not fit {n} training timesteps");
+        let ddpm = match process {
+            Process::Ddpm(ddpm) => ddpm,
+            Process::Flow(flow) => {
+                let takes = matches!(name, Scheduler::Flow | Scheduler::FlowHeun);
+                ensure!(takes, "{name} is for models of DDPM, and this one follows a flow; choose flow or flow-heun");
+                let spaced = self.karras || self.spacing.is_some();
+                ensure!(!spaced, "{name} takes the sigmas of the model: it has no Karras sigmas and no spacing");
+                return Ok(Box::new(flow::FlowSampler::new(flow, steps, size, name == Scheduler::FlowHeun)));
+            }
+        };
+        let mut process = ddpm.clone();
         process.config.timestep_spacing = self.spacing.or(process.config.timestep_spacing);
-        let karras = self.uses_karras(&process.config);
-        let (name, has) = (self.scheduler, !matches!(self.scheduler, Scheduler::Ddim | Scheduler::Pndm));
+        let karras = self.uses_karras(name, &process.config);
+        let has = !matches!(name, Scheduler::Ddim | Scheduler::Pndm);
         ensure!(has || !karras, "{name} has no Karras sigmas; choose dpmpp, euler or euler-a");
-        Ok(match self.scheduler {
+        Ok(match name {
             Scheduler::Ddim => Box::new(ddim::Ddim::new(&process, steps)?),
             Scheduler::Pndm => Box::new(pndm::Pndm::new(&process, steps)?),
             Scheduler::Dpmpp => Box::new(dpmpp::Dpmpp::new(&process, steps, karras)?),
             Scheduler::Euler => Box::new(euler::Euler::new(&process, steps, karras)?),
             Scheduler::EulerA => Box::new(euler::Euler::ancestral(&process, steps, karras)?),
+            Scheduler::Flow | Scheduler::FlowHeun => {
+                bail!("{name} is for models that follow a flow, and this one is of DDPM; choose ddim, dpmpp or euler")
+            }
         })
     }
 
     pub fn label(&self, process: &Process) -> String {
-        let name = match self.scheduler {
+        let scheduler = self.scheduler(process);
+        let name = match scheduler {
             Scheduler::Ddim => "DDIM",
             Scheduler::Pndm => "PLMS",
             Scheduler::Dpmpp => "DPM++ 2M",
-            Scheduler::Euler => "Euler",
+            Scheduler::Euler | Scheduler::Flow => "Euler",
             Scheduler::EulerA => "Euler a",
+            Scheduler::FlowHeun => "Heun",
         };
-        let Process::Ddpm(ddpm) = process;
-        format!("{name}{}", if self.uses_karras(&ddpm.config) { " Karras" } else { "" })
+        let karras = matches!(process, Process::Ddpm(ddpm) if self.uses_karras(scheduler, &ddpm.config));
+        format!("{name}{}", if karras { " Karras" } else { "" })
     }
 
     /// Euler ancestral does not read the configuration's key, as in diffusers.
-    fn uses_karras(&self, config: &SchedulerConfig) -> bool {
-        let reads = matches!(self.scheduler, Scheduler::Dpmpp | Scheduler::Euler);
+    fn uses_karras(&self, scheduler: Scheduler, config: &SchedulerConfig) -> bool {
+        let reads = matches!(scheduler, Scheduler::Dpmpp | Scheduler::Euler);
         self.karras || (reads && config.use_karras_sigmas == Some(true))
     }
 }

@@ -30,7 +30,7 @@ fn process(config: &Value) -> Process {
 }
 
 fn begin(scheduler: Scheduler, config: &Value, steps: usize) -> Result<Box<dyn Sampler>> {
-    Sampling { scheduler, steps, karras: false, spacing: None }.sampler(&process(config))
+    Sampling { scheduler: Some(scheduler), steps, karras: false, spacing: None }.sampler(&process(config), [8, 8])
 }
 
 fn answer(x: &Tensor, t: f32) -> Tensor {
@@ -92,8 +92,9 @@ fn karras_sigmas_and_added_noise_lead_where_the_formulas_lead() {
     for Set { karras, spacing, case } in &sets.cases {
         let what = format!("{} {} {} {spacing} {karras}", case.config, case.scheduler, case.steps);
         let scheduler = case.scheduler.parse().unwrap();
-        let sampling = Sampling { scheduler, steps: case.steps, karras: *karras, spacing: Some(*spacing) };
-        let mut sampler = sampling.sampler(&process(&sets.configs[&case.config])).expect(&what);
+        let sampling =
+            Sampling { scheduler: Some(scheduler), steps: case.steps, karras: *karras, spacing: Some(*spacing) };
+        let mut sampler = sampling.sampler(&process(&sets.configs[&case.config]), [8, 8]).expect(&what);
         assert!((sampler.initial_sigma() / case.init_noise_sigma - 1.0).abs() < 1e-5, "{what}");
         let far = sampler.timesteps().iter().zip(&case.timesteps).fold(0f32, |a, (x, y)| a.max((x - y).abs()));
         assert!(far < 2e-3 && sampler.timesteps().len() == case.timesteps.len(), "{what}: timesteps off by {far}");
@@ -134,7 +135,7 @@ fn unsupported_settings_are_refused() {
     assert!(error.contains("timestep 999"), "{error}");
     // A sampler ignores the settings of others.
     assert!(begin(Scheduler::Ddim, &json!({ "use_karras_sigmas": true, "solver_order": 3 }), 5).is_ok());
-    let karras = Sampling { scheduler: Scheduler::Pndm, steps: 5, karras: true, spacing: None };
-    let error = karras.sampler(&process(&sd)).map(|_| ()).unwrap_err().to_string();
+    let karras = Sampling { scheduler: Some(Scheduler::Pndm), steps: 5, karras: true, spacing: None };
+    let error = karras.sampler(&process(&sd), [8, 8]).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("pndm has no Karras sigmas"), "{error}");
 }

@@ -233,7 +233,7 @@ mod tests {
                 let config: text::TextConfig = config::read(&file, &[text::KEYS, config::TRANSFORMERS]).unwrap();
                 assert_eq!(config.max_position_embeddings, 77);
             }
-            let Process::Ddpm(ddpm) = Process::open(&folder).unwrap();
+            let Process::Ddpm(ddpm) = Process::open(&folder).unwrap() else { panic!("not DDPM") };
             assert_eq!(ddpm.config.prediction_type == PredictionType::VPrediction, v);
             assert_eq!(ddpm.config.rescale_betas_zero_snr, more.contains(&"ztsnr"));
         }

@@ -12,6 +12,7 @@ use tokenizers::{AddedToken, Model, ModelWrapper, Tokenizer as Hf, models::bpe::
 
 use crate::clean;
 
+pub mod unigram;
 pub mod wordpiece;
 
 /// The merges of OpenAI's CLIP (bpe_simple_vocab_16e6, MIT licence). Its vocabulary follows from them.

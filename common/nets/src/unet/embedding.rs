@@ -60,7 +60,7 @@ impl Embedding {
 
 /// The sinusoidal embedding of each of B values, (B, width), in f32 as in diffusers: sines and then cosines, with `flip`
 /// cosines first.
-fn sinusoidal(values: &[f32], width: usize, flip: bool, shift: f64, device: &Device) -> Candle<Tensor> {
+pub(crate) fn sinusoidal(values: &[f32], width: usize, flip: bool, shift: f64, device: &Device) -> Candle<Tensor> {
     let half = width / 2;
     let frequency = |i: usize| (-(10000f64.ln() as f32) * i as f32 / (half as f64 - shift) as f32).exp();
     let mut out = Vec::with_capacity(values.len() * width);

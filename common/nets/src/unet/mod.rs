@@ -13,8 +13,8 @@ use candle_core::Tensor;
 use config::KEYS;
 pub use config::UNetConfig;
 use embedding::Embedding;
+pub(crate) use embedding::sinusoidal;
 pub use pass::Trace;
-pub(crate) use pass::backward_from;
 use piece::{Piece, PieceSpec, Shared};
 
 use crate::{conditioning::Conditioning, config as configs, loader::Loader};

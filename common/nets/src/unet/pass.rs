@@ -3,12 +3,13 @@
 //! one more forward pass.
 
 use anyhow::{Context, Result};
-use candle_core::{Tensor, Var, backprop::GradStore};
+use candle_core::{Tensor, Var};
 use ops::accumulate_store;
 
 use super::UNet;
 use super::piece::{self, Input, Push, Shared};
 use crate::conditioning::Conditioning;
+use crate::denoiser::{backward_from, gradient};
 
 /// The inputs of a UNet and of each of its pieces, without history.
 pub struct Trace<'a> {
@@ -81,13 +82,4 @@ impl UNet {
             _ => Ok(()),
         }
     }
-}
-
-/// The backward pass from `y`, whose gradient is `gy`.
-pub(crate) fn backward_from(y: &Tensor, gy: &Tensor) -> Result<GradStore> {
-    Ok((y * gy.to_dtype(y.dtype())?)?.sum_all()?.backward()?)
-}
-
-fn gradient(store: &mut GradStore, var: &Var) -> Result<Tensor> {
-    Ok(store.remove(var).context("a piece of the UNet passes no gradient on")?.detach())
 }
