@@ -232,3 +232,32 @@ fn single_images_become_an_images_table() {
     assert_eq!(features["info"]["features"]["image"]["_type"], "Image");
     assert_eq!(column(&hub, "image").as_struct().column(0).as_binary::<i32>().value(3), png(3));
 }
+
+#[test]
+fn labels_of_vote_become_columns_of_trl() {
+    let dir = world();
+    let list =
+        "prompt,winner,loser\na,images/0.png,images/1.png\nb,images/2.png,images/3.png\nc,images/4.png,images/5.png\n";
+    dir.write("list.csv", list);
+    dir.tool("pairs").args(["list.csv", "-o", "pairs.parquet", "-q"]).ok();
+    let table = dir.get("pairs.parquet");
+    let [captions, zero, one] = ["caption", "image_0_uid", "image_1_uid"].map(|name| column_text(&table, name));
+    let id = |i: usize| pipe::id::pair_id(&captions[i], &zero[i], &one[i], "");
+    let labels = vec![
+        ("pair_id", texts([id(0), id(1), id(2)])),
+        ("target", floats([Some(0.0), Some(1.0), Some(1.0)])),
+        ("weight", floats([Some(1.0), Some(1.0), Some(0.0)])),
+    ];
+    dir.put("labels.parquet", &util::table(labels));
+    let run = ["pairs.parquet", "--labels", "labels.parquet", "-o", "out.parquet"];
+    says(&dir.tool("pairs").args(run).ok().err, &["2 pairs, without 1 undecided pair"]);
+    assert_eq!(read(&dir.get("out.parquet")), [row("a", [0, 1], 0.0), row("b", [2, 3], 1.0)]);
+    dir.tool("pairs").args(run).args(["--layout", "trl"]).ok();
+    let trl = dir.get("out.parquet");
+    let image = |name: &str, row: usize| column(&trl, name).as_binary::<i32>().value(row).to_vec();
+    assert_eq!(column_text(&trl, "prompt"), ["a", "b"]);
+    assert_eq!([image("chosen", 0), image("rejected", 0)], [png(1), png(0)]);
+    assert_eq!([image("chosen", 1), image("rejected", 1)], [png(2), png(3)]);
+    // What TRL reads is read again.
+    assert_eq!(pairs(&dir, &["out.parquet"]).len(), 2);
+}

@@ -1,6 +1,6 @@
 //! Every tool as a Unix program: help, exit codes, pipes, signals, bad files, odd names, nothing left behind.
 //!
-//! `commands` is a short run of each of the nine tools. `cases` goes deeper into the tools that turn one table into another.
+//! `commands` is a short run of each of the ten tools. `cases` goes deeper into the tools that turn one table into another.
 
 mod util;
 
@@ -71,6 +71,8 @@ impl Case {
 /// A short run of each tool. Words that name a file of `world` are its inputs.
 const COMMANDS: &[&str] = &[
     "prompts prompts.parquet -o out",
+    #[cfg(feature = "nets")]
+    "pairs pairs.parquet -o out",
     "vote scores.parquet -o out",
     "winrate a.parquet b.parquet --best-of 1 -o out",
     #[cfg(feature = "nets")]

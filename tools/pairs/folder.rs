@@ -105,7 +105,9 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
         let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
         let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
         if hidden {
-        } else if path.is_dir() {
+            continue;
+        }
+        if path.is_dir() {
             collect(&path, found)?;
         } else if ENDINGS.contains(&&*ending) {
             found.push(path);

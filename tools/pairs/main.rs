@@ -4,6 +4,7 @@
 //!   pairs HPDv3/train.json --root HPDv3 -o hpdv3.parquet --max 10000
 
 mod folder;
+mod labels;
 mod pair;
 mod record;
 mod source;
@@ -24,6 +25,7 @@ use pipe::text::count;
 use pipe::{id, schema, table};
 use serde_json::json;
 
+use crate::labels::Labels;
 use crate::pair::{Pair, Reader, Renamed};
 use crate::record::Record;
 
@@ -45,7 +47,7 @@ use crate::record::Record;
 /// are copied as they are; only a few are held at a time.
 #[derive(Parser)]
 #[command(name = "pairs", version, max_term_width = 100, after_help = EXAMPLES)]
-#[command(mut_arg("seed", |seed| seed.hide(true)), mut_arg("threads", |threads| threads.hide(true)))] // neither is used
+#[command(mut_arg("seed", |seed| seed.hide(true)))] // nothing is drawn
 struct Args {
     /// Files, folders, or `-` for an Arrow stream
     #[arg(required = true, value_name = "SOURCE")]
@@ -69,11 +71,28 @@ struct Args {
     /// Name of the model, for column `model` of an images table [default: the name of the source]
     #[arg(long, value_name = "NAME", requires = "images")]
     name: Option<String>,
+    /// Labels table of these pairs: its labels take the place of the sources' own, and pairs that it does not decide are left out
+    #[arg(long, value_name = "TABLE", conflicts_with = "images")]
+    labels: Option<PathBuf>,
+    /// The columns that are written
+    #[arg(long, default_value_t = Layout::PickAPic, value_parser = named::<Layout>(), conflicts_with = "images")]
+    layout: Layout,
     /// How images are written
     #[arg(long, default_value_t = ImageColumn::Bytes, value_parser = named::<ImageColumn>())]
     image_column: ImageColumn,
     #[command(flatten)]
     common: Common,
+}
+
+pipe::names! {
+    /// The columns of a pairs table.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Layout {
+        /// Pick-a-Pic's, which Diffusion-DPO, diffusers' scripts and all programs here read
+        PickAPic = "pick-a-pic",
+        /// `prompt`, `chosen` and `rejected`, as TRL and open-image-preferences have them; undecided pairs are left out
+        Trl = "trl",
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -86,6 +105,8 @@ Examples:
   pairs shard-00000.tar shard-00001.tar -o wds.parquet
   pairs mine.jsonl --columns caption=query,winner=good,loser=bad -o pairs.parquet
   pairs --images photos/ -o images.parquet
+  pairs pairs.parquet --labels labels.parquet --layout trl \\
+        --image-column datasets -o trl.parquet
 
 Exit status: 0 done, 2 trouble.";
 
@@ -143,7 +164,7 @@ impl Source {
 
 fn run(args: Args) -> Result<Answer> {
     let common = &args.common;
-    let output = common.output_beside(args.sources.iter().chain(&args.root))?;
+    let output = common.output_beside(args.sources.iter().chain(&args.root).chain(&args.labels))?;
     let sources: Vec<Vec<Source>> =
         args.sources.iter().map(|path| Source::all(path, args.images)).collect::<Result<_>>()?;
     let mut origin = Origin::new("pairs");
@@ -155,6 +176,9 @@ fn run(args: Args) -> Result<Answer> {
     }
     for source in sources.iter().flatten() {
         origin = origin.inputs(source.origins()?);
+    }
+    if let Some(labels) = &args.labels {
+        origin = origin.inputs(source::origins(labels)?);
     }
 
     let mut writer = Writer::create(&args, output, &origin)?;
@@ -169,14 +193,19 @@ fn run(args: Args) -> Result<Answer> {
             }
         }
     }
-    let (rows, skipped) = writer.finish()?;
+    let Counts { rows, skipped, undecided } = writer.finish()?;
     let what = if args.images { "image" } else { "pair" };
     ensure!(rows > 0, "no {what} was found in {}", args.sources[0].display());
     if common.json {
-        common.answer(json!({ format!("{what}s"): rows, "skipped": skipped }))?;
+        common.answer(json!({ format!("{what}s"): rows, "skipped": skipped, "undecided": undecided }))?;
     } else {
-        let left_out = if skipped > 0 { format!(", without {}", count(skipped, "bad sample")) } else { String::new() };
-        common.say(format!("{}{left_out}", count(rows, what)));
+        let mut line = count(rows, what);
+        for (left_out, what) in [(skipped, "bad sample"), (undecided, "undecided pair")] {
+            if left_out > 0 {
+                line += &format!(", without {}", count(left_out, what));
+            }
+        }
+        common.say(line);
     }
     Ok(Answer::Yes)
 }
@@ -191,10 +220,19 @@ struct Writer<'a> {
     singles: Vec<Single>,
     /// How many images each prompt has so far.
     seen: HashMap<id::Key, u32>,
-    rows: usize,
-    skipped: usize,
+    labels: Option<Labels>,
+    counts: Counts,
     /// The model of single images.
     name: String,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    rows: usize,
+    /// Records that could not be read.
+    skipped: usize,
+    /// Pairs that no label decides.
+    undecided: usize,
 }
 
 struct Single {
@@ -206,7 +244,11 @@ struct Single {
 
 impl<'a> Writer<'a> {
     fn create(args: &'a Args, output: &Path, origin: &Origin) -> Result<Self> {
-        let schema = if args.images { schema::images() } else { schema::pairs() };
+        let schema = match (args.images, args.layout) {
+            (true, _) => schema::images(),
+            (false, Layout::PickAPic) => schema::pairs(),
+            (false, Layout::Trl) => schema::preferences(),
+        };
         let plain = Arc::new(schema.clone());
         let output = table::Output::create(output, args.image_column.schema(schema), origin)?;
         Ok(Self {
@@ -216,8 +258,8 @@ impl<'a> Writer<'a> {
             pairs: vec![],
             singles: vec![],
             seen: HashMap::new(),
-            rows: 0,
-            skipped: 0,
+            labels: args.labels.as_deref().map(Labels::read).transpose()?,
+            counts: Counts::default(),
             name: String::new(),
         })
     }
@@ -228,19 +270,28 @@ impl<'a> Writer<'a> {
         let taken =
             if self.args.images { self.take_single(reader, record) } else { self.take_pairs(reader, record, max) };
         match taken {
-            Err(_) if self.args.skip_bad => self.skipped += 1,
+            Err(_) if self.args.skip_bad => self.counts.skipped += 1,
             taken => taken?,
         }
         if self.pairs.len() + self.singles.len() >= BATCH {
             self.write()?;
         }
-        Ok(self.rows < max)
+        Ok(self.counts.rows < max)
     }
 
     fn take_pairs(&mut self, reader: &Reader, record: &Record, max: usize) -> Result<()> {
-        let mut found = reader.pairs(record)?;
-        found.truncate(max - self.rows);
-        self.rows += found.len();
+        let read = reader.pairs(record)?;
+        let all = read.len();
+        let labelled = read.into_iter().filter_map(|pair| match &self.labels {
+            Some(labels) => labels.apply(pair),
+            None => Some(pair),
+        });
+        let decided =
+            |pair: &Pair| self.args.layout == Layout::PickAPic || pair.label.is_some_and(|label| label != 0.5);
+        let mut found: Vec<Pair> = labelled.filter(decided).collect();
+        self.counts.undecided += all - found.len();
+        found.truncate(max - self.counts.rows);
+        self.counts.rows += found.len();
         self.pairs.extend(found);
         Ok(())
     }
@@ -250,12 +301,16 @@ impl<'a> Writer<'a> {
         let next = self.seen.entry(id::key(&[prompt.as_bytes()])).or_default();
         self.singles.push(Single { prompt, image, k: *next, model: self.name.clone() });
         *next += 1;
-        self.rows += 1;
+        self.counts.rows += 1;
         Ok(())
     }
 
     fn write(&mut self) -> Result<()> {
-        let columns = if self.args.images { image_columns(&self.singles) } else { pair_columns(&self.pairs) };
+        let columns = match (self.args.images, self.args.layout) {
+            (true, _) => image_columns(&self.singles),
+            (false, Layout::PickAPic) => pair_columns(&self.pairs),
+            (false, Layout::Trl) => preference_columns(&self.pairs),
+        };
         let batch = RecordBatch::try_new(self.plain.clone(), columns)?;
         self.output.write(&self.args.image_column.batch(batch, &self.output.schema)?)?;
         self.pairs.clear();
@@ -263,13 +318,12 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// The numbers of rows and of records that were left out.
-    fn finish(mut self) -> Result<(usize, usize)> {
+    fn finish(mut self) -> Result<Counts> {
         self.write()?;
-        if self.rows > 0 {
+        if self.counts.rows > 0 {
             self.output.finish()?;
         }
-        Ok((self.rows, self.skipped))
+        Ok(self.counts)
     }
 }
 
@@ -278,10 +332,8 @@ fn texts<'a>(values: impl Iterator<Item = Option<&'a str>>) -> ArrayRef {
 }
 
 fn pair_columns(pairs: &[Pair]) -> Vec<ArrayRef> {
-    let uid = |side: usize| -> ArrayRef {
-        let uid = |pair: &Pair| pair.uids[side].clone().unwrap_or_else(|| id::image_uid(&pair.images[side]));
-        Arc::new(StringArray::from_iter_values(pairs.iter().map(uid)))
-    };
+    let uid =
+        |side: usize| -> ArrayRef { Arc::new(StringArray::from_iter_values(pairs.iter().map(|pair| pair.uid(side)))) };
     let image = |side: usize| -> ArrayRef {
         Arc::new(BinaryArray::from_iter_values(pairs.iter().map(|pair| &pair.images[side])))
     };
@@ -301,6 +353,14 @@ fn pair_columns(pairs: &[Pair]) -> Vec<ArrayRef> {
         model(1),
         texts(pairs.iter().map(|pair| pair.ranking.as_deref())),
     ]
+}
+
+fn preference_columns(pairs: &[Pair]) -> Vec<ArrayRef> {
+    let image = |preferred: bool| -> ArrayRef {
+        let side = |pair: &Pair| usize::from((pair.label > Some(0.5)) != preferred);
+        Arc::new(BinaryArray::from_iter_values(pairs.iter().map(|pair| &pair.images[side(pair)])))
+    };
+    vec![texts(pairs.iter().map(|pair| Some(&*pair.caption))), image(true), image(false)]
 }
 
 fn image_columns(singles: &[Single]) -> Vec<ArrayRef> {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, str::FromStr};
 
 use anyhow::{Context, Result, bail, ensure};
+use pipe::id;
 use pipe::schema::{images, pairs, prompts};
 use pipe::text::shown;
 
@@ -20,6 +21,13 @@ pub struct Pair {
     /// From 0 to 1: how far image 0 is preferred.
     pub label: Option<f32>,
     pub ranking: Option<String>,
+}
+
+impl Pair {
+    /// The name of image 0 or 1.
+    pub fn uid(&self, side: usize) -> String {
+        self.uids[side].clone().unwrap_or_else(|| id::image_uid(&self.images[side]))
+    }
 }
 
 /// A field that was named by the user: `caption=my_prompt`.

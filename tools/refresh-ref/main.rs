@@ -70,7 +70,7 @@ fn main() -> ExitCode {
 
 fn refresh(args: Args) -> Result<Answer> {
     let out = args.common.output()?;
-    ensure!(out.as_os_str() != "-", "a checkpoint is a folder or a file; name one with -o");
+    ensure!(out.as_os_str() != "-", "a checkpoint is a folder; name one with -o, or FILE.safetensors");
     let device = device::open(args.device)?;
     let model = |arg: &PathBuf| args.files.folder(arg, None, hub::resolve, single::folder);
     let reference_model = model(&args.reference)?;

@@ -36,7 +36,8 @@ const BINARIES: [Kind; 23] = [
     (b"\x80\x05", PICKLE),
 ];
 
-const IMAGE: &str = "an image: images are read from a table with the columns `prompt` and `image` (the file's bytes)";
+const IMAGE: &str =
+    "an image: images are read from a table, which `pairs --images FOLDER` makes of image files and their texts";
 const PICKLE: &str = "a pickle of Python: write a Parquet table instead";
 const WEB_PAGE: &str = "a web page, as a failed download leaves it: download the file again";
 

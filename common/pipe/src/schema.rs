@@ -82,6 +82,15 @@ pub fn pairs() -> Schema {
     ])
 }
 
+/// Pairs as TRL and open-image-preferences have them: the preferred image and the other one.
+pub fn preferences() -> Schema {
+    Schema::new(vec![
+        field(prompts::PROMPT, DataType::Utf8, false),
+        field("chosen", DataType::Binary, false),
+        field("rejected", DataType::Binary, false),
+    ])
+}
+
 /// The columns of a prompt, in prompts, images and scored tables.
 fn prompt_columns() -> Vec<Field> {
     vec![

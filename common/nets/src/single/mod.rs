@@ -32,6 +32,8 @@ pub const UNET: &str = "model.diffusion_model.";
 pub struct Network {
     file: PathBuf,
     part: Part,
+    /// What the names of its tensors begin with.
+    prefix: &'static str,
 }
 
 /// The parts of a model: the folder of each, and what the names of its tensors begin with in one file.
@@ -96,7 +98,7 @@ pub(crate) fn network(path: &Path) -> Option<Network> {
 impl Network {
     /// Its weights under diffusers' names. `folder` holds its configuration.
     pub(crate) fn weights(&self, folder: &Path) -> Result<Weights> {
-        let (names, prefix) = (self.part.names(folder)?, self.part.prefix());
+        let (names, prefix) = (self.part.names(folder)?, self.prefix);
         let all = Weights::of_files(vec![self.file.clone()], |name| name.starts_with(prefix))?;
         ensure!(
             !all.names().is_empty(),
@@ -115,19 +117,24 @@ impl Network {
     }
 }
 
-/// Whether `path` is one file that holds a model, or at least its denoiser.
-fn is_model(shapes: &BTreeMap<String, Vec<usize>>) -> bool {
-    shapes.keys().any(|name| name.starts_with(UNET))
-}
-
-/// A folder of the model in the file `path`; of another file, the path itself. The configurations are those of the folder
-/// `described_by`, or of the published model that the file's tensors look like.
+/// A folder of the model in the file `path`, or of a VAE alone; of another file, the path itself. The configurations are those of
+/// the folder `described_by`, or of the published model that the file's tensors look like.
 pub fn folder(path: &Path, described_by: Option<&Path>) -> Result<PathBuf> {
     let shapes = weights::shapes(path)?;
-    if !is_model(&shapes) {
+    let lone_vae = shapes.contains_key("decoder.up.0.block.0.norm1.weight");
+    if !lone_vae && !shapes.keys().any(|name| name.starts_with(UNET)) {
         return Ok(path.to_owned());
     }
     let name = path.display();
+    if lone_vae {
+        let base =
+            described_by.with_context(|| format!("{name} is a VAE, of which no folder tells the configuration"))?;
+        let made = scratch::folder()?.join(path.file_stem().unwrap_or_default());
+        link(base, &made)?;
+        let network = Network { file: path.to_owned(), part: Part::Vae, prefix: "" };
+        NETWORKS.lock().unwrap_or_else(PoisonError::into_inner).insert(made.join(Part::Vae.folder()), network);
+        return Ok(made);
+    }
     ensure!(
         shapes.contains_key(&format!("{UNET}input_blocks.0.0.weight")),
         "{name} holds another denoiser than a UNet: such models are read from a folder as diffusers saves it"
@@ -154,7 +161,7 @@ pub fn folder(path: &Path, described_by: Option<&Path>) -> Result<PathBuf> {
         let present = shapes.keys().any(|name| name.starts_with(part.prefix()));
         let at = made.join(part.folder());
         if present || (!networks.contains_key(&at) && at.is_dir()) {
-            networks.insert(at, Network { file: path.to_owned(), part });
+            networks.insert(at, Network { file: path.to_owned(), part, prefix: part.prefix() });
         }
     }
     Ok(made)

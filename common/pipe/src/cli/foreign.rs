@@ -84,7 +84,7 @@ const TRAIN: Answers = &[
     ),
     (
         "prediction-type v-parameterization v2 rescale-betas-zero-snr zero-terminal-snr",
-        "the base's scheduler_config.json says it: leave it out",
+        "the base's scheduler_config.json says it, and --base-config names another for a model in one file: leave it out",
     ),
     (
         "is-turbo",

@@ -225,7 +225,8 @@ pub(super) fn parts_of(folder: &Path) -> Result<Vec<PathBuf>> {
     parts.sort();
     let Some(first) = parts.first() else {
         bail!(
-            "{} is a folder without parts of a table (part-00000-of-0000N.parquet, 0000.parquet, ...): name its files one by one",
+            "{} is a folder without parts of a table (part-00000-of-0000N.parquet, 0000.parquet, ...): name its files one by one; of \
+             image files `pairs` makes a table",
             folder.display()
         )
     };
