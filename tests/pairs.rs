@@ -198,6 +198,11 @@ fn what_is_wrong_is_named_or_left_out_and_counted() {
             "[{\"prompt\": \"a\", \"image_path\": [\"images/0.png\", \"images/1.png\"]}]",
             &["human_preference"],
         ),
+        (
+            "d.json",
+            "[{\"prompt\": \"a\", \"winner\": \"/dev/zero\", \"loser\": \"images/0.png\"}]",
+            &["/dev/zero is not a file"],
+        ),
         ("w.csv", "a,b\n1,2\n", &["no list of pairs", "prompt,winner,loser"]),
         ("empty.json", "", &["is empty"]),
     ] {
@@ -259,5 +264,6 @@ fn labels_of_vote_become_columns_of_trl() {
     assert_eq!([image("chosen", 0), image("rejected", 0)], [png(1), png(0)]);
     assert_eq!([image("chosen", 1), image("rejected", 1)], [png(2), png(3)]);
     // What TRL reads is read again.
-    assert_eq!(pairs(&dir, &["out.parquet"]).len(), 2);
+    fs::rename(dir.path("out.parquet"), dir.path("trl.parquet")).unwrap();
+    assert_eq!(pairs(&dir, &["trl.parquet"]), [row("a", [1, 0], 1.0), row("b", [2, 3], 1.0)]);
 }

@@ -103,7 +103,8 @@ Examples:
   pairs HPDv3/train.json -o hpdv3.parquet --max 10000
   pairs open-image-preferences-v1-binarized/ -o oip.parquet
   pairs shard-00000.tar shard-00001.tar -o wds.parquet
-  pairs mine.jsonl --columns caption=query,winner=good,loser=bad -o pairs.parquet
+  pairs mine.jsonl -o out.parquet \\
+        --columns caption=query,winner=good,loser=bad
   pairs --images photos/ -o images.parquet
   pairs pairs.parquet --labels labels.parquet --layout trl \\
         --image-column datasets -o trl.parquet

@@ -273,9 +273,16 @@ fn ranks(record: &Record, n: usize) -> Result<Vec<f64>> {
     })
 }
 
+/// The largest file that is taken for an image, in bytes: a hundred times what published sets hold.
+const LARGEST: u64 = 1 << 28;
+
 /// Reads an image file.
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let cannot = || format!("cannot read {}", path.display());
+    let about = fs::metadata(path).with_context(cannot)?;
+    ensure!(about.is_file(), "{} is not a file", path.display());
+    ensure!(about.len() <= LARGEST, "{} has {} bytes, too many for an image", path.display(), about.len());
+    let bytes = fs::read(path).with_context(cannot)?;
     ensure!(is_image(&bytes), "{} is neither JPEG, PNG nor WebP", path.display());
     Ok(bytes)
 }
