@@ -98,17 +98,11 @@ pub const KEYS: Rules = &[
     ("hidden_act", Words(&["gelu"])),
     ("add_cross_attention", Only(&["null", "true"])),
     ("position_embedding_type", Only(&["\"absolute\""])),
-    ("attention_probs_dropout_prob", Free),
-    ("classifier_dropout", Free),
-    ("encoder_width", Free),
-    ("fusion_layer", Free),
-    ("hidden_dropout_prob", Free),
-    ("hidden_size", Free),
-    ("intermediate_size", Free),
-    ("max_position_embeddings", Free),
-    ("num_hidden_layers", Free),
-    ("type_vocab_size", Free),
-    ("vocab_size", Free),
+    (
+        "attention_probs_dropout_prob classifier_dropout encoder_width fusion_layer hidden_dropout_prob \
+         hidden_size intermediate_size max_position_embeddings num_hidden_layers type_vocab_size vocab_size",
+        Free,
+    ),
 ];
 
 crate::json::defaults! {

@@ -34,7 +34,7 @@ pub enum Rule {
 
 use Rule::{Free, List, Number, OneOrEach, Only, Same, Whole, Words};
 
-/// The keys of one kind of configuration.
+/// The keys of one kind of configuration: names separated by spaces, and what each of them may hold.
 pub type Rules = &'static [(&'static str, Rule)];
 
 /// Widths of layers. The widest that is published has 28,672.
@@ -113,10 +113,9 @@ pub fn read<T: DeserializeOwned>(file: &Path, rules: &[Rules]) -> Result<T> {
 
 /// `keys` of the configuration `file`, or of a part of it.
 pub fn checked<T: DeserializeOwned>(keys: Map<String, Value>, rules: &[Rules], file: &str) -> Result<T> {
-    let rule = |key: &str| rules.iter().copied().flatten().find(|(name, _)| *name == key).map(|(_, rule)| *rule);
     let mut read = Map::new();
     for (key, value) in keys {
-        let Some(rule) = rule(&key) else {
+        let Some(rule) = rule(rules, &key) else {
             // An underscore begins diffusers' own notes.
             if !value.is_null() && !key.starts_with('_') {
                 warn(&format!("{file}: the key {key:?} is not known and changes nothing (it is {value})"));
@@ -132,6 +131,12 @@ pub fn checked<T: DeserializeOwned>(keys: Map<String, Value>, rules: &[Rules], f
         }
     }
     serde_json::from_value(Value::Object(read)).with_context(|| format!("{file} does not hold what is expected"))
+}
+
+/// What `key` may hold, if one of `rules` knows it.
+pub fn rule(rules: &[Rules], key: &str) -> Option<Rule> {
+    let mut all = rules.iter().copied().flatten();
+    all.find(|(names, _)| names.split(' ').any(|name| name == key)).map(|(_, rule)| *rule)
 }
 
 /// Says once per process what a user should know of a model and that stops nothing.
@@ -151,68 +156,20 @@ pub const TRANSFORMERS: Rules = &[
     ("quantization_config", Only(&["null"])),
     ("pruned_heads", Only(&["null", "{}"])),
     ("chunk_size_feed_forward", Free), // the same numbers in pieces
-    ("add_cross_attention", Only(&["null", "false"])),
-    ("is_encoder_decoder", Only(&["null", "false"])),
-    ("is_decoder", Only(&["null", "false"])),
-    ("architectures", Free),
-    ("attention_dropout", Free),
-    ("attn_implementation", Free),
-    ("bad_words_ids", Free),
-    ("begin_suppress_tokens", Free),
-    ("bos_token_id", Free),
-    ("cross_attention_hidden_size", Free),
-    ("decoder_start_token_id", Free),
-    ("diversity_penalty", Free),
-    ("do_sample", Free),
-    ("dropout", Free),
-    ("dtype", Free),
-    ("early_stopping", Free),
-    ("encoder_no_repeat_ngram_size", Free),
-    ("eos_token_id", Free),
-    ("exponential_decay_length_penalty", Free),
-    ("finetuning_task", Free),
-    ("forced_bos_token_id", Free),
-    ("forced_eos_token_id", Free),
-    ("gradient_checkpointing", Free),
-    ("id2label", Free),
-    ("initializer_factor", Free),
-    ("initializer_range", Free),
-    ("label2id", Free),
-    ("length_penalty", Free),
-    ("max_length", Free),
-    ("min_length", Free),
-    ("model_type", Free),
-    ("no_repeat_ngram_size", Free),
-    ("num_beam_groups", Free),
-    ("num_beams", Free),
-    ("num_return_sequences", Free),
-    ("output_attentions", Free),
-    ("output_hidden_states", Free),
-    ("output_scores", Free),
-    ("pad_token_id", Free),
-    ("prefix", Free),
-    ("problem_type", Free),
-    ("remove_invalid_values", Free),
-    ("repetition_penalty", Free),
-    ("return_dict", Free),
-    ("return_dict_in_generate", Free),
-    ("sep_token_id", Free),
-    ("suppress_tokens", Free),
-    ("task_specific_params", Free),
-    ("temperature", Free),
-    ("tf_legacy_loss", Free),
-    ("tie_encoder_decoder", Free),
-    ("tie_word_embeddings", Free),
-    ("tokenizer_class", Free),
-    ("top_k", Free),
-    ("top_p", Free),
-    ("torch_dtype", Free),
-    ("torchscript", Free),
-    ("transformers_version", Free),
-    ("typical_p", Free),
-    ("use_bfloat16", Free),
-    ("use_cache", Free),
-    ("use_return_dict", Free),
+    ("add_cross_attention is_encoder_decoder is_decoder", Only(&["null", "false"])),
+    (
+        "architectures attention_dropout attn_implementation bad_words_ids begin_suppress_tokens bos_token_id \
+         cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dropout dtype \
+         early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty \
+         finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label \
+         initializer_factor initializer_range label2id length_penalty max_length min_length model_type \
+         no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions \
+         output_hidden_states output_scores pad_token_id prefix problem_type remove_invalid_values \
+         repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params \
+         temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p \
+         torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache use_return_dict",
+        Free,
+    ),
 ];
 
 #[cfg(test)]

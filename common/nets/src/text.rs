@@ -16,14 +16,11 @@ use crate::{loader::Loader, weights::Weights};
 pub const KEYS: Rules = &[
     ("model_type", Words(&["clip_text_model", "clip"])),
     ("vocab_size", VOCABULARY),
-    ("hidden_size", WIDTH),
-    ("intermediate_size", WIDTH),
+    ("hidden_size intermediate_size num_attention_heads projection_dim", WIDTH),
     ("num_hidden_layers", DEPTH),
-    ("num_attention_heads", WIDTH),
     ("max_position_embeddings", POSITIONS),
     ("hidden_act", ACTIVATIONS),
     ("layer_norm_eps", EPSILON),
-    ("projection_dim", WIDTH),
     ("eos_token_id", Whole(0, u32::MAX as u64)),
     ("text_config", Only(&["null"])), // a CLIPModel's
 ];
@@ -38,7 +35,7 @@ crate::json::defaults! {
         pub num_hidden_layers: usize = 12,
         pub num_attention_heads: usize = 8,
         pub max_position_embeddings: usize = 77,
-        pub hidden_act: String = "quick_gelu".into(),
+        pub hidden_act: HiddenAct = HiddenAct::QuickGelu,
         pub layer_norm_eps: f64 = 1e-5,
         pub projection_dim: usize = 512,
         pub eos_token_id: u32 = 49407,
@@ -79,7 +76,7 @@ impl TextModel {
             mlp: config.intermediate_size,
             layers: config.num_hidden_layers,
             heads: config.num_attention_heads,
-            act: HiddenAct::parse(&config.hidden_act)?,
+            act: config.hidden_act,
             eps: config.layer_norm_eps,
         };
         let embeddings = root.pp("embeddings");

@@ -25,13 +25,10 @@ const KEYS: Rules = &[
     ("id2label", Read),
     ("vocab_size", VOCABULARY),
     ("max_position_embeddings", POSITIONS),
-    ("dim", WIDTH),
-    ("hidden_dim", WIDTH),
+    ("dim hidden_dim n_heads", WIDTH),
     ("n_layers", DEPTH),
-    ("n_heads", WIDTH),
     ("activation", Words(&["gelu", "relu"])),
-    ("qa_dropout", Free),
-    ("seq_classif_dropout", Free),
+    ("qa_dropout seq_classif_dropout", Free),
     ("sinusoidal_pos_embds", Free), // the weights hold them
 ];
 

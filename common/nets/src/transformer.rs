@@ -1,6 +1,6 @@
 //! The pre-norm transformer that CLIP's text and image towers share.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 use candle_core::{Result as Candle, Tensor};
 use ops::Mask;
 
@@ -25,22 +25,17 @@ impl Linear {
 /// The names under which configurations know the activations.
 pub const ACTIVATIONS: Rule = Rule::Words(&["quick_gelu", "gelu"]);
 
-/// `hidden_act` of the config.
-#[derive(Clone, Copy, Debug)]
-pub enum HiddenAct {
-    QuickGelu,
-    Gelu,
+pipe::names! {
+    /// `hidden_act` of the config.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum HiddenAct {
+        QuickGelu = "quick_gelu",
+        Gelu = "gelu",
+    }
 }
 
 impl HiddenAct {
-    pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "quick_gelu" => Ok(HiddenAct::QuickGelu),
-            "gelu" => Ok(HiddenAct::Gelu),
-            other => bail!("hidden_act '{other}' is not known; expected quick_gelu or gelu"),
-        }
-    }
-
     fn apply(self, x: &Tensor) -> Candle<Tensor> {
         match self {
             HiddenAct::QuickGelu => ops::quick_gelu(x),
@@ -80,11 +75,8 @@ impl Encoder {
     /// `p` at the tower's `encoder`.
     pub fn load(p: Loader, shape: Shape) -> Result<Self> {
         let w = shape.width;
-        anyhow::ensure!(
-            shape.heads > 0 && w.is_multiple_of(shape.heads),
-            "width {w} does not divide into {} heads",
-            shape.heads
-        );
+        let divides = shape.heads > 0 && w.is_multiple_of(shape.heads);
+        ensure!(divides, "width {w} does not divide into {} heads", shape.heads);
         let layers = (0..shape.layers).map(|i| {
             let p = p.pp("layers").pp(i);
             let a = p.pp("self_attn");

@@ -16,19 +16,15 @@ const LEVELS: usize = 8;
 
 /// The arguments of diffusers' AutoencoderKL.
 const KEYS: Rules = &[
-    ("in_channels", Only(&["3"])),
-    ("out_channels", Only(&["3"])),
-    ("latent_channels", WIDTH),
+    ("in_channels out_channels", Only(&["3"])),
+    ("latent_channels norm_num_groups", WIDTH),
     ("block_out_channels", List(LEVELS, &WIDTH)),
     ("layers_per_block", Whole(1, 16)), // 2 in every published VAE
-    ("norm_num_groups", WIDTH),
     ("scaling_factor", Number(1e-6, 1e6)),
     ("shift_factor", Number(-1e6, 1e6)),
     ("latents_mean", List(1 << 16, &Number(-1e6, 1e6))),
     ("latents_std", List(1 << 16, &Number(1e-6, 1e6))),
-    ("force_upcast", Flag),
-    ("use_quant_conv", Flag),
-    ("use_post_quant_conv", Flag),
+    ("force_upcast use_quant_conv use_post_quant_conv", Flag),
     ("act_fn", Only(&["\"silu\"", "\"swish\""])),
     ("down_block_types", List(LEVELS, &Words(&["DownEncoderBlock2D"]))),
     ("up_block_types", List(LEVELS, &Words(&["UpDecoderBlock2D"]))),

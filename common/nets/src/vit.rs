@@ -12,16 +12,12 @@ use crate::transformer::{ACTIVATIONS, Encoder, HiddenAct, Shape};
 
 /// The keys of transformers' CLIPVisionConfig that decide what it computes.
 pub const KEYS: Rules = &[
-    ("hidden_size", WIDTH),
-    ("intermediate_size", WIDTH),
+    ("hidden_size intermediate_size num_attention_heads projection_dim", WIDTH),
     ("num_hidden_layers", DEPTH),
-    ("num_attention_heads", WIDTH),
-    ("image_size", SIDE),
-    ("patch_size", SIDE),
+    ("image_size patch_size", SIDE),
     ("num_channels", Only(&["3"])),
     ("hidden_act", ACTIVATIONS),
     ("layer_norm_eps", EPSILON),
-    ("projection_dim", WIDTH),
 ];
 
 /// Pixels of an image tower's side: four times the largest published one.
@@ -38,7 +34,7 @@ crate::json::defaults! {
         pub num_attention_heads: usize = 12,
         pub image_size: usize = 224,
         pub patch_size: usize = 32,
-        pub hidden_act: String = "quick_gelu".into(),
+        pub hidden_act: HiddenAct = HiddenAct::QuickGelu,
         pub layer_norm_eps: f64 = 1e-5,
         pub projection_dim: usize = 512,
     }
@@ -73,7 +69,7 @@ impl VisionModel {
             mlp: config.intermediate_size,
             layers: config.num_hidden_layers,
             heads: config.num_attention_heads,
-            act: HiddenAct::parse(&config.hidden_act)?,
+            act: config.hidden_act,
             eps: config.layer_norm_eps,
         };
         let embeddings = root.pp("embeddings");

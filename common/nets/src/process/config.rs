@@ -13,48 +13,32 @@ use crate::config::{self, Rules};
 const KEYS: Rules = &[
     ("_class_name", Read),
     ("num_train_timesteps", Whole(2, 100_000)), // 1,000 in every published model
-    ("beta_start", Number(0.0, 1.0)),
-    ("beta_end", Number(0.0, 1.0)),
+    ("beta_start beta_end", Number(0.0, 1.0)),
     ("beta_schedule", Words(&["linear", "scaled_linear"])),
     ("trained_betas", List(100_000, &Number(0.0, 1.0))),
     ("prediction_type", Words(&["epsilon", "v_prediction"])),
-    ("rescale_betas_zero_snr", Flag),
+    (
+        "rescale_betas_zero_snr set_alpha_to_one clip_sample skip_prk_steps lower_order_final euler_at_final \
+         use_karras_sigmas",
+        Flag,
+    ),
     ("timestep_spacing", Words(&["leading", "trailing", "linspace"])),
     ("steps_offset", Whole(0, 100_000)),
-    ("set_alpha_to_one", Flag),
-    ("clip_sample", Flag),
     ("clip_sample_range", Number(1e-6, 1e6)),
-    ("skip_prk_steps", Flag),
     ("final_sigmas_type", Words(&["zero", "sigma_min"])),
-    ("lower_order_final", Flag),
-    ("euler_at_final", Flag),
-    ("use_karras_sigmas", Flag),
     // What some sampler refuses ([`SchedulerConfig::require`]); the others do not have it.
-    ("algorithm_type", Read),
-    ("interpolation_type", Read),
-    ("lambda_min_clipped", Read),
-    ("sigma_max", Read),
-    ("sigma_min", Read),
-    ("solver_order", Read),
-    ("solver_type", Read),
-    ("thresholding", Read),
-    ("timestep_type", Read),
-    ("use_beta_sigmas", Read),
-    ("use_dynamic_shifting", Read),
-    ("use_exponential_sigmas", Read),
-    ("use_flow_sigmas", Read),
-    ("use_lu_lambdas", Read),
+    (
+        "algorithm_type interpolation_type lambda_min_clipped sigma_max sigma_min solver_order solver_type \
+         thresholding timestep_type use_beta_sigmas use_dynamic_shifting use_exponential_sigmas use_flow_sigmas \
+         use_lu_lambdas",
+        Read,
+    ),
     // Of samplers that are not here, or of what is refused above.
-    ("disable_corrector", Free),
-    ("dynamic_thresholding_ratio", Free),
-    ("flow_shift", Free),
-    ("original_inference_steps", Free),
-    ("predict_x0", Free),
-    ("sample_max_value", Free),
-    ("solver_p", Free),
-    ("tensor_format", Free),
-    ("time_shift_type", Free),
-    ("timestep_scaling", Free),
+    (
+        "disable_corrector dynamic_thresholding_ratio flow_shift original_inference_steps predict_x0 \
+         sample_max_value solver_p tensor_format time_shift_type timestep_scaling",
+        Free,
+    ),
     ("variance_type", Words(&["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"])),
 ];
 

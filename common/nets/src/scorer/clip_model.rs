@@ -13,6 +13,7 @@ use super::model::{Model, Scorer, Towers};
 use super::{description::Description, hugging_face, open_clip, picture::Picture};
 use crate::image::{Antialias, Preprocess};
 use crate::tokenizer::{Style, Tokenizer};
+use crate::transformer::HiddenAct;
 use crate::{folder, loader::Loader, text::TextModel, vit::VisionModel, weights::Weights};
 
 /// Whose preprocessing and tokenization a metric follows, whatever the layout of its file.
@@ -82,7 +83,7 @@ impl ClipModel {
         let loader = Loader::frozen(&weights, options.dtype, &options.device);
         let vision = VisionModel::load(loader.clone(), about.vision.clone())?;
         let v = &about.vision;
-        let mut settings = tower_settings(v.num_attention_heads, &v.hidden_act, v.layer_norm_eps);
+        let mut settings = tower_settings(v.num_attention_heads, v.hidden_act, v.layer_norm_eps);
         let mut id = preprocess.id();
         let text = match with_text {
             true => {
@@ -96,7 +97,7 @@ impl ClipModel {
                     tokenizer.eos
                 );
                 let t = &about.text;
-                settings += &tower_settings(t.num_attention_heads, &t.hidden_act, t.layer_norm_eps);
+                settings += &tower_settings(t.num_attention_heads, t.hidden_act, t.layer_norm_eps);
                 settings += &format!("eos {}; vocabulary {}", t.eos_token_id, tokenizer.hash());
                 id = format!("{id}; {}", tokenizer.id());
                 Some((TextModel::load(loader, about.text)?, tokenizer))
@@ -195,7 +196,7 @@ fn units(x: &Tensor) -> Result<Vec<Vec<f32>>> {
 }
 
 /// The settings of a tower that do not follow from the shapes of its weights.
-fn tower_settings(heads: usize, act: &str, eps: f64) -> String {
+fn tower_settings(heads: usize, act: HiddenAct, eps: f64) -> String {
     format!("heads {heads}, {act}, eps {eps}; ")
 }
 

@@ -15,38 +15,23 @@ use crate::{image::CLIP, json, text, vit};
 const KEYS: Rules = &[
     ("model_type", Words(&["clip"])),
     ("projection_dim", WIDTH),
-    ("text_config", Read),
-    ("vision_config", Read),
-    ("text_config_dict", Read),
-    ("vision_config_dict", Read),
+    ("text_config vision_config text_config_dict vision_config_dict", Read),
     ("logit_scale_init_value", Free), // of a training from the start
 ];
 
 /// The arguments of transformers' CLIPImageProcessor.
 const PREPROCESSOR: Rules = &[
-    ("do_resize", Only(&["true"])),
-    ("do_center_crop", Only(&["true"])),
-    ("do_rescale", Only(&["true"])),
-    ("do_normalize", Only(&["true"])),
-    ("do_pad", Only(&["false", "null"])),
+    ("do_resize do_center_crop do_rescale do_normalize", Only(&["true"])),
+    ("do_pad use_square_size default_to_square", Only(&["false", "null"])),
     ("resample", Only(&["3"])),                             // bicubic
     ("rescale_factor", Number(0.003_921_56, 0.003_921_57)), // 1 / 255
-    ("size", Read),
-    ("crop_size", Read),
-    ("image_mean", Read),
-    ("image_std", Read),
+    ("size crop_size image_mean image_std", Read),
     ("image_processor_type", Words(&["CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"])),
     ("feature_extractor_type", Words(&["CLIPFeatureExtractor", "CLIPImageProcessor"])),
-    ("use_square_size", Only(&["false", "null"])),
-    ("default_to_square", Only(&["false", "null"])),
-    ("input_data_format", Only(&["null"])),
-    ("pad_size", Only(&["null"])),
+    ("input_data_format pad_size", Only(&["null"])),
     ("data_format", Free), // how Python stores the numbers
-    ("device", Free),
-    ("disable_grouping", Free),
+    ("device disable_grouping processor_class return_tensors", Free),
     ("do_convert_rgb", Free), // images are RGB here
-    ("processor_class", Free),
-    ("return_tensors", Free),
 ];
 
 /// Reads `config.json` of a CLIPModel, and what lies beside it of its CLIPImageProcessor.
@@ -82,7 +67,7 @@ pub fn describe(folder: &Path) -> Result<Description> {
         ("vision_config", &config.vision_config_dict, &config.vision_config),
     ] {
         let differs = old.iter().find(|(key, value)| new.get(*key).is_some_and(|new| new != *value));
-        let known = |key: &str| [text::KEYS, vit::KEYS].concat().iter().any(|(name, _)| *name == key);
+        let known = |key: &str| config::rule(&[text::KEYS, vit::KEYS], key).is_some();
         if let Some((key, value)) = differs.filter(|(key, _)| known(key)) {
             bail!("{}: {key} is {}, but {value} in {name}_dict", part(name), new[key]);
         }

@@ -17,6 +17,7 @@ use crate::image::{CLIP, Preprocess};
 use crate::layers::{LayerNorm, Linear};
 use crate::text::{TextConfig, TextModel};
 use crate::tokenizer::{Style, Tokenizer};
+use crate::transformer::HiddenAct;
 use crate::vit::{VisionConfig, VisionModel};
 use crate::{folder, loader::Loader, weights::Weights};
 
@@ -50,7 +51,7 @@ fn clip_h() -> Description {
         num_hidden_layers: 32,
         num_attention_heads: 16,
         patch_size: 14,
-        hidden_act: "gelu".into(),
+        hidden_act: HiddenAct::Gelu,
         projection_dim: 1024,
         ..Default::default()
     };
@@ -59,7 +60,7 @@ fn clip_h() -> Description {
         intermediate_size: 4096,
         num_hidden_layers: 24,
         num_attention_heads: 16,
-        hidden_act: "gelu".into(),
+        hidden_act: HiddenAct::Gelu,
         projection_dim: 1024,
         ..Default::default()
     };

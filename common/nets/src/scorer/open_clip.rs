@@ -10,85 +10,58 @@ use super::description::{Description, normalise};
 use crate::config::Rule::{self, Flag, Free, Number, Only, Read, Same, Words};
 use crate::config::{self, DEPTH, POSITIONS, Rules, VOCABULARY, WIDTH};
 use crate::vit::{SIDE, VisionConfig};
-use crate::{single::names::Names, text::TextConfig, weights::Weights};
+use crate::{single::names::Names, text::TextConfig, transformer::HiddenAct, weights::Weights};
 
 /// `model_cfg` of `open_clip_config.json`.
 const MODEL: Rules = &[
     ("embed_dim", WIDTH),
     ("quick_gelu", Flag),
-    ("vision_cfg", Read),
-    ("text_cfg", Read),
+    ("vision_cfg text_cfg", Read),
     ("custom_text", Only(&["false", "null"])),
     ("multimodal_cfg", Only(&["null"])),
-    ("init_logit_bias", Free), // neither changes the cosine
-    ("init_logit_scale", Free),
+    ("init_logit_bias init_logit_scale", Free), // neither changes the cosine
 ];
 
 /// The fields of open_clip's CLIPVisionCfg.
 const VISION: Rules = &[
     ("layers", DEPTH), // a list is a ResNet's
-    ("width", WIDTH),
-    ("head_width", WIDTH),
+    ("width head_width", WIDTH),
     ("mlp_ratio", MLP_RATIO),
     ("patch_size", SIDE),
     ("image_size", Same(&SIDE)),
-    ("act_kwargs", Only(&["null", "{}"])),
-    ("attentional_pool", Only(&["false", "null"])),
-    ("final_ln_after_pool", Only(&["false", "null"])),
-    ("global_average_pool", Only(&["false", "null"])),
-    ("input_patchnorm", Only(&["false", "null"])),
-    ("ls_init_value", Only(&["null"])),
-    ("no_ln_pre", Only(&["false", "null"])),
-    ("norm_kwargs", Only(&["null", "{}"])),
-    ("output_tokens", Only(&["false", "null"])),
+    ("act_kwargs norm_kwargs", Only(&["null", "{}"])),
+    (
+        "attentional_pool final_ln_after_pool global_average_pool input_patchnorm no_ln_pre output_tokens",
+        Only(&["false", "null"]),
+    ),
+    ("ls_init_value timm_model_name", Only(&["null"])),
     ("pool_type", Only(&["\"tok\""])),
     ("pos_embed_type", Only(&["\"learnable\""])),
-    ("timm_model_name", Only(&["null"])),
-    ("attn_pooler_heads", Free), // of attentional_pool
-    ("attn_pooler_queries", Free),
-    ("patch_dropout", Free), // in training only, as all that begins with timm_ is for timm_model_name
-    ("timm_drop", Free),
-    ("timm_drop_path", Free),
-    ("timm_model_pretrained", Free),
-    ("timm_pool", Free),
-    ("timm_proj", Free),
-    ("timm_proj_bias", Free),
+    ("attn_pooler_heads attn_pooler_queries", Free), // of attentional_pool
+    ("patch_dropout", Free),                         // in training only
+    ("timm_drop timm_drop_path timm_model_pretrained timm_pool timm_proj timm_proj_bias", Free), // of timm_model_name
 ];
 
 /// The fields of open_clip's CLIPTextCfg.
 const TEXT: Rules = &[
     ("context_length", POSITIONS),
     ("vocab_size", VOCABULARY),
-    ("width", WIDTH),
-    ("heads", WIDTH),
+    ("width heads", WIDTH),
     ("layers", DEPTH),
     ("mlp_ratio", MLP_RATIO),
-    ("act_kwargs", Only(&["null", "{}"])),
-    ("embed_cls", Only(&["false", "null"])),
-    ("final_ln_after_pool", Only(&["false", "null"])),
-    ("hf_model_name", Only(&["null"])),
-    ("ls_init_value", Only(&["null"])),
-    ("no_causal_mask", Only(&["false", "null"])),
-    ("norm_kwargs", Only(&["null", "{}"])),
-    ("output_tokens", Only(&["false", "null"])),
+    ("act_kwargs norm_kwargs tokenizer_kwargs", Only(&["null", "{}"])),
+    ("embed_cls final_ln_after_pool no_causal_mask output_tokens proj_bias", Only(&["false", "null"])),
+    ("hf_model_name ls_init_value", Only(&["null"])),
     ("pool_type", Only(&["\"argmax\""])),
-    ("proj_bias", Only(&["false", "null"])),
     ("proj_type", Only(&["\"linear\""])),
-    ("tokenizer_kwargs", Only(&["null", "{}"])),
-    ("bos_id", Free), // the end is the largest id of a text
-    ("eos_id", Free),
-    ("hf_model_config", Free), // of hf_model_name
-    ("hf_model_pretrained", Free),
-    ("hf_pooler_type", Free),
-    ("hf_proj_type", Free),
+    ("bos_id eos_id", Free), // the end is the largest id of a text
+    ("hf_model_config hf_model_pretrained hf_pooler_type hf_proj_type", Free), // of hf_model_name
     ("hf_tokenizer_name", Free), // the tokenizer's files lie beside the weights
-    ("pad_id", Free),            // what follows the end changes nothing
+    ("pad_id", Free),        // what follows the end changes nothing
 ];
 
 const PREPROCESS: Rules = &[
-    ("mean", Read),
-    ("std", Read),
-    ("size", Read),
+    ("mean std size", Read),
     ("mode", Only(&["\"RGB\""])),
     ("interpolation", Only(&["\"bicubic\""])),
     ("resize_mode", Words(&["shortest", "longest"])), // the metric decides between the two
@@ -176,7 +149,7 @@ pub fn describe(folder: &Path, tower: &Path) -> Result<Description> {
     let normalise = normalise(get("mean"), get("std")).with_context(|| format!("{prepared}: mean or std"))?;
     // As in open_clip's names of models; a folder on the way may be called anything.
     let named = tower.file_name().is_some_and(|n| n.to_string_lossy().to_lowercase().contains("quickgelu"));
-    let hidden_act = if model.quick_gelu || named { "quick_gelu" } else { "gelu" };
+    let hidden_act = if model.quick_gelu || named { HiddenAct::QuickGelu } else { HiddenAct::Gelu };
     Ok(Description {
         vision: VisionConfig {
             hidden_size: v.width,
@@ -185,7 +158,7 @@ pub fn describe(folder: &Path, tower: &Path) -> Result<Description> {
             num_attention_heads: v.width / v.head_width,
             image_size: v.image_size,
             patch_size: v.patch_size,
-            hidden_act: hidden_act.into(),
+            hidden_act,
             layer_norm_eps: 1e-5,
             projection_dim: model.embed_dim,
         },
@@ -196,7 +169,7 @@ pub fn describe(folder: &Path, tower: &Path) -> Result<Description> {
             num_hidden_layers: t.layers,
             num_attention_heads: t.heads,
             max_position_embeddings: t.context_length,
-            hidden_act: hidden_act.into(),
+            hidden_act,
             layer_norm_eps: 1e-5,
             projection_dim: model.embed_dim,
             eos_token_id: 2, // the largest id, first occurrence: text.argmax(dim=-1)

@@ -10,6 +10,7 @@ use super::colourfulness::colourfulness;
 use super::head::Head;
 use super::*;
 use crate::image::{Antialias, Rgb};
+use crate::transformer::HiddenAct;
 use crate::weights::Weights;
 use crate::write;
 
@@ -169,6 +170,6 @@ fn an_unknown_metric_names_those_there_are() {
 fn only_the_name_of_a_model_tells_its_activation() {
     let folder = tempfile::Builder::new().prefix("quickgelu").tempdir().unwrap();
     let act = |tower: &str| open_clip::describe(folder.path(), &folder.path().join(tower)).unwrap().vision.hidden_act;
-    assert_eq!(act("open_clip_model.safetensors"), "gelu");
-    assert_eq!(act("ViT-H-14-QuickGELU.pt"), "quick_gelu");
+    assert_eq!(act("open_clip_model.safetensors"), HiddenAct::Gelu);
+    assert_eq!(act("ViT-H-14-QuickGELU.pt"), HiddenAct::QuickGelu);
 }

@@ -10,6 +10,7 @@ use pipe::origin::{self, Origin};
 use super::{Part, UNET, names, network};
 use crate::modelspec::ModelSpec;
 use crate::text::{self, TextConfig};
+use crate::transformer::HiddenAct;
 use crate::weights::Weights;
 use crate::{config, write};
 
@@ -51,10 +52,10 @@ pub fn write(
 fn others(base: &Path) -> Result<Tensors> {
     let first = base.join(Part::Clip.folder());
     let config: TextConfig = config::read(&first.join("config.json"), &[text::KEYS, config::TRANSFORMERS])?;
-    let encoders = match (base.join(Part::OpenClipOfTwo.folder()).is_dir(), &*config.hidden_act) {
+    let encoders = match (base.join(Part::OpenClipOfTwo.folder()).is_dir(), config.hidden_act) {
         (true, _) => &[Part::ClipOfTwo, Part::OpenClipOfTwo][..],
-        (false, "quick_gelu") => &[Part::Clip], // OpenAI's
-        (false, _) => &[Part::OpenClip],
+        (false, HiddenAct::QuickGelu) => &[Part::Clip], // OpenAI's
+        (false, HiddenAct::Gelu) => &[Part::OpenClip],
     };
     let mut all = Tensors::new();
     for &part in [Part::Vae].iter().chain(encoders) {

@@ -12,8 +12,11 @@ pub(crate) const LEVELS: usize = 8;
 
 /// The arguments of diffusers' UNet2DConditionModel.
 pub(super) const KEYS: Rules = &[
-    ("in_channels", WIDTH),
-    ("out_channels", WIDTH),
+    (
+        "in_channels out_channels norm_num_groups addition_time_embed_dim projection_class_embeddings_input_dim \
+         time_embedding_dim",
+        WIDTH,
+    ),
     ("block_out_channels", List(LEVELS, &WIDTH)),
     ("layers_per_block", Same(&Whole(1, 16))), // 2 in every published model
     ("down_block_types", List(LEVELS, &Words(&["CrossAttnDownBlock2D", "DownBlock2D"]))),
@@ -22,44 +25,30 @@ pub(super) const KEYS: Rules = &[
     ("cross_attention_dim", Same(&WIDTH)),
     ("attention_head_dim", OneOrEach(&WIDTH)),
     ("transformer_layers_per_block", OneOrEach(&DEPTH)),
-    ("use_linear_projection", Flag),
-    ("norm_num_groups", WIDTH),
+    ("use_linear_projection flip_sin_to_cos", Flag),
     ("norm_eps", EPSILON),
-    ("flip_sin_to_cos", Flag),
     ("freq_shift", Number(0.0, 1.0)),
     ("addition_embed_type", Words(&["text_time"])),
-    ("addition_time_embed_dim", WIDTH),
-    ("projection_class_embeddings_input_dim", WIDTH),
-    ("time_embedding_dim", WIDTH),
     // The latents of 8,192 pixels a side: twice what any model was made for.
     ("sample_size", Same(&Whole(1, 1024))),
     ("act_fn", Only(&["\"silu\"", "\"swish\""])),
     ("addition_embed_type_num_heads", Free), // for other values of addition_embed_type
-    ("attention_type", Only(&["\"default\""])),
-    ("center_input_sample", Only(&["false", "null"])),
-    ("class_embed_type", Only(&["null"])),
-    ("class_embeddings_concat", Only(&["false", "null"])),
-    ("conv_in_kernel", Only(&["3"])),
-    ("conv_out_kernel", Only(&["3"])),
-    ("cross_attention_norm", Only(&["null"])),
-    ("downsample_padding", Only(&["1"])),
+    ("attention_type resnet_time_scale_shift", Only(&["\"default\""])),
+    (
+        "center_input_sample class_embeddings_concat dual_cross_attention mid_block_only_cross_attention \
+         only_cross_attention resnet_skip_time_act",
+        Only(&["false", "null"]),
+    ),
+    (
+        "class_embed_type cross_attention_norm encoder_hid_dim encoder_hid_dim_type num_attention_heads \
+         num_class_embeds reverse_transformer_layers_per_block time_cond_proj_dim time_embedding_act_fn \
+         timestep_post_act",
+        Only(&["null"]),
+    ),
+    ("conv_in_kernel conv_out_kernel", Only(&["3"])),
+    ("downsample_padding mid_block_scale_factor resnet_out_scale_factor", Only(&["1"])),
     ("dropout", Only(&["0", "null"])),
-    ("dual_cross_attention", Only(&["false", "null"])),
-    ("encoder_hid_dim", Only(&["null"])),
-    ("encoder_hid_dim_type", Only(&["null"])),
-    ("mid_block_only_cross_attention", Only(&["false", "null"])),
-    ("mid_block_scale_factor", Only(&["1"])),
-    ("num_attention_heads", Only(&["null"])),
-    ("num_class_embeds", Only(&["null"])),
-    ("only_cross_attention", Only(&["false", "null"])),
-    ("resnet_out_scale_factor", Only(&["1"])),
-    ("resnet_skip_time_act", Only(&["false", "null"])),
-    ("resnet_time_scale_shift", Only(&["\"default\""])),
-    ("reverse_transformer_layers_per_block", Only(&["null"])),
-    ("time_cond_proj_dim", Only(&["null"])),
-    ("time_embedding_act_fn", Only(&["null"])),
     ("time_embedding_type", Only(&["\"positional\""])),
-    ("timestep_post_act", Only(&["null"])),
     ("upcast_attention", Free), // in half precision only
 ];
 
