@@ -10,19 +10,29 @@ use candle_core::{DType, Device, Tensor};
 use half::f16;
 use nets::image::{self, TrainCrop};
 use nets::{conditioning::Widths, denoiser::Config, device, folder, prompt::PromptEncoder, vae::Vae, weights::Weights};
+use pipe::cli::{Networks, named};
 use pipe::schema::{self, pairs};
 use pipe::{augment::Augment, column::Rows, origin::Origin, pairs::PairKeys};
 use rayon::prelude::*;
 
-use crate::{Args, seen::Seen};
-
-/// The tables in their order.
-pub const PAIRS: usize = 0;
-pub const CAPTIONS: usize = 1;
-pub const LATENTS: usize = 2;
+use crate::seen::Seen;
 
 /// The square root of [`image::MAX_PIXELS`].
 const MAX_SIDE: usize = image::MAX_PIXELS.isqrt();
+
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct EncoderFlags {
+    /// Side of the training images in pixels: the short side is resized to it, the middle is kept [default: the side that the
+    /// base's UNet was made for, and 512 where the base has no UNet]
+    #[arg(long, value_name = "N")]
+    resolution: Option<usize>,
+    /// Store mirrored images too, for the flips of `train --augment`
+    #[arg(long, default_value_t = Augment::None, value_parser = named::<Augment>())]
+    augment: Augment,
+    /// Images that go through the VAE together
+    #[arg(long, help_heading = "Encoding", value_name = "N", default_value_t = 16)]
+    batch: usize,
+}
 
 /// The networks, and how images are made ready for them.
 pub struct Encoder {
@@ -30,8 +40,7 @@ pub struct Encoder {
     text: PromptEncoder,
     /// Side of the images, in pixels.
     pub resolution: usize,
-    augment: Augment,
-    batch: usize,
+    flags: EncoderFlags,
 }
 
 /// An image made ready for the VAE.
@@ -43,15 +52,16 @@ struct Prepared<'a> {
 }
 
 impl Encoder {
-    pub fn open(base: &Path, args: &Args) -> Result<Self> {
-        let device = device::open(args.networks.device)?;
-        let dtype = device::dtype(args.networks.dtype, &device)?;
+    pub fn open(base: &Path, flags: EncoderFlags, networks: Networks) -> Result<Self> {
+        ensure!(flags.batch > 0, "--batch is 0: no image to encode");
+        let device = device::open(networks.device)?;
+        let dtype = device::dtype(networks.dtype, &device)?;
         let vae = Vae::open(&base.join("vae"), dtype, &device)?;
         let text = PromptEncoder::open(base, dtype, &device)?;
         let factor = vae.config.factor();
         let has_denoiser = folder::DENOISERS.iter().any(|part| base.join(part).join("config.json").exists());
         let denoiser = if has_denoiser { Some(Config::read(&folder::denoiser(base)?)?) } else { None };
-        let resolution = args.resolution.unwrap_or(denoiser.as_ref().map_or(512, |config| config.side * factor));
+        let resolution = flags.resolution.unwrap_or(denoiser.as_ref().map_or(512, |config| config.side * factor));
         ensure!(
             resolution > 0 && resolution.is_multiple_of(factor),
             "--resolution {resolution} is not a multiple of the VAE's {factor}"
@@ -65,7 +75,7 @@ impl Encoder {
             resolution <= MAX_SIDE,
             "--resolution {resolution} is more than the {MAX_SIDE} pixels a side of the largest image that is read"
         );
-        Ok(Self { vae, text, resolution, augment: args.augment, batch: args.batch })
+        Ok(Self { vae, text, resolution, flags })
     }
 
     /// Names and schemas of the tables, whose metadata hold the shapes.
@@ -87,7 +97,7 @@ impl Encoder {
     /// What decides the numbers: the settings and the networks.
     pub fn origin(&self, base: &Path) -> Result<Origin> {
         let origin =
-            Origin::new("encode").arg("resolution", self.resolution).arg("flips", self.augment != Augment::None);
+            Origin::new("encode").arg("resolution", self.resolution).arg("flips", self.flags.augment != Augment::None);
         let networks = ["vae"].iter().chain(self.text.parts());
         networks
             .copied()
@@ -96,7 +106,7 @@ impl Encoder {
 
     /// Which versions of each image are stored: as it is, and mirrored where training may mirror it.
     pub fn versions(&self) -> &'static [bool] {
-        if self.augment == Augment::None { &[false] } else { &[false, true] }
+        if self.flags.augment == Augment::None { &[false] } else { &[false, true] }
     }
 
     /// One batch per table, of what `seen` does not have yet. The caption table of a cache begins with the empty caption.
@@ -140,7 +150,7 @@ impl Encoder {
             Ok(Prepared { uid: keys.uids[side].value(i), flipped, pixels, crop })
         };
         let mut batches = vec![];
-        for batch in new.chunks(self.batch) {
+        for batch in new.chunks(self.flags.batch) {
             batches.push(self.posteriors(&batch.par_iter().map(prepare).collect::<Result<Vec<_>>>()?)?);
         }
         Ok(concat_batches(&Arc::new(schema::latents()), &batches)?)

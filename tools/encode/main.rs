@@ -10,11 +10,11 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use encoder::Encoder;
+use encoder::{Encoder, EncoderFlags};
 use nets::{device, folder, hub, single};
-use pipe::cli::{Answer, Common, Diffusion, Networks, Sharding, named, run};
+use pipe::cli::{Answer, Common, Diffusion, Networks, Sharding, run};
 use pipe::job::{Job, Keep, Spec};
-use pipe::{augment::Augment, pairs::PairKeys, parts::Tables, schema::pairs, table::Inputs, text::count};
+use pipe::{pairs::PairKeys, parts::Tables, schema::pairs, table::Inputs, text::count};
 use seen::Seen;
 use serde_json::json;
 
@@ -46,16 +46,8 @@ struct Args {
     /// Stable Diffusion folder, hub id or single file with the VAE and the text encoder
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
-    /// Side of the training images in pixels: the short side is resized to it, the middle is kept [default: the side that the
-    /// base's UNet was made for, and 512 where the base has no UNet]
-    #[arg(long, value_name = "N")]
-    resolution: Option<usize>,
-    /// Store mirrored images too, for the flips of `train --augment`
-    #[arg(long, default_value_t = Augment::None, value_parser = named::<Augment>())]
-    augment: Augment,
-    /// Images that go through the VAE together
-    #[arg(long, help_heading = "Encoding", value_name = "N", default_value_t = 16)]
-    batch: usize,
+    #[command(flatten)]
+    encoder: EncoderFlags,
     #[command(flatten)]
     files: Diffusion,
     #[command(flatten)]
@@ -80,13 +72,12 @@ const PART: usize = 64;
 fn encode(args: Args) -> Result<Answer> {
     let out = args.sharding.output_beside(&args.common, &args.pairs)?;
     ensure!(out.as_os_str() != "-", "the cache is a folder; name one with -o");
-    ensure!(args.batch > 0, "--batch is 0: no image to encode");
     let base = args.files.folder(&args.base, None, hub::resolve, single::folder)?;
     folder::model(&base)?;
     let mut inputs = Inputs::open(&args.pairs)?;
     inputs.require(&pairs::NEEDED, "expected a pairs table with Pick-a-Pic's columns")?;
     let range = inputs.range(args.sharding.shard)?;
-    let encoder = Encoder::open(&base, &args)?;
+    let encoder = Encoder::open(&base, args.encoder, args.networks)?;
     let origin = encoder.origin(&base)?;
     let tables = Tables::folder(&origin, out, args.sharding.shard, encoder.tables())?;
 

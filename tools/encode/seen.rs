@@ -7,8 +7,6 @@ use pipe::id::{Key, key};
 use pipe::schema::{images, labels, pairs};
 use pipe::{column::Rows, pairs::PairKeys};
 
-use crate::encoder::{CAPTIONS, LATENTS, PAIRS};
-
 #[derive(Default)]
 pub struct Seen {
     images: HashSet<Key>,
@@ -26,14 +24,14 @@ impl Seen {
 
     /// Takes note of what is in a part that an earlier run finished, and answers whether it was made of these `rows`.
     pub fn add_part(&mut self, part: &[Rows], rows: Option<&Rows>) -> Result<bool> {
-        let Some(rows) = rows else { return Ok(false) };
-        if part[PAIRS].text(labels::PAIR_ID)? != PairKeys::of(rows, rows.text(pairs::CAPTION)?)?.ids {
+        let ([pair_list, captions, latents], Some(rows)) = (part, rows) else { return Ok(false) };
+        if pair_list.text(labels::PAIR_ID)? != PairKeys::of(rows, rows.text(pairs::CAPTION)?)?.ids {
             return Ok(false);
         }
-        for uid in part[LATENTS].text(images::IMAGE_UID)?.iter().flatten() {
+        for uid in latents.text(images::IMAGE_UID)?.iter().flatten() {
             self.is_new_image(uid);
         }
-        for caption in part[CAPTIONS].text(pairs::CAPTION)?.iter().flatten() {
+        for caption in captions.text(pairs::CAPTION)?.iter().flatten() {
             self.is_new_caption(caption);
         }
         Ok(true)

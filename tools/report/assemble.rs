@@ -10,8 +10,8 @@ use crate::curves::{self, Run};
 use crate::model_table::{ModelTable, stem};
 use crate::page::{Head, Section, page};
 use crate::{
-    Args, agreement::Matrix, bars, embed::LADDER, gallery::Gallery, histograms, images::ModelImages, models::Models,
-    origins, profile, results, table::list, winrates,
+    agreement::Matrix, args::Args, bars, embed::LADDER, gallery::Gallery, histograms, images::ModelImages,
+    models::Models, origins, profile, results, table::list, winrates,
 };
 
 /// The default number of prompts in the gallery: few enough for images that are large enough to judge.

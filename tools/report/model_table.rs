@@ -132,10 +132,7 @@ impl Image {
 impl Prompt {
     /// For messages: the text, shortened if it is long, and the set.
     pub fn name(&self) -> String {
-        let short: String = self.text.chars().take(60).collect();
-        let dots = if short.len() < self.text.len() { "..." } else { "" };
-        let set = self.key.0.as_ref().map(|set| format!(" (set {set})")).unwrap_or_default();
-        format!("'{short}{dots}'{set}")
+        scored::prompt_name(&scored::short(&self.text), self.key.0.as_deref())
     }
 }
 

@@ -21,7 +21,8 @@ use pipe::cli::{Answer, Common, Diffusion, Networks, Sharding, named, number, ru
 use pipe::image_column::ImageColumn;
 use pipe::job::{Job, Keep, Spec};
 use pipe::origin::{InputOrigin, Origin};
-use pipe::{atomic, id, parts::Tables, place, prompt_source, schema, shard::target, text::count};
+use pipe::prompt_source::{self, Prompt};
+use pipe::{atomic, id, parts::Tables, place, schema, shard::target, text::count};
 use repeats::Repeats;
 use rows::{Artist, Image};
 use serde_json::json;
@@ -178,7 +179,7 @@ fn sample(args: Args) -> Result<Answer> {
     let prompts = prompt_source::read(&args.prompts, None)?;
     let total = prompts.prompts.len() * args.n as usize;
     let model = Model::open(&args, total)?;
-    let (artist, origin) = model.describe(&args)?;
+    let (artist, origin) = model.describe(&args, &prompts.prompts)?;
     let rows = args.sharding.shard.map_or(0..total, |shard| shard.range(total));
     let table_schema = args.image_column.schema(schema::images());
     let mut job = Job::open(Spec {
@@ -194,23 +195,18 @@ fn sample(args: Args) -> Result<Answer> {
     let prompts = prompts.prompts;
     let dump = args.dump_latents.is_some();
     // Latents are dumped for all images, so all are drawn; with given noise, no two pictures are the same.
-    let mut repeats = match (dump, &model.given) {
-        (true, None) => Repeats::default(),
-        (_, Some(_)) => Repeats::of(&prompts, 0),
-        (false, None) => Repeats::of(&prompts, repeats::LIMIT),
-    };
+    let mut repeats = if dump || model.given.is_some() { Repeats::default() } else { Repeats::of(&prompts) };
     let mut first = rows.start;
     if !dump {
         job.resume(|part| {
-            let images: Vec<Image> =
-                (first..).take(part[0].len()).map(|row| artist.image(row, &prompts, &repeats)).collect();
+            let images: Vec<Image> = (first..).take(part[0].len()).map(|row| artist.image(row, &prompts)).collect();
             repeats.keep_part(&images, &part[0])?;
             first += images.len();
             Ok(true)
         })?;
     }
     if let Some(path) = &args.dump_noise {
-        let seeds = (0..total).map(|row| artist.image(row, &prompts, &repeats).seed).collect();
+        let seeds = (0..total).map(|row| artist.image(row, &prompts).seed).collect();
         let noise = Noise::new(seeds, 0..total, model.given.as_ref())?.initial(model.latent)?;
         write::tensors(path, &[("latents".to_owned(), noise)].into(), Default::default())?;
     }
@@ -219,7 +215,7 @@ fn sample(args: Args) -> Result<Answer> {
     let parts = (first..rows.end).step_by(batch).map(move |from| Ok(from..(from + batch).min(rows.end)));
     let mut latents = vec![];
     let counts = job.run(parts, |part: Range<usize>| {
-        let images: Vec<Image> = part.clone().map(|row| artist.image(row, &prompts, &repeats)).collect();
+        let images: Vec<Image> = part.clone().map(|row| artist.image(row, &prompts)).collect();
         let pngs = repeats.pictures(&images, |new| {
             let drawing = model.draw(new, part)?;
             if dump {
@@ -277,7 +273,7 @@ impl Model {
     }
 
     /// Who draws, and the origin of the table without its inputs.
-    fn describe(&self, args: &Args) -> Result<(Artist, Origin)> {
+    fn describe(&self, args: &Args, prompts: &[Prompt]) -> Result<(Artist, Origin)> {
         let unet = self.weights.hash()?;
         let hash = |network: &str| Weights::open(&self.base.join(network))?.hash();
         // First what the pictures depend on, then what only the table depends on.
@@ -313,7 +309,7 @@ impl Model {
             settings: self.painter.settings.clone(),
             n: args.n,
             seed: args.common.seed,
-            noise: if self.given.is_some() { rows::Noise::Given } else { rows::Noise::Drawn },
+            noise: if self.given.is_some() { rows::Noise::given(prompts) } else { rows::Noise::Drawn },
         };
         let name = artist.name.clone();
         origin = origin.arg("n", args.n).arg("name", name).arg("seed", args.common.seed);

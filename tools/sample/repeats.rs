@@ -13,28 +13,23 @@ pub struct Repeats {
     /// The first and the last prompt with the same text, by prompt_id.
     spans: HashMap<String, (usize, usize)>,
     kept: HashMap<String, Vec<u8>>,
-    /// Bytes in `kept`, and how many there may be.
+    /// Bytes in `kept`.
     bytes: usize,
-    limit: usize,
     /// Rows whose picture was not drawn for them.
     shared: usize,
 }
 
 /// Bytes of pictures that are kept at most. Pictures beyond are drawn again, which takes time and gives the same pictures.
-pub const LIMIT: usize = 1 << 30;
+const LIMIT: usize = 1 << 30;
 
 impl Repeats {
-    pub fn of(prompts: &[Prompt], limit: usize) -> Self {
+    pub fn of(prompts: &[Prompt]) -> Self {
         let mut spans: HashMap<&str, (usize, usize)> = HashMap::new();
         for (i, prompt) in prompts.iter().enumerate() {
             spans.entry(&prompt.prompt_id).and_modify(|(_, last)| *last = i).or_insert((i, i));
         }
         let repeated = spans.into_iter().filter(|(_, (first, last))| first < last);
-        Self { spans: repeated.map(|(id, span)| (id.to_owned(), span)).collect(), limit, ..Self::default() }
-    }
-
-    pub fn came_before(&self, prompt: &Prompt, index: usize) -> bool {
-        self.spans.get(&prompt.prompt_id).is_some_and(|(first, _)| *first < index)
+        Self { spans: repeated.map(|(id, span)| (id.to_owned(), span)).collect(), ..Self::default() }
     }
 
     /// The PNGs of `images`, of which `draw` makes those that no earlier row has.
@@ -73,7 +68,7 @@ impl Repeats {
             let Some((_, last)) = self.spans.get(&image.prompt.prompt_id) else { continue };
             if image.index == *last {
                 self.bytes -= self.kept.remove(&image.uid).map_or(0, |png| png.len());
-            } else if !self.kept.contains_key(&image.uid) && self.bytes + png.len() <= self.limit {
+            } else if !self.kept.contains_key(&image.uid) && self.bytes + png.len() <= LIMIT {
                 self.bytes += png.len();
                 self.kept.insert(image.uid.clone(), png.to_owned());
             }

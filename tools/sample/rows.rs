@@ -1,6 +1,6 @@
 //! The rows of an images table: which image each row is, and what its PNG says about itself.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use anyhow::{Context, Result};
 use arrow::array::{ArrayRef, BinaryArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
@@ -8,7 +8,7 @@ use nets::image::{self, Rgb};
 use pipe::{id, prompt_source::Prompt, schema, seed};
 use rayon::prelude::*;
 
-use crate::{draw::Settings, repeats::Repeats};
+use crate::draw::Settings;
 
 pub struct Image<'a> {
     pub prompt: &'a Prompt,
@@ -21,12 +21,19 @@ pub struct Image<'a> {
     pub uid: String,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Noise {
     /// From the image's seed.
     Drawn,
-    /// From a file, a row of it for each image.
-    Given,
+    /// From a file, a row of it for each image. With the numbers of the prompts whose text came before.
+    Given(HashSet<usize>),
+}
+
+impl Noise {
+    pub fn given(prompts: &[Prompt]) -> Self {
+        let mut known = HashSet::new();
+        let came_before = prompts.iter().enumerate().filter(|(_, prompt)| !known.insert(&prompt.prompt_id));
+        Self::Given(came_before.map(|(i, _)| i).collect())
+    }
 }
 
 /// The model and the settings that draw.
@@ -44,14 +51,14 @@ pub struct Artist {
 
 impl Artist {
     /// The image in this row, which is `prompt * n + k`.
-    pub fn image<'a>(&self, row: usize, prompts: &'a [Prompt], repeats: &Repeats) -> Image<'a> {
+    pub fn image<'a>(&self, row: usize, prompts: &'a [Prompt]) -> Image<'a> {
         let (index, k) = (row / self.n as usize, (row % self.n as usize) as u32);
         let prompt = &prompts[index];
         let seed = seed::draws(self.seed, "image", &prompt.prompt_id, k as u64).next_u64();
         let (row, seed_bytes) = (row.to_le_bytes(), seed.to_le_bytes());
         let mut parts = vec![self.content.as_bytes(), prompt.prompt.as_bytes(), &seed_bytes];
         // Given noise differs between rows of the same text and seed.
-        if self.noise == Noise::Given && repeats.came_before(prompt, index) {
+        if matches!(&self.noise, Noise::Given(came_before) if came_before.contains(&index)) {
             parts.push(&row);
         }
         Image { prompt, index, k, seed, uid: id::hex(&id::sha256_of(&parts)[..16]) }

@@ -5,23 +5,9 @@ use pipe::winrates::{ByMetric, Cell, Change, Comparison, Group, Rate, Side};
 use pipe::{moments, names::Names};
 
 use crate::bootstrap::{Bootstrap, of_share};
-use crate::scored::{ModelScores, Prompt};
+use crate::scored::{By, ModelScores, Prompt};
 use crate::sign::{LEVEL, holm, sign_test};
 use crate::stats::{Wins, wilson};
-
-pipe::names! {
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum By {
-        /// Where prompts are from: a benchmark, or a part of it
-        Set = "set",
-        /// PartiPrompts' category, or what the prompts table says
-        Category = "category",
-        /// PartiPrompts' challenge
-        Challenge = "challenge",
-        /// The same column by another name: in the mini world it holds the style of the artwork
-        Style = "style",
-    }
-}
 
 /// Names the winners, with Holm's correction over all rates that are printed together.
 pub fn correct(comparisons: &mut [Comparison], rate: fn(&mut Cell) -> &mut Rate) {
@@ -54,9 +40,6 @@ pub fn both<'a>(a: &'a ModelScores, b: &'a ModelScores) -> Result<Vec<Both<'a>>>
 }
 
 /// Compares two tables prompt by prompt. Without `by`, prompts are grouped by set if there are several sets.
-///
-/// # Errors
-/// Only one table has some prompt; no prompt has a value in the column `by`.
 pub fn compare(
     a: &ModelScores,
     b: &ModelScores,
@@ -95,9 +78,6 @@ pub struct Slice<'a> {
 const MOST_GROUPS: usize = 1000;
 
 /// The groups of a table's prompts, in the table's order; none if all prompts are of one set and `by` is not given.
-///
-/// # Errors
-/// No prompt has a value in the column `by`, or there are very many values.
 pub fn groups(table: &ModelScores, by: Option<By>) -> Result<Vec<Slice<'_>>> {
     let column = by.unwrap_or(By::Set);
     let mut groups: Vec<Slice> = vec![];

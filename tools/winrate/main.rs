@@ -21,9 +21,9 @@ use pipe::winrates::{Comparison, Pooled, Winrates};
 use pipe::{atomic, grid::Format, metrics, names::Names, place, stdout::print, table::Inputs, text};
 
 use bootstrap::Bootstrap;
-use compare::{By, compare, correct};
+use compare::{compare, correct};
 use judges::TableVoters;
-use scored::ModelScores;
+use scored::{By, ModelScores};
 use tables::Results;
 
 /// Compute on how many prompts one model's best image scores higher than another's

@@ -13,11 +13,25 @@ use pipe::table::{BATCH, Inputs};
 use pipe::winrates::{ByMetric, Distribution, Table};
 use pipe::{moments, shown};
 
-use crate::{compare::By, stats};
+use crate::stats;
 
 const NEEDED: [&str; 4] = [prompts::PROMPT_ID, prompts::PROMPT, images::K, images::MODEL];
 const OPTIONAL: [&str; 4] = [prompts::SET, prompts::CATEGORY, prompts::CHALLENGE, images::SEED];
 const HINT: &str = "`winrate` reads what `score` writes of an images table";
+
+pipe::names! {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum By {
+        /// Where prompts are from: a benchmark, or a part of it
+        Set = "set",
+        /// PartiPrompts' category, or what the prompts table says
+        Category = "category",
+        /// PartiPrompts' challenge
+        Challenge = "challenge",
+        /// The same column by another name: in the mini world it holds the style of the artwork
+        Style = "style",
+    }
+}
 
 pub struct ModelScores {
     pub table: String,
@@ -151,7 +165,7 @@ impl ModelScores {
             let place = *self.index.entry(key).or_insert(next);
             if place == next {
                 self.keys.push(key);
-                self.texts += &short(rows.prompts.value(i));
+                self.texts += &scored::short(rows.prompts.value(i));
                 self.ends.push(self.texts.len());
                 self.sets.push(set);
                 self.categories.push(rows.categories.is_valid(i).then(|| rows.categories.value(i)));
@@ -212,21 +226,11 @@ impl ModelScores {
     }
 }
 
-/// The beginning of a text, for messages.
-fn short(text: &str) -> String {
-    let short: String = text.chars().take(60).collect();
-    if short.len() < text.len() { short + "..." } else { short }
-}
-
 impl<'a> Prompt<'a> {
     /// For messages: the text, cut if it is long, and its set.
     pub fn name(self) -> String {
         let begin = self.place.checked_sub(1).map_or(0, |before| self.table.ends[before]);
-        let text = &self.table.texts[begin..self.table.ends[self.place]];
-        match self.value(By::Set) {
-            Some(set) => format!("'{text}' (set {set})"),
-            None => format!("'{text}'"),
-        }
+        scored::prompt_name(&self.table.texts[begin..self.table.ends[self.place]], self.group(By::Set).1)
     }
 
     /// The number of its value in the column `by`, and the value itself.
@@ -238,10 +242,6 @@ impl<'a> Prompt<'a> {
         };
         let number = values.of[self.place] as usize;
         (number, values.texts[number].as_deref())
-    }
-
-    fn value(self, by: By) -> Option<&'a str> {
-        self.group(by).1
     }
 
     /// Its images' scores; those without one are left out, and there is at least one.

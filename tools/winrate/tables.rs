@@ -6,8 +6,8 @@ use pipe::grid::{self, Grid};
 use pipe::winrates::{Cell, Change, Comparison, Distribution, Group, Pooled, PooledCell, Rate, Side, Winrates};
 use pipe::{moments, names::Names, shown::shown};
 
-use crate::compare::{By, Slice, groups};
-use crate::scored::{self, ModelScores, Prompt};
+use crate::compare::{Slice, groups};
+use crate::scored::{self, By, ModelScores, Prompt};
 use crate::sign::LEVEL;
 
 pub struct Results<'a> {

@@ -102,6 +102,17 @@ impl ScoredRows {
     }
 }
 
+/// The beginning of a prompt, for messages.
+pub fn short(prompt: &str) -> String {
+    let short: String = prompt.chars().take(60).collect();
+    if short.len() < prompt.len() { short + "..." } else { short }
+}
+
+/// A prompt in messages: its beginning, and its set.
+pub fn prompt_name(short: &str, set: Option<&str>) -> String {
+    set.map_or_else(|| format!("'{short}'"), |set| format!("'{short}' (set {set})"))
+}
+
 /// The i-th text of a column; `None` where it is null.
 pub fn owned(column: &StringArray, i: usize) -> Option<String> {
     column.is_valid(i).then(|| column.value(i).to_owned())

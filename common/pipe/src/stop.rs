@@ -2,13 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
-use std::{thread, time::Duration};
+use std::{io::Write, thread, time::Duration};
 
 use anyhow::{Context, Error, Result};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
-use crate::{cli, scratch};
+use crate::scratch;
 
 /// The signal that arrived while signals were watched, or 0.
 static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Default::default);
@@ -71,7 +71,7 @@ pub fn watch_and_leave(tool: &'static str) -> Result<()> {
         };
         thread::sleep(PATIENCE);
         let code = 128 + i32::from(stopped.0);
-        cli::complain(tool, &Error::from(stopped));
+        let _ = writeln!(std::io::stderr(), "{tool}: {stopped}");
         scratch::clear();
         signal_hook::low_level::exit(code) // at once: other threads are in the middle of their work
     };
