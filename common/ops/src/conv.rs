@@ -240,10 +240,7 @@ impl Geometry {
                 }
                 gemm(self.o, width, depth, out, width, false, 1.0, Mat::new(w, depth), Mat::new(col, width));
                 for (i, y) in y.chunks_exact_mut(image_out).enumerate() {
-                    for (o, y) in y.chunks_exact_mut(pixels).enumerate() {
-                        let out = &out[o * width + i * pixels..o * width + (i + 1) * pixels];
-                        y.iter_mut().zip(out).for_each(|(y, out)| *y = out + b[o]);
-                    }
+                    scatter(y, out, width, i * pixels..(i + 1) * pixels, b);
                 }
             },
         );
@@ -274,10 +271,7 @@ impl Geometry {
                     for i in 0..width / pixels {
                         // SAFETY: a task writes its own channels.
                         let y = unsafe { shared.slice(i * image_out + first * pixels, n * pixels) };
-                        for (o, y) in y.chunks_exact_mut(pixels).enumerate() {
-                            let out = &out[o * width + i * pixels..o * width + (i + 1) * pixels];
-                            y.iter_mut().zip(out).for_each(|(y, out)| *y = out + b[first + o]);
-                        }
+                        scatter(y, out, width, i * pixels..(i + 1) * pixels, &b[first..]);
                     }
                 },
             );
@@ -361,6 +355,13 @@ impl Geometry {
                 }
             },
         );
+    }
+}
+
+/// The columns `at` of a product `out` (O, width), each with its channel's bias, to the planes `y` of one image (O, P).
+fn scatter(y: &mut [f32], out: &[f32], width: usize, at: Range<usize>, b: &[f32]) {
+    for ((y, out), b) in y.chunks_exact_mut(at.len()).zip(out.chunks(width)).zip(b) {
+        y.iter_mut().zip(&out[at.clone()]).for_each(|(y, out)| *y = out + b);
     }
 }
 

@@ -4,12 +4,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use arrow::compute::concat_batches;
-use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection};
 use parquet::file::metadata::PageIndexPolicy;
 
 use crate::column::Rows;
-use crate::table::{Builder, Inputs, Source};
+use crate::table::{Builder, Inputs, Source, columns_of};
 
 /// Parquet tables opened for access by row number. Rows are numbered through all tables.
 pub struct Taker {
@@ -53,9 +52,7 @@ impl Taker {
             let storage = table.source.open()?;
             storage.learn(&table.metadata);
             let builder = Builder::new_with_metadata(storage, table.metadata.clone());
-            let roots = builder.parquet_schema().root_schema().get_fields().iter().enumerate();
-            let keep: Vec<_> = roots.filter(|(_, f)| columns.contains(&f.name())).map(|(i, _)| i).collect();
-            let mask = ProjectionMask::roots(builder.parquet_schema(), keep);
+            let mask = columns_of(builder.parquet_schema(), |name| columns.contains(&name));
             let ranges = wanted.iter().map(|&r| r..r + 1);
             let reader = builder
                 .with_projection(mask)

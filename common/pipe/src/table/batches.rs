@@ -5,6 +5,7 @@ use std::{collections::VecDeque, iter, ops::Range, sync::Arc};
 use anyhow::{Context, Result, bail};
 use arrow::{array::RecordBatch, ipc::reader::FileReader};
 use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReader};
+use parquet::schema::types::SchemaDescriptor;
 
 use super::open::whole;
 use super::opened::{Body, Opened};
@@ -88,15 +89,17 @@ fn parquet(
 ) -> Result<ParquetRecordBatchReader> {
     let builder = storage.builder()?;
     let mask = match columns {
-        Some(wanted) => {
-            let roots = builder.parquet_schema().root_schema().get_fields().iter().enumerate();
-            let keep: Vec<_> = roots.filter(|(_, f)| wanted.iter().any(|w| w == f.name())).map(|(i, _)| i).collect();
-            ProjectionMask::roots(builder.parquet_schema(), keep)
-        }
+        Some(wanted) => columns_of(builder.parquet_schema(), |name| wanted.iter().any(|w| w == name)),
         None => ProjectionMask::all(),
     };
     let builder = builder.with_projection(mask).with_batch_size(batch);
     Ok(builder.with_offset(rows.start).with_limit(rows.len()).build()?)
+}
+
+/// The columns of a Parquet table that are `wanted`, by name.
+pub(crate) fn columns_of(schema: &SchemaDescriptor, wanted: impl Fn(&str) -> bool) -> ProjectionMask {
+    let roots = schema.root_schema().get_fields().iter().enumerate();
+    ProjectionMask::roots(schema, roots.filter(|(_, field)| wanted(field.name())).map(|(i, _)| i))
 }
 
 /// Cuts a row range out of batches that come from the first row on.

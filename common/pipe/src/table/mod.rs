@@ -12,6 +12,7 @@ mod stream;
 mod text;
 
 pub use batches::Batches;
+pub(crate) use batches::columns_of;
 pub use input::{BATCH, Inputs};
 pub use open::is_table;
 pub use output::Output;

@@ -63,8 +63,7 @@ impl Source {
         Ok(Self { path: path.to_owned(), first })
     }
 
-    /// # Errors
-    /// It has been replaced or changed.
+    /// Refuses a file that has been replaced or changed.
     pub(crate) fn open(&self) -> Result<Storage> {
         let storage = Storage::open(&self.path)?;
         match &storage {
@@ -78,8 +77,6 @@ impl Source {
         Ok(storage)
     }
 
-    /// # Errors
-    /// As `open`; it is an object.
     pub(crate) fn file(&self) -> Result<File> {
         match self.open()? {
             Storage::File(file) => Ok(file),
@@ -89,9 +86,6 @@ impl Source {
     }
 
     /// For the end of its rows: a file that was replaced meanwhile is still read as it was, one that was written into is not.
-    ///
-    /// # Errors
-    /// It has been written into.
     pub(crate) fn check(&self) -> Result<()> {
         let now = fs::metadata(&self.path).ok().map(|file| State::of(&file));
         let same_file = |now: &State| self.first.is_some_and(|first| first.device_and_inode == now.device_and_inode);
