@@ -49,10 +49,6 @@ impl CheckpointFlags {
     }
 
     /// The checkpoint to continue from, if one was asked for and, in case of `latest`, exists.
-    ///
-    /// # Errors
-    /// It is damaged; `latest` without an output folder, or with a checkpoint there that was made with other settings than
-    /// `origin`.
     pub fn resumption(&self, out: Option<&Path>, origin: &Origin) -> Result<Option<PathBuf>> {
         if self.resumes_latest() {
             let no_output = "--resume-from-checkpoint latest is the newest in the output folder: name it with -o";
@@ -179,11 +175,7 @@ impl Checkpoints {
 }
 
 /// Takes policy, moments, counters and (once refreshed) the reference from a checkpoint folder. If the command line names
-/// a new reference, it replaces the saved one.
-///
-/// # Errors
-/// The folder is not a checkpoint of `train`; it has another seed, batch, labels or reference, so that it would not be the same
-/// run.
+/// a new reference, it replaces the saved one. A run with another seed, batch, labels or reference is refused.
 pub fn resume(state: &mut State, folder: &Path) -> Result<()> {
     let name = folder.display();
     let theirs = complete(folder).with_context(|| format!("{name} is not a whole checkpoint of `train`"))?.counters;
@@ -391,9 +383,7 @@ fn complete_checkpoints(out: &Path) -> Vec<(u64, PathBuf)> {
 }
 
 /// The newest checkpoint in `out`: one of `checkpoint-<step>`, or `out` itself where a run ended.
-///
-/// # Errors
-/// It is damaged, or was made with other settings than `origin`; then the checkpoint to continue from must be named.
+/// If it was made with other settings than `origin`, the checkpoint to continue from must be named.
 fn latest(out: &Path, origin: &Origin) -> Result<Option<PathBuf>> {
     let mut all = named_checkpoints(out);
     all.retain(|(_, path)| !unfinished(path));

@@ -34,8 +34,7 @@ pub struct LossFlags {
 }
 
 impl LossFlags {
-    /// # Errors
-    /// The number of a loss lies outside its range, or a flag means nothing to the loss.
+    /// Refuses a number outside its loss's range, and a flag that means nothing to the loss.
     pub fn objective(&self) -> Result<Objective> {
         let form = if self.sft { Form::Sft } else { self.loss };
         let (name, in_range, range) = match form {

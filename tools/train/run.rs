@@ -118,10 +118,8 @@ impl Run<'_> {
         }
     }
 
-    /// Goes back to the newest checkpoint, past the pairs up to those of this step, or ends the run.
-    ///
-    /// # Errors
-    /// The run ends here: that was asked for, there is no checkpoint, or going back has not helped before.
+    /// Goes back to the newest checkpoint, past the pairs up to those of this step. The run ends with an error where that was
+    /// asked for, where there is no checkpoint, or where going back has not helped before.
     pub fn recover(mut self, step: u64, trouble: &str) -> Result<Self> {
         let out = self.checkpoints.out.display();
         let newest = self.checkpoints.newest();

@@ -28,9 +28,6 @@ impl Bootstrap {
     /// together (a paired bootstrap), and so are all columns. `stream` names the group of prompts.
     ///
     /// Draw b is a pure function of (seed, stream, b), so nothing else in the table changes an interval.
-    ///
-    /// # Errors
-    /// A thread cannot be made.
     pub fn intervals(&self, stream: &str, columns: &[Vec<f64>]) -> Result<Vec<(f64, f64)>> {
         let starts: Vec<u32> = (0..self.resamples).step_by(TOGETHER as usize).collect();
         let some = |starts: &[u32]| -> Vec<Vec<f64>> {

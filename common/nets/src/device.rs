@@ -56,9 +56,6 @@ pub fn dtype(dtype: device::Dtype, device: &Device) -> Result<DType> {
 ///
 /// On a GPU, f32 stays f32: NVIDIA's libraries would otherwise compute f32 convolutions in TF32, with ten bits of mantissa.
 /// The user's own `NVIDIA_TF32_OVERRIDE=1` is respected.
-///
-/// # Errors
-/// The system allows no further thread; whatever `body` says.
 pub fn on_workers<R: Send>(body: impl FnOnce() -> Result<R> + Send) -> Result<R> {
     const TF32: &str = "NVIDIA_TF32_OVERRIDE";
     if cfg!(feature = "cuda") && std::env::var_os(TF32).is_none() {

@@ -34,8 +34,7 @@ pub enum Content {
     Pickle,
 }
 
-/// # Errors
-/// It is neither, and known for something else.
+/// What `path` holds. A file of another program is refused by what it is.
 pub fn content(path: &Path) -> Result<Content> {
     let cannot = || format!("cannot read {}", path.display());
     let mut begin = vec![];

@@ -23,10 +23,7 @@ pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
     }
 }
 
-/// The text of a JSON file.
-///
-/// # Errors
-/// It is longer than any published one.
+/// The text of a JSON file, which is not longer than any published one.
 pub fn text(path: &Path) -> Result<String> {
     let cannot = || format!("cannot read {}", path.display());
     let mut text = String::new();

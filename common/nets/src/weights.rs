@@ -46,8 +46,6 @@ impl Stored {
         }
     }
 
-    /// # Errors
-    /// The tensor has no such part.
     fn part(whole: &Arc<Self>, part: Part) -> Result<Self> {
         let dims = whole.dims();
         let part_dims = match (part, dims) {

@@ -59,9 +59,6 @@ impl Job {
 
     /// Hands the parts that an earlier run finished to `check`, in order: the rows of each table. `run` continues after
     /// them. `check` answers whether the part belongs to this work.
-    ///
-    /// # Errors
-    /// A part belongs to other work; whatever `check` says; a signal.
     pub fn resume(&mut self, mut check: impl FnMut(&[Rows]) -> Result<bool>) -> Result<()> {
         let Store::Kept(kept) = &self.store else { return Ok(()) };
         while let Some(part) = kept.read(self.parts) {
@@ -76,10 +73,7 @@ impl Job {
     }
 
     /// Makes a part of each of the `items`, which are read ahead on another thread, and joins all parts. `work` gives one
-    /// batch for each table. Returns the number of rows of each table.
-    ///
-    /// # Errors
-    /// Whatever `items` and `work` say; an output that cannot be written; a signal, after the part at hand.
+    /// batch for each table. Returns the number of rows of each table. A signal is an error after the part at hand.
     pub fn run<T: Send + 'static>(
         mut self,
         items: impl Iterator<Item = Result<T>> + Send + 'static,

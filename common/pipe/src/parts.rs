@@ -51,9 +51,7 @@ impl Tables {
 
     /// Several tables in a folder, each as `NAME.parquet`: a file, or with `shard` a folder of parts. Other files in the
     /// folder stay.
-    ///
-    /// # Errors
-    /// A file with one of these names is not a table that the tool of `origin` made with the same models.
+    /// A file with one of these names that the tool of `origin` did not make with the same models is refused.
     pub fn folder(
         origin: &Origin,
         folder: &Path,
@@ -107,9 +105,6 @@ const PLAN: &str = "plan.json";
 impl Parts {
     /// Makes the folder, or finds it as the same work left it. `origin` and `cut` (how rows are cut into parts) say what
     /// the same work is.
-    ///
-    /// # Errors
-    /// It belongs to other work, or another run works in it.
     pub(crate) fn open(tables: Tables, origin: Origin, cut: &str) -> Result<Self> {
         let Tables { base, tables, replaces } = tables;
         let folder = partial_path(&base);
@@ -150,9 +145,6 @@ impl Parts {
     }
 
     /// The rows of a table of a part, at most `at_once` in a batch.
-    ///
-    /// # Errors
-    /// The part is missing, or not as it was written.
     fn batches(&self, part: usize, table: &Table, at_once: usize) -> Result<ParquetRecordBatchReader> {
         let (sums, path) = (self.sums(part), self.path(part, table));
         let cannot = |path: &Path| format!("cannot read {}", path.display());

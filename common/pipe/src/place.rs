@@ -90,9 +90,6 @@ pub(crate) fn refuse_other_kind(table: &Path) -> Result<()> {
 }
 
 /// Refuses to replace the folder that the program runs in: whoever started it there would be left in a folder without a name.
-///
-/// # Errors
-/// `folder` is the current folder, or one around it.
 pub(crate) fn refuse_current(folder: &Path) -> Result<()> {
     let current = env::current_dir().ok();
     let inside = folder.exists() && current.is_some_and(|current| current.starts_with(folder));

@@ -28,8 +28,7 @@ pub enum Family {
 }
 
 impl Kind {
-    /// # Errors
-    /// It is none of these.
+    /// Refuses what is none of these.
     pub fn of(file: &Path, shapes: &BTreeMap<String, Vec<usize>>) -> Result<Self> {
         let name = file.display();
         let has = |tensor: &str| shapes.contains_key(tensor);

@@ -9,9 +9,6 @@ use crate::schema::prompts as col;
 use crate::text::shown;
 
 /// The entries of a text that `name` calls.
-///
-/// # Errors
-/// It is not UTF-8; it is a table without a column of prompts; a record or an element is not what its place asks for.
 pub(super) fn entries(name: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
     let entries = of_text(name, utf8(name, bytes)?)?;
     let long = entries.iter().find(|e| e.prompt.len() > LONGEST);
