@@ -103,7 +103,8 @@ fn scores_are_those_of_the_parity_kit() {
 }
 
 /// The judges of the kit, and how far a score may be from the peer's.
-const JUDGES: [(&str, f64); 3] = [("imagereward", 2e-5), ("cyclereward", 2e-5), ("mps", 2e-3)];
+const JUDGES: [(&str, f64); 4] =
+    [("imagereward", 2e-5), ("cyclereward", 2e-5), ("mps", 2e-3), ("aesthetic-v2.5", 2e-5)];
 
 #[test]
 #[ignore = "needs ../shared/parity/given"]

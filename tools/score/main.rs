@@ -36,8 +36,9 @@ use summary::Summary;
 /// rows, but images and captions only of the rows that this run scored.
 ///
 /// More metrics are judges for an evaluation, which do not vote unless `vote --metrics` names them: imagereward
-/// (ImageReward.pt or its safetensors copy), cyclereward (CycleReward-Combo.pth), mps (the safetensors copy of MPS), clip-l
-/// (OpenAI's ViT-L/14), and colourfulness, which needs no model.
+/// (ImageReward.pt or its safetensors copy), cyclereward (CycleReward-Combo.pth), mps (the safetensors copy of MPS),
+/// aesthetic-v2.5 (SigLIP so400m, and the head that its author publishes), clip-l (OpenAI's ViT-L/14), and colourfulness, which
+/// needs no model.
 #[derive(Parser, Debug)]
 #[command(
     name = "score",

@@ -45,7 +45,7 @@ fn open(files: &ModelFiles, options: &Options) -> Result<Scorer> {
 }
 
 /// `head.pth`, or the only `.pth` file of a folder.
-fn head_in(folder: &Path) -> Result<PathBuf> {
+pub(super) fn head_in(folder: &Path) -> Result<PathBuf> {
     let usual = folder.join("head.pth");
     if usual.is_file() {
         return Ok(usual);

@@ -186,7 +186,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// The rows of (B, D), each divided by its length.
-fn units(x: &Tensor) -> Result<Vec<Vec<f32>>> {
+pub(super) fn units(x: &Tensor) -> Result<Vec<Vec<f32>>> {
     let mut rows = x.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
     for row in &mut rows {
         let length = row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();

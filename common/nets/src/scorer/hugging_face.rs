@@ -20,7 +20,7 @@ const KEYS: Rules = &[
 ];
 
 /// The arguments of transformers' CLIPImageProcessor.
-const PREPROCESSOR: Rules = &[
+pub(super) const PREPROCESSOR: Rules = &[
     ("do_resize do_center_crop do_rescale do_normalize", Only(&["true"])),
     ("do_pad use_square_size default_to_square", Only(&["false", "null"])),
     ("resample", Only(&["3"])),                             // bicubic
@@ -82,18 +82,24 @@ pub fn describe(folder: &Path) -> Result<Description> {
     Ok(about)
 }
 
-/// Reads `processor_config.json`, which transformers 5 writes, before `preprocessor_config.json`, as transformers does.
-fn preprocessor(folder: &Path, about: &mut Description) -> Result<()> {
+/// The arguments of a folder's image processor, which `rules` know, and the file that has them: `processor_config.json`, which
+/// transformers 5 writes, before `preprocessor_config.json`, as transformers does.
+pub(super) fn image_processor(folder: &Path, rules: &[Rules]) -> Result<Option<(String, Map<String, Value>)>> {
     let (new, old) = (folder.join("processor_config.json"), folder.join("preprocessor_config.json"));
     let nested = if new.is_file() { json::read::<Value>(&new)?["image_processor"].take() } else { Value::Null };
     let (file, keys) = match nested {
         Value::Object(keys) => (new, keys),
         _ if old.is_file() => (old.clone(), json::read(&old)?),
-        _ => return Ok(()),
+        _ => return Ok(None),
     };
     let file = file.display().to_string();
-    let config: Map<String, Value> =
-        config::checked(keys, &[PREPROCESSOR], &file).context("the images are not prepared as by CLIP")?;
+    let config = config::checked(keys, rules, &file)?;
+    Ok(Some((file, config)))
+}
+
+fn preprocessor(folder: &Path, about: &mut Description) -> Result<()> {
+    let found = image_processor(folder, &[PREPROCESSOR]).context("the images are not prepared as by CLIP")?;
+    let Some((file, config)) = found else { return Ok(()) };
     let get = |key: &str| config.get(key).unwrap_or(&Value::Null);
     let in_file = |key: &str| format!("{file}: {key}");
     about.size = side(get("size"), "shortest_edge").with_context(|| in_file("size"))?;
@@ -104,7 +110,7 @@ fn preprocessor(folder: &Path, about: &mut Description) -> Result<()> {
 }
 
 /// A size in pixels, written as 224, or {"shortest_edge": 224}, or {"height": 224, "width": 224}.
-fn side(value: &Value, key: &str) -> Result<Option<usize>> {
+pub(super) fn side(value: &Value, key: &str) -> Result<Option<usize>> {
     let number = match value {
         Value::Null => return Ok(None),
         Value::Object(sides) => {

@@ -4,6 +4,7 @@
 //! A metric is one file here and one entry in [`METRICS`].
 
 mod aesthetic;
+mod aesthetic_v2_5;
 mod blip_reward;
 mod clip;
 mod clip_l;
@@ -37,6 +38,7 @@ pub const METRICS: &[Metric] = &[
     image_reward::METRIC,
     cycle_reward::METRIC,
     mps::METRIC,
+    aesthetic_v2_5::METRIC,
 ];
 
 pub fn named(name: &str) -> anyhow::Result<&'static Metric> {

@@ -162,7 +162,7 @@ fn an_unknown_metric_names_those_there_are() {
     let error = named("beauty").err().unwrap().to_string();
     assert_eq!(
         error,
-        "there is no metric 'beauty'; there are hps, clip, pickscore, aesthetic, clip-l, colourfulness, imagereward, cyclereward, mps"
+        "there is no metric 'beauty'; there are hps, clip, pickscore, aesthetic, clip-l, colourfulness, imagereward, cyclereward, mps, aesthetic-v2.5"
     );
 }
 
