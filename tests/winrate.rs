@@ -3,6 +3,7 @@
 mod util;
 
 use arrow::array::RecordBatch;
+use serde_json::json;
 use util::*;
 
 /// Two metrics, the second a worse image's better: b = -a.
@@ -127,6 +128,18 @@ change of the mean score, in sd of the baseline's images [95 % paired bootstrap 
 ";
     assert!(run.text().starts_with(text), "{}", run.text());
     says(run.text(), &["+0.44 [", "-0.44 [", "+0.79 ["]);
+    // Both metrics agree on the first prompt only, which is won; means: tied, lost and won, won and lost, won and lost.
+    // binomtest(1, 4).proportion_ci(method='wilson')  # 0.0456 0.6994
+    says(
+        run.text(),
+        &[
+            "joint domination and collapse: prompts on which all 2 metrics are better, and on which all are worse [95 %",
+            "                set   n    best: all better    best: all worse   mean: all better    mean: all worse\n",
+            "policy vs base  all   4  25.0 % [4.6, 69.9]  0.0 % [0.0, 49.0]  0.0 % [0.0, 49.0]  0.0 % [0.0, 49.0]\n",
+        ],
+    );
+    let one = dir().tool("winrate").args(BOTH).args(["--metrics", "hps"]).ok();
+    assert!(!one.text().contains("joint"), "{}", one.text());
     says(&run.err, &["warning", "hps, clip"]);
 }
 
@@ -147,6 +160,21 @@ fn json_for_programs() {
     // numpy.std([.8, .2, .3, .5, .5, .1, .2, .3], ddof=1)
     near(&hps["sd_b"], 0.226_384_63);
     near(&hps["change_sd"], 0.1 / 0.226_384_63);
+    let share = |prompts: u32, rate: f64| json!({ "prompts": prompts, "rate": rate });
+    for (joint, domination, collapse) in
+        [("joint", share(1, 0.25), share(0, 0.0)), ("joint_mean_of_n", share(0, 0.0), share(0, 0.0))]
+    {
+        let ours = &c["all"][joint];
+        for (what, expected) in [("domination", domination), ("collapse", collapse)] {
+            let (prompts, rate) = (&ours[what]["prompts"], &ours[what]["rate"]);
+            assert_eq!(json!({ "prompts": prompts, "rate": rate }), expected, "{joint} {what}");
+        }
+    }
+    near(&c["all"]["joint"]["domination"]["high"], 0.699_358_15);
+    // The other way round, what was domination is collapse.
+    let back =
+        dir.tool("winrate").args(["base.parquet", "policy.parquet", "--best-of", "2", "--json", "-q"]).ok().json();
+    assert_eq!(back["comparisons"][0]["all"]["joint"]["collapse"], c["all"]["joint"]["domination"]);
     assert_eq!(c["groups"][1]["name"], "odd");
     assert_eq!(c["groups"][1]["metrics"]["hps"]["wins"], 1);
     assert_eq!(json["tables"][1]["model"], "base");
@@ -226,7 +254,7 @@ fn groups() {
     }
     assert_eq!(rows(&[]), [""; 0]);
     let text = dir.tool("winrate").args(BOTH).ok();
-    assert_eq!(text.text().lines().count(), 12, "{}", text.text());
+    assert_eq!(text.text().lines().count(), 16, "{}", text.text());
 }
 
 #[test]
@@ -421,10 +449,16 @@ fn layouts_and_the_other_tables() {
         &["policy vs base & odd & 2 & 50.0 \\% [9.5, 90.5] &", "\\begin{tabular}{llrrr}"],
     );
     let csv = show(&["--format", "csv"]);
-    assert_eq!(csv.lines().count(), 1 + 3 * 2 * 2);
+    assert_eq!(csv.lines().count(), 1 + 3 * (2 * 2 + 2 * 2));
+    says(
+        &csv,
+        &["\npolicy,base,all,(all better),best,,4,1,,,0.25,0.0455", "\npolicy,base,odd,(all worse),mean,,2,0,,,0,0,"],
+    );
     says(&csv, &["candidate,baseline,set,metric,images,ahead,n,wins,losses,ties,rate,low,high,bootstrap low"]);
     says(&csv, &["\npolicy,base,all,hps,best,,4,2,1,1,0.5,0.15", "\npolicy,base,all,clip,mean,,4,2,2,0,0.5,"]);
-    assert_eq!(show(&["--tests"]).lines().count(), 2 + 3 * 2 * 2);
+    assert_eq!(show(&["--tests"]).lines().count(), 2 + 3 * (2 * 2 + 2 * 2));
+    says(&show(&["--format", "latex"]), &["policy vs base & all & 4 & 25.0 \\% [4.6, 69.9] & 0.0 \\% [0.0, 49.0] &"]);
+    says(&show(&["--format", "markdown"]), &["| policy vs base | all | 4 | 25.0 % [4.6, 69.9] | 0.0 % [0.0, 49.0] |"]);
 
     // numpy: mean([.8, .2, .3, .5, .5, .1, .2, .3]) = 0.3625, mean([.1, .9, .4, .2, .5, .5, .3, .8]) = 0.4625
     let means = show(&["--means"]);
@@ -579,6 +613,19 @@ fn seeds_give_students_interval_and_the_prompts() {
         (4.302652730_f64.powi(2) * cov(&rates, &rates) / 3.0 + 1.959964_f64.powi(2) * shared.max(0.0) / 40.0).sqrt();
     near(&cell["rate"], &mean(&rates).into(), 1e-12, "rate");
     let (low, high) = ((mean(&rates) - half).max(0.0), (mean(&rates) + half).min(1.0));
+    // clip is -hps, so that both are better where the best of hps and the worst are.
+    let joint: Vec<f64> = (0..3)
+        .map(|s| {
+            let of = |model: &str| column_f32(&dir.get(&format!("{model}-{s}.parquet")), "hps");
+            let (a, b) = (of("policy"), of("base"));
+            let both = a.chunks(2).zip(b.chunks(2));
+            both.filter(|(a, b)| a[0].max(a[1]) > b[0].max(b[1]) && a[0].min(a[1]) < b[0].min(b[1])).count() as f64
+                / 40.0
+        })
+        .collect();
+    let ours = &json["seeds"][0]["joint"]["domination"];
+    assert_eq!(ours["rates"], json!(joint));
+    near(&ours["rate"], &mean(&joint).into(), 1e-12, "joint domination");
     // Wilson's interval of 120 decisions is the least that is told; here it is narrower.
     near(&cell["low"], &low.into(), 1e-6, "low");
     near(&cell["high"], &high.into(), 1e-6, "high");
@@ -629,6 +676,7 @@ fn seeds_as_csv_have_one_number_per_line_and_mark_held_out_judges() {
     let json = dir.tool("winrate").args(&args).args(["--json"]).ok().json();
     let cell =
         |metric: &str, names: [&str; 3]| names.map(|n| json["seeds"][0]["metrics"][metric][n].to_string()).join(",");
+    let joint = |what: &str| ["rate", "low", "high"].map(|n| json["seeds"][0]["joint"][what][n].to_string()).join(",");
     let rate = ["rate", "low", "high"];
     let change = ["change_sd", "change_sd_low", "change_sd_high"];
     assert_eq!(
@@ -638,6 +686,8 @@ fn seeds_as_csv_have_one_number_per_line_and_mark_held_out_judges() {
             format!("rate,policy,base,clip (held out),3,40,{}", cell("clip", rate)),
             format!("change_sd,policy,base,hps,3,40,{}", cell("hps", change)),
             format!("change_sd,policy,base,clip (held out),3,40,{}", cell("clip", change)),
+            format!("joint_domination,policy,base,,3,40,{}", joint("domination")),
+            format!("joint_collapse,policy,base,,3,40,{}", joint("collapse")),
         ]
     );
     let text = dir.tool("winrate").args(&args).args(["--held-out", "clip"]).ok();

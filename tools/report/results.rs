@@ -40,6 +40,7 @@ fn findings(file: &Winrates) -> Markup {
 /// takes them for a table: hence the roles.
 fn overview(file: &Winrates, title: &str, rows: Vec<Row>) -> Markup {
     let Some(first) = rows.first() else { return html! {} };
+    let joint = first.joint.map(|_| ["all better", "all worse"]);
     let counts = |row: &Row| row.seeds.map(|n| ("seeds", n)).into_iter().chain([("prompts", row.n)]);
     html! {
         div.overview {
@@ -52,6 +53,7 @@ fn overview(file: &Winrates, title: &str, rows: Vec<Row>) -> Markup {
                         @for m in &file.metrics {
                             th.num role="columnheader" scope="col" { (m) @if file.held_out.contains(m) { " " span.held title="it did not vote on the labels" { "(held out)" } } }
                         }
+                        @for name in joint.iter().flatten() { th.num role="columnheader" scope="col" title="prompts on which the best images are so by every metric" { (name) } }
                     }
                 }
                 tbody role="rowgroup" {
@@ -67,6 +69,11 @@ fn overview(file: &Winrates, title: &str, rows: Vec<Row>) -> Markup {
                                     @if let Some(test) = &cell.test {
                                         " " span.p title="exact sign test, corrected for the table (Holm)" { "p " (p_value(test.best.p_holm)) }
                                     }
+                                }
+                            }
+                            @for (name, [rate, low, high]) in joint.iter().flatten().zip(row.joint.iter().flatten()) {
+                                td.num.rate.open role="cell" data-of=(name) {
+                                    span.big { (percent(*rate)) } " " span.interval { (interval(*low, *high)) }
                                 }
                             }
                         }

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use pipe::winrates::{Cell, Comparison, Group, Pooled, Side, Winrates};
+use pipe::winrates::{Cell, Comparison, Group, Pooled, PooledShare, Share, Side, Winrates};
 
 /// A comparison over some prompts.
 pub struct Row<'a> {
@@ -14,6 +14,8 @@ pub struct Row<'a> {
     /// The number of training seeds, where they are taken together.
     pub seeds: Option<usize>,
     pub n: usize,
+    /// The shares of the prompts on which all metrics are better, and on which all are worse, with their intervals.
+    pub joint: Option<[[f64; 3]; 2]>,
     /// By metric; `read` has checked that all metrics of the file are there.
     pub cells: HashMap<&'a str, Shown<'a>>,
 }
@@ -60,16 +62,18 @@ fn over<'a>(c: &'a Comparison, group: &'a Group) -> Row<'a> {
         (metric.as_str(), Shown { rate, change, rates: &[], test: Some(cell) })
     };
     let cells = group.metrics.0.iter().map(shown).collect();
-    Row { a: &c.a, b: &c.b, label: group.name.as_deref().unwrap_or("all"), seeds: None, n: group.n, cells }
+    let joint = group.joint.as_ref().map(|joint| joint.map(Share::estimate));
+    Row { a: &c.a, b: &c.b, label: group.name.as_deref().unwrap_or("all"), seeds: None, n: group.n, joint, cells }
 }
 
 /// A comparison over all prompts and several training seeds.
 pub fn pooled(p: &Pooled) -> Row<'_> {
     let cells = p.metrics.0.iter().map(|(metric, cell)| {
-        let (rate, change) = (cell.estimate(), cell.change.estimate());
-        (metric.as_str(), Shown { rate, change, rates: &cell.rates, test: None })
+        let (rate, change) = (cell.wins.estimate(), cell.change.estimate());
+        (metric.as_str(), Shown { rate, change, rates: &cell.wins.rates, test: None })
     });
-    Row { a: &p.a, b: &p.b, label: &p.a, seeds: Some(p.seeds), n: p.n, cells: cells.collect() }
+    let joint = p.joint.as_ref().map(|joint| joint.map(PooledShare::estimate));
+    Row { a: &p.a, b: &p.b, label: &p.a, seeds: Some(p.seeds), n: p.n, joint, cells: cells.collect() }
 }
 
 /// Both models of every comparison, the baseline first.

@@ -1,7 +1,7 @@
 //! Compares one model with another: on all prompts, and group by group.
 
 use anyhow::{Result, bail, ensure};
-use pipe::winrates::{ByMetric, Cell, Change, Comparison, Group, Rate, Side};
+use pipe::winrates::{ByMetric, Cell, Change, Comparison, Group, Joint, Rate, Share, Side};
 use pipe::{moments, names::Names};
 
 use crate::bootstrap::{Bootstrap, of_share};
@@ -146,8 +146,18 @@ fn compare_group(name: Option<String>, both: &[Both], metrics: &[String], bootst
             mean_of_n: rate(mean),
         }
     };
+    let share = |prompts: usize| {
+        let ((low, high), n) = (wilson(prompts, both.len()), both.len());
+        Share { prompts, rate: prompts as f64 / n as f64, low, high }
+    };
+    let joint = |value: fn(Prompt, usize) -> f64| {
+        let domination = both.iter().filter(|(a, b)| a.dominates(*b, value)).count();
+        let collapse = both.iter().filter(|(a, b)| b.dominates(*a, value)).count();
+        (metrics.len() > 1).then(|| Joint { domination: share(domination), collapse: share(collapse) })
+    };
     let cells = metrics.iter().cloned().zip((0..metrics.len()).map(cell)).collect();
-    Ok(Group { name, n: both.len(), metrics: ByMetric(cells) })
+    let (joint, joint_mean_of_n) = (joint(|p, m| p.best(m)), joint(|p, m| p.mean(m)));
+    Ok(Group { name, n: both.len(), metrics: ByMetric(cells), joint, joint_mean_of_n })
 }
 
 /// A rate before Holm's correction, without a winner.

@@ -251,8 +251,14 @@ impl<'a> Prompt<'a> {
     }
 
     /// The score of its best image.
-    pub fn best(self, metric: usize) -> f32 {
-        stats::best_of(self.scores(metric)).unwrap_or(f32::NAN)
+    pub fn best(self, metric: usize) -> f64 {
+        stats::best_of(self.scores(metric)).map_or(f64::NAN, f64::from)
+    }
+
+    /// Whether every metric prefers it to `other` by this value: joint domination, and for the baseline's prompt the candidate's
+    /// joint collapse (PG-OT, arXiv 2605.13155).
+    pub fn dominates(self, other: Prompt, value: fn(Prompt, usize) -> f64) -> bool {
+        (0..self.table.scores.len()).all(|metric| value(self, metric) > value(other, metric))
     }
 
     pub fn mean(self, metric: usize) -> f64 {

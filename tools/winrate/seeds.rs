@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use pipe::moments;
-use pipe::winrates::{ByMetric, Change, Pooled, PooledCell};
+use pipe::winrates::{ByMetric, Change, Joint, Pooled, PooledCell, PooledShare};
 
 use crate::compare::both;
 use crate::scored::{ModelScores, Prompt};
@@ -60,17 +60,23 @@ pub fn compare(a: &Model, b: &Model, metrics: &[String]) -> Result<Pooled> {
         let images = b.seeds.iter().flat_map(|table| table.prompts()).flat_map(|prompt| prompt.scores(m));
         let sd = moments::sd(images.map(f64::from)).filter(|&sd| sd > 0.0);
         let change = estimate(&values(&|a, b| a.mean(m) - b.mean(m)));
-        let Estimate { mean: rate, low, high } = rate(&won);
         PooledCell {
-            rate,
-            low,
-            high,
-            rates: won.iter().map(|seed| mean(seed)).collect(),
+            wins: share(&won),
             change: Change::new(sd.map(|sd| [change.mean, change.low, change.high].map(|x| x / sd))),
         }
     };
-    let cells = metrics.iter().cloned().zip((0..metrics.len()).map(cell)).collect();
-    Ok(Pooled { a: a.name.to_owned(), b: b.name.to_owned(), seeds, n: pairs[0].len(), metrics: ByMetric(cells) })
+    let dominates = |a: Prompt, b: Prompt| f64::from(u8::from(a.dominates(b, |p, m| p.best(m))));
+    let joint = (metrics.len() > 1).then(|| Joint {
+        domination: share(&values(&|a, b| dominates(a, b))),
+        collapse: share(&values(&|a, b| dominates(b, a))),
+    });
+    let metrics = ByMetric(metrics.iter().cloned().zip((0..metrics.len()).map(cell)).collect());
+    Ok(Pooled { a: a.name.to_owned(), b: b.name.to_owned(), seeds, n: pairs[0].len(), metrics, joint })
+}
+
+fn share(won: &[Vec<f64>]) -> PooledShare {
+    let Estimate { mean: rate, low, high } = rate(won);
+    PooledShare { rate, low, high, rates: won.iter().map(|seed| mean(seed)).collect() }
 }
 
 fn mean(values: &[f64]) -> f64 {

@@ -3,7 +3,8 @@
 
 use anyhow::Result;
 use pipe::grid::{self, Grid};
-use pipe::winrates::{Cell, Change, Comparison, Distribution, Group, Pooled, PooledCell, Rate, Side, Winrates};
+use pipe::winrates::{Cell, Change, Comparison, Distribution, Group, Joint, Pooled, PooledCell, PooledShare};
+use pipe::winrates::{Rate, Side, Winrates};
 use pipe::{moments, names::Names, shown::shown};
 
 use crate::compare::{Slice, groups};
@@ -50,7 +51,29 @@ impl Results<'_> {
         }
         let title = "change of the mean score, in sd of the baseline's images [95 % paired bootstrap over prompts]";
         grids.push(grid(title.into(), &|c| change(&c.change)));
+        grids.extend(self.joint());
         grids
+    }
+
+    /// On how many prompts all metrics are better, and on how many all are worse; nothing with one metric.
+    fn joint(&self) -> Option<Grid> {
+        let images = if self.winrates.best_of > 1 { &["best", "mean"][..] } else { &["best"] };
+        let mut rows = vec![];
+        for (c, group) in self.rows() {
+            let mut row = self.row_head(&[format!("{} vs {}", c.a, c.b)], group.name.as_deref(), group.n);
+            for joint in [&group.joint, &group.joint_mean_of_n].into_iter().take(images.len()).flatten() {
+                row.extend(joint.map(|share| grid::Cell::new().estimate(share.estimate(), points, " %")));
+            }
+            rows.push(row);
+        }
+        let mut head = self.keys(&[""]);
+        let left = head.len() - 1;
+        head.extend(images.iter().flat_map(|of| [format!("{of}: all better"), format!("{of}: all worse")]));
+        let title = format!(
+            "joint domination and collapse: prompts on which all {} metrics are better, and on which all are worse [95 % interval]",
+            self.winrates.metrics.len()
+        );
+        (self.winrates.metrics.len() > 1).then_some(Grid { title, left, head, rows })
     }
 
     /// Every rate with its counts, intervals and probabilities, one per line.
@@ -75,6 +98,20 @@ impl Results<'_> {
                     line.extend(counts.map(|n| grid::Cell::new().count(n)));
                     line.extend([rate.rate, rate.low, rate.high, rate.bootstrap_low, rate.bootstrap_high].map(share));
                     line.extend([rate.p, rate.p_holm].map(p));
+                    rows.push(line);
+                }
+            }
+            let which = [("best", &group.joint), ("mean", &group.joint_mean_of_n)];
+            for (of, joint) in which.into_iter().take(if self.winrates.best_of > 1 { 2 } else { 1 }) {
+                let Some(Joint { domination, collapse }) = joint else { continue };
+                for (metric, s) in [("(all better)", domination), ("(all worse)", collapse)] {
+                    let mut line: Vec<grid::Cell> = vec![(&c.a).into(), (&c.b).into()];
+                    line.extend(self.grouped.then(|| group.name.as_deref().unwrap_or("all").into()));
+                    line.extend([metric, of, ""].map(grid::Cell::from));
+                    line.extend([group.n, s.prompts].map(|n| grid::Cell::new().count(n)));
+                    line.extend(["", ""].map(grid::Cell::from));
+                    line.extend(s.estimate().map(share));
+                    line.extend(["", "", "", ""].map(grid::Cell::from));
                     rows.push(line);
                 }
             }
@@ -141,38 +178,57 @@ impl Results<'_> {
 
     /// Several training seeds taken together: win rates and changes of the mean score, one line per comparison.
     pub fn seeds(&self) -> Vec<Grid> {
-        let grid = |title: String, cell: &dyn Fn(&PooledCell) -> grid::Cell| {
+        let table = |title: String, heads: Vec<String>, cells: &dyn Fn(&Pooled) -> Vec<grid::Cell>| {
             let row = |p: &Pooled| {
                 let head = [(&p.a).into(), (&p.b).into(), p.seeds.to_string().into(), p.n.to_string().into()];
-                head.into_iter().chain(p.metrics.values().map(cell)).collect()
+                head.into_iter().chain(cells(p)).collect()
             };
-            let metrics = self.winrates.metrics.iter().map(|m| self.called(m));
-            let head = ["model", "against", "seeds", "n"].map(String::from).into_iter().chain(metrics);
+            let head = ["model", "against", "seeds", "n"].map(String::from).into_iter().chain(heads);
             Grid { title, head: head.collect(), rows: self.winrates.seeds.iter().map(row).collect(), left: 2 }
         };
+        let grid = |title: String, cell: &dyn Fn(&PooledCell) -> grid::Cell| {
+            let metrics = self.winrates.metrics.iter().map(|m| self.called(m)).collect();
+            table(title, metrics, &|p| p.metrics.values().map(cell).collect())
+        };
         let (images, between) = (self.winrates.best_of, "[95 % interval over seeds and prompts]");
-        vec![
+        let share = |share: &PooledShare| grid::Cell::new().estimate(share.estimate(), points, " %");
+        let mut grids = vec![
             grid(format!("win rate, best of {images} images per prompt, mean of the training seeds {between}"), &|c| {
-                grid::Cell::new().estimate(c.estimate(), points, " %")
+                share(&c.wins)
             }),
             grid(format!("change of the mean score, in sd of the baseline's images {between}"), &|c| change(&c.change)),
-        ]
+        ];
+        if self.winrates.seeds.iter().any(|p| p.joint.is_some()) {
+            let metrics = self.winrates.metrics.len();
+            let title = format!(
+                "joint domination and collapse: prompts on which the best images are better by all {metrics} metrics, and worse by all {between}"
+            );
+            let heads = ["all better", "all worse"].map(String::from).to_vec();
+            grids.push(table(title, heads, &|p| p.joint.iter().flat_map(|joint| joint.map(share)).collect()));
+        }
+        grids
     }
 
     /// The same for a spreadsheet, one line per number and its interval: `figure` is `rate`, or `change_sd` as in the JSON.
     pub fn seeds_by_number(&self) -> Grid {
         let mut rows = vec![];
-        let rate: fn(&PooledCell) -> Option<[f64; 3]> = |cell| Some(cell.estimate());
+        let rate: fn(&PooledCell) -> Option<[f64; 3]> = |cell| Some(cell.wins.estimate());
+        let row = |figure: &str, p: &Pooled, metric: String, estimate: Option<[f64; 3]>| -> Vec<grid::Cell> {
+            let mut row = vec![figure.into(), (&p.a).into(), (&p.b).into(), metric.into()];
+            row.extend([p.seeds, p.n].map(|n| n.to_string().into()));
+            let numbers = estimate.map(|estimate| estimate.map(|x| x.to_string()));
+            row.extend(numbers.unwrap_or_else(|| ["-", "-", "-"].map(String::from)).map(grid::Cell::from));
+            row
+        };
         for (figure, of) in [("rate", rate), ("change_sd", |cell| cell.change.estimate())] {
             for p in &self.winrates.seeds {
-                for (metric, cell) in &p.metrics.0 {
-                    let mut row = vec![figure.into(), (&p.a).into(), (&p.b).into(), self.called(metric).into()];
-                    row.extend([p.seeds, p.n].map(|n| n.to_string().into()));
-                    let numbers = of(cell).map(|estimate| estimate.map(|x| x.to_string()));
-                    row.extend(numbers.unwrap_or_else(|| ["-", "-", "-"].map(String::from)).map(grid::Cell::from));
-                    rows.push(row);
-                }
+                rows.extend(p.metrics.0.iter().map(|(metric, cell)| row(figure, p, self.called(metric), of(cell))));
             }
+        }
+        for p in &self.winrates.seeds {
+            let shares = p.joint.iter().flat_map(|joint| joint.map(PooledShare::estimate));
+            let named = ["joint_domination", "joint_collapse"].into_iter().zip(shares);
+            rows.extend(named.map(|(figure, estimate)| row(figure, p, String::new(), Some(estimate))));
         }
         let head = ["figure", "model", "against", "metric", "seeds", "n", "rate", "low", "high"].map(String::from);
         Grid { title: String::new(), head: head.to_vec(), rows, left: 4 }
@@ -197,10 +253,16 @@ impl Results<'_> {
     }
 
     fn head(&self, first: &[&str]) -> Vec<String> {
+        let mut head = self.keys(first);
+        head.extend(self.winrates.metrics.iter().map(|m| self.called(m)));
+        head
+    }
+
+    /// The heads of what a row is about, which [`Self::row_head`] fills.
+    fn keys(&self, first: &[&str]) -> Vec<String> {
         let mut head: Vec<_> = first.iter().map(|s| s.to_string()).collect();
         head.extend(self.grouped.then(|| self.by.unwrap_or(By::Set).name().to_owned()));
         head.push("n".into());
-        head.extend(self.winrates.metrics.iter().map(|m| self.called(m)));
         head
     }
 

@@ -75,6 +75,28 @@ pub struct Group {
     pub name: Option<String>,
     pub n: usize,
     pub metrics: ByMetric<Cell>,
+    /// By the best image of each prompt; `None` with one metric.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joint: Option<Joint<Share>>,
+    /// By the mean over the images of each prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joint_mean_of_n: Option<Joint<Share>>,
+}
+
+/// All metrics together: how often the candidate is better on each of them, and how often worse on each.
+#[derive(Serialize, Deserialize)]
+pub struct Joint<T> {
+    pub domination: T,
+    pub collapse: T,
+}
+
+/// Some of the prompts, with Wilson's interval.
+#[derive(Serialize, Deserialize)]
+pub struct Share {
+    pub prompts: usize,
+    pub rate: f64,
+    pub low: f64,
+    pub high: f64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -140,16 +162,26 @@ pub struct Pooled {
     pub seeds: usize,
     pub n: usize,
     pub metrics: ByMetric<PooledCell>,
+    /// By the best image of each prompt; `None` with one metric.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joint: Option<Joint<PooledShare>>,
 }
 
 #[derive(Serialize, Deserialize)]
 pub struct PooledCell {
+    #[serde(flatten)]
+    pub wins: PooledShare,
+    #[serde(flatten)]
+    pub change: Change,
+}
+
+/// The mean of the seeds' shares of the prompts, and its interval.
+#[derive(Serialize, Deserialize)]
+pub struct PooledShare {
     pub rate: f64,
     pub low: f64,
     pub high: f64,
     pub rates: Vec<f64>,
-    #[serde(flatten)]
-    pub change: Change,
 }
 
 impl Rate {
@@ -158,7 +190,19 @@ impl Rate {
     }
 }
 
-impl PooledCell {
+impl Share {
+    pub fn estimate(&self) -> [f64; 3] {
+        [self.rate, self.low, self.high]
+    }
+}
+
+impl<T> Joint<T> {
+    pub fn map<U>(&self, f: impl Fn(&T) -> U) -> [U; 2] {
+        [f(&self.domination), f(&self.collapse)]
+    }
+}
+
+impl PooledShare {
     pub fn estimate(&self) -> [f64; 3] {
         [self.rate, self.low, self.high]
     }
