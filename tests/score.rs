@@ -7,13 +7,14 @@ mod util;
 use std::{
     io::Read,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
     sync::Arc,
 };
 
 use arrow::{
     array::{RecordBatch, StringArray, UInt32Array, UInt64Array},
     compute::concat_batches,
+    datatypes::{DataType, Field, Metadata, Schema},
 };
 use serde_json::Value;
 use util::{world::*, *};
@@ -149,6 +150,68 @@ fn a_judge_scores_and_does_not_vote_unless_it_is_named() {
     tool.ok(); // without any model
     let error = score(&dir, "pairs.parquet -o s.parquet --metrics colourfulness --model colourfulness=x").fails(2);
     says(&error, &["'colourfulness' needs no model"]);
+}
+
+/// FORMATS.md's recipe for the scores of another program. Where Python has no pyarrow, its tables are made here.
+#[test]
+fn scores_made_elsewhere_are_read() {
+    let dir = world(12);
+    let drawn = as_images(&pairs(12));
+    dir.put("policy.parquet", &drawn);
+    score(&dir, "pairs.parquet -o scores.parquet --metrics hps").ok();
+    score(&dir, "policy.parquet -o policy-scored.parquet --metrics hps").ok();
+    let judged = |text: &str, bytes: &[u8]| (bytes.len() % 10 != 2).then_some((text.len() * bytes.len() % 100) as f32);
+    let judge = "judge = lambda text, image: len(text) * len(image) % 100 if len(image) % 10 != 2 else None\n";
+    let formats = include_str!("../common/FORMATS.md");
+    let recipe = formats.split("```python\n").nth(1).unwrap().split("```").next().unwrap();
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    let run = Command::new(python).args(["-c", &(judge.to_owned() + recipe)]).current_dir(dir.path("")).output();
+    let ran = run.as_ref().is_ok_and(|run| run.status.success());
+    let error = run.map_or_else(|_| String::new(), |run| String::from_utf8_lossy(&run.stderr).into_owned());
+    assert!(ran || error.is_empty() || error.contains("No module named 'pyarrow'"), "{error}");
+    let pairs = dir.get("pairs.parquet");
+    let values = |table: &RecordBatch, text: &str, bytes: &str| -> Vec<Option<f32>> {
+        let texts = column_text(table, text);
+        (0..table.num_rows()).map(|i| judged(&texts[i], &image(table, bytes, i))).collect()
+    };
+    let sides = ["jpg_0", "jpg_1"].map(|side| values(&pairs, "caption", side));
+    let images = values(&drawn, "prompt", "image");
+    assert!(images.contains(&None));
+    if !ran {
+        let add = |from: &str, columns: &[(&str, &Vec<Option<f32>>)], to: &str| {
+            let table = dir.get(from);
+            let (mut fields, mut all) = (table.schema().fields().to_vec(), table.columns().to_vec());
+            for (name, values) in columns {
+                let role = Metadata::default().with("role", "judge");
+                fields.push(Arc::new(Field::new(*name, DataType::Float32, true).with_metadata(role)));
+                all.push(floats(values.iter().copied()));
+            }
+            let schema = Schema::new(fields).with_metadata(table.schema().metadata().clone());
+            dir.put(to, &RecordBatch::try_new(Arc::new(schema), all).unwrap());
+        };
+        add("scores.parquet", &[("hpsv3_0", &sides[0]), ("hpsv3_1", &sides[1])], "scores-hpsv3.parquet");
+        add("policy-scored.parquet", &[("hpsv3", &images)], "policy-hpsv3.parquet");
+    }
+    let vote = |metrics: &[&str]| -> RecordBatch {
+        dir.tool("vote").args(["scores-hpsv3.parquet", "-o", "labels.parquet", "-q"]).args(metrics).ok();
+        dir.get("labels.parquet")
+    };
+    assert!(vote(&[]).column_by_name("vote_hpsv3").is_none());
+    let named = vote(&["--metrics", "hps,hpsv3"]);
+    let s = |i: usize| sides[0][i].zip(sides[1][i]).map_or(0, |(m_0, m_1)| i8::from(m_0 > m_1) - i8::from(m_0 < m_1));
+    assert_eq!(column_i8(&named, "vote_hpsv3"), (0..12).map(s).collect::<Vec<_>>());
+    assert_eq!(column_i8(&named, "vote_hps"), column_i8(&vote(&[]), "vote_hps"));
+    assert_eq!(column_f32_or_null(&dir.get("policy-hpsv3.parquet"), "hpsv3"), images);
+    // Against itself every score is a tie; a null score is left out, and nobody knows the model behind the column.
+    dir.put("base-hpsv3.parquet", &dir.get("policy-hpsv3.parquet"));
+    let args = ["policy-hpsv3.parquet", "base-hpsv3.parquet", "--best-of", "2", "--json"];
+    let run = dir.tool("winrate").args(args).ok();
+    let json = run.json();
+    assert_eq!(json["metrics"], serde_json::json!(["hps", "hpsv3"]));
+    let nulls = images.iter().filter(|score| score.is_none()).count();
+    assert_eq!(json["tables"][0]["null_scores"]["hpsv3"], nulls);
+    assert_eq!(json["comparisons"][0]["all"]["metrics"]["hpsv3"]["ties"], 12);
+    says(&run.err, &["does not name the scorer of hpsv3"]);
 }
 
 #[test]
