@@ -2,6 +2,7 @@
 # policy of the round before, which is also its reference.
 #
 #   make rounds X=mini ROUNDS=2        after `make reproduce`, into runs/mini/rounds/
+#   make rounds ... VOTE_FLAGS='--pairs pareto' ROUND_IMAGES=16     CaPO's pairs in place of the best against the worst
 #
 # Round 1 starts from the policy FIRST. Its own images give pairs that pairs.parquet cannot give: they follow the policy as it moves.
 

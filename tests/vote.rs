@@ -310,6 +310,19 @@ fn images_of_a_prompt_become_pairs() {
         &dir.tool("vote").args(["images.parquet", "-o", "two.parquet", "--pairs", "all"]).ok().err,
         &["1 whose preferences form a cycle"],
     );
+    // Under the first prompt each image dominates the next; under the second none dominates any, so there is one front and no pair.
+    let args = ["-o", "front.parquet", "--pairs", "pareto", "--json"];
+    for (order, pair, target) in [([0, 1, 2], "policy-0-0 policy-0-2", 1.0), ([2, 1, 0], "policy-0-2 policy-0-0", 0.0)]
+    {
+        let rows = order.into_iter().chain(3..7).collect::<arrow::array::UInt32Array>();
+        dir.put("turned.parquet", &arrow::compute::take_record_batch(&three_prompts(), &rows).unwrap());
+        let run = dir.tool("vote").arg("turned.parquet").args(args).ok();
+        let front = dir.get("front.parquet");
+        assert_eq!((uids(&front), column_f32(&front, "target")), (vec![pair.to_owned()], vec![target]));
+        assert_eq!((&run.json()["rows"], &run.json()["prompts"]["one_front"]), (&1.into(), &1.into()));
+    }
+    let other = dir.tool("vote").arg("turned.parquet").args(args).args(["--rule", "soft"]).fails(2);
+    says(&other, &["--pairs pareto decides by itself", "--rule"]);
     // A pipe, other rules.
     let piped = dir
         .tool("vote")
@@ -330,6 +343,8 @@ fn images_that_make_no_pairs_are_named() {
     let table = three_prompts();
     dir.put("alone.parquet", &table.slice(6, 1));
     says(&fails(&["alone.parquet", "--pairs", "all"]), &["alone.parquet", "no prompt has two images"]);
+    dir.put("even.parquet", &table.slice(3, 4));
+    says(&fails(&["even.parquet", "--pairs", "pareto"]), &["even.parquet", "no prompt has two Pareto fronts"]);
     let again = concat_batches(&table.schema(), &[table.slice(0, 4), table.slice(0, 1)]).unwrap();
     dir.put("again.parquet", &again);
     says(&fails(&["again.parquet", "--pairs", "all"]), &["again.parquet, row 4", "'prompt 0' comes again"]);

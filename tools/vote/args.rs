@@ -110,6 +110,9 @@ impl Args {
             self.pairs.is_none() || self.sharding.shard.is_none(),
             "--shard cannot be used with --pairs: the images of a prompt belong together"
         );
+        let fronts = self.pairs == Some(Pairs::Pareto);
+        let plain = *rule == Rule::Majority && self.ties == Ties::Abstain;
+        ensure!(!fronts || plain, "--pairs pareto decides by itself: leave out --rule and --ties");
         Ok(())
     }
 

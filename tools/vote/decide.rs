@@ -1,7 +1,7 @@
 //! The rule over a batch: one decision per pair, and the voters on whom it depends.
 
 use crate::ballot::Ballot;
-use crate::rule::{Decision, Pair, Tally, Ties};
+use crate::rule::{Decision, Pair, Reason, Tally, Ties, label};
 
 /// How pairs are decided; the same for all of them.
 #[derive(Clone)]
@@ -16,6 +16,14 @@ pub struct Decided {
     pub decision: Decision,
     /// Bit m is set if voter m is a pivot: S would be another, had this voter voted the other way. No bit is set where S = 0.
     pub pivots: u64,
+}
+
+impl Decided {
+    /// A preference that no rule and no single voter has made.
+    pub fn by_none(preference: i8) -> Self {
+        let (target, weight) = label(preference);
+        Self { decision: Decision { preference, target, weight, reason: Reason::Preferred }, pivots: 0 }
+    }
 }
 
 impl Judge {

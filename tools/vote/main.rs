@@ -27,7 +27,7 @@ use serde_json::{Map, Value};
 
 use args::Args;
 use ballots::Columns;
-use decide::Judge;
+use decide::{Decided, Judge};
 use fit::Fit;
 use rule::{Tally, Ties};
 use scales::Scales;
@@ -68,9 +68,17 @@ fn run(args: Args) -> Result<Answer> {
         bar.inc(decided.len() as u64);
         if let Some(pairs) = args.pairs {
             let best_worst = rounds.add_all(&ballot.prompts, &decided);
-            if pairs == Pairs::BestWorst {
-                decided = best_worst.iter().map(|&i| decided[i as usize]).collect();
-                ballot = ballot.take(&best_worst)?;
+            match pairs {
+                Pairs::All => {}
+                Pairs::BestWorst => {
+                    decided = best_worst.iter().map(|&i| decided[i as usize]).collect();
+                    ballot = ballot.take(&best_worst)?;
+                }
+                Pairs::Pareto => {
+                    let (rows, preferred) = rounds.pareto(&ballot);
+                    decided = preferred.into_iter().map(Decided::by_none).collect();
+                    ballot = ballot.take(&rows)?;
+                }
             }
         }
         summary.add(&ballot, &decided);
@@ -78,7 +86,8 @@ fn run(args: Args) -> Result<Answer> {
     }
     bar.finish_and_clear();
     ensure!(summary.rows > 0 || shard.is_some() || rounds.prompts > 0, "{name} has no rows");
-    ensure!(summary.rows > 0 || rounds.prompts == 0, "{name}: no prompt has two images, so there is no pair");
+    let two = if args.pairs == Some(Pairs::Pareto) { "Pareto fronts" } else { "images" };
+    ensure!(summary.rows > 0 || rounds.prompts == 0, "{name}: no prompt has two {two}, so there is no pair");
 
     let mut json =
         Map::from_iter([("rule".to_owned(), args.rule.to_string().into()), ("ties".into(), ties.to_string().into())]);

@@ -189,7 +189,7 @@ impl Ties {
 }
 
 /// S = 1, -1, 0 as target and weight: 1, 0, 0.5 and 1, 1, 0.
-fn label(preference: i8) -> (f32, f32) {
+pub fn label(preference: i8) -> (f32, f32) {
     ((1.0 + f32::from(preference)) / 2.0, preference.abs().into())
 }
 

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::decide::Decided;
+use crate::{ballot::Ballot, decide::Decided};
 
 pipe::names! {
     /// Which pairs of a prompt's images become rows.
@@ -13,6 +13,9 @@ pipe::names! {
         BestWorst = "best-worst",
         /// Every two images of the prompt
         All = "all",
+        /// Each image of the prompt's first Pareto front against each of its last, and the former is preferred (CaPO): metrics do not
+        /// outvote each other
+        Pareto = "pareto",
     }
 }
 
@@ -27,6 +30,8 @@ pub struct Rounds {
     pub winners: usize,
     /// Best-worst pairs in which the worst is preferred to the best, which can happen in a cycle.
     pub reversed: usize,
+    /// Prompts of several images in a single Pareto front; `None` where fronts are not asked for.
+    pub one_front: Option<usize>,
 }
 
 impl Rounds {
@@ -60,26 +65,77 @@ impl Rounds {
         Some(i * (2 * k - i - 1) / 2 + j - i - 1)
     }
 
+    /// The pairs of an image of the first front and one of the last, of all prompts of a batch: their rows, and 1 where image 0 is of
+    /// the first front, -1 where image 1 is.
+    pub fn pareto(&mut self, ballot: &Ballot) -> (Vec<u32>, Vec<i8>) {
+        let (mut row, mut rows, mut preferred) = (0, vec![], vec![]);
+        for &k in &ballot.prompts {
+            let all: Vec<(usize, usize)> = pairs(k).collect();
+            let s = (row..row + all.len()).map(|i| dominates(ballot.scores.iter().filter_map(|m| m.s[i])));
+            let front = fronts(&table(k, &s.collect::<Vec<_>>()));
+            let last = front.iter().copied().max().unwrap_or(0);
+            *self.one_front.get_or_insert(0) += usize::from(k > 1 && last == 0);
+            for (i, j) in all {
+                let side = i8::from(front[i] == 0 && front[j] == last) - i8::from(front[i] == last && front[j] == 0);
+                if side != 0 {
+                    rows.push(row as u32);
+                    preferred.push(side);
+                }
+                row += 1;
+            }
+        }
+        (rows, preferred)
+    }
+
     pub fn text(&self) -> String {
-        let Self { prompts, alone, cycles, winners, reversed } = self;
+        let Self { prompts, alone, cycles, winners, reversed, one_front } = self;
+        let fronts = one_front.map_or(String::new(), |n| format!(", {n} with a single Pareto front and so no pair"));
         format!(
             "{prompts} prompts: {winners} with an image preferred to every other, {cycles} whose preferences form a cycle, \
-             {reversed} best-worst pairs where the worst is preferred, {alone} with a single image and so no pair"
+             {reversed} best-worst pairs where the worst is preferred, {alone} with a single image and so no pair{fronts}"
         )
     }
 
     pub fn json(&self) -> Value {
-        json!({
+        let mut json = json!({
             "prompts": self.prompts, "alone": self.alone, "cycles": self.cycles, "winners": self.winners, "reversed": self.reversed,
-        })
+        });
+        if let Some(n) = self.one_front {
+            json["one_front"] = n.into();
+        }
+        json
     }
+}
+
+/// All pairs of `k` images, in the order of a ballot.
+fn pairs(k: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..k).flat_map(move |i| (i + 1..k).map(move |j| (i, j)))
+}
+
+/// 1 where some metric prefers image 0 and none prefers image 1, -1 the other way round, otherwise 0.
+fn dominates(s: impl Iterator<Item = i8>) -> i8 {
+    let (best, worst) = s.fold((0, 0), |(best, worst), s_m| (s_m.max(best), s_m.min(worst)));
+    best + worst
+}
+
+/// The Pareto front of each image: 0 where no image dominates it, 1 where those that do are of front 0, and so on (non-dominated
+/// sorting: Deb et al. 2002). `over[i][j]` = 1 if i dominates j. Images that dominate each other in a circle, as margins and missing
+/// scores allow, are of one front.
+fn fronts(over: &[Vec<i8>]) -> Vec<usize> {
+    let (mut front, mut left) = (vec![0; over.len()], (0..over.len()).collect::<Vec<_>>());
+    for number in 0..over.len() {
+        let (dominated, free): (Vec<_>, Vec<_>) = left.iter().partition(|&&i| left.iter().any(|&j| over[j][i] > 0));
+        let (these, rest) = if free.is_empty() { (dominated, free) } else { (free, dominated) };
+        these.iter().for_each(|&i| front[i] = number);
+        left = rest;
+    }
+    front
 }
 
 /// S of every two images, from both sides: over[i][j] = 1 if i is preferred to j.
 fn table(k: usize, s: &[i8]) -> Vec<Vec<i8>> {
     let mut over = vec![vec![0; k]; k];
-    let pairs = (0..k).flat_map(|i| (i + 1..k).map(move |j| (i, j)));
-    for ((i, j), s) in pairs.zip(s) {
+    for ((i, j), s) in pairs(k).zip(s) {
         over[i][j] = *s;
         over[j][i] = -s;
     }
@@ -132,6 +188,25 @@ mod tests {
         let mut rounds = Rounds::default();
         assert_eq!(rounds.add(1, &[]), None);
         assert_eq!((rounds.prompts, rounds.alone), (1, 1));
+    }
+
+    #[test]
+    fn fronts_are_peeled_off_one_after_the_other() {
+        // (score by metric 1, by metric 2): two extremes and a compromise, one that is worse than the compromise, and the worst of all.
+        let points = [(3, 0), (0, 3), (2, 2), (1, 2), (0, 0)];
+        let s = pairs(5).map(|(i, j)| {
+            let sign = |a: i32, b: i32| (a - b).signum() as i8;
+            dominates([sign(points[i].0, points[j].0), sign(points[i].1, points[j].1)].into_iter())
+        });
+        assert_eq!(fronts(&table(5, &s.collect::<Vec<_>>())), [0, 0, 0, 1, 2]);
+        assert_eq!(
+            [&[1, 0][..], &[1, -1], &[-1, 0], &[0, 0], &[]].map(|s| dominates(s.iter().copied())),
+            [1, 0, -1, 0, 0]
+        );
+        // Where a circle leaves no image that is not dominated, the rest is one front.
+        let circle = [1, -1, 1, 1, 1, 1]; // 01 02 03 12 13 23
+        assert_eq!(fronts(&table(4, &circle)), [0, 0, 0, 0]);
+        assert_eq!((fronts(&table(1, &[])), fronts(&table(2, &[0]))), (vec![0], vec![0, 0]));
     }
 
     #[test]
