@@ -40,13 +40,17 @@ ema.reference   = ema:0.0167
 dawid-skene.rule = weighted --fit dawid-skene
 
 # Losses of 2025 and 2026 in place of Diffusion-DPO's. They are not among the rows that run by themselves, and have not been run:
-#   make ablations ROWS='BalancedDPO poly-1 sce dmpo-0.01 linear-0.001 smpo'
+#   make ablations ROWS='BalancedDPO poly-1 sce dmpo-0.01 linear-0.001 smpo guard-0.9 anchor-0.1 timestep-weights'
 poly-1.train       = --loss poly:1
 sce.train          = --loss sce
 dmpo-0.01.train    = --loss dmpo:0.01
 linear-0.001.train = --loss linear:0.001
 smpo.train         = --scale-margin 10
 smpo.labels        = soft
+# The share that SDPO's authors publish for Stable Diffusion 1.5.
+guard-0.9.train    = --guard sdpo:0.9
+anchor-0.1.train   = --anchor 0.1
+timestep-weights.train = --timestep-weights
 
 # One policy per row and seed. What a row does not set is as in BalancedDPO. DiffusionDPO comes first, because all are compared with
 # it.

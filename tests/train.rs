@@ -166,6 +166,10 @@ fn refreshing_inside_equals_refreshing_between_two_runs() {
     let lines = log(&dir.path("whole"));
     assert_eq!(lines[3]["loss"].as_f64().unwrap(), std::f64::consts::LN_2);
     assert_eq!(lines[3]["mean_abs_z"], 0.0);
+    // As long as policy and reference are equal, so are their predictions.
+    assert_eq!((&lines[0]["norm_ratio"], &lines[3]["norm_ratio"]), (&1.0.into(), &1.0.into()));
+    let ratio = lines[2]["norm_ratio"].as_f64().unwrap();
+    assert!(ratio != 1.0 && (0.5..2.0).contains(&ratio), "{ratio}");
     assert!(lines[2]["mean_abs_z"].as_f64().unwrap() > 0.0 && lines[4]["mean_abs_z"].as_f64().unwrap() > 0.0);
     // A schedule that ends needs its length in the first half.
     train(&dir, "whole", "--steps 6 --refresh-every 3 --lr_scheduler cosine --lr_warmup_steps 2").ok();

@@ -62,6 +62,52 @@ fn the_losses_of_2025_and_2026_are_those_of_their_papers() {
     assert!(differ(&linear, &step(&dir, "--beta 300 --loss linear:0.001").1));
 }
 
+/// The anchor's loss and gradient are added to the others, in proportion to its weight; at the base they are 0.
+#[test]
+fn an_anchor_holds_the_policy_near_the_base() {
+    let dir = world();
+    let [(none, g_0), (one, g_1), (two, g_2)] = ["", "--anchor 0.1", "--anchor 0.2"].map(|rest| step(&dir, rest));
+    let added = [&one, &two].map(|line| number(line, "loss") - number(&none, "loss"));
+    assert!(added[0] > 0.0, "{added:?}");
+    near(added[1], 2.0 * added[0], 1e-9);
+    assert_eq!((&one["z"], &one["policy_winner_mse"]), (&none["z"], &none["policy_winner_mse"]));
+    let sums = |name: &String| -> [f64; 2] {
+        let [a, b, c] = [&g_0, &g_1, &g_2].map(|g| values(&g[name]));
+        let of = |x: &[f32]| x.iter().zip(&a).map(|(x, a)| f64::from(x - a).powi(2)).sum();
+        [of(&b), of(&c)]
+    };
+    let [once, twice] = g_0.keys().map(sums).fold([0.0; 2], |all, some| [all[0] + some[0], all[1] + some[1]]);
+    assert!(once > 0.0 && (twice / once - 4.0).abs() < 1e-3, "{once} {twice}");
+
+    let rest = "--refresh-every 2 --drift-every 1 --lr 1e-3";
+    train(&dir, "free", &format!("--steps 6 {rest}")).ok();
+    train(&dir, "held", &format!("--steps 6 {rest} --anchor 1")).ok();
+    let (free, held) = (log(&dir.path("free")), log(&dir.path("held")));
+    assert_eq!(free[0]["loss"], held[0]["loss"]);
+    assert!(number(&held[5], "drift") < number(&free[5], "drift"), "{} {}", held[5], free[5]);
+    train(&dir, "a", &format!("--steps 3 {rest} --anchor 1")).ok();
+    train(&dir, "b", &format!("--steps 6 {rest} --anchor 1 --resume a")).ok();
+    assert_same(&weights(&dir.path("held")), &weights(&dir.path("b")));
+    // Adapters are held as well.
+    train(&dir, "lora", "--steps 2 --lora-rank 2 --anchor 1").ok();
+    says(&train(&dir, "x", "--anchor 0").exits(2).err, &["--anchor", "above 0"]);
+}
+
+/// The weights follow the margins of earlier steps: 1 until each tenth of the schedule has been seen. They survive a stop.
+#[test]
+fn timesteps_are_weighted_by_their_margins() {
+    let dir = world();
+    let rest = "--train_batch_size 8 --lr 1e-3";
+    train(&dir, "plain", &format!("--steps 14 {rest}")).ok();
+    train(&dir, "whole", &format!("--steps 14 {rest} --timestep-weights")).ok();
+    let (plain, whole) = (log(&dir.path("plain")), log(&dir.path("whole")));
+    assert_eq!(plain[1]["loss"], whole[1]["loss"]);
+    assert_ne!(plain[13]["loss"], whole[13]["loss"]);
+    train(&dir, "a", &format!("--steps 9 {rest} --timestep-weights")).ok();
+    train(&dir, "b", &format!("--steps 14 {rest} --timestep-weights --resume a")).ok();
+    assert_same(&weights(&dir.path("whole")), &weights(&dir.path("b")));
+}
+
 /// With one pair and a guard that removes the loser's part, the gradient is that of the winner's error, as with --sft.
 #[test]
 fn the_guard_takes_the_loser_out() {

@@ -10,7 +10,8 @@ use nets::params::{self, Grads};
 use pipe::cli::named;
 use rayon::prelude::*;
 
-use crate::loss::{Errors, Label, Pair};
+use crate::loss::{Errors, Label, Pair, anchor_loss};
+use crate::timestep_weights::tenth;
 use crate::{batches::Batches, data::Batch, guard::Guard, method::Method, state::State};
 
 #[derive(clap::Args, Clone, Debug)]
@@ -170,17 +171,36 @@ fn accumulate(
     // The same arithmetic for both, so that equal weights give equal errors to the last bit. The reference goes first, so that
     // its memory is free again when the policy's activations need it.
     let weights = method.weights(times); // 2B
-    let reference = state.reference.predict(&noisy, times, &conditioning)?;
-    let reference = errors(&(reference.to_dtype(DType::F32)? - &target)?, &weights)?;
+    let reference = state.reference.predict(&noisy, times, &conditioning)?.to_dtype(DType::F32)?;
+    let (reference_size, reference) = (sums(&reference.sqr()?)?, errors(&(reference - &target)?, &weights)?);
     let pass = state.policy.denoiser.forward_for(execution.activations, &noisy, times, &conditioning)?;
-    let residual = (pass.prediction().to_dtype(DType::F32)? - &target)?; // (2B, C, h, w)
+    let prediction = pass.prediction().to_dtype(DType::F32)?; // (2B, C, h, w)
+    let sizes = sums(&prediction.sqr()?)?.into_iter().zip(reference_size);
+    let ratios: Vec<f64> = sizes.map(|(policy, reference)| (policy / reference).sqrt()).collect();
+    let residual = (&prediction - &target)?;
     let policy = errors(&residual, &weights)?;
-    let mut pairs = losses(&policy, &reference, &batch.labels, method);
+    let labels = match method.timestep_weights {
+        true => state.counters.weighted(&batch.labels, times, process),
+        false => batch.labels.clone(),
+    };
+    let mut pairs = losses(&policy, &reference, &labels, method);
+    for (i, pair) in pairs.iter_mut().enumerate() {
+        pair.norm_ratio = (ratios[i] + ratios[labels.len() + i]) / 2.0;
+        pair.tenth = tenth(times[i], process);
+    }
     if method.guard != Guard::None {
         guard(method.guard, &residual, &mut pairs)?;
     }
 
-    let seed = (seed(&residual, &pairs, &weights)? * scale)?;
+    let side = |k: usize| pairs.iter().map(move |p| p.loss.gradient[k]);
+    let mut seed = seed(&residual, side(0).chain(side(1)), &weights)?;
+    if let Some(anchor) = &method.anchor {
+        let base = anchor.base.predict(&noisy, times, &conditioning)?.to_dtype(DType::F32)?;
+        let apart = (prediction - base)?; // (2B, C, h, w)
+        let slopes = add_anchor(anchor.weight, method, &errors(&apart, &weights)?, &labels, &mut pairs);
+        seed = (seed + self::seed(&apart, slopes.iter().chain(&slopes).copied(), &weights)?)?;
+    }
+    let seed = (seed * scale)?;
     params::accumulate(&state.policy.params, grads, || pass.backward(&seed))?;
     Ok(pairs)
 }
@@ -189,13 +209,13 @@ fn accumulate(
 fn losses(policy: &[f64], reference: &[f64], labels: &[Label], method: &Method) -> Vec<Pair> {
     let b = labels.len();
     let pair = |(i, label): (usize, &Label)| {
-        let e = Errors {
+        let errors = Errors {
             policy_winner: policy[i],
             policy_loser: policy[b + i],
             reference_winner: reference[i],
             reference_loser: reference[b + i],
         };
-        (e, method.objective.pair(e, *label))
+        Pair { errors, loss: method.objective.pair(errors, *label), norm_ratio: 1.0, tenth: 0 }
     };
     labels.iter().enumerate().map(pair).collect()
 }
@@ -205,8 +225,8 @@ fn guard(guard: Guard, residual: &Tensor, pairs: &mut [Pair]) -> Result<()> {
     let b = pairs.len();
     let (winner, loser) = (residual.narrow(0, 0, b)?, residual.narrow(0, b, b)?);
     let products = sums(&(&winner * &winner)?)?.into_iter().zip(sums(&(winner * loser)?)?);
-    for ((_, pair), (ww, wl)) in pairs.iter_mut().zip(products) {
-        pair.gradient = guard.apply(pair.gradient, ww, wl);
+    for (pair, (ww, wl)) in pairs.iter_mut().zip(products) {
+        pair.loss.gradient = guard.apply(pair.loss.gradient, ww, wl);
     }
     Ok(())
 }
@@ -222,11 +242,23 @@ fn sums(x: &Tensor) -> Result<Vec<f64>> {
     Ok(x.flatten_from(1)?.sum(1)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
 }
 
-/// dL/d(prediction) = dL/de de/d(prediction), (2B, C, h, w): known before any backward pass begins.
-fn seed(residual: &Tensor, pairs: &[Pair], weights: &[f64]) -> Result<Tensor> {
+/// Adds the anchor to the losses of B pairs. `apart`: d of 2B images, the winners first. Returns dL/dd of each pair.
+fn add_anchor(anchor: f64, method: &Method, apart: &[f64], labels: &[Label], pairs: &mut [Pair]) -> Vec<f64> {
+    let (winners, losers) = apart.split_at(labels.len());
+    let all = pairs.iter_mut().zip(labels).zip(winners.iter().zip(losers));
+    all.map(|((pair, label), (&winner, &loser))| {
+        let (loss, slope) = anchor_loss([winner, loser], *label, method.objective.beta, anchor);
+        pair.loss.loss += loss;
+        slope
+    })
+    .collect()
+}
+
+/// dL/d(prediction) = dL/de de/d(prediction), (2B, C, h, w): known before any backward pass begins. e is the mean square of `residual`,
+/// `slopes` are dL/de.
+fn seed(residual: &Tensor, slopes: impl Iterator<Item = f64>, weights: &[f64]) -> Result<Tensor> {
     let n = residual.elem_count() / weights.len();
-    let side = |k: usize| pairs.iter().map(move |(_, p)| p.gradient[k]);
-    let slopes = side(0).chain(side(1)).zip(weights).map(|(slope, w)| (2.0 * slope * w / n as f64) as f32);
+    let slopes = slopes.zip(weights).map(|(slope, w)| (2.0 * slope * w / n as f64) as f32);
     let slopes = Tensor::from_vec(slopes.collect::<Vec<_>>(), (weights.len(), 1, 1, 1), residual.device())?;
     Ok(residual.broadcast_mul(&slopes)?)
 }

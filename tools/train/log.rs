@@ -45,6 +45,9 @@ pub struct Line {
     pub reference_winner_mse: f64,
     pub reference_loser_mse: f64,
     pub mean_abs_z: f64,
+    /// |policy's prediction| / |reference's prediction|, the mean over images. Above 1, images become oversaturated (NormGuard, arXiv
+    /// 2606.27771).
+    pub norm_ratio: f64,
     /// z of every pair in batch order (under --replay only).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub z: Option<Vec<f64>>,
@@ -66,13 +69,14 @@ impl Line {
     pub fn of(step: u64, pairs: &[Pair], took: Duration) -> Self {
         Self {
             step,
-            loss: mean(pairs, |(_, p)| p.loss),
-            implicit_acc: mean(pairs, |(_, p)| if p.z == 0.0 { 0.5 } else { f64::from(p.z > 0.0) }),
-            policy_winner_mse: mean(pairs, |(e, _)| e.policy_winner),
-            policy_loser_mse: mean(pairs, |(e, _)| e.policy_loser),
-            reference_winner_mse: mean(pairs, |(e, _)| e.reference_winner),
-            reference_loser_mse: mean(pairs, |(e, _)| e.reference_loser),
-            mean_abs_z: mean(pairs, |(_, p)| p.z.abs()),
+            loss: mean(pairs, |p| p.loss.loss),
+            implicit_acc: mean(pairs, |p| if p.loss.z == 0.0 { 0.5 } else { f64::from(p.loss.z > 0.0) }),
+            policy_winner_mse: mean(pairs, |p| p.errors.policy_winner),
+            policy_loser_mse: mean(pairs, |p| p.errors.policy_loser),
+            reference_winner_mse: mean(pairs, |p| p.errors.reference_winner),
+            reference_loser_mse: mean(pairs, |p| p.errors.reference_loser),
+            mean_abs_z: mean(pairs, |p| p.loss.z.abs()),
+            norm_ratio: mean(pairs, |p| p.norm_ratio),
             pairs_per_second: pairs.len() as f64 / took.as_secs_f64(),
             memory_mib: peak_memory(),
             ..Self::default()

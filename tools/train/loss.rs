@@ -78,8 +78,16 @@ pub struct PairLoss {
     pub gradient: [f64; 2],
 }
 
-/// A pair's errors and the loss that they give.
-pub type Pair = (Errors, PairLoss);
+/// What a step has found out about one pair.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pair {
+    pub errors: Errors,
+    pub loss: PairLoss,
+    /// |policy's prediction| / |reference's prediction|, the mean of both images.
+    pub norm_ratio: f64,
+    /// The tenth of the schedule that its timestep lies in, 0 to 9.
+    pub tenth: usize,
+}
 
 pipe::names! {
     #[derive(Clone, Copy, Debug, PartialEq)]
@@ -246,6 +254,17 @@ pub fn smoothed(label: Label, smoothing: f64) -> Label {
     Label { target: (1.0 - smoothing) * label.target + smoothing * (1.0 - label.target), ..label }
 }
 
+/// The anchor of "Rethinking DPO in Diffusion Models" (arXiv 2505.18736) holds the policy, and with it a reference that follows the
+/// policy, near the base. d is the mean over C, H, W of (policy's prediction - base's prediction)^2:
+///
+///   loss = weight anchor (beta/2) (d^w + d^l)
+///
+/// The loss of a pair, and dL/dd, which is that of both images.
+pub fn anchor_loss([winner, loser]: [f64; 2], label: Label, beta: f64, anchor: f64) -> (f64, f64) {
+    let slope = 0.5 * label.weight * anchor * beta;
+    (slope * (winner + loser), slope)
+}
+
 /// log sigma(z), without overflow at either end.
 fn log_sigmoid(z: f64) -> f64 {
     z.min(0.0) - (-z.abs()).exp().ln_1p()
@@ -353,6 +372,18 @@ mod tests {
             let exact = loss(e, label, 300.0).gradient;
             assert!(numeric.iter().zip(exact).all(|(n, g)| (n - g).abs() < 1e-4 * g.abs()), "{numeric:?} {exact:?}");
         }
+    }
+
+    #[test]
+    fn the_anchor_pulls_in_proportion_to_the_distance() {
+        let (d, label, h) = ([0.02, 0.05], Label { target: 0.8, weight: 0.7 }, 1e-6);
+        let at = |dw: f64, dl: f64| anchor_loss([d[0] + dw, d[1] + dl], label, 300.0, 0.1).0;
+        let (loss, slope) = anchor_loss(d, label, 300.0, 0.1);
+        assert!((loss - 0.7 * 0.1 * 150.0 * 0.07).abs() < 1e-12);
+        for numeric in [(at(h, 0.0) - at(-h, 0.0)) / (2.0 * h), (at(0.0, h) - at(0.0, -h)) / (2.0 * h)] {
+            assert!((numeric - slope).abs() < 1e-6 * slope, "{numeric} {slope}");
+        }
+        assert_eq!(anchor_loss(d, Label { weight: 0.0, ..label }, 300.0, 0.1), (0.0, 0.0));
     }
 
     #[test]

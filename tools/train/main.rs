@@ -24,6 +24,7 @@ mod spikes;
 mod start;
 mod state;
 mod tensorboard;
+mod timestep_weights;
 mod training_data;
 mod upstream;
 mod world;
@@ -123,7 +124,7 @@ fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Res
         &device,
     )?;
     args.batch = data.batch(args.batch)?;
-    let method = Method::open(&args.method, &args.models.base)?;
+    let method = Method::open(&args.method, &args.models.base, &device)?;
 
     let setup = args.setup(data.labels_hash(), &device);
     let (origin, out) = (args.origin(&method), args.output()?);

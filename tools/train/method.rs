@@ -3,15 +3,17 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use candle_core::Device;
 use nets::conditioning::Conditioning;
 use nets::denoiser::Config;
 use nets::folder;
 use nets::process::{ErrorOf, Process};
-use pipe::{cli::named, origin::Origin};
+use pipe::cli::{named, number};
+use pipe::origin::Origin;
 
 use crate::flow::{self, FlowFlags};
-use crate::guard::Guard;
 use crate::loss::{Form, LossFlags, Objective, PairLoss};
+use crate::{guard::Guard, reference::Reference};
 
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Method")]
@@ -25,6 +27,14 @@ pub struct MethodFlags {
     /// The squared error that a v-prediction model minimises; other models have only one
     #[arg(long, default_value_t = ErrorOf::Prediction, value_parser = named::<ErrorOf>())]
     error: ErrorOf,
+    /// Hold the policy near the base, for a reference that follows the policy: add X beta / 2 times the mean squared difference of
+    /// their predictions to the loss ("Rethinking DPO"). It takes one more pass through a network
+    #[arg(long, value_name = "X", value_parser = number("a number above 0", |x| x > 0.0 && x.is_finite()))]
+    anchor: Option<f64>,
+    /// Weight the pairs by their timesteps so that the margin counts alike everywhere ("Rethinking DPO"): by 1 / the running mean
+    /// of |z| in the pair's tenth of the schedule
+    #[arg(long)]
+    pub timestep_weights: bool,
     /// The timesteps at which noise is added to the pairs
     #[arg(long, default_value_t = Timesteps::Auto, value_parser = named::<Timesteps>())]
     timesteps: Timesteps,
@@ -61,14 +71,22 @@ pub struct Method {
     pub process: Process,
     pub objective: Objective,
     pub guard: Guard,
+    pub anchor: Option<Anchor>,
+    pub timestep_weights: bool,
     error: ErrorOf,
     timesteps: Timesteps,
     /// The guidance that the denoiser is told of, if it takes one.
     guidance: Option<f32>,
 }
 
+/// The base, which holds the policy near itself.
+pub struct Anchor {
+    pub weight: f64,
+    pub base: Reference,
+}
+
 impl Method {
-    pub fn open(flags: &MethodFlags, base: &Path) -> Result<Self> {
+    pub fn open(flags: &MethodFlags, base: &Path, device: &Device) -> Result<Self> {
         let process = Process::open(base)?;
         let timesteps = match flags.timesteps {
             Timesteps::Auto if process.looks_distilled() => Timesteps::Turbo,
@@ -81,14 +99,25 @@ impl Method {
         );
         let process = if timesteps == Timesteps::Turbo { process.distilled() } else { process };
         let process = flags.flow.apply(process, flags.error)?;
-        let guidance = flags.flow.guidance(Config::read(&folder::denoiser(base)?)?.guidance)?;
-        Ok(Self { process, objective: flags.objective()?, guard: flags.guard, error: flags.error, timesteps, guidance })
+        let folder = folder::denoiser(base)?;
+        let guidance = flags.flow.guidance(Config::read(&folder)?.guidance)?;
+        let anchor = match flags.anchor {
+            Some(weight) => Some(Anchor { weight, base: Reference::fixed(&folder, device)? }),
+            None => None,
+        };
+        let MethodFlags { guard, error, timestep_weights, .. } = *flags;
+        Ok(Self { process, objective: flags.objective()?, guard, anchor, timestep_weights, error, timesteps, guidance })
     }
 
     pub fn describe(&self, origin: Origin) -> Origin {
-        let origin = self
-            .objective
-            .describe(origin)
+        let mut origin = self.objective.describe(origin);
+        if let Some(anchor) = &self.anchor {
+            origin = origin.arg("anchor", anchor.weight);
+        }
+        if self.timestep_weights {
+            origin = origin.arg("timestep_weights", true);
+        }
+        let origin = origin
             .arg("guard", format!("{:?}", self.guard))
             .arg("error", format!("{:?}", self.error))
             .arg("timesteps", format!("{:?}", self.timesteps));

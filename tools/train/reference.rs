@@ -156,6 +156,14 @@ impl Reference {
         Ok(reference)
     }
 
+    /// The denoiser in `folder`, which never moves; on the CPU it stays in its file.
+    pub fn fixed(folder: &Path, device: &Device) -> Result<Self> {
+        Ok(match device.is_cpu() {
+            true => Reference::Streamed(Streamed::open(folder, device)?),
+            false => Reference::Held(Trainable::open_detached(folder, device)?),
+        })
+    }
+
     /// As [`nets::denoiser::Denoiser::predict`].
     pub fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
         match self {

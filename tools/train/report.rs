@@ -53,7 +53,7 @@ impl Reporter {
         self.log.iter_mut().try_for_each(|log| log.write(line))?;
         self.say_notes();
         // The first steps may swing.
-        let warning = saturation_warning(pairs.iter().map(|(_, p)| p)).filter(|_| !self.warned && line.step > 10);
+        let warning = saturation_warning(pairs.iter().map(|p| &p.loss)).filter(|_| !self.warned && line.step > 10);
         if let Some(warning) = warning {
             self.say(format_args!("step {}: {warning}", line.step));
             self.warned = true;

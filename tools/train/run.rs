@@ -75,7 +75,7 @@ impl Run<'_> {
             write::tensors(&file, &gradients.grads, Default::default())?;
         }
         let grad_norm = params::global_norm(&gradients.grads)?;
-        Ok(Losses { mean: mean(&pairs, |(_, p)| p.loss), pairs, grad_norm })
+        Ok(Losses { mean: mean(&pairs, |p| p.loss.loss), pairs, grad_norm })
     }
 
     /// The signal that asks the run to stop after this step. The last step is not stopped: the run ends anyway.
@@ -94,6 +94,9 @@ impl Run<'_> {
             return Ok(Update::Trouble(trouble));
         }
         self.state.counters.losses.add(losses.mean);
+        if self.method.timestep_weights {
+            self.state.counters.margins.get_or_insert_default().add(&losses.pairs);
+        }
         self.apply(step, losses.grad_norm)?;
         if !saves && step < self.steps() && !self.reporter.drift_due(step) {
             return Ok(Update::Done(None));
@@ -153,7 +156,7 @@ impl Run<'_> {
 
     pub fn report(&mut self, step: u64, losses: &Losses, drift: Option<Drift>, took: Duration) -> Result<()> {
         let line = Line {
-            z: self.logs_z.then(|| losses.pairs.iter().map(|(_, p)| p.z).collect()),
+            z: self.logs_z.then(|| losses.pairs.iter().map(|p| p.loss.z).collect()),
             grad_norm: losses.grad_norm,
             lr: self.learning_rate.at(step),
             drift: drift.map(|d| d.base),

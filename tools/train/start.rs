@@ -113,6 +113,7 @@ impl Setup {
             losses: LossHistory::default(),
             skipped: 0,
             part: policy.denoiser.config.part.into(),
+            margins: None,
         };
         Ok((State { policy, reference, optimizer, counters }, hashes, unet))
     }

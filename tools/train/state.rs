@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use nets::lora::{self, Adapter, LoraConfig};
+use nets::process::Process;
 use nets::{denoiser::Trainable, folder, optim::Optimizer, params::Params, weights::Weights};
 use pipe::id::{hex, sha256};
 use serde::{Deserialize, Serialize};
 
-use crate::{reference::Reference, spikes::LossHistory};
+use crate::timestep_weights::{Margins, tenth};
+use crate::{loss::Label, reference::Reference, spikes::LossHistory};
 
 pub struct State {
     pub policy: Trainable,
@@ -43,6 +45,9 @@ pub struct Counters {
     /// The folder in which diffusers has such a denoiser.
     #[serde(default = "unet", skip_serializing_if = "is_unet")]
     pub part: String,
+    /// Under --timestep-weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margins: Option<Margins>,
 }
 
 fn unet() -> String {
@@ -51,6 +56,14 @@ fn unet() -> String {
 
 fn is_unet(part: &String) -> bool {
     part == folder::DENOISER
+}
+
+impl Counters {
+    /// The labels of B pairs at these times, with the weights of their timesteps.
+    pub fn weighted(&self, labels: &[Label], times: &[f32], process: &Process) -> Vec<Label> {
+        let weight = |t: f32| self.margins.map_or(1.0, |margins| margins.weight(tenth(t, process)));
+        labels.iter().zip(times).map(|(label, &t)| Label { weight: label.weight * weight(t), ..*label }).collect()
+    }
 }
 
 /// In `Counters::reference`: the reference has moved since the start.

@@ -144,16 +144,22 @@ impl World {
         if self.size() == 1 {
             return mine;
         }
-        let numbers = |(e, pair): &Pair| {
+        let numbers = |Pair { errors: e, loss, norm_ratio, tenth }: &Pair| {
             let errors = [e.policy_winner, e.policy_loser, e.reference_winner, e.reference_loser];
-            errors.into_iter().chain([pair.z, pair.loss]).chain(pair.gradient)
+            errors.into_iter().chain([loss.z, loss.loss]).chain(loss.gradient).chain([*norm_ratio, *tenth as f64])
         };
         let all = self.gather(&mine.iter().flat_map(numbers).collect::<Vec<_>>());
         let pair = |n: &[f64]| {
-            let e = Errors { policy_winner: n[0], policy_loser: n[1], reference_winner: n[2], reference_loser: n[3] };
-            (e, PairLoss { z: n[4], loss: n[5], gradient: [n[6], n[7]] })
+            let errors =
+                Errors { policy_winner: n[0], policy_loser: n[1], reference_winner: n[2], reference_loser: n[3] };
+            Pair {
+                errors,
+                loss: PairLoss { z: n[4], loss: n[5], gradient: [n[6], n[7]] },
+                norm_ratio: n[8],
+                tenth: n[9] as usize,
+            }
         };
-        all.chunks_exact(8).map(pair).collect()
+        all.chunks_exact(10).map(pair).collect()
     }
 
     fn gather(&self, mine: &[f64]) -> Vec<f64> {

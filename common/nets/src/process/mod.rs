@@ -58,6 +58,14 @@ impl Process {
         Ok(Process::Ddpm(Ddpm::open(&file, repaired)?))
     }
 
+    /// Times lie between 0 and this.
+    pub fn timesteps(&self) -> usize {
+        match self {
+            Process::Ddpm(ddpm) => ddpm.config.num_train_timesteps,
+            Process::Flow(flow) => flow.config.num_train_timesteps,
+        }
+    }
+
     pub fn draw(&self, draws: &mut Draws) -> f32 {
         match self {
             Process::Ddpm(ddpm) => ddpm.draw(draws),
