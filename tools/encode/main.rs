@@ -39,6 +39,8 @@ Examples:
 
 Exit status: 0 done, 2 trouble, 128 + N after signal N."
 )]
+#[command(mut_arg("output", |output| output.help("The folder to write the three tables in")))]
+#[command(mut_arg("seed", |seed| seed.hide(true)))] // nothing is drawn
 struct Args {
     /// Pairs tables
     #[arg(required = true, value_name = "PAIRS")]

@@ -26,6 +26,7 @@ use serde_json::{Map, Value, json};
 /// is recognised by the content, not by the name. The order is kept, and each text is kept once per set.
 #[derive(Parser)]
 #[command(name = "prompts", version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(mut_arg("seed", |seed| seed.hide(true)))] // nothing is drawn
 struct Args {
     /// Files, folders of parts, or `-`
     #[arg(required = true, value_name = "SOURCE")]

@@ -16,6 +16,7 @@ use crate::card::CardFlags;
 /// settings, win rates. The same files give the same bytes.
 #[derive(Parser)]
 #[command(name = "report", version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(mut_arg("seed", |seed| seed.hide(true)))] // nothing is drawn
 pub struct Args {
     /// Files that `winrate --json` wrote
     #[arg(long, num_args = 1.., value_name = "FILE")]

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use maud::html;
 use nets::image::{self, Filter, Rgb};
+use pipe::text::count;
 use resvg::tiny_skia::{Pixmap, Transform};
 use resvg::usvg::{Options, Tree};
 
@@ -48,10 +49,12 @@ impl Sheet {
         };
         let same = shown.iter().all(|prompt| same_noise(tables, &prompt.key, &[k]));
         let noise = if same { ", from the same noise in each row" } else { "" };
+        let (some, all) = (shown.len(), count(prompts.len(), "prompt"));
+        let which = if some == prompts.len() { all } else { format!("{some} of {all}") };
         Ok(Self {
             columns: tables.iter().map(|t| t.table.model.clone()).collect(),
             rows: shown.iter().map(row).collect::<Result<_>>()?,
-            note: format!("{} of {} prompts, image k = {k} of each{noise}", shown.len(), prompts.len()),
+            note: format!("{which}, image k = {k} of each{noise}"),
         })
     }
 

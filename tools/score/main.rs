@@ -32,8 +32,8 @@ use summary::Summary;
 ///
 /// Takes a pairs table (and writes two columns per metric) or an images table (one column per metric). Scores are raw: the
 /// cosine, or the answer of the head. They do not depend on batch size, threads or shards. Finished parts are kept in
-/// OUT.partial/, so that the same command continues where it was stopped; the summary then counts scores and labels of all
-/// rows, but images and captions only of the rows that this run scored.
+/// OUT.partial/, and the same command continues where it was stopped. Its summary then counts the scores and labels of all
+/// rows, but only the images and captions that this run has read.
 ///
 /// More metrics are judges for an evaluation, which do not vote unless `vote --metrics` names them: imagereward
 /// (ImageReward.pt or its safetensors copy), cyclereward (CycleReward-Combo.pth), mps (the safetensors copy of MPS),

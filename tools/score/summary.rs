@@ -133,7 +133,8 @@ impl Summary {
             row.extend([m.band.mean, m.band.sd].map(|[low, high]| format!("{low}..{high}")));
             rows.push(row);
         }
-        text::table(&rows, 1) + "usual: where mean and sd of the published model lie on published tables\n"
+        text::table(&rows, 1)
+            + "usual: where mean and sd of the published model lie on published tables; another model's may lie elsewhere\n"
     }
 
     /// Prints text to standard error or, for `--json`, JSON to standard output.
