@@ -293,7 +293,7 @@ fn begin<A: Parser>(tool: &str, command: Command, body: impl FnOnce(A, Settings)
         let name = Path::new(&name).file_name().and_then(|name| name.to_str()).unwrap_or(tool);
         return print(what.text(command, name)?).map(|()| Answer::Yes);
     }
-    if early.is_some_and(|early| early.get_flag("print_config")) {
+    if early.is_some_and(|early| early.get_one::<bool>("print_config") == Some(&true)) {
         return print(pasted(tool, &command, &words)?).map(|()| Answer::Yes);
     }
     let all = [OsString::from(tool)].into_iter().chain(words.iter().cloned());
