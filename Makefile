@@ -75,19 +75,19 @@ $(CUDA)/nvidia/cu13/lib64:
 	ln -sfn lib $@
 
 ## make install        copy the programs, their man pages and completions to PREFIX (PREFIX=/usr/local DESTDIR= PROGRAM_PREFIX=)
-share = $(DESTDIR)$(PREFIX)/share
+installed = $(DESTDIR)$(PREFIX)/share
 install: build
-	install -d '$(DESTDIR)$(PREFIX)/bin' '$(share)'/{man/man1,bash-completion/completions,zsh/site-functions} \
-	    '$(share)'/{fish/vendor_completions.d,doc/balanced-dpo}
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(installed)'/{man/man1,bash-completion/completions,zsh/site-functions} \
+	    '$(installed)'/{fish/vendor_completions.d,doc/balanced-dpo}
 	for tool in $(TOOLS); do \
 	    name=$(PROGRAM_PREFIX)$$tool; program='$(DESTDIR)$(PREFIX)'/bin/$$name; \
 	    install -m 755 '$(BIN)'/$$tool "$$program"; \
-	    "$$program" --generate man >'$(share)'/man/man1/$$name.1; \
-	    "$$program" --generate complete-bash >'$(share)'/bash-completion/completions/$$name; \
-	    "$$program" --generate complete-zsh >'$(share)'/zsh/site-functions/_$$name; \
-	    "$$program" --generate complete-fish >'$(share)'/fish/vendor_completions.d/$$name.fish; \
+	    "$$program" --generate man >'$(installed)'/man/man1/$$name.1; \
+	    "$$program" --generate complete-bash >'$(installed)'/bash-completion/completions/$$name; \
+	    "$$program" --generate complete-zsh >'$(installed)'/zsh/site-functions/_$$name; \
+	    "$$program" --generate complete-fish >'$(installed)'/fish/vendor_completions.d/$$name.fish; \
 	done
-	install -m 644 README.md LICENSE common/FORMATS.md tools/METHOD.md pipelines/TUTORIAL.md '$(share)/doc/balanced-dpo'
+	install -m 644 README.md LICENSE common/FORMATS.md tools/METHOD.md pipelines/TUTORIAL.md '$(installed)/doc/balanced-dpo'
 
 # Programs that need no library of the system, so that they run on any Linux. The C parts are compiled with musl's compiler.
 STATIC  := $(shell uname -m)-unknown-linux-musl

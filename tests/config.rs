@@ -271,6 +271,37 @@ fn generated_files_have_the_name_of_the_program_as_installed() {
     }
 }
 
+#[cfg(feature = "nets")]
+#[test]
+fn an_installation_has_every_program_with_its_page_and_completions() {
+    let dir = Dir::new();
+    let (bin, root) = (std::path::Path::new(env!("CARGO_BIN_EXE_vote")).parent().unwrap(), env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new("make")
+        .args(["-C", root, "install", &format!("BIN={}", bin.display()), "PREFIX=/usr", "PROGRAM_PREFIX=bdpo-"])
+        .arg(format!("DESTDIR={}", dir.path("x y").display()))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+    for tool in tools() {
+        let name = format!("bdpo-{tool}");
+        for (file, part) in [
+            (format!("share/man/man1/{name}.1"), ".TH"),
+            (format!("share/bash-completion/completions/{name}"), &*name),
+            (format!("share/zsh/site-functions/_{name}"), "#compdef"),
+            (format!("share/fish/vendor_completions.d/{name}.fish"), &*name),
+        ] {
+            says(&String::from_utf8(dir.bytes(&format!("x y/usr/{file}"))).unwrap(), &[part]);
+        }
+        let version = Command::new(dir.path(&format!("x y/usr/bin/{name}"))).arg("--version").output().unwrap();
+        assert!(version.status.success());
+    }
+    assert!(dir.path("x y/usr/share/doc/balanced-dpo/LICENSE").exists());
+    // Every program of the project is among them.
+    let manifest = std::fs::read_to_string(format!("{root}/Cargo.toml")).unwrap();
+    assert_eq!(std::fs::read_dir(dir.path("x y/usr/bin")).unwrap().count(), manifest.matches("[[bin]]").count());
+}
+
 /// Colours are for terminals that want them; none of them is in a pipe, and NO_COLOR forbids them everywhere.
 #[test]
 fn colours_are_left_out_where_they_are_not_wanted() {

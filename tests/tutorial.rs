@@ -79,7 +79,7 @@ fn the_notebook_has_the_tutorials_commands() {
         })
         .collect();
     for flags in [
-        "-n 4 --steps 25 --guidance 5 -o images.parquet",
+        "-n 4 --scheduler dpmpp --steps 15 --guidance 5 -o images.parquet",
         "--pairs best-worst -o labels.parquet",
         "--lora-rank 8 --merge --learning-rate 1e-4 --beta-dpo 2000",
         "--max-train-steps 120 --train-batch-size 4 --checkpointing-steps 0 -o aligned",
