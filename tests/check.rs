@@ -122,7 +122,7 @@ fn what_is_missing_is_named() {
     };
     missing("parts/part-00001-of-00002.parquet", "parts", &["part-00001-of-00002.parquet", "--shard 1/2"]);
     missing("policy/unet/config.json", "policy", &["unet/config.json is missing"]);
-    missing("policy/unet", "policy", &["neither unet/ nor lora/"]);
+    missing("policy/unet", "policy", &["neither unet/, transformer/ nor lora/"]);
     missing("policy/state/optimizer.safetensors", "policy", &["state/optimizer.safetensors is missing"]);
     missing("lora/lora/pytorch_lora_weights.safetensors", "lora", &["pytorch_lora_weights.safetensors"]);
     missing("latents/captions.parquet", "latents", &["captions.parquet is missing"]);

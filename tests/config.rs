@@ -158,8 +158,8 @@ const LAUNCHES: &[(&str, &[&str], &[&str])] = &[
          --dataset_config=data.toml --output_dir=out --output_name=my_lora --save_model_as=safetensors \
          --prior_loss_weight=1.0 --max_train_steps=2 --learning_rate=1e-4 --optimizer_type=AdamW8bit --xformers \
          --mixed_precision=fp16 --cache_latents --gradient_checkpointing --save_every_n_steps=100 --network_module=networks.lora \
-         --network_dim=16 --network_alpha=8 --resolution=16,16 --lr_scheduler=polynomial --no_such_thing 3",
-        &["lora-rank = 16", "lora-alpha = 8", "checkpointing-steps = 100", "resolution = 16", "optimizer = \"adamw\""],
+         --network_dim=4 --network_alpha=8 --resolution=16,16 --lr_scheduler=polynomial --no_such_thing 3",
+        &["lora-rank = 4", "lora-alpha = 8", "checkpointing-steps = 100", "resolution = 16", "optimizer = \"adamw\""],
         &[
             "# --network_module networks.lora: ",
             "# --mixed_precision fp16: it takes",

@@ -19,7 +19,7 @@ pub fn look_into(path: &Path, quick: bool) -> Result<Option<Finding>> {
         Some(unfinished(path))
     } else if has("model_index.json") {
         Some(model(path, quick))
-    } else if has("state") || has("lora") || has(folder::DENOISER) {
+    } else if has("state") || has("lora") || folder::DENOISERS.iter().any(|part| has(part)) {
         Some(checkpoint(path, quick)?)
     } else if ENCODED.iter().any(|name| has(&format!("{name}.parquet"))) {
         Some(encoded(path, quick)?)
@@ -79,9 +79,8 @@ fn model(path: &Path, quick: bool) -> Finding {
 fn checkpoint(path: &Path, quick: bool) -> Result<Finding> {
     let mut finding = Finding::new("checkpoint");
     let state = path.join("state/optimizer.safetensors");
-    let unet = path.join(folder::DENOISER);
-    let published = [unet.is_dir().then(|| unet.clone()), path.join("lora").is_dir().then(|| path.join("lora"))];
-    let published: Vec<_> = published.into_iter().flatten().collect();
+    let published = folder::DENOISERS.iter().chain(&["lora"]).map(|part| path.join(part)).filter(|part| part.is_dir());
+    let published: Vec<_> = published.collect();
     for folder in &published {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         let part = if name == "lora" {
@@ -90,12 +89,14 @@ fn checkpoint(path: &Path, quick: bool) -> Result<Finding> {
             weights::folder(folder, quick)
         };
         finding.with_part(&name, part);
-    }
-    if unet.is_dir() && !unet.join("config.json").is_file() {
-        finding.problem("unet/config.json is missing");
+        if name != "lora" && !folder.join("config.json").is_file() {
+            finding.problem(format!("{name}/config.json is missing"));
+        }
     }
     if published.is_empty() {
-        finding.problem("neither unet/ nor lora/ is there: the run has not ended, or its weights were removed");
+        finding.problem(
+            "neither unet/, transformer/ nor lora/ is there: the run has not ended, or its weights were removed",
+        );
     }
     if state.is_file() {
         finding.kind = "checkpoint of `train`".into();

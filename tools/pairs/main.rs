@@ -63,22 +63,22 @@ struct Args {
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
     /// Leave out samples without caption, or whose images are missing or neither JPEG, PNG nor WebP, and print their number
-    #[arg(long)]
+    #[arg(long, help_heading = "Details")]
     skip_bad: bool,
     /// Stop after N rows
     #[arg(long, value_name = "N")]
     max: Option<NonZeroUsize>,
     /// Name of the model, for column `model` of an images table [default: the name of the source]
-    #[arg(long, value_name = "NAME", requires = "images")]
+    #[arg(long, help_heading = "Details", value_name = "NAME", requires = "images")]
     name: Option<String>,
     /// Labels table of these pairs: its labels take the place of the sources' own, and pairs that it does not decide are left out
-    #[arg(long, value_name = "TABLE", conflicts_with = "images")]
+    #[arg(long, help_heading = "Details", value_name = "TABLE", conflicts_with = "images")]
     labels: Option<PathBuf>,
     /// The columns that are written
-    #[arg(long, default_value_t = Layout::PickAPic, value_parser = named::<Layout>(), conflicts_with = "images")]
+    #[arg(long, help_heading = "Details", default_value_t = Layout::PickAPic, value_parser = named::<Layout>(), conflicts_with = "images")]
     layout: Layout,
     /// How images are written
-    #[arg(long, default_value_t = ImageColumn::Bytes, value_parser = named::<ImageColumn>())]
+    #[arg(long, help_heading = "Details", default_value_t = ImageColumn::Bytes, value_parser = named::<ImageColumn>())]
     image_column: ImageColumn,
     #[command(flatten)]
     common: Common,

@@ -14,7 +14,7 @@ use crate::card::CardFlags;
 /// drawn by every model, to sort and to filter. The page has a section for each kind of file that is named. With `--sheet` it
 /// draws a contact sheet for papers: a row per prompt, a column per model. With `--card` it writes a model card: base, data, votes,
 /// settings, win rates. The same files give the same bytes.
-#[derive(Parser)]
+#[derive(Parser, Clone)]
 #[command(name = "report", version, max_term_width = 100, after_help = EXAMPLES)]
 #[command(mut_arg("seed", |seed| seed.hide(true)))] // nothing is drawn
 pub struct Args {
@@ -63,6 +63,20 @@ pub struct Args {
     pub scale: u8,
     #[command(flatten)]
     pub card: CardFlags,
+    /// Serve the page of the run in DIR, or of the runs in its folders, on this machine's loopback address, and make it anew while
+    /// the run goes on; its address is printed
+    #[arg(long, help_heading = "Page", value_name = "DIR", conflicts_with_all = ["logs", "sheet"])]
+    pub watch: Option<PathBuf>,
+    /// The port of that address [default: a free one]
+    #[arg(
+        long,
+        help_heading = "Page",
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true,
+        requires = "watch"
+    )]
+    pub port: u16,
     #[command(flatten)]
     pub common: Common,
 }
@@ -74,6 +88,7 @@ Examples:
          --scored base-scored.parquet policy-scored.parquet \\
          --labels labels.parquet --winrates winrate.json \\
          --logs policy/log.jsonl -o report.html
+  report --watch policy
   report --images base.parquet policy.parquet --sheet sheet.png
   report --images base.parquet dpo.parquet balanced.parquet \\
          --sheet sheet.png --prompts 20 --k 3 --scale 3

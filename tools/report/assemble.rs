@@ -9,6 +9,7 @@ use pipe::{text, winrates::Winrates};
 use crate::curves::{self, Run};
 use crate::model_table::{ModelTable, stem};
 use crate::page::{Head, Section, page};
+use crate::pictures::Pictures;
 use crate::{
     agreement::Matrix, args::Args, bars, embed::LADDER, gallery::Gallery, histograms, images::ModelImages,
     models::Models, origins, profile, results, table::list, winrates,
@@ -41,6 +42,11 @@ pub fn html(args: &Args, images: &[ModelImages]) -> Result<String> {
     }
     if !runs.is_empty() {
         add("training", "Training", curves::section(&runs, &models));
+    }
+    let pictures = args.logs.iter().zip(&runs).filter_map(|(log, run)| Pictures::read(log, &run.name).transpose());
+    let pictures = pictures.map(|pictures| pictures?.section()).collect::<Result<Vec<_>>>()?;
+    if !pictures.is_empty() {
+        add("pictures", "Pictures while training", html! { @for run in &pictures { (run) } });
     }
     if !matrices.is_empty() {
         add("agreement", "Who agrees with whom", html! { @for matrix in &matrices { (matrix.section()) } });

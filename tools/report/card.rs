@@ -15,7 +15,7 @@ use crate::origins::words;
 use crate::table::{interval, list, percent};
 use crate::winrates;
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Clone)]
 #[command(next_help_heading = "Model card")]
 pub struct CardFlags {
     /// Where to write a model card (README.md) of --policy, with the --winrates and the --sheet of this command

@@ -19,11 +19,13 @@ mod model_table;
 mod models;
 mod origins;
 mod page;
+mod pictures;
 mod plot;
 mod profile;
 mod results;
 mod sheet;
 mod table;
+mod watch;
 mod winrates;
 
 use std::{path::Path, process::ExitCode};
@@ -41,6 +43,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<Answer> {
+    if let Some(folder) = &args.watch {
+        return watch::serve(&args, folder).map(|()| Answer::Yes);
+    }
     ensure!(
         args.outputs().next().is_some(),
         "no output was named; add `-o report.html` for the page, `--sheet sheet.png` for a contact sheet or `--card README.md` for a \

@@ -12,6 +12,7 @@ use pipe::{atomic, device::Dtype, lock, origin::Origin, place};
 
 use crate::method::{Method, MethodFlags};
 use crate::models::{LoraFlags, ModelFlags};
+use crate::pictures::PictureFlags;
 use crate::reference::{Place, ReferenceFlags};
 use crate::spikes::{OnSpike, SpikeFlags};
 use crate::{
@@ -63,6 +64,8 @@ pub struct Args {
     pub checkpoints: CheckpointFlags,
     #[command(flatten)]
     pub log: LogFlags,
+    #[command(flatten)]
+    pub pictures: PictureFlags,
     #[command(flatten)]
     pub spikes: SpikeFlags,
     #[command(flatten)]

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use pipe::{atomic, cli::named};
 use serde::{Deserialize, Serialize};
 
-use crate::{loss::Pair, tensorboard::Events};
+use crate::{loss::Pair, pictures::Picture, tensorboard::Events};
 
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct LogFlags {
@@ -121,6 +121,13 @@ impl Log {
         let numbers = fields.into_iter().filter(|(name, _)| name != "step");
         let numbers: Vec<_> = numbers.filter_map(|(name, value)| Some((name, value.as_f64()?))).collect();
         events.add(line.step, &numbers)
+    }
+
+    /// Pictures and their win rates, for TensorBoard.
+    pub fn pictures(&mut self, step: u64, pictures: &[(String, &Picture)], numbers: &[(String, f64)]) -> Result<()> {
+        let Some((_, Some(events))) = &mut self.files else { return Ok(()) };
+        events.add(step, numbers)?;
+        pictures.iter().try_for_each(|(name, p)| events.add_picture(step, name, [p.height, p.width], &p.png))
     }
 
     /// Writes the log anew where somebody has removed or replaced it, or its folder, during the run: the open file still has

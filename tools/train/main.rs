@@ -11,11 +11,13 @@ mod dry_run;
 mod flow;
 mod gradients;
 mod guard;
+mod judges;
 mod log;
 mod loss;
 mod method;
 mod models;
 mod optimiser;
+mod pictures;
 mod reference;
 mod replay;
 mod report;
@@ -37,6 +39,7 @@ use batches::Batches;
 use gradients::{Execution, Gradients};
 use method::{Method, beta_note, small_rate_warning};
 use nets::{device, folder, weights::Weights};
+use pictures::Pictures;
 use pipe::cli::{Answer, Settings, run_with_settings, warn};
 use pipe::{atomic, stop};
 use report::Reporter;
@@ -91,6 +94,9 @@ fn train(args: Args, settings: &Settings, world: &mut World) -> Result<Answer> {
 
         // A line of log.jsonl.
         run.report(step, &losses, drift, started.elapsed())?;
+
+        // Pictures by the policy as it is now.
+        run.draw_pictures(step)?;
 
         // A checkpoint to continue from.
         if saves {
@@ -158,6 +164,11 @@ fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Res
 
     let mut batches = Batches::new(data, share, steps, &method.process, &device, args.loader);
     batches.go_to(done, state.counters.skipped)?;
+    let side = args.visits.resolution;
+    let pictures = match &lock {
+        Some(_) => Pictures::begin(&args.pictures, &setup.models, side, setup.seed, &checkpoints.out, &device)?,
+        None => None,
+    };
     Ok(Run {
         world,
         setup,
@@ -169,6 +180,7 @@ fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Res
         batches,
         gradients: Gradients::default(),
         checkpoints,
+        pictures,
         reporter,
         base,
         dump: args.gradients.dump_gradients.filter(|_| world.first()),

@@ -9,6 +9,7 @@ use pipe::{cli::Common, text::duration};
 use serde_json::json;
 
 use crate::log::{Line, Log, LogFlags};
+use crate::pictures::{Drawn, Picture};
 use crate::{loss::Pair, method::saturation_warning};
 
 /// Time between two lines about a run without a terminal: a day of them can still be read.
@@ -74,6 +75,20 @@ impl Reporter {
         }
         self.say(progress_line(line.step, self.steps, line.loss, since.as_secs_f64() / f64::from(steps)));
         self.said = (Instant::now(), 0);
+    }
+
+    /// Pictures of the base, once, and of the policy after `step`.
+    pub fn pictures(&mut self, step: u64, base: &[Picture], drawn: &Drawn) -> Result<()> {
+        let name = |i: usize, model: &str| format!("pictures/{i:02}/{model}");
+        let base = base.iter().enumerate().map(|(i, picture)| (name(i, "base"), picture));
+        let all: Vec<_> =
+            base.chain(drawn.pictures.iter().enumerate().map(|(i, picture)| (name(i, "policy"), picture))).collect();
+        let numbers: Vec<_> = drawn.rates.iter().map(|(metric, rate)| (format!("winrate/{metric}"), *rate)).collect();
+        if let [(_, _), ..] = &drawn.rates[..] {
+            let rates: Vec<_> = drawn.rates.iter().map(|(m, rate)| format!("{m} {:.0} %", 100.0 * rate)).collect();
+            self.say(format_args!("step {step}: win rate over the base: {}", rates.join(", ")));
+        }
+        self.log.iter_mut().try_for_each(|log| log.pictures(step, &all, &numbers))
     }
 
     fn say_notes(&mut self) {

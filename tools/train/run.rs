@@ -8,6 +8,7 @@ use pipe::stop::Stopped;
 
 use crate::gradients::{Execution, Gradients};
 use crate::log::{Line, mean};
+use crate::pictures::Pictures;
 use crate::spikes::{OnSpike, SpikeFlags};
 use crate::state::{Drift, State};
 use crate::{
@@ -29,6 +30,8 @@ pub struct Run<'a> {
     pub batches: Batches,
     pub gradients: Gradients,
     pub checkpoints: Checkpoints,
+    /// Only in the process that writes.
+    pub pictures: Option<Pictures>,
     pub reporter: Reporter,
     pub base: Weights,
     /// Where to write the gradients of the first step.
@@ -165,6 +168,14 @@ impl Run<'_> {
             ..Line::of(step, &losses.pairs, took)
         };
         self.reporter.report(&line, &losses.pairs)
+    }
+
+    /// Draws with the policy, where pictures are due.
+    pub fn draw_pictures(&mut self, step: u64) -> Result<()> {
+        let last = self.steps();
+        let Some(pictures) = self.pictures.as_mut().filter(|pictures| pictures.due(step, last)) else { return Ok(()) };
+        let drawn = pictures.draw_policy(step, &self.state, &self.checkpoints.unet)?;
+        self.reporter.pictures(step, &pictures.take_base(), &drawn)
     }
 
     pub fn save(&mut self) -> Result<()> {

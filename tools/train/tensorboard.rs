@@ -39,6 +39,23 @@ impl Events {
         self.write(&event)
     }
 
+    pub fn add_picture(&mut self, step: u64, name: &str, [height, width]: [usize; 2], png: &[u8]) -> Result<()> {
+        let event = event(step, |e| {
+            e.message(5, |summary| {
+                summary.message(1, |value| {
+                    value.bytes(1, name.as_bytes());
+                    value.message(4, |image| {
+                        image.integer(1, height as u64);
+                        image.integer(2, width as u64);
+                        image.integer(3, 3); // RGB
+                        image.bytes(4, png);
+                    });
+                });
+            })
+        });
+        self.write(&event)
+    }
+
     fn write(&mut self, event: &[u8]) -> Result<()> {
         self.file.write_all(&frame(event)).with_context(|| format!("cannot write {}", self.path.display()))
     }

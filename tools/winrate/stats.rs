@@ -1,9 +1,7 @@
 //! Best of n, wins, intervals: the arithmetic of a win rate, as pure functions.
 
+pub use pipe::winrates::{Z, wilson};
 use statrs::distribution::{ContinuousCDF, StudentsT};
-
-/// The normal quantile of a two-sided 95 % interval.
-pub const Z: f64 = 1.959964;
 
 /// The score of a prompt: that of its best image. `None` where no image has a score.
 pub fn best_of(scores: impl Iterator<Item = f32>) -> Option<f32> {
@@ -34,16 +32,6 @@ impl Wins {
     pub fn rate(&self) -> f64 {
         self.wins as f64 / self.n() as f64
     }
-}
-
-/// Wilson's 95 % interval of a share of `wins` in `n` > 0. It stays within [0, 1] and is right near the ends too, where the usual
-/// p +- 1.96 sd is not.
-pub fn wilson(wins: usize, n: usize) -> (f64, f64) {
-    let (p, n) = (wins as f64 / n as f64, n as f64);
-    let scale = 1.0 + Z * Z / n;
-    let centre = (p + Z * Z / (2.0 * n)) / scale;
-    let half = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt() / scale;
-    ((centre - half).max(0.0), (centre + half).min(1.0))
 }
 
 /// Student's quantile of a two-sided 95 % interval, for `df` degrees of freedom.

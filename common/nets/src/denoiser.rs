@@ -208,8 +208,12 @@ pub(crate) fn gradient(store: &mut GradStore, var: &Var) -> Result<Tensor> {
 impl Denoiser {
     /// Frozen weights, from the denoiser's own folder.
     pub fn open(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        let weights = Weights::open(folder)?;
-        Self::load(folder, Loader::frozen(&weights, dtype, device))
+        Self::of(folder, &Weights::open(folder)?, dtype, device)
+    }
+
+    /// Frozen `weights` of the architecture that `folder` describes.
+    pub fn of(folder: &Path, weights: &Weights, dtype: DType, device: &Device) -> Result<Self> {
+        Self::load(folder, Loader::frozen(weights, dtype, device))
     }
 
     fn load(folder: &Path, p: Loader) -> Result<Self> {

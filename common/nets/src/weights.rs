@@ -95,6 +95,12 @@ impl Weights {
         }
     }
 
+    /// Tensors in memory. `name`: what messages call them.
+    pub fn in_memory(name: &str, tensors: BTreeMap<String, Tensor>) -> Self {
+        let tensors = tensors.into_iter().map(|(name, tensor)| (name, Stored::InMemory(tensor))).collect();
+        Self { name: name.to_owned(), files: vec![], tensors }
+    }
+
     /// The tensors in `files` whose names are `wanted`; those of pickles are read at once.
     pub(crate) fn of_files(files: Vec<PathBuf>, wanted: impl Fn(&str) -> bool) -> Result<Self> {
         let name = files.first().map(|file| file.display().to_string()).unwrap_or_default();

@@ -4,6 +4,19 @@ use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+/// The normal quantile of a two-sided 95 % interval.
+pub const Z: f64 = 1.959964;
+
+/// Wilson's 95 % interval of a share of `wins` in `n` > 0. It stays within [0, 1] and is right near the ends too, where the usual
+/// p +- 1.96 sd is not.
+pub fn wilson(wins: usize, n: usize) -> (f64, f64) {
+    let (p, n) = (wins as f64 / n as f64, n as f64);
+    let scale = 1.0 + Z * Z / n;
+    let centre = (p + Z * Z / (2.0 * n)) / scale;
+    let half = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt() / scale;
+    ((centre - half).max(0.0), (centre + half).min(1.0))
+}
+
 #[derive(Serialize, Deserialize)]
 pub struct Winrates {
     /// The number of images per prompt, of which the best counts.

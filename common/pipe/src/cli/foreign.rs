@@ -48,11 +48,11 @@ const TRAIN: Answers = &[
     ("remove-ties", "`vote` gives ties the weight 0, and such pairs are left out"),
     (
         "run-validation validation-steps validation-epochs sample-every-n-steps sample-every-n-epochs sample-at-first",
-        "`sample`, `score` and `winrate` compare the checkpoints that --checkpointing-steps writes",
+        "--sample-every N draws pictures while it trains, and --sample-models scores them",
     ),
     (
         "validation-prompt validation-prompts num-validation-images sample-prompts sample-sampler",
-        "`sample` draws prompts with any of the checkpoints",
+        "--sample-every N draws what --sample-prompt or --sample-prompts names",
     ),
     (
         "cache-latents cache-latents-to-disk vae-batch-size vae-encode-batch-size",

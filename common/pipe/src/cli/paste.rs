@@ -59,7 +59,8 @@ pub(super) fn adapted(tool: &str, command: &Command, words: Vec<String>) -> (Vec
         let takes = arg.is_none_or(|arg| !is_switch(arg) && !arg.is_require_equals_set());
         let mut value = word.split_once('=').map(|(_, value)| value.to_owned());
         if value.is_none() && takes {
-            value = rest.next_if(|next| !next.starts_with("--"));
+            let any = arg.is_some_and(Arg::is_allow_hyphen_values_set);
+            value = rest.next_if(|next| any || !next.starts_with("--"));
         }
         let fitting = arg.map(|arg| value.as_ref().map(|value| fitting(arg, value)));
         match (arg.and_then(Arg::get_long), fitting) {
