@@ -15,7 +15,7 @@ use tokenizers::Tokenizer;
 use crate::config::Rule::{Free, Read, Words};
 use crate::config::{self, DEPTH, POSITIONS, Rules, TRANSFORMERS, VOCABULARY, WIDTH};
 use crate::layers::{LayerNorm, Linear};
-use crate::tokenizer::wordpiece;
+use crate::tokenizer::{beginning, wordpiece};
 use crate::{loader::Loader, weights::Weights};
 
 /// The keys of transformers' DistilBertConfig that decide what it computes.
@@ -140,7 +140,7 @@ impl TextClassifier {
 
     /// The token ids of a text: [CLS], the text, truncated to the model's length, [SEP].
     pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(self.tokenizer.encode_fast(text, true).map_err(|e| anyhow!("{e}"))?.get_ids().to_vec())
+        Ok(self.tokenizer.encode_fast(beginning(text), true).map_err(|e| anyhow!("{e}"))?.get_ids().to_vec())
     }
 
     /// The logits of each text, one per class. The other texts of a call do not change them, because none is padded.

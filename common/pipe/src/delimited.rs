@@ -6,7 +6,7 @@ use csv_core::{ReadFieldResult, Reader, ReaderBuilder};
 const DELIMITERS: [u8; 4] = [b'\t', b',', b';', b'|'];
 
 /// Bytes of one field: far more than the some hundred that a text encoder reads of a prompt.
-pub const LONGEST: usize = 1 << 20;
+const LONGEST: usize = 1 << 20;
 
 /// One record of a text, and the line on which it begins, from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use crate::config::{self, TRANSFORMERS};
 use crate::folder;
 use crate::image::Preprocess;
 use crate::loader::Loader;
-use crate::tokenizer::wordpiece;
+use crate::tokenizer::{beginning, wordpiece};
 use crate::weights::Weights;
 
 /// In what the two judges differ.
@@ -91,7 +91,7 @@ pub(super) fn open(kind: &'static Kind, files: &ModelFiles, options: &Options) -
 impl BlipReward {
     /// [CLS], the caption, cut to the judge's length, [SEP].
     fn ids(&self, caption: &str) -> Result<Vec<u32>> {
-        Ok(self.tokenizer.encode_fast(caption, true).map_err(|e| anyhow!("{e}"))?.get_ids().to_vec())
+        Ok(self.tokenizer.encode_fast(beginning(caption), true).map_err(|e| anyhow!("{e}"))?.get_ids().to_vec())
     }
 
     /// BERT's first token for pairs whose captions have one length.

@@ -107,6 +107,7 @@ impl Tokenizer {
     /// The ids of BOS, the text cut to `context - 2` tokens, and EOS: at most `context` ids.
     pub fn ids(&self, text: &str, context: usize) -> Result<Vec<u32>> {
         ensure!(context >= 2, "a context of {context} tokens has no room for a text");
+        let text = beginning(text);
         let body = match self.style {
             Style::Hf => self.hf.encode_fast(text, false).map_err(|e| anyhow!("{e}"))?.get_ids().to_vec(),
             Style::OpenClip => self.open_clip(text)?,
@@ -138,6 +139,18 @@ impl Tokenizer {
         }
         Ok(ids)
     }
+}
+
+/// What is read of a text, in which no model reads more than a thousandth of it. A long text is looked through several times, and
+/// takes several times its memory.
+pub(crate) fn beginning(text: &str) -> &str {
+    const READ: usize = 1 << 20;
+    if text.len() <= READ {
+        return text;
+    }
+    let text = text.trim_start();
+    let end = (0..=READ.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+    &text[..end.unwrap_or(0)]
 }
 
 fn read(path: &Path) -> Result<String> {

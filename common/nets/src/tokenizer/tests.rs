@@ -99,6 +99,10 @@ fn long_and_empty_texts() {
         }
         println!("{style:?}: {:?}", start.elapsed());
         assert!(start.elapsed().as_secs() < 5);
+        let start = std::time::Instant::now();
+        let huge = " ".repeat(2_000_000) + &"caté ".repeat(10_000_000);
+        assert_eq!(tokenizer.ids(&huge, 77).unwrap(), tokenizer.ids(&"caté ".repeat(100), 77).unwrap());
+        assert!(start.elapsed().as_secs() < 10);
         assert_eq!(tokenizer.ids("a b c d", 4).unwrap().len(), 4);
         assert!(tokenizer.ids("a", 1).is_err());
     }

@@ -4,36 +4,13 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{Entry, NAMES};
-use crate::delimited::{Delimited, LONGEST, header_of, one_column};
+use crate::delimited::{Delimited, header_of, one_column};
 use crate::schema::prompts as col;
 use crate::text::shown;
 
 /// The entries of a text that `name` calls.
 pub(super) fn entries(name: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
-    let entries = of_text(name, utf8(name, bytes)?)?;
-    let long = entries.iter().find(|e| e.prompt.len() > LONGEST);
-    match long {
-        Some(e) => {
-            bail!("{name}: a prompt of {} bytes; {LONGEST} is the most ('{}')", e.prompt.len(), shown(&e.prompt))
-        }
-        None => Ok(entries),
-    }
-}
-
-fn utf8<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str> {
-    let line = |at: usize| 1 + bytes[..at].iter().filter(|&&b| b == b'\n').count();
-    let text = match std::str::from_utf8(bytes) {
-        Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
-        Err(error) => bail!(
-            "{name}, line {}: neither UTF-8 text nor a table; convert it with `iconv -t UTF-8`",
-            line(error.valid_up_to())
-        ),
-    };
-    ensure!(!text.contains('\0'), "{name} is not text: it holds bytes of 0");
-    Ok(text)
-}
-
-fn of_text(name: &str, text: &str) -> Result<Vec<Entry>> {
+    let text = utf8(name, bytes)?;
     if let Some(json) = json(text) {
         let values = json.with_context(|| format!("{name} begins like JSON but is not JSON"))?;
         let entry = |(i, value): (usize, &Value)| {
@@ -73,6 +50,19 @@ fn of_text(name: &str, text: &str) -> Result<Vec<Entry>> {
         // The name of the only column is not a prompt, unless the file has nothing else.
         _ => Ok(text.lines().skip(usize::from(named)).map(Entry::new).collect()),
     }
+}
+
+fn utf8<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str> {
+    let line = |at: usize| 1 + bytes[..at].iter().filter(|&&b| b == b'\n').count();
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
+        Err(error) => bail!(
+            "{name}, line {}: neither UTF-8 text nor a table; convert it with `iconv -t UTF-8`",
+            line(error.valid_up_to())
+        ),
+    };
+    ensure!(!text.contains('\0'), "{name} is not text: it holds bytes of 0");
+    Ok(text)
 }
 
 fn is_prompt(column: &str) -> bool {
