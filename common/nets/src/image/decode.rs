@@ -3,6 +3,7 @@
 //! EXIF orientation, ICC profiles and gamma are ignored and alpha is dropped, as in Pillow (and transformers 4.30). What a file
 //! holds beyond RGB is kept beside it in [`Stored`], for peers that resize an image in the file's own mode.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::io::{self, BufRead, Cursor, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -59,7 +60,8 @@ fn decode_as(bytes: &[u8], keep: Keep) -> Result<Stored> {
         jpeg(bytes, keep).context("the JPEG cannot be decoded")
     } else if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
         // Pillow reads I;16 to RGB by clipping, not by shifting.
-        PngDecoder::with_limits(Cursor::new(bytes), png_limits())
+        let whole = with_end_mark(bytes);
+        PngDecoder::with_limits(Cursor::new(&whole[..]), png_limits())
             .map_err(Into::into)
             .and_then(|png| pixels(png, PngKind::of(bytes), keep))
             .context("the PNG cannot be decoded")
@@ -94,6 +96,36 @@ fn check_size(width: usize, height: usize) -> Result<()> {
         "it claims {width} x {height} = {pixels} pixels, more than the {MAX_PIXELS} that are decoded"
     );
     Ok(())
+}
+
+/// A PNG with its end mark. A file that was cut off behind its last row is read, as by Pillow; the decoder notices missing rows.
+fn with_end_mark(bytes: &[u8]) -> Cow<'_, [u8]> {
+    // A chunk: the length of its data, its name, the data, a checksum of both. The first follows the signature.
+    let (mut at, mut cut_off) = (8, &[][..]);
+    while let Some(&[a, b, c, d, ref name @ ..]) = bytes[at..].first_chunk::<8>() {
+        if name == b"IEND" {
+            return Cow::Borrowed(bytes);
+        }
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        if bytes.len() - at < 12 + length {
+            let data = &bytes[at + 8..];
+            cut_off = if name == b"IDAT" { &data[..length.min(data.len())] } else { &[] };
+            break;
+        }
+        at += 12 + length;
+    }
+    let mut whole = bytes[..at].to_vec();
+    let mut append = |name: &[u8], data: &[u8]| {
+        let body = [name, data].concat();
+        whole.extend((data.len() as u32).to_be_bytes());
+        whole.extend(&body);
+        whole.extend(crc32fast::hash(&body).to_be_bytes());
+    };
+    if !cut_off.is_empty() {
+        append(b"IDAT", cut_off);
+    }
+    append(b"IEND", &[]);
+    Cow::Owned(whole)
 }
 
 /// What the header of a PNG says that the decoder does not: it expands palettes and single bits, and makes an alpha channel of

@@ -219,6 +219,20 @@ fn a_jpeg_needs_its_rows_and_not_its_end_mark() {
     assert!(decode(&[&bytes[..bytes.len() / 2], &[0; 4][..]].concat()).is_err());
 }
 
+/// As Pillow: the end mark, and the checksums before it, may be missing.
+#[test]
+fn a_png_needs_its_rows_and_not_its_end_mark() {
+    let image = Rgb { width: 5, height: 40, data: (0..600u32).map(|i| (i * i % 251) as u8).collect() };
+    let bytes = png(&image, None).unwrap();
+    for cut in 1..=20 {
+        let cut_off = &bytes[..bytes.len() - cut];
+        assert!(decode(cut_off).is_ok_and(|read| read == image), "without the last {cut} bytes");
+    }
+    for left in [8, 20, 33, 40, bytes.len() - 60] {
+        assert!(decode(&bytes[..left]).is_err(), "the first {left} bytes");
+    }
+}
+
 #[test]
 fn a_jpeg_of_many_scans_is_refused() {
     let bytes = std::fs::read(from_here("../../tests/fixtures/preprocess/444_progressive.jpg")).unwrap();
