@@ -158,13 +158,17 @@ fn marked_down(cell: &str) -> String {
     for (i, c) in cell.char_indices() {
         let next = cell[i + c.len_utf8()..].chars().next();
         let reserved = match c {
-            '\\' | '|' | '<' | '&' | '`' | '*' => true,
+            '\\' | '|' | '&' | '`' | '*' => true,
             ']' => next.is_some_and(|next| "([".contains(next)),
             '_' => !before.is_alphanumeric() || next.is_none_or(|next| !next.is_alphanumeric()),
             _ => false,
         };
         text.extend(reserved.then_some('\\'));
-        text.push(c);
+        if c == '<' {
+            text += "&lt;"
+        } else {
+            text.push(c)
+        }
         before = c;
     }
     text
@@ -225,7 +229,7 @@ mod tests {
         let markdown = lines(Format::Markdown)[4..].join("\n");
         let expected = [
             "| =cmd\\|' /C calc'!A0 |",
-            "| \\<img src=x> |",
+            "| &lt;img src=x> |",
             "| [1\\](x) \\*\\*a\\*\\* \\`b\\` \\&lt; |",
             "| a\\\\n\\| b \\|\\\\u{1b}[31m |",
             "| [2cm] |",
