@@ -226,6 +226,29 @@ fn a_killed_run_continues_to_the_same_tensors() {
     assert_eq!(left, ["checkpoint-40/unet/config.json", "checkpoint-50/unet/config.json", "unet/config.json"]);
 }
 
+/// The checkpoint of a stop stands between those that were asked for, and takes the place of none.
+#[test]
+fn a_stopped_run_ends_with_the_checkpoints_of_one_that_was_not() {
+    let dir = world();
+    let rest = "--steps 30 --drift_every 0 --train_batch_size 2 --checkpointing_steps 10 --checkpoints_total_limit 1";
+    let mut child = spawn(train(&dir, "out", rest));
+    wait_for("steps after the last checkpoint", || log_lines(&dir.path("out")) >= 21);
+    assert!(std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    let checkpoints = || {
+        let names = std::fs::read_dir(dir.path("out")).unwrap().map(|entry| entry.unwrap().file_name());
+        let steps = names.filter_map(|name| name.to_str()?.strip_prefix("checkpoint-")?.parse::<u64>().ok());
+        std::collections::BTreeSet::from_iter(steps)
+    };
+    let stopped = checkpoints();
+    assert!(stopped.len() == 2 && stopped.first() == Some(&20), "{stopped:?}");
+    train(&dir, "out", &format!("{rest} --resume latest")).ok();
+    assert_eq!(checkpoints(), stopped);
+    // The next regular one takes both places.
+    train(&dir, "out", &format!("{} --resume latest", rest.replace("--steps 30", "--steps 41"))).ok();
+    assert_eq!(checkpoints(), [40].into());
+}
+
 fn log_lines(out: &Path) -> usize {
     std::fs::read_to_string(out.join("log.jsonl")).map_or(0, |text| text.lines().count())
 }

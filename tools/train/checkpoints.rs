@@ -23,7 +23,7 @@ pub struct CheckpointFlags {
     /// Write a checkpoint to OUT_DIR/checkpoint-STEP every N steps (0: only at the end)
     #[arg(long, value_name = "N", default_value_t = 500)]
     checkpointing_steps: u64,
-    /// Keep only the newest N of these checkpoints
+    /// Keep only the newest N of these checkpoints. One that a stopped run made at another step is kept beside them, until the next
     #[arg(long, value_name = "N")]
     checkpoints_total_limit: Option<NonZeroUsize>,
     /// Number format of the published unet/; state/ always keeps f32
@@ -122,7 +122,11 @@ impl Checkpoints {
     fn prune(&self) -> Result<()> {
         let Some(limit) = self.flags.checkpoints_total_limit else { return Ok(()) };
         let all = complete_checkpoints(&self.out);
-        all[..all.len().saturating_sub(limit.get())].iter().try_for_each(|(_, path)| remove(path))
+        // A stop writes a checkpoint at any step. It takes nobody's place, so that the run ends as if it had not been stopped.
+        let (regular, of_stops): (Vec<_>, Vec<_>) = all.into_iter().partition(|(step, _)| self.due(*step));
+        let newest = regular.last().map_or(0, |(step, _)| *step);
+        let old = &regular[..regular.len().saturating_sub(limit.get())];
+        old.iter().chain(of_stops.iter().filter(|(step, _)| *step < newest)).try_for_each(|(_, path)| remove(path))
     }
 
     /// Writes a checkpoint folder. The new weights are on the disk before state/ changes, and are renamed into place after it:
