@@ -274,13 +274,6 @@ fn images_of_a_prompt_become_pairs() {
     dir.put("images.parquet", &three_prompts());
     let run = dir.tool("vote").args(["images.parquet", "-o", "all.parquet", "--pairs", "all", "--json"]).ok();
     let all = dir.get("all.parquet");
-    let uids = |t: &RecordBatch| -> Vec<_> {
-        column_text(t, "image_0_uid")
-            .into_iter()
-            .zip(column_text(t, "image_1_uid"))
-            .map(|(a, b)| format!("{a} {b}"))
-            .collect()
-    };
     let pairs =
         |p: usize| ["0 1", "0 2", "1 2"].map(|k| format!("policy-{p}-{}", k.replace(' ', &format!(" policy-{p}-"))));
     assert_eq!(uids(&all), [pairs(0), pairs(1)].concat());
@@ -329,6 +322,11 @@ fn images_of_a_prompt_become_pairs() {
         .args(["-", "-o", "-", "--pairs", "all", "-q", "--rule", "soft"])
         .stdin(stream(&three_prompts()));
     assert_eq!(column_f32(&piped.ok().table(), "target")[..3], [1.0, 1.0, 1.0]);
+}
+
+fn uids(pairs: &RecordBatch) -> Vec<String> {
+    let (zero, one) = (column_text(pairs, "image_0_uid"), column_text(pairs, "image_1_uid"));
+    zero.iter().zip(one).map(|(zero, one)| format!("{zero} {one}")).collect()
 }
 
 #[test]
@@ -740,14 +738,44 @@ fn csv_is_a_table() {
     says(&dir.tool("vote").args(["p.png", "-o", "x.parquet"]).fails(2), &["p.png is an image", "`image`"]);
 }
 
-/// The pairs of a prompt are held at once, so their number has an end.
+/// The pairs of a prompt with many images come in several batches, before and after which there are other prompts.
+#[test]
+fn a_prompt_of_many_images() {
+    let dir = Dir::new();
+    let score = |i: i32| match i {
+        7 => 2000.0,
+        500 => -1.0,
+        i => (i * 37 % 701) as f32,
+    };
+    let (few, many) = (vec![1.0, 3.0, 2.0], (0..700).map(score).collect::<Vec<f32>>());
+    dir.put("images.parquet", &scored("policy", &["hps"], &[few.clone(), many.clone(), few], |_, x| x));
+    let vote =
+        |pairs: &str| dir.tool("vote").args(["images.parquet", "--pairs", pairs, "-o", "l.parquet", "--json"]).ok();
+    let printed = vote("best-worst").json();
+    let labels = dir.get("l.parquet");
+    let pairs = ["policy-0-0 policy-0-1", "policy-1-7 policy-1-500", "policy-2-0 policy-2-1"];
+    assert_eq!(uids(&labels), pairs);
+    assert_eq!(column_f32(&labels, "target"), [0.0, 1.0, 0.0]);
+    assert_eq!((&printed["rows"], &printed["prompts"]["winners"]), (&3.into(), &3.into()));
+    assert_eq!(printed["prompts"]["cycles"], 0);
+    vote("all");
+    let all = dir.get("l.parquet");
+    let expected = (0..700).flat_map(|i| (i + 1..700).map(move |j| (i, j)));
+    let targets = expected.clone().map(|(i, j)| f32::from(many[i] > many[j]));
+    assert_eq!(column_f32(&all, "target")[3..3 + 700 * 699 / 2], targets.collect::<Vec<_>>());
+    let expected = expected.map(|(i, j)| format!("policy-1-{i} policy-1-{j}"));
+    assert!(uids(&all)[3..3 + 700 * 699 / 2].iter().cloned().eq(expected));
+    assert_eq!(all.num_rows(), 3 + 700 * 699 / 2 + 3);
+}
+
+/// Every two images make a pair, so their number has an end.
 #[test]
 fn a_prompt_of_very_many_images_is_refused() {
     let dir = Dir::new();
-    let scores: Vec<f32> = (0..1000).map(|i| i as f32).collect();
+    let scores: Vec<f32> = (0..10_001).map(|i| i as f32).collect();
     dir.put("images.parquet", &scored("policy", &["hps"], &[scores], |_, x| x));
     let args = ["images.parquet", "--pairs", "best-worst", "-o", "l.parquet"];
-    says(&dir.tool("vote").args(args).fails(2), &["images.parquet, row 7", "'prompt 0' has more than 7"]);
+    says(&dir.tool("vote").args(args).fails(2), &["images.parquet, row 10000", "'prompt 0' has more than 10000"]);
     assert_eq!(dir.list(), ["images.parquet"]);
 }
 

@@ -54,7 +54,7 @@ fn main() {
             // Eq. 6, the rule with its pivots, and everything that is counted.
             let scores = columns.chunks(2).map(|m| Scores::new(m[0].clone(), m[1].clone(), 0.0)).collect();
             let label_0 = (0..BATCH).map(|i| Some([0.0, 0.5, 1.0][i % 3])).collect();
-            let ballot = Ballot { ids: keys[0].clone(), keys: vec![], label_0, scores, prompts: vec![] };
+            let ballot = Ballot { ids: keys[0].clone(), keys: vec![], label_0, scores, prompts: vec![], earlier: None };
             summary.add(&ballot, &judge.decide(&ballot));
             n += BATCH;
         }

@@ -18,9 +18,11 @@ pub struct Ballot {
     pub label_0: Vec<Option<f32>>,
     /// One per voter.
     pub scores: Vec<Scores>,
-    /// For pairs made from scored images: the number of images of each prompt, whose pairs (0, 1), (0, 2) ... (1, 2) ... follow
-    /// each other. Empty for a table of pairs.
+    /// For pairs made from scored images: the number of images of each prompt that ends here. Their pairs (0, 1), (0, 2) ...
+    /// (1, 2) ... follow each other. Empty for a table of pairs.
     pub prompts: Vec<usize>,
+    /// Gives a pair of two images (i, j) of the first of these prompts again, if ballots before this one have its first pairs.
+    pub earlier: Option<Box<dyn Fn(usize, usize) -> Ballot + Send>>,
 }
 
 pub struct Scores {
@@ -91,6 +93,7 @@ impl Ballot {
             label_0,
             scores,
             prompts: vec![],
+            earlier: None,
         })
     }
 }

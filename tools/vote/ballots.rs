@@ -272,6 +272,6 @@ impl Reader {
             Ok(Scores::new(m_0?, m_1?, margin))
         });
         let scores = scores.collect::<Result<_>>()?;
-        Ok(Ballot { ids, keys, label_0, scores, prompts: vec![] })
+        Ok(Ballot { ids, keys, label_0, scores, prompts: vec![], earlier: None })
     }
 }

@@ -62,6 +62,7 @@ fn run(args: Args) -> Result<Answer> {
     // Three steps, in parallel where there are threads: reading, deciding, writing.
     let waiting = if common.threads.is_some_and(|n| n.get() == 1) { 0 } else { WAITING };
     let ballots = Ahead::new(source.read(Columns::All, shard)?, waiting)?;
+    let same = judge.clone();
     let decide = move |ballot: Result<ballot::Ballot>| ballot.map(|ballot| (judge.decide(&ballot), ballot));
     for decided in Ahead::new(ballots.map(decide), waiting)? {
         let (mut decided, mut ballot) = decided?;
@@ -71,8 +72,14 @@ fn run(args: Args) -> Result<Answer> {
             match pairs {
                 Pairs::All => {}
                 Pairs::BestWorst => {
-                    decided = best_worst.iter().map(|&i| decided[i as usize]).collect();
-                    ballot = ballot.take(&best_worst)?;
+                    if let Some((again, (i, j))) = ballot.earlier.as_ref().zip(best_worst.earlier) {
+                        let pair = again(i, j);
+                        let decided = same.decide(&pair);
+                        summary.add(&pair, &decided);
+                        out.write(&labels::labels(&out.schema, &pair, &decided)?)?;
+                    }
+                    decided = best_worst.places.iter().map(|&i| decided[i as usize]).collect();
+                    ballot = ballot.take(&best_worst.places)?;
                 }
                 Pairs::Pareto => {
                     let (rows, preferred) = rounds.pareto(&ballot);
@@ -102,7 +109,7 @@ fn run(args: Args) -> Result<Answer> {
 
 /// Opens the tables with their voters and margins, and checks that they have what the rule needs.
 fn open(args: &Args, ties: Ties) -> Result<PairSource> {
-    let mut source = PairSource::open(&args.scores, args.pairs.is_some(), &args.metrics)?;
+    let mut source = PairSource::open(&args.scores, args.pairs, &args.metrics)?;
     if args.human_voter {
         source.add_people()?;
     }

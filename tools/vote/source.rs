@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use pipe::{origin::InputOrigin, shard::Shard};
 
 use crate::ballots::{Ballots, Columns};
-use crate::{ballot::Ballot, images::ImagePairs};
+use crate::{ballot::Ballot, images::ImagePairs, tournament::Pairs};
 
 pub enum PairSource {
     Scores(Ballots),
@@ -19,10 +19,10 @@ const BATCH: usize = 8192;
 type Reader = Box<dyn Iterator<Item = Result<Ballot>> + Send>;
 
 impl PairSource {
-    pub fn open(paths: &[PathBuf], images: bool, wanted: &[String]) -> Result<Self> {
-        Ok(match images {
-            true => PairSource::Images(ImagePairs::open(paths, wanted)?),
-            false => PairSource::Scores(Ballots::open(paths, wanted)?),
+    pub fn open(paths: &[PathBuf], pairs: Option<Pairs>, wanted: &[String]) -> Result<Self> {
+        Ok(match pairs {
+            Some(pairs) => PairSource::Images(ImagePairs::open(paths, wanted, pairs)?),
+            None => PairSource::Scores(Ballots::open(paths, wanted)?),
         })
     }
 

@@ -1,6 +1,8 @@
 //! All images of a prompt against each other: which is best, which is worst, and whether the preferences form a cycle. Pairwise
 //! majorities over three images or more may do so: a over b, b over c, c over a (Condorcet).
 
+use std::mem::take;
+
 use serde_json::{Value, json};
 
 use crate::{ballot::Ballot, decide::Decided};
@@ -32,25 +34,44 @@ pub struct Rounds {
     pub reversed: usize,
     /// Prompts of several images in a single Pareto front; `None` where fronts are not asked for.
     pub one_front: Option<usize>,
+    /// S of the pairs so far of a prompt that has more.
+    open: Vec<i8>,
+}
+
+/// The best-worst pairs of some prompts.
+#[derive(Default)]
+pub struct BestWorst {
+    /// The images of the first, where an earlier ballot has this pair.
+    pub earlier: Option<(usize, usize)>,
+    /// Places in this ballot.
+    pub places: Vec<u32>,
 }
 
 impl Rounds {
-    /// Counts prompts with these numbers of images and the decisions on all their pairs, one prompt after the other. Returns the
-    /// best-worst pair of each prompt, as the index of its decision.
-    pub fn add_all(&mut self, images: &[usize], decided: &[Decided]) -> Vec<u32> {
-        let (mut first, mut best_worst) = (0, vec![]);
+    /// Adds the decisions of a ballot, in which prompts with these numbers of images end.
+    pub fn add_all(&mut self, images: &[usize], decided: &[Decided]) -> BestWorst {
+        let (mut pairs, mut found) = (take(&mut self.open), BestWorst::default());
+        let before = pairs.len();
+        pairs.extend(decided.iter().map(|d| d.decision.preference));
+        let mut first = 0;
         for &k in images {
-            let pairs = k * k.saturating_sub(1) / 2;
-            let s: Vec<i8> = decided[first..first + pairs].iter().map(|d| d.decision.preference).collect();
-            best_worst.extend(self.add(k, &s).map(|i| (first + i) as u32));
-            first += pairs;
+            let end = first + k * k.saturating_sub(1) / 2;
+            if let Some((i, j)) = self.add(k, &pairs[first..end]) {
+                match (first + i * (2 * k - i - 1) / 2 + j - i - 1).checked_sub(before) {
+                    Some(place) => found.places.push(place as u32),
+                    None => found.earlier = Some((i, j)),
+                }
+            }
+            first = end;
         }
-        best_worst
+        pairs.drain(..first);
+        self.open = pairs;
+        found
     }
 
-    /// Counts one prompt of `k` images with S of its pairs (0, 1), (0, 2) ... (1, 2) ... and returns the index of the pair of the
-    /// best and the worst image; `None` if there is no pair.
-    fn add(&mut self, k: usize, s: &[i8]) -> Option<usize> {
+    /// Counts one prompt of `k` images with S of its pairs (0, 1), (0, 2) ... (1, 2) ... and returns the best and the worst image, the
+    /// earlier first; `None` if there is no pair.
+    fn add(&mut self, k: usize, s: &[i8]) -> Option<(usize, usize)> {
         self.prompts += 1;
         if k < 2 {
             self.alone += 1;
@@ -61,8 +82,7 @@ impl Rounds {
         self.winners += over.iter().any(|row| row.iter().filter(|&&s| s > 0).count() == k - 1) as usize;
         let (best, worst) = best_and_worst(&over);
         self.reversed += (over[best][worst] < 0) as usize;
-        let (i, j) = (best.min(worst), best.max(worst));
-        Some(i * (2 * k - i - 1) / 2 + j - i - 1)
+        Some((best.min(worst), best.max(worst)))
     }
 
     /// The pairs of an image of the first front and one of the last, of all prompts of a batch: their rows, and 1 where image 0 is of
@@ -88,7 +108,7 @@ impl Rounds {
     }
 
     pub fn text(&self) -> String {
-        let Self { prompts, alone, cycles, winners, reversed, one_front } = self;
+        let Self { prompts, alone, cycles, winners, reversed, one_front, .. } = self;
         let fronts = one_front.map_or(String::new(), |n| format!(", {n} with a single Pareto front and so no pair"));
         format!(
             "{prompts} prompts: {winners} with an image preferred to every other, {cycles} whose preferences form a cycle, \
@@ -155,15 +175,18 @@ fn best_and_worst(over: &[Vec<i8>]) -> (usize, usize) {
 /// Whether some images form a cycle, in which each is preferred to the next and the last to the first. Images to which none is
 /// preferred are taken away until none is left to take; what remains has a cycle.
 fn has_cycle(over: &[Vec<i8>]) -> bool {
-    let mut left: Vec<usize> = (0..over.len()).collect();
-    loop {
-        let beaten = |i: &usize| left.iter().any(|&j| over[j][*i] > 0);
-        let rest: Vec<usize> = left.iter().copied().filter(beaten).collect();
-        if rest.len() == left.len() {
-            return !rest.is_empty();
+    // How many of those that remain are preferred to each.
+    let mut above: Vec<usize> = over.iter().map(|row| row.iter().filter(|&&s| s < 0).count()).collect();
+    let mut free: Vec<usize> = (0..over.len()).filter(|&i| above[i] == 0).collect();
+    let mut left = over.len();
+    while let Some(i) = free.pop() {
+        left -= 1;
+        for j in (0..over.len()).filter(|&j| over[i][j] > 0) {
+            above[j] -= 1;
+            free.extend((above[j] == 0).then_some(j));
         }
-        left = rest;
     }
+    left > 0
 }
 
 #[cfg(test)]
@@ -174,12 +197,12 @@ mod tests {
     fn a_cycle_is_found() {
         // Pairs of three: 01 02 12.
         for (s, cycle, winner, best_worst) in [
-            ([1, 1, 1], false, true, Some(1)),
-            ([-1, -1, -1], false, true, Some(1)),
-            ([1, -1, 1], true, false, Some(1)),
-            ([1, 0, 1], false, false, Some(1)),
-            ([0, 0, 0], false, false, Some(1)),
-            ([-1, 1, 1], false, true, Some(2)),
+            ([1, 1, 1], false, true, Some((0, 2))),
+            ([-1, -1, -1], false, true, Some((0, 2))),
+            ([1, -1, 1], true, false, Some((0, 2))),
+            ([1, 0, 1], false, false, Some((0, 2))),
+            ([0, 0, 0], false, false, Some((0, 2))),
+            ([-1, 1, 1], false, true, Some((1, 2))),
         ] {
             let mut rounds = Rounds::default();
             assert_eq!(rounds.add(3, &s), best_worst, "{s:?}");
@@ -222,6 +245,6 @@ mod tests {
             }
         };
         let s: Vec<i8> = (0..5).flat_map(|i| (i + 1..5).map(move |j| over(i, j))).collect();
-        assert_eq!(Rounds::default().add(5, &s), Some(5));
+        assert_eq!(Rounds::default().add(5, &s), Some((1, 3)));
     }
 }
