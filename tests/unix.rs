@@ -13,6 +13,8 @@ use std::{
 };
 
 use arrow::array::RecordBatch;
+use arrow::ipc::CompressionType;
+use arrow::ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
 use util::*;
 
 /// A tool, a table that it reads, a column that it needs, the rest of its command line, and whether it prints its answer.
@@ -476,6 +478,58 @@ fn a_stream_whose_producer_died() {
         case.refuses(&dir, dir.tool(case.tool).args(["file"]), &["file", "stopped"]);
         case.refuses(&dir, dir.tool(case.tool).args(["-"]).stdin(""), &["standard input is empty"]);
         case.refuses(&dir, dir.tool(case.tool).args(["-", "-"]).stdin(whole), &["only once"]);
+    }
+}
+
+/// As pyarrow's and pandas' `to_feather` write it.
+#[test]
+fn compressed_arrow_files_and_streams() {
+    for case in cases(5000) {
+        let dir = case.dir();
+        let answer = |input: &str, bytes: &[u8]| {
+            dir.write("table", bytes);
+            let tool = dir.tool(case.tool).args([input]).args(case.rest);
+            let printed = if input == "-" { tool.stdin(bytes) } else { tool }.ok().out;
+            let columns = (!case.prints).then(|| dir.get("out").columns().to_vec());
+            std::fs::remove_file(dir.path("out")).unwrap();
+            (printed, columns)
+        };
+        let (of_file, of_stream) = (answer("table", &dir.bytes("given")), answer("-", &stream(&case.input)));
+        let frames =
+            [(CompressionType::LZ4_FRAME, [0x04, 0x22, 0x4d, 0x18]), (CompressionType::ZSTD, [0x28, 0xb5, 0x2f, 0xfd])];
+        for (compression, mark) in frames {
+            let options = || IpcWriteOptions::default().try_with_compression(Some(compression)).unwrap();
+            let mut file = FileWriter::try_new_with_options(vec![], &case.input.schema(), options()).unwrap();
+            file.write(&case.input).unwrap();
+            file.finish().unwrap();
+            let file = file.into_inner().unwrap();
+            assert!(answer("table", &file) == of_file, "{} reads a file", case.tool);
+            let mut stream = StreamWriter::try_new_with_options(vec![], &case.input.schema(), options()).unwrap();
+            stream.write(&case.input).unwrap();
+            stream.finish().unwrap();
+            let stream = stream.into_inner().unwrap();
+            assert!(answer("-", &stream) == of_stream, "{} reads a stream", case.tool);
+            std::fs::remove_file(dir.path("table")).unwrap();
+
+            // A length before a column that promises 64 GiB.
+            for (name, whole) in [("stream", stream), ("file", file)] {
+                let at = whole.windows(4).position(|bytes| bytes == mark).unwrap();
+                let mut bomb = whole.clone();
+                bomb[at - 8..at].copy_from_slice(&(64u64 << 30).to_le_bytes());
+                dir.write(name, bomb);
+                case.refuses(&dir, dir.tool(case.tool).args([name]), &["68719476736 bytes"]);
+            }
+        }
+    }
+}
+
+/// `cat a b | tool -`: the second table's rows were passed over.
+#[test]
+fn two_streams_in_one_pipe() {
+    for case in cases(3) {
+        let dir = case.dir();
+        let one = stream(&case.input);
+        case.refuses(&dir, dir.tool(case.tool).args(["-"]).stdin([&one[..], &one].concat()), &["follow the end mark"]);
     }
 }
 

@@ -4,6 +4,7 @@ mod batches;
 #[cfg(feature = "cloud")]
 mod cloud;
 mod input;
+mod ipc;
 mod open;
 mod opened;
 mod output;

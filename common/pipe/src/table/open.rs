@@ -1,39 +1,28 @@
 //! Recognising what a file or pipe holds, and finding the parts of a sharded table.
 
-use std::io::{Cursor, IsTerminal, Read, Seek, SeekFrom};
+use std::io::{Cursor, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::{collections::HashSet, fs::File, sync::Arc};
 
-use anyhow::{Context, Error, Result, anyhow, bail, ensure};
-use arrow::ipc::reader::{FileReader, read_footer_length};
-use arrow::ipc::{MessageHeader, root_as_footer, root_as_message};
+use anyhow::{Context, Result, bail, ensure};
+use arrow::ipc::reader::FileReader;
 
 use super::opened::{Body, Opened};
 use super::storage::{Source, Storage, is_url};
-use super::{stream::Stream, text};
+use super::{ipc, stream::Stream, text};
 use crate::foreign::{self, LOOK};
 use crate::panics::caught;
 
 const PARQUET: &[u8] = b"PAR1";
-const IPC_FILE: &[u8] = b"ARROW1";
-const IPC_STREAM: &[u8] = &[0xff, 0xff, 0xff, 0xff];
 
 /// Whether bytes that begin like this are a table.
 pub fn is_table(begin: &[u8]) -> bool {
-    [PARQUET, IPC_FILE, IPC_STREAM].iter().any(|magic| begin.starts_with(magic))
+    [PARQUET, ipc::FILE, ipc::CONTINUATION].iter().any(|magic| begin.starts_with(magic))
 }
 
 /// Reads a table, where a panic means that the table is damaged.
 pub(crate) fn whole<T>(name: &str, read: impl FnOnce() -> Result<T>) -> Result<T> {
-    let compressed =
-        |error: &Error| error.chain().any(|cause| cause.to_string().contains("IPC decompression requires"));
-    caught(read).with_context(|| format!("{name} is not a whole table"))?.map_err(|error| match compressed(&error) {
-        true => anyhow!(
-            "{name} is compressed, and only uncompressed Arrow files are read: write it uncompressed (pyarrow: \
-             `compression=\"uncompressed\"`), or as Parquet"
-        ),
-        false => error,
-    })
+    caught(read).with_context(|| format!("{name} is not a whole table"))?
 }
 
 pub(super) fn open_file(path: &Path) -> Result<Opened> {
@@ -52,19 +41,16 @@ fn open(name: Arc<str>, path: &Path) -> Result<Opened> {
     let damaged = || format!("{name} is not a whole table");
     if magic.starts_with(PARQUET) {
         open_parquet(name, path)
-    } else if magic.starts_with(IPC_FILE) {
+    } else if magic.starts_with(ipc::FILE) {
         let source = Source::new(path)?;
-        check_footer(&mut source.file()?).with_context(damaged)?;
+        ipc::check_file(&mut source.file()?).with_context(damaged)?;
         let reader = FileReader::try_new_buffered(source.file()?, None).with_context(damaged)?;
-        let (schema, listed) = (reader.schema(), reader.num_batches());
-        let there = batches_in(&mut source.file()?).with_context(damaged)?;
-        ensure!(there <= listed, "{}: its footer lists {listed} batches, and it holds {there}", damaged());
-        let mut rows = 0;
+        let (schema, mut rows) = (reader.schema(), 0);
         for batch in reader {
             rows += batch.with_context(damaged)?.num_rows();
         }
         Ok(Opened { schema, rows: Some(rows), body: Body::ArrowFile(source), name })
-    } else if magic.starts_with(IPC_STREAM) {
+    } else if magic.starts_with(ipc::CONTINUATION) {
         // Not opened again: it may be a named pipe, which gives its bytes once.
         open_stream(name.clone(), Cursor::new(magic).chain(file))
     } else if magic.is_empty() {
@@ -97,51 +83,6 @@ fn open_parquet(name: Arc<str>, path: &Path) -> Result<Opened> {
     Ok(Opened { schema: builder.schema().clone(), rows: Some(rows), body: Body::Parquet(source), name })
 }
 
-/// Refuses a footer whose lengths reach beyond the file: arrow's reader reserves them before it reads.
-fn check_footer(file: &mut File) -> Result<()> {
-    let size = file.metadata()?.len();
-    let mut end = [0; 10];
-    file.seek(SeekFrom::End(-10))?;
-    file.read_exact(&mut end)?;
-    let length = read_footer_length(end)?;
-    ensure!(length as u64 + 10 <= size, "its footer is longer than the file");
-    file.seek(SeekFrom::End(-10 - length as i64))?;
-    let mut footer = vec![0; length];
-    file.read_exact(&mut footer)?;
-    let footer = root_as_footer(&footer).map_err(|error| anyhow!("{error}"))?;
-    let mut blocks = [footer.recordBatches(), footer.dictionaries()].into_iter().flatten().flatten();
-    let inside = blocks.all(|block| {
-        let lengths = [block.offset(), block.metaDataLength().into(), block.bodyLength()];
-        let end = lengths.iter().try_fold(0u64, |end, &length| end.checked_add(u64::try_from(length).ok()?));
-        end.is_some_and(|end| end <= size)
-    });
-    ensure!(inside, "its footer lists batches that lie outside the file");
-    Ok(())
-}
-
-/// How many batches lie in an Arrow file, whether its footer lists them or not. Files of before Arrow 0.15 are not looked into.
-fn batches_in(file: &mut File) -> Result<usize> {
-    let (mut batches, mut at) = (0, IPC_FILE.len().next_multiple_of(8) as u64);
-    loop {
-        let mut head = [0; 8];
-        file.seek(SeekFrom::Start(at))?;
-        file.read_exact(&mut head)?;
-        let length = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
-        if !head.starts_with(IPC_STREAM) || length == 0 {
-            return Ok(batches); // the end mark
-        }
-        let mut message = vec![];
-        Read::by_ref(file).take(length.into()).read_to_end(&mut message)?;
-        let message = root_as_message(&message).map_err(|error| anyhow!("{error}"))?;
-        batches += usize::from(message.header_type() == MessageHeader::RecordBatch);
-        let body = u64::try_from(message.bodyLength()).context("a length is negative")?;
-        at = at
-            .checked_add(8 + u64::from(length))
-            .and_then(|at| at.checked_add(body))
-            .context("a length is too large")?;
-    }
-}
-
 pub(super) fn open_stream(name: Arc<str>, bytes: impl Read + Send + 'static) -> Result<Opened> {
     let stream =
         whole(&name, || Stream::open(Box::new(bytes)).with_context(|| format!("{name} is not a whole table")))?;
@@ -154,7 +95,7 @@ pub(super) fn open_stdin() -> Result<Opened> {
     ensure!(!stdin.is_terminal(), "standard input is a terminal; pipe a table into it, or name a file");
     let mut magic = vec![];
     stdin.by_ref().take(4).read_to_end(&mut magic).context("cannot read standard input")?;
-    if magic == IPC_STREAM {
+    if magic == ipc::CONTINUATION {
         open_stream(name, Cursor::new(magic).chain(std::io::stdin()))
     } else if magic.is_empty() {
         bail!("standard input is empty: the program that should write to it stopped first")
