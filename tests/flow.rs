@@ -557,3 +557,21 @@ fn flags_of_a_flow_are_for_flows() {
         says(&origin, &[&format!("\"weighting_scheme\":\"{scheme}\""), "\"flow_weight\":\"constant\""]);
     }
 }
+
+/// A run that no memory holds is refused before it is loaded: a file with a hole of a terabyte stands for its weights.
+#[test]
+fn a_dry_run_says_what_is_too_much() {
+    let dir = world("sd3");
+    copy(&small("sd3"), &dir.path("huge"));
+    let n = 1u64 << 38;
+    let header = format!(r#"{{"x":{{"dtype":"F32","shape":[{n}],"data_offsets":[0,{}]}}}}"#, 4 * n);
+    let file = dir.path("huge/transformer/diffusion_pytorch_model.safetensors");
+    std::fs::write(&file, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+    let whole = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
+    whole.set_len(8 + header.len() as u64 + 4 * n).unwrap();
+    let said = train(&dir, "x", &format!("{DATA} --base huge --steps 2 --dry-run")).fails(2);
+    says(&said, &["274877906944 weights", "4096.0 GiB", "moments 2048.0 GiB", "--lora-rank", "--use-adafactor"]);
+    assert!(!dir.path("x").exists());
+    let said = train(&dir, "x", &format!("{DATA} --base huge --steps 2 --dry-run --use-adafactor")).fails(2);
+    says(&said, &["2048.0 GiB", "moments 0.0 GiB"]);
+}

@@ -3,12 +3,15 @@
 use std::{collections::BTreeMap, time::Instant};
 
 use anyhow::{Result, ensure};
+use candle_core::DType;
+use nets::optim::UpdateRule;
 use nets::params::count;
+use nets::{folder, weights::Weights};
 use pipe::stdout::print;
 use pipe::text::{count as counted, duration};
 use serde_json::json;
 
-use crate::{log::peak_memory, run::Run};
+use crate::{log::peak_memory, run::Run, start::Setup};
 
 pub fn report(mut run: Run, as_json: bool) -> Result<()> {
     let seconds = time_step(&mut run)?;
@@ -17,6 +20,51 @@ pub fn report(mut run: Run, as_json: bool) -> Result<()> {
         true => print(text(&run, seconds)),
         false => Ok(()),
     }
+}
+
+/// Refuses, before anything is loaded, a run whose weights, gradients and moments alone are more than this machine's memory: measuring
+/// it would end the program without a word.
+pub fn foresee(setup: &Setup) -> Result<()> {
+    let memory = total_memory();
+    if !setup.device.is_cpu() || memory == 0 {
+        return Ok(());
+    }
+    let models = &setup.models;
+    let start = models.policy.as_ref().filter(|path| folder::adapters(path).is_none()).unwrap_or(&models.base);
+    let weights = Weights::open(&folder::denoiser(start)?)?;
+    let size = |name: &String| weights.dims(name).unwrap_or_default().iter().product::<usize>();
+    let n: usize = weights.names().iter().map(size).sum();
+    let per_moment = if setup.optimiser.moments() == DType::F32 { 4 } else { 2 };
+    let [policy, gradients, moments] = match (setup.lora.config(), setup.optimiser.rule()) {
+        (Some(_), _) => [4 * n, 0, 0], // adapters are small
+        (None, UpdateRule::AdamW(_)) => [4 * n, 4 * n, 2 * per_moment * n],
+        (None, UpdateRule::Adafactor(_)) => [4 * n, 4 * n, 0],
+    };
+    let all = policy + gradients + moments;
+    let gib = |bytes: usize| format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64);
+    let advice = match setup.lora.config() {
+        Some(_) => "",
+        None => ": --lora-rank trains adapters, --use-adafactor has small moments, --moments bf16 halves AdamW's",
+    };
+    ensure!(
+        all <= memory,
+        "{n} weights take {} without reference, activations and encoders (weights {}, gradients {}, moments {}), and this machine has \
+         {}{advice}",
+        gib(all),
+        gib(policy),
+        gib(gradients),
+        gib(moments),
+        gib(memory)
+    );
+    Ok(())
+}
+
+/// Bytes of memory of this machine; 0 where the system does not say.
+fn total_memory() -> usize {
+    let about = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = about.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")).and_then(|line| line.trim().parse::<usize>().ok());
+    kib.unwrap_or(0) * 1024
 }
 
 /// Seconds that a step takes: the second of two, because the first warms up.

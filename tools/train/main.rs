@@ -133,6 +133,9 @@ fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Res
     let method = Method::open(&args.method, &args.models.base, &device)?;
 
     let setup = args.setup(data.labels_hash(), &device);
+    if args.dry_run {
+        dry_run::foresee(&setup)?;
+    }
     let (origin, out) = (args.origin(&method), args.output()?);
     let start = || setup.start(&data, origin, &args.checkpoints, out.as_deref(), args.dry_run);
     let start = world.first_then_others(start)?;
