@@ -193,7 +193,7 @@ fn flags_of_other_programs_are_answered() {
     }
 }
 
-/// `COMMANDS` covers every program of Cargo.toml.
+/// `COMMANDS` covers every program of Cargo.toml that writes a file.
 #[test]
 #[cfg(feature = "nets")]
 fn every_tool_is_here() {
@@ -201,6 +201,7 @@ fn every_tool_is_here() {
     let mut tools: Vec<_> =
         manifest.split("[[bin]]\nname = \"").skip(1).map(|s| s.split('"').next().unwrap()).collect();
     let mut here: Vec<_> = COMMANDS.iter().map(|command| split(command).0).collect();
+    tools.retain(|tool| *tool != "check"); // it only prints
     tools.sort();
     here.sort();
     assert_eq!(tools, here);

@@ -41,7 +41,7 @@ Examples:
   sample prompts.parquet --base sd15 -o base.parquet -n 5
   sample prompts.parquet --base sd15 --unet policy -o policy.parquet -n 5 \\
          --steps 50 --guidance 7.5
-  sample prompts.parquet --base v1-5-pruned-emaonly.safetensors -o images.parquet
+  sample prompts.parquet --base sd15.safetensors -o images.parquet
   sample prompts.parquet --base sdxl --scheduler euler --steps 30 --guidance 5 \\
          --negative 'blurry, text' -o xl.parquet
   echo 'a fox in the snow' | sample - --base sd15 -o fox.parquet
