@@ -177,7 +177,7 @@ fn adapters_are_not_a_whole_unet() {
     let dir = world();
     train(&dir, "adapters", "--steps 1 --lora-rank 2").ok();
     let base = oracle("base").display().to_string();
-    let parts = &["adapters but not a whole UNet", "merged"];
+    let parts = &["adapters but not a whole denoiser", "merged"];
     says(&train(&dir, "x", "--policy adapters").fails(2), &["adapters holds adapters", parts[1]]);
     says(&train(&dir, "x", "--reference adapters/lora").fails(2), parts);
     let refresh = ["--policy", "adapters", "--reference", &base, "-o", "x"];

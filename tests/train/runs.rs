@@ -156,7 +156,10 @@ fn a_resumed_run_from_the_cache_is_the_same() {
         assert!(state(&whole) == state(&b), "{rest}");
     }
     says(&train_into(&dir, "whole-lora", "").fails(2), &["whole-lora holds adapters of another run", "-o"]);
-    says(&train_into(&dir, "whole-unet", "--lora-rank 2").fails(2), &["whole-unet holds a whole UNet of another run"]);
+    says(
+        &train_into(&dir, "whole-unet", "--lora-rank 2").fails(2),
+        &["whole-unet holds a whole denoiser of another run"],
+    );
 }
 
 #[test]
