@@ -21,8 +21,6 @@ pub struct Finding {
     pub origin: Option<Origin>,
 }
 
-/// # Errors
-/// There is no such file, or it cannot be read.
 pub fn of(path: &Path, quick: bool) -> Result<Finding> {
     let cannot = || format!("cannot read {}", path.display());
     let about = path.metadata().with_context(cannot)?;

@@ -11,7 +11,8 @@ use nets::{folder, lora, modelspec::ModelSpec, write};
 use pipe::{atomic, cli::named, device::Dtype, origin::Origin};
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Counters, REFRESHED, State, detached, whole};
+use crate::reference::{detached, whole};
+use crate::state::{Counters, REFRESHED, State};
 
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Checkpoints")]

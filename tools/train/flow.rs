@@ -32,9 +32,7 @@ pub struct FlowFlags {
 
 impl FlowFlags {
     /// The process as these flags ask.
-    ///
-    /// # Errors
-    /// A flag has no meaning for this process.
+    /// Refuses a flag that has no meaning for this process.
     pub fn apply(&self, process: Process, error: ErrorOf) -> Result<Process> {
         let given = [
             ("--flow-weight", self.flow_weight.is_some()),

@@ -21,7 +21,8 @@ use serde_json::json;
 
 use crate::judges::Judges;
 use crate::models::ModelFlags;
-use crate::state::{State, detached, whole};
+use crate::reference::{detached, whole};
+use crate::state::State;
 
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Pictures")]

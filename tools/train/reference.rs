@@ -6,11 +6,9 @@ use std::{collections::BTreeMap, fs, path::Path, str::FromStr};
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use nets::denoiser::{Streamed, Trainable};
-use nets::params;
+use nets::params::{self, Params};
 use nets::{conditioning::Conditioning, weights::Weights, write};
 use pipe::cli::named;
-
-use crate::state::whole;
 
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Method")]
@@ -232,6 +230,16 @@ impl Reference {
         }
         Ok(())
     }
+}
+
+/// Everything that the weight file of a whole denoiser holds, without history.
+pub fn whole(policy: &Trainable) -> BTreeMap<String, Tensor> {
+    detached(&policy.params).chain(policy.constants.clone()).collect()
+}
+
+/// Tensors without history, by name.
+pub fn detached(params: &Params) -> impl Iterator<Item = (String, Tensor)> + '_ {
+    params.iter().map(|(n, v)| (n.clone(), v.as_detached_tensor()))
 }
 
 #[cfg(test)]

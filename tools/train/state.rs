@@ -1,12 +1,10 @@
 //! The state of a run: everything that changes from step to step.
 
-use std::collections::BTreeMap;
-
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use nets::lora::{self, Adapter, LoraConfig};
 use nets::process::Process;
-use nets::{denoiser::Trainable, folder, optim::Optimizer, params::Params, weights::Weights};
+use nets::{denoiser::Trainable, folder, optim::Optimizer, weights::Weights};
 use pipe::id::{hex, sha256};
 use serde::{Deserialize, Serialize};
 
@@ -156,14 +154,4 @@ impl State {
         }
         Ok((sum / n as f64).sqrt())
     }
-}
-
-/// Everything that the weight file of a whole denoiser holds, without history.
-pub fn whole(policy: &Trainable) -> BTreeMap<String, Tensor> {
-    detached(&policy.params).chain(policy.constants.clone()).collect()
-}
-
-/// Tensors without history, by name.
-pub fn detached(params: &Params) -> impl Iterator<Item = (String, Tensor)> + '_ {
-    params.iter().map(|(n, v)| (n.clone(), v.as_detached_tensor()))
 }

@@ -92,9 +92,7 @@ impl Sampling {
     }
 
     /// The sampler for latents of height and width `size`.
-    ///
-    /// # Errors
-    /// No steps, more than the process has timesteps, or a setting that this sampler does not have.
+    /// Refuses no steps, more than the process has timesteps, and a setting that this sampler does not have.
     pub fn sampler(&self, process: &Process, size: [usize; 2]) -> Result<Box<dyn Sampler>> {
         let (steps, name) = (self.steps, self.scheduler(process));
         let n = match process {

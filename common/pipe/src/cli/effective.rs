@@ -22,9 +22,7 @@ pub struct Settings {
 impl Settings {
     /// All settings as TOML, one key per flag, under the headings of `--help`. A default that would contradict what was given, or
     /// needs another flag, is a comment.
-    ///
-    /// # Errors
-    /// A path is not UTF-8, as a TOML file must be.
+    /// Refuses a path that is not UTF-8, as a TOML file must be.
     pub fn to_toml(&self) -> Result<String> {
         let given = given(&self.command, &self.matches);
         let mut words = vec![self.tool.clone()];
