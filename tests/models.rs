@@ -244,7 +244,7 @@ fn weights_have_variants_and_what_is_none_is_named() {
         says(&sample(&dir, &base, "").fails(2), &["index.json", "away.safetensors", "its folder"]);
     }
     // A model in one file, and the weight file of a folder.
-    says(&sample(&dir, &base.join("away.safetensors"), "").fails(2), &["away.safetensors", "from_single_file"]);
+    says(&sample(&dir, &base.join("away.safetensors"), "").fails(2), &["away.safetensors", "name the folder"]);
     let file = oracle("policy").join("unet/diffusion_pytorch_model.safetensors");
     let policy = latents(&dir, &oracle("base"), &format!("--unet {}", oracle("policy").display()));
     let rest = format!("--unet {}", file.display());

@@ -202,14 +202,14 @@ fn everything_once_and_only_what_is_needed_again() {
     let (said, made) = world.make(&["reproduce"]);
     assert_eq!(made, CHAIN);
 
-    // Three tables (best, mean, change): three comparisons, three sets and all, with n and intervals, and what the scorers are.
+    // Four tables (best, mean, change, joint): three comparisons, three sets and all, with n and intervals, and what the scorers are.
     let table = String::from_utf8(world.bytes("winrate.txt")).unwrap();
     assert!(said.contains(&table));
     for comparison in ["DiffusionDPO vs base", "BalancedDPO vs base", "BalancedDPO vs DiffusionDPO"] {
         for set in ["seen", "unseen-pair", "unseen-name", "all"] {
             let row =
                 |line: &&str| line.split_once(comparison).is_some_and(|(_, rest)| rest.trim_start().starts_with(set));
-            assert_eq!(table.lines().filter(row).count(), 3, "{comparison}, {set}: {table}");
+            assert_eq!(table.lines().filter(row).count(), 4, "{comparison}, {set}: {table}");
         }
     }
     says(&table, &["hps", "clip", "pickscore", "aesthetic", " % [", "stand-ins"]);

@@ -218,7 +218,7 @@ fn what_is_wrong_is_named() {
     says(&fails(b"id,text\n1,a cat\n2,\"a cat, a dog\"\n"), &["src", "CSV", "id, text", "`prompt`"]);
     says(&fails(b"id;text\n1;a cat\n2;a dog\n"), &["src", "CSV", "id, text"]);
     says(&fails(b"prompt,style\n\"a cat,x\na dog,y\n"), &["src: line 2", "never closed"]);
-    says(&fails(b"\x89PNG\r\n\x1a\n\0\0\0"), &["src is an image", "`image`"]);
+    says(&fails(b"\x89PNG\r\n\x1a\n\0\0\0"), &["src is an image", "`pairs --images"]);
     says(&fails(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"), &["src", "`git lfs pull`"]);
     says(&fails(b"ORC\0"), &["src is an ORC file", "Parquet"]);
     says(&fails(&vec![0; 1 << 17]), &["src is neither text nor a table"]);

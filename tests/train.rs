@@ -647,7 +647,7 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
         ("--labels pairs.parquet", &["pairs.parquet: column 'pair_id' is missing", "`vote`"]),
         ("--resolution 15", &["--resolution 15", "multiple", "VAE"]),
         ("--resolution 0", &["--resolution 0"]),
-        ("--base absent", &["--base absent", "no such folder"]),
+        ("--base absent", &["--base absent", "no such model"]),
         ("--policy absent", &["absent does not exist", "unet/config.json"]),
         ("--reference plain", &["plain is one file", "config.json"]),
         ("--dtype f16", &["--dtype f16", "bf16"]),

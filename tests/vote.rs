@@ -735,7 +735,7 @@ fn csv_is_a_table() {
     says(&fails("pair_id,a,a\n7,1,2\n"), &["x.csv", "'a'"]);
     says(&fails("id;x\n7;1\n"), &["x.csv is not a table", "CSV"]);
     dir.write("p.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR");
-    says(&dir.tool("vote").args(["p.png", "-o", "x.parquet"]).fails(2), &["p.png is an image", "`image`"]);
+    says(&dir.tool("vote").args(["p.png", "-o", "x.parquet"]).fails(2), &["p.png is an image", "`pairs --images"]);
 }
 
 /// The pairs of a prompt with many images come in several batches, before and after which there are other prompts.

@@ -428,7 +428,7 @@ fn names_of_models_are_text_in_every_layout() {
     };
     let csv = show("csv");
     says(&csv, &["\n'=cmd|' /C calc'!A0,<img src=x>\\n\\u{1b}[31m| forged |,all,hps,best"]);
-    says(&show("markdown"), &["| =cmd\\|' /C calc'!A0 vs \\<img src=x>\\\\n\\\\u{1b}[31m\\| forged \\| |"]);
+    says(&show("markdown"), &["| =cmd\\|' /C calc'!A0 vs &lt;img src=x>\\\\n\\\\u{1b}[31m\\| forged \\| |"]);
     says(&show("latex"), &["=cmd|' /C calc'!A0 vs \\textless{}img src=x\\textgreater{}\\textbackslash{}n"]);
     for format in ["text", "csv", "markdown", "latex"] {
         assert!(show(format).lines().all(|line| !line.chars().any(char::is_control)), "{format}");

@@ -1,13 +1,11 @@
 //! What is found out about one file or folder.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Error, Result};
+use anyhow::Error;
 use pipe::origin::Origin;
 use pipe::{shown, text::shown as short};
 use serde_json::{Value, json};
-
-use crate::{folders, tables, texts, weights};
 
 #[derive(Default)]
 pub struct Finding {
@@ -19,37 +17,6 @@ pub struct Finding {
     /// What is wrong, or missing, a sentence each.
     pub problems: Vec<String>,
     pub origin: Option<Origin>,
-}
-
-pub fn of(path: &Path, quick: bool) -> Result<Finding> {
-    let cannot = || format!("cannot read {}", path.display());
-    let about = path.metadata().with_context(cannot)?;
-    let look = if about.is_dir() { look_into } else { look_at };
-    if about.is_dir() {
-        path.read_dir().with_context(cannot)?;
-    } else {
-        std::fs::File::open(path).with_context(cannot)?;
-    }
-    let mut finding = look(path, quick).unwrap_or_else(|error| Finding::not_whole("", &error));
-    finding.path = path.to_owned();
-    Ok(finding)
-}
-
-fn look_at(path: &Path, quick: bool) -> Result<Finding> {
-    if weights::is_weights(path) {
-        return weights::file(path, quick);
-    }
-    match texts::look_at(path)? {
-        Some(finding) => Ok(finding),
-        None => tables::look_at(path, quick),
-    }
-}
-
-fn look_into(path: &Path, quick: bool) -> Result<Finding> {
-    match folders::look_into(path, quick)? {
-        Some(finding) => Ok(finding),
-        None => tables::look_at(path, quick),
-    }
 }
 
 impl Finding {

@@ -5,6 +5,7 @@
 
 mod finding;
 mod folders;
+mod look;
 mod tables;
 mod texts;
 mod weights;
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
 fn check(args: Args) -> Result<Answer> {
     let (mut findings, mut trouble) = (vec![], false);
     for file in &args.files {
-        match finding::of(file, args.quick) {
+        match look::of(file, args.quick) {
             Ok(finding) => {
                 if !args.common.json && !args.common.quiet {
                     print(finding.text())?;

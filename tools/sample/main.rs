@@ -108,10 +108,10 @@ struct Args {
     #[arg(long, help_heading = "Noise", value_name = "FILE")]
     dump_latents: Option<PathBuf>,
     /// Write the initial noise of all images to a safetensors file, as --latents and diffusers' `latents=` take it
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = "Noise", value_name = "FILE")]
     dump_noise: Option<PathBuf>,
     /// How images are written
-    #[arg(long, default_value_t = ImageColumn::Bytes, value_parser = named::<ImageColumn>())]
+    #[arg(long, help_heading = "Details", default_value_t = ImageColumn::Bytes, value_parser = named::<ImageColumn>())]
     image_column: ImageColumn,
     #[command(flatten)]
     files: Diffusion,

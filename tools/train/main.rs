@@ -48,7 +48,7 @@ use start::Start;
 use training_data::TrainingData;
 use world::{Share, World};
 
-/// The file beside log.jsonl from which `train --config` makes the same run again.
+/// The file beside log.jsonl from which `train --config` makes the same run again, from its first step.
 const SETTINGS: &str = "config.toml";
 
 #[global_allocator]
@@ -143,12 +143,13 @@ fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Res
         world.agree(&start.identity()?)?;
     }
     let Start { state, checkpoints, message } = start;
-    if lock.is_some() {
-        match settings.to_toml() {
-            Ok(toml) => atomic::write(&checkpoints.out.join(SETTINGS), toml.as_bytes())?,
-            Err(error) => warn(format_args!("there is no {SETTINGS} of this run: {error:#}")),
+    let settings = match lock.as_ref().map(|_| settings.to_toml(&["resume_from_checkpoint"])).transpose() {
+        Ok(settings) => settings,
+        Err(error) => {
+            warn(format_args!("this run keeps no {SETTINGS}: {error:#}"));
+            None
         }
-    }
+    };
 
     let execution = Execution::of(&state, &args.gradients, compute, &device);
     let most_pairs = execution.most_pairs().filter(|_| args.data.replay.is_none()); // one entry of a replay file is one micro-batch
@@ -156,7 +157,8 @@ fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Res
     let learning_rate = setup.optimiser.learning_rate(setup.pairs_per_step);
     let base = Weights::open(&folder::denoiser(&setup.models.base)?)?;
     let (done, steps) = (state.counters.step, setup.optimiser.max_train_steps);
-    let reporter = Reporter::new(args.log, &args.common, &checkpoints.out, done, steps, world.first());
+    let mut reporter = Reporter::new(args.log, &args.common, &checkpoints.out, done, steps, world.first());
+    reporter.settings = settings.map(|settings| (checkpoints.out.join(SETTINGS), settings));
     let data_notes = [data.note(setup.pairs_per_step), data.flips_note(args.dry_run), data.size_note()];
     let notes = [method.timesteps_note(), world.note(&share), message].into_iter().chain(data_notes);
     let beta =

@@ -1,11 +1,11 @@
 //! Reports the steps of a run: to log.jsonl, to the progress bar or, without a terminal, now and then as a line; and its end.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use pipe::progress::{self, ProgressBar};
-use pipe::{cli::Common, text::duration};
+use pipe::{atomic, cli::Common, text::duration};
 use serde_json::json;
 
 use crate::log::{Line, Log, LogFlags};
@@ -28,6 +28,8 @@ pub struct Reporter {
     /// The last time that a line was printed, and the number of steps of this call since then.
     said: (Instant, u32),
     loss: Option<f64>,
+    /// The settings of the run and their file, which is written with the first line of the log.
+    pub settings: Option<(PathBuf, String)>,
 }
 
 impl Reporter {
@@ -38,7 +40,8 @@ impl Reporter {
         bar.set_position(done);
         bar.reset_eta(); // the steps before a resumption took no time
         let began = Instant::now();
-        Self { flags, common: common.clone(), log, bar, steps, warned: false, began, said: (began, 0), loss: None }
+        let (common, said) = (common.clone(), (began, 0));
+        Self { flags, common, log, bar, steps, warned: false, began, said, loss: None, settings: None }
     }
 
     pub fn say(&self, message: impl std::fmt::Display) {
@@ -51,6 +54,9 @@ impl Reporter {
     }
 
     pub fn report(&mut self, line: &Line, pairs: &[Pair]) -> Result<()> {
+        if let Some((file, settings)) = self.settings.take() {
+            atomic::write(&file, settings.as_bytes())?;
+        }
         self.log.iter_mut().try_for_each(|log| log.write(line))?;
         self.say_notes();
         // The first steps may swing.

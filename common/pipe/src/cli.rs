@@ -322,7 +322,7 @@ fn pasted(tool: &str, command: &Command, words: &[OsString]) -> Result<String> {
     }
     let matches = config::lenient(tool, command, &words).context("the command line cannot be read")?;
     let settings = Settings { tool: tool.to_owned(), command: command.clone(), matches };
-    let mut toml = settings.to_toml()?;
+    let mut toml = settings.to_toml(&[])?;
     let mut remark = |text: String| toml += &format!("# {}\n", shown::escaped(&text));
     if !left_out.is_empty() {
         remark("Left out:".into());

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
-use names::Names;
+use names::{Names, UNET};
 use pipe::{place, scratch};
 use published::{Family, Kind};
 pub use write::write;
@@ -23,9 +23,6 @@ use crate::process::PredictionType;
 use crate::vae::VaeConfig;
 use crate::weights::{self, Weights};
 use crate::{config, unet};
-
-/// What the names of a UNet's tensors begin with.
-pub const UNET: &str = "model.diffusion_model.";
 
 /// One network of a model in one file.
 #[derive(Clone)]
@@ -87,7 +84,7 @@ impl Part {
     }
 }
 
-/// The networks that are read by their folders.
+/// The networks of the folders that [`folder`] made.
 static NETWORKS: Mutex<BTreeMap<PathBuf, Network>> = Mutex::new(BTreeMap::new());
 
 /// The network that [`folder`] put at `path`.
@@ -95,9 +92,15 @@ pub(crate) fn network(path: &Path) -> Option<Network> {
     NETWORKS.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
 }
 
+/// The weights of the folder `at` are those of the network from now on.
+fn put(at: PathBuf, network: Network) {
+    NETWORKS.lock().unwrap_or_else(PoisonError::into_inner).insert(at.clone(), network.clone());
+    weights::lie_elsewhere(at, move |folder| network.weights(folder));
+}
+
 impl Network {
     /// Its weights under diffusers' names. `folder` holds its configuration.
-    pub(crate) fn weights(&self, folder: &Path) -> Result<Weights> {
+    fn weights(&self, folder: &Path) -> Result<Weights> {
         let (names, prefix) = (self.part.names(folder)?, self.prefix);
         let all = Weights::of_files(vec![self.file.clone()], |name| name.starts_with(prefix))?;
         ensure!(
@@ -132,7 +135,7 @@ pub fn folder(path: &Path, described_by: Option<&Path>) -> Result<PathBuf> {
         let made = scratch::folder()?.join(path.file_stem().unwrap_or_default());
         link(base, &made)?;
         let network = Network { file: path.to_owned(), part: Part::Vae, prefix: "" };
-        NETWORKS.lock().unwrap_or_else(PoisonError::into_inner).insert(made.join(Part::Vae.folder()), network);
+        put(made.join(Part::Vae.folder()), network);
         return Ok(made);
     }
     ensure!(
@@ -156,12 +159,11 @@ pub fn folder(path: &Path, described_by: Option<&Path>) -> Result<PathBuf> {
             }
         }
     }
-    let mut networks = NETWORKS.lock().unwrap_or_else(PoisonError::into_inner);
     for part in Part::ALL {
         let present = shapes.keys().any(|name| name.starts_with(part.prefix()));
         let at = made.join(part.folder());
-        if present || (!networks.contains_key(&at) && at.is_dir()) {
-            networks.insert(at, Network { file: path.to_owned(), part, prefix: part.prefix() });
+        if present || (network(&at).is_none() && at.is_dir()) {
+            put(at, Network { file: path.to_owned(), part, prefix: part.prefix() });
         }
     }
     Ok(made)

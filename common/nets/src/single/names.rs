@@ -1,6 +1,9 @@
 //! The names of tensors in Stable Diffusion's first code and in open_clip, and diffusers' and transformers' names of the same
 //! tensors: one table, read in both directions.
 
+/// What the names of a UNet's tensors begin with.
+pub const UNET: &str = "model.diffusion_model.";
+
 /// How one of our tensors lies in theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {

@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use pipe::origin::{self, Origin};
 
-use super::{Part, UNET, names, network};
+use super::names::{self, UNET};
+use super::{Part, network};
 use crate::modelspec::ModelSpec;
 use crate::text::{self, TextConfig};
 use crate::transformer::HiddenAct;

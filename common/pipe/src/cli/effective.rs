@@ -21,10 +21,12 @@ pub struct Settings {
 
 impl Settings {
     /// All settings as TOML, one key per flag, under the headings of `--help`. A default that would contradict what was given, or
-    /// needs another flag, is a comment.
+    /// needs another flag, is a comment. `but`: the arguments that are left out.
     /// Refuses a path that is not UTF-8, as a TOML file must be.
-    pub fn to_toml(&self) -> Result<String> {
-        let given = given(&self.command, &self.matches);
+    pub fn to_toml(&self, but: &[&str]) -> Result<String> {
+        let is_left_out = |arg: &Arg| but.contains(&arg.get_id().as_str());
+        let mut given = given(&self.command, &self.matches);
+        given.retain(|arg| !is_left_out(arg));
         let mut words = vec![self.tool.clone()];
         for arg in &given {
             words.extend(self.words(arg)?);
@@ -37,7 +39,7 @@ impl Settings {
         let mut heading = None;
         for arg in self.in_order() {
             let is_given = given.iter().any(|other| other.get_id() == arg.get_id());
-            if arg.is_hide_set() && !is_given {
+            if is_left_out(arg) || (arg.is_hide_set() && !is_given) {
                 continue;
             }
             let Some(value) = self.value(arg)? else { continue };

@@ -145,7 +145,9 @@ mod tests {
         assert!(error(b"id,text\n1,a cat\n").contains("CSV file with the columns id, text"));
         assert!(error(b"\"a cat\"\n\"a dog\"\n").contains("every line is in quotes"));
         assert!(error(b"a\0b").contains("not text"));
-        assert!(error(&b"x".repeat(2 << 20)).contains("1048576"));
+        let long = [b"Prompt\n\"", &b"x".repeat(2 << 20)[..], b"\"\n"].concat(); // a quote that is not closed takes no more
+        assert!(error(&long).contains("1048576"));
+        assert_eq!(prompts(&"x".repeat(2 << 20))[0].len(), 2 << 20);
     }
 
     #[test]
