@@ -26,7 +26,7 @@ const LINES: &[&str] = &[
     #[cfg(feature = "nets")]
     "sample - --base base -o i.parquet -n 5 --negative --ugly\\,\"é\" --guidance 1.5",
     #[cfg(feature = "nets")]
-    "report --winrates a.json --images b.parquet c.parquet --scale 3 --sheet s.png --title 2024",
+    "report --winrates a.json b.json --images c.parquet --scale 3 --sheet s.png --title 2024",
     #[cfg(feature = "nets")]
     "check a.parquet b/ --quick",
 ];

@@ -222,7 +222,7 @@ fn what_is_wrong_is_named() {
     says(&fails(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"), &["src", "`git lfs pull`"]);
     says(&fails(b"ORC\0"), &["src is an ORC file", "Parquet"]);
     says(&fails(&vec![0; 1 << 17]), &["src is neither text nor a table"]);
-    says(&fails(&vec![b'x'; 1 << 21]), &["src", "1048576"]);
+    says(&fails(&[b"prompt,style\n\"", &[b'x'; 1 << 21][..], b"\",flat\n"].concat()), &["src", "1048576"]);
     let dir = Dir::new();
     dir.put("t.parquet", &table(vec![("text", texts(["a"]))]));
     let error = dir.tool("prompts").args(["t.parquet", "-o", "p.parquet"]).fails(2);

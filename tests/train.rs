@@ -649,7 +649,7 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
         ("--resolution 0", &["--resolution 0"]),
         ("--base absent", &["--base absent", "no such model"]),
         ("--policy absent", &["absent does not exist", "unet/config.json"]),
-        ("--reference plain", &["plain is one file", "config.json"]),
+        ("--reference plain", &["plain is a text", "download the file again"]),
         ("--dtype f16", &["--dtype f16", "bf16"]),
     ] {
         says(&train(&dir, "out", rest).fails(2), parts);

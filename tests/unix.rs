@@ -521,7 +521,7 @@ fn compressed_arrow_files_and_streams() {
                 case.refuses(
                     &dir,
                     dir.tool(case.tool).args([name]),
-                    &["its compressed columns promise 687194", "more than any table of its size"],
+                    &["its compressed columns promise 6871", "more than any table of its size"],
                 );
             }
         }

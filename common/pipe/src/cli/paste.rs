@@ -63,9 +63,16 @@ pub(super) fn adapted(tool: &str, command: &Command, words: Vec<String>) -> (Vec
             value = rest.next_if(|next| any || !next.starts_with("--"));
         }
         let fitting = arg.map(|arg| value.as_ref().map(|value| fitting(arg, value)));
+        let several = arg.and_then(Arg::get_num_args).is_some_and(|n| n.max_values() > 1) && !word.contains('=');
+        let mut more: Vec<String> = vec![];
+        while let Some(value) = rest.next_if(|next| several && !next.starts_with('-')) {
+            more.push(value);
+        }
         match (arg.and_then(Arg::get_long), fitting) {
             (Some(name), Some(None)) => kept.push(format!("--{name}")),
-            (Some(name), Some(Some(Some(value)))) => kept.push(format!("--{name}={value}")),
+            (Some(name), Some(Some(Some(value)))) => {
+                kept.extend([value].into_iter().chain(more).map(|value| format!("--{name}={value}")))
+            }
             _ => left_out.push(reason(tool, &word, value.as_deref())),
         }
     }

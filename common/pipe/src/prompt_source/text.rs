@@ -145,7 +145,7 @@ mod tests {
         assert!(error(b"id,text\n1,a cat\n").contains("CSV file with the columns id, text"));
         assert!(error(b"\"a cat\"\n\"a dog\"\n").contains("every line is in quotes"));
         assert!(error(b"a\0b").contains("not text"));
-        let long = [b"Prompt\n\"", &b"x".repeat(2 << 20)[..], b"\"\n"].concat(); // a quote that is not closed takes no more
+        let long = [b"Prompt,Category\n\"", &b"x".repeat(2 << 20)[..], b"\",a\n"].concat(); // a quote that is not closed takes no more
         assert!(error(&long).contains("1048576"));
         assert_eq!(prompts(&"x".repeat(2 << 20))[0].len(), 2 << 20);
     }
