@@ -41,7 +41,7 @@ use method::{Method, beta_note, small_rate_warning};
 use nets::{device, folder, weights::Weights};
 use pictures::Pictures;
 use pipe::cli::{Answer, Settings, run_with_settings, warn};
-use pipe::{atomic, stop};
+use pipe::stop;
 use report::Reporter;
 use run::{Run, Update};
 use start::Start;
