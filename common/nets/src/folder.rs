@@ -177,8 +177,8 @@ pub fn denoiser(path: &Path) -> Result<PathBuf> {
 pub fn model(path: &Path) -> Result<()> {
     ensure!(
         !path.is_file(),
-        "{} is a file without Stable Diffusion's UNet under the names of its first code ({}...); of weights as diffusers saves them, \
-         name the folder that holds them with their config.json",
+        "{} is not a model in one file: it lacks Stable Diffusion's UNet under the names of its first code ({}...); of weights as \
+         diffusers saves them, name the folder that holds them with their config.json",
         path.display(),
         crate::single::names::UNET
     );
