@@ -30,15 +30,6 @@ fn strings(value: &Value) -> Vec<String> {
     value.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()).collect()
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
-}
-
-#[track_caller]
-fn near(ours: f64, theirs: f64, tolerance: f64) {
-    assert!((ours - theirs).abs() <= tolerance, "{ours} is not {theirs} to {tolerance}");
-}
-
 #[track_caller]
 fn close(ours: &Tensor, theirs: &Tensor, tolerance: f32, what: &str) {
     let far = max_abs(ours, theirs);

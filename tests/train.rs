@@ -61,15 +61,6 @@ fn oracle_json() -> Value {
     serde_json::from_slice(&std::fs::read(oracle("expected.json")).unwrap()).unwrap()
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
-}
-
-#[track_caller]
-fn near(ours: f64, theirs: f64, tolerance: f64) {
-    assert!((ours - theirs).abs() <= tolerance, "{ours} is not {theirs} to {tolerance}");
-}
-
 /// Compares every gradient to 2e-3 of its length, except those that are rounding alone.
 #[track_caller]
 fn same_gradients(ours: &Tensors, theirs: &Tensors) -> f64 {

@@ -213,3 +213,12 @@ pub fn spawn(mut tool: Tool) -> std::process::Child {
     use std::process::Stdio;
     tool.command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
+
+pub fn numbers(value: &serde_json::Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+#[track_caller]
+pub fn near(ours: f64, theirs: f64, tolerance: f64) {
+    assert!((ours - theirs).abs() <= tolerance, "{ours} is not {theirs} to {tolerance}");
+}

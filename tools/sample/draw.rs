@@ -5,9 +5,10 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use nets::denoiser::{Config, Denoiser, Guided};
-use nets::image::{MAX_PIXELS, Rgb};
-use nets::sampler::{GivenNoise, Guidance, Noise, Sampling, Scheduler, walk};
-use nets::vae::{self, Vae};
+use nets::drawing::{self, Drawing, guidance, usual_weight, with_weight};
+use nets::image::MAX_PIXELS;
+use nets::sampler::{GivenNoise, Guidance, Noise, Sampling, Scheduler};
+use nets::vae::Vae;
 use nets::{conditioning::TimeIds, process::Process, prompt::PromptEncoder};
 use rayon::prelude::*;
 
@@ -25,11 +26,7 @@ pub struct Settings {
 impl Settings {
     /// With the guidance of a denoiser whose user names none.
     fn of(self, denoiser: &Config) -> Self {
-        let usual = match denoiser.guidance {
-            Guided::ByNegative(weight) | Guided::AsInput(weight) => weight,
-            Guided::Never => 1.0,
-        };
-        Self { guidance: Some(self.guidance.unwrap_or(usual)), ..self }
+        Self { guidance: Some(self.guidance.unwrap_or(usual_weight(denoiser))), ..self }
     }
 
     pub fn weight(&self) -> f64 {
@@ -45,13 +42,6 @@ pub struct Painter {
     pub settings: Settings,
     guidance: Option<Guidance>,
     device: Device,
-}
-
-/// The result for a batch of B prompts.
-pub struct Drawing {
-    /// Final latents as the denoiser sees them, (B, C, h, w), f32.
-    pub latents: Tensor,
-    pub images: Vec<Rgb>,
 }
 
 impl Painter {
@@ -80,13 +70,7 @@ impl Painter {
             "--negative works through guidance by a second prediction, which {} was made to do without",
             base.display()
         );
-        let guidance = match settings.weight() {
-            weight if by_negative && weight > 1.0 => {
-                let negative = text.negative(settings.negative.as_deref())?;
-                Some(Guidance { weight, negative })
-            }
-            _ => None,
-        };
+        let guidance = guidance(&config, settings.weight(), &text, settings.negative.as_deref())?;
         Ok(Self { text, denoiser, vae, process, settings, guidance, device: device.clone() })
     }
 
@@ -171,21 +155,10 @@ impl Painter {
         let ([_, h, w], factor) = (latent, self.vae.config.factor());
         let sizes = self.settings.time_ids.unwrap_or(TimeIds::whole(h * factor, w * factor));
         let prompted = self.text.encode(prompts)?.with_sizes(vec![sizes; prompts.len()]);
-        let prompted = match self.denoiser.config.guidance {
-            Guided::AsInput(_) => prompted.with_guidance(self.settings.weight() as f32)?,
-            _ => prompted,
-        };
+        let prompted = with_weight(prompted, &self.denoiser.config, self.settings.weight())?;
         let mut sampler = self.settings.sampling.sampler(&self.process, [h, w])?;
-        let latents = walk(&self.denoiser, sampler.as_mut(), noise, latent, &prompted, self.guidance.as_ref())?; // (B, C, h, w)
-        let finite = latents.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?.is_finite();
-        ensure!(
-            finite,
-            "the denoiser's latents hold NaN or an infinity: the model is damaged, or --guidance {} is too much",
-            self.settings.weight()
-        );
-        let pixels = self.vae.decode(&latents)?; // (B, 3, H, W)
-        let (_, _, height, width) = pixels.dims4()?;
-        let images = vae::to_u8(&pixels)?.into_iter().map(|data| Rgb { width, height, data }).collect();
-        Ok(Drawing { latents, images })
+        let models = (&self.denoiser, &self.vae);
+        drawing::draw(models, sampler.as_mut(), noise, latent, &prompted, self.guidance.as_ref())
+            .with_context(|| format!("with --guidance {}", self.settings.weight()))
     }
 }

@@ -14,6 +14,7 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use draw::{Painter, Settings};
+use nets::drawing::Drawing;
 use nets::process::{Process, Spacing};
 use nets::sampler::{GivenNoise, Noise, Sampling, Scheduler};
 use nets::{conditioning::TimeIds, device, folder, hub, single, weights::Weights, write};
@@ -326,7 +327,7 @@ impl Model {
     }
 
     /// Draws `images`, which are those of `rows` or, with noise from seeds, some of them.
-    fn draw(&self, images: &[&Image], rows: Range<usize>) -> Result<draw::Drawing> {
+    fn draw(&self, images: &[&Image], rows: Range<usize>) -> Result<Drawing> {
         let noise = Noise::new(images.iter().map(|image| image.seed).collect(), rows, self.given.as_ref())?;
         let prompts: Vec<&str> = images.iter().map(|image| image.prompt.prompt.as_str()).collect();
         self.painter.draw(&prompts, &noise, self.latent)

@@ -112,6 +112,12 @@ fn train(args: Args, settings: &Settings, world: &mut World) -> Result<Answer> {
     Ok(Answer::Yes)
 }
 
+/// The settings for [`SETTINGS`]. Without those of a resumption, so that a run that was stopped keeps the same as one that was not.
+fn kept(settings: &Settings) -> Option<String> {
+    let toml = settings.to_toml(&["resume_from_checkpoint"]);
+    toml.map_err(|error| warn(format_args!("this run keeps no {SETTINGS}: {error:#}"))).ok()
+}
+
 /// Opens everything that the run needs. Each part takes its own flags.
 fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Result<Run<'a>> {
     args.common.quiet |= !world.first();
@@ -143,13 +149,7 @@ fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Res
         world.agree(&start.identity()?)?;
     }
     let Start { state, checkpoints, message } = start;
-    let settings = match lock.as_ref().map(|_| settings.to_toml(&["resume_from_checkpoint"])).transpose() {
-        Ok(settings) => settings,
-        Err(error) => {
-            warn(format_args!("this run keeps no {SETTINGS}: {error:#}"));
-            None
-        }
-    };
+    let settings = lock.as_ref().and_then(|_| kept(settings));
 
     let execution = Execution::of(&state, &args.gradients, compute, &device);
     let most_pairs = execution.most_pairs().filter(|_| args.data.replay.is_none()); // one entry of a replay file is one micro-batch

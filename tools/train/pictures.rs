@@ -9,11 +9,11 @@ use std::{fs, io::Write};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use nets::conditioning::{Conditioning, TimeIds};
-use nets::denoiser::{Denoiser, Guided};
 use nets::image::{self, Rgb};
-use nets::sampler::{Guidance, Noise, Sampling, walk};
-use nets::vae::{self, Vae};
-use nets::{folder, lora, process::Process, prompt::PromptEncoder, weights::Weights};
+use nets::sampler::{Guidance, Noise, Sampling};
+use nets::{
+    denoiser::Denoiser, drawing, folder, lora, process::Process, prompt::PromptEncoder, vae::Vae, weights::Weights,
+};
 use pipe::prompt_source::{self, Prompt};
 use pipe::{atomic, cli::number, id, seed};
 use rayon::prelude::*;
@@ -125,26 +125,16 @@ impl Pictures {
         let vae = models.vae_folder();
         let factor = Vae::open(&vae, DType::F32, &Device::Cpu)?.config.factor();
         let side = side.map_or(base.config.side, |pixels| pixels / factor);
-        let (usual, by_negative) = match base.config.guidance {
-            Guided::ByNegative(weight) => (weight, true),
-            Guided::AsInput(weight) => (weight, false),
-            Guided::Never => (1.0, false),
-        };
-        let weight = flags.sample_guidance.unwrap_or(usual);
-        let as_input = matches!(base.config.guidance, Guided::AsInput(_));
+        let weight = flags.sample_guidance.unwrap_or_else(|| drawing::usual_weight(&base.config));
         let prompted = |prompt: &Prompt| -> Result<Conditioning> {
-            let prompted = text.encode(&[&prompt.prompt])?;
-            Ok(if as_input { prompted.with_guidance(weight as f32)? } else { prompted })
+            drawing::with_weight(text.encode(&[&prompt.prompt])?, &base.config, weight)
         };
         let mut pictures = Self {
             every,
             folder: out.join("pictures"),
             seeds: prompts.iter().map(|p| seed::draws(seed, "image", &p.prompt_id, 0).next_u64()).collect(),
             prompted: prompts.iter().map(prompted).collect::<Result<_>>()?,
-            guidance: match by_negative && weight > 1.0 {
-                true => Some(Guidance { weight, negative: text.negative(None)? }),
-                false => None,
-            },
+            guidance: drawing::guidance(&base.config, weight, &text, None)?,
             weight,
             process: Process::open(&models.base)?,
             sampling: Sampling { scheduler: None, steps: flags.sample_steps, karras: false, spacing: None },
@@ -212,11 +202,9 @@ impl Pictures {
         let prompted = self.prompted[i].clone().with_sizes(vec![TimeIds::whole(h * factor, w * factor)]);
         let mut sampler = self.sampling.sampler(&self.process, [h, w])?;
         let noise = Noise::new(vec![self.seeds[i]], 0..1, None)?;
-        let latents = walk(denoiser, sampler.as_mut(), &noise, self.latent, &prompted, self.guidance.as_ref())?;
-        let pixels = vae.decode(&latents)?; // (1, 3, H, W)
-        let (_, _, height, width) = pixels.dims4()?;
-        let data = vae::to_u8(&pixels)?.pop().context("the VAE decoded nothing")?;
-        Ok(Rgb { width, height, data })
+        let guidance = self.guidance.as_ref();
+        let drawn = drawing::draw((denoiser, vae), sampler.as_mut(), &noise, self.latent, &prompted, guidance)?;
+        drawn.images.into_iter().next().context("the VAE decoded nothing")
     }
 
     /// As `sample` writes them.

@@ -10,6 +10,7 @@ pub mod conditioning;
 pub mod config;
 pub mod denoiser;
 pub mod device;
+pub mod drawing;
 pub mod folder;
 pub mod foreign;
 pub mod hub;
