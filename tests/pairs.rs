@@ -174,6 +174,31 @@ fn tables_and_archives_hold_the_images_themselves() {
     says(&dir.tool("pairs").args(["cut.tar", "-o", "out.parquet"]).fails(2), &["cut.tar", "not a whole tar archive"]);
 }
 
+/// Nothing is passed over in silence: neither a list beside another, nor a preference in words that are not read.
+#[test]
+fn what_is_not_taken_is_said() {
+    let dir = world();
+    fs::create_dir(dir.path("both")).unwrap();
+    dir.write("both/a.csv", "prompt,winner,loser\na,images/0.png,images/1.png\n");
+    dir.write("both/b.jsonl", r#"{"prompt": "b", "winner": "images/2.png", "loser": "images/3.png"}"#);
+    let error = dir.tool("pairs").args(["both", "-o", "x.parquet"]).fails(2);
+    says(&error, &["both/a.csv", "both/b.jsonl", "name the files"]);
+    assert_eq!(pairs(&dir, &["both/a.csv", "both/b.jsonl", "--root", "."]).len(), 2);
+    for side in ["w", "l"] {
+        fs::create_dir(dir.path(&format!("both/{side}"))).unwrap();
+    }
+    says(&dir.tool("pairs").args(["both", "-o", "x.parquet"]).fails(2), &["several kinds"]);
+    fs::remove_file(dir.path("both/b.jsonl")).unwrap();
+    says(&dir.tool("pairs").args(["both", "-o", "x.parquet"]).fails(2), &["folders of images", "both/a.csv"]);
+    // An image that a list names is an input too.
+    dir.write("x.csv", "prompt,winner,loser\na,images/0.png,images/1.png\n");
+    std::os::unix::fs::symlink("images/1.png", dir.path("y.parquet")).unwrap();
+    says(&dir.tool("pairs").args(["x.csv", "-o", "y.parquet"]).fails(2), &["y.parquet is also an input"]);
+    assert_eq!(fs::read(dir.path("images/1.png")).unwrap(), png(1));
+    dir.write("left.csv", "prompt,image_0,image_1,preference\na,images/0.png,images/1.png,left\n");
+    says(&dir.tool("pairs").args(["left.csv", "-o", "x.parquet"]).ok().err, &["1 pair, 1 without a label", "label_0"]);
+}
+
 #[test]
 fn what_is_wrong_is_named_or_left_out_and_counted() {
     let dir = world();

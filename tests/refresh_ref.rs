@@ -77,6 +77,7 @@ fn what_does_not_fit_is_named_and_nothing_is_written() {
     let dir = models();
     let mini = mini().display().to_string();
     says(&refresh(&dir, "policy", &mini, &[]).fails(2), &["policy and reference differ in architecture", "conv_in"]);
+    says(&refresh(&dir, "policy", "policy", &["-o", "x.ckpt"]).fails(2), &["x.ckpt", ".safetensors"]);
     let file = dir.path("base/unet/diffusion_pytorch_model.safetensors");
     let whole = tensors(&file);
     let name = "time_embedding.linear_1.weight";

@@ -140,7 +140,7 @@ fn what_is_not_such_a_model_is_named() {
             ["holds no text_encoder", "cond_stage_model"],
         ),
         (vec![("model.diffusion_model.joint_blocks.0.x", zeros(&[1]))], ["another denoiser", "folder"]),
-        (vec![("conv_in.weight", zeros(&[1]))], ["without Stable Diffusion's UNet", "name the folder"]),
+        (vec![("conv_in.weight", zeros(&[1]))], ["lacks Stable Diffusion's UNet", "name the folder"]),
     ] {
         let all = tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
         write_tensors(&dir.path("model.safetensors"), &all);

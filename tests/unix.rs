@@ -564,6 +564,22 @@ fn a_table_without_rows() {
     }
 }
 
+/// An output is first written as NAME.partial. What the user has under that name is not lost.
+#[test]
+fn the_name_of_the_unfinished_output_is_not_an_input_and_not_a_link() {
+    for case in cases(3) {
+        let dir = case.dir();
+        dir.put("out.partial", &case.input);
+        let before = dir.bytes("out.partial");
+        case.refuses(&dir, dir.tool(case.tool).args(["out.partial"]), &["out.partial is an input", "another output"]);
+        assert_eq!(dir.bytes("out.partial"), before);
+        std::fs::rename(dir.path("out.partial"), dir.path("mine")).unwrap();
+        std::os::unix::fs::symlink("mine", dir.path("out.partial")).unwrap();
+        case.refuses(&dir, dir.tool(case.tool).args(["given"]), &["out.partial", "symbolic link"]);
+        assert_eq!(dir.bytes("mine"), before);
+    }
+}
+
 #[test]
 fn an_output_that_cannot_be_written() {
     for case in cases(3) {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::finding::Finding;
 use crate::{folders, tables, texts, weights};
@@ -10,6 +10,7 @@ use crate::{folders, tables, texts, weights};
 pub fn of(path: &Path, quick: bool) -> Result<Finding> {
     let cannot = || format!("cannot read {}", path.display());
     let about = path.metadata().with_context(cannot)?;
+    ensure!(about.is_dir() || about.is_file(), "{} is neither a file nor a folder", path.display());
     let look = if about.is_dir() { look_into } else { look_at };
     if about.is_dir() {
         path.read_dir().with_context(cannot)?;

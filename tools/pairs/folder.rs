@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::pair::{LOSERS, Reader, WINNERS};
 use crate::record::{Field, Record};
@@ -12,11 +12,22 @@ use crate::source::Take;
 const ENDINGS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 /// How the texts beside images end.
 const TEXTS: [&str; 2] = ["txt", "caption"];
+/// Bytes of a caption, as of a field of CSV: far more than a text encoder reads.
+const LONGEST: u64 = 1 << 20;
 
 /// The folders of winners and losers in `folder`, if it has such.
-pub fn sides(folder: &Path) -> Option<[PathBuf; 2]> {
+pub fn sides(folder: &Path) -> Result<Option<[PathBuf; 2]>> {
     let pair = |(winner, loser): (&&str, &&str)| [folder.join(winner), folder.join(loser)];
-    WINNERS.iter().zip(&LOSERS).map(pair).find(|[winner, loser]| winner.is_dir() && loser.is_dir())
+    let all = WINNERS.iter().zip(&LOSERS).map(pair);
+    let mut found: Vec<_> = all.filter(|[winner, loser]| winner.is_dir() && loser.is_dir()).collect();
+    if let [one, other, ..] = &found[..] {
+        bail!(
+            "{} and {} are both folders of winners: name a folder that holds one of them",
+            one[0].display(),
+            other[0].display()
+        );
+    }
+    Ok(found.pop())
 }
 
 /// Pairs of the images that have the same name in both folders. A caption is the text beside either, or in `folder`.
@@ -73,7 +84,10 @@ fn text_beside(path: &Path) -> Result<Option<String>> {
         file.push(ending);
         let file = PathBuf::from(file);
         if file.is_file() {
-            let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            let cannot = || format!("cannot read {}", file.display());
+            let size = fs::metadata(&file).with_context(cannot)?.len();
+            ensure!(size <= LONGEST, "{} has {size} bytes, too many for a caption", file.display());
+            let text = fs::read_to_string(&file).with_context(cannot)?;
             return Ok(Some(text.trim().to_owned()));
         }
     }

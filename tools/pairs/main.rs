@@ -14,7 +14,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::{process::ExitCode, sync::Arc};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use arrow::array::{ArrayRef, BinaryArray, Float32Array, RecordBatch, StringArray, UInt32Array, UInt64Array};
 use arrow::datatypes::SchemaRef;
 use clap::Parser;
@@ -128,13 +128,21 @@ enum Source {
 impl Source {
     /// What the user named: several files, where it is a folder of them.
     fn all(path: &Path, images: bool) -> Result<Vec<Self>> {
-        if let Some(sides) = folder::sides(path).filter(|_| !images) {
-            return Ok(vec![Self::Sides(path.to_owned(), sides)]);
-        }
-        match source::files(path) {
-            Ok(files) => Ok(files.into_iter().map(Self::File).collect()),
-            Err(_) if images && path.is_dir() => Ok(vec![Self::Singles(path.to_owned())]),
-            Err(error) => Err(error),
+        let files = source::files(path)?;
+        match folder::sides(path)?.filter(|_| !images) {
+            Some(sides) => {
+                if let Some(list) = files.first() {
+                    bail!(
+                        "{} holds folders of images, and the list {}: keep one of them there",
+                        path.display(),
+                        list.display()
+                    );
+                }
+                Ok(vec![Self::Sides(path.to_owned(), sides)])
+            }
+            None if files.is_empty() && images => Ok(vec![Self::Singles(path.to_owned())]),
+            None if files.is_empty() => Err(source::nothing_in(path)),
+            None => Ok(files.into_iter().map(Self::File).collect()),
         }
     }
 
@@ -188,23 +196,28 @@ fn run(args: Args) -> Result<Answer> {
         writer.name = args.name.clone().unwrap_or(stem);
         for source in sources {
             let root = args.root.as_deref().unwrap_or(source.root()).to_owned();
-            let reader = Reader { renamed: args.columns.clone(), root };
+            let reader = Reader { renamed: args.columns.clone(), root, output: output.to_owned() };
             if !source.read(&reader, &mut |reader, record| writer.take(reader, &record))? {
                 break;
             }
         }
     }
-    let Counts { rows, skipped, undecided } = writer.finish()?;
+    let Counts { rows, skipped, undecided, unlabelled } = writer.finish()?;
     let what = if args.images { "image" } else { "pair" };
     ensure!(rows > 0, "no {what} was found in {}", args.sources[0].display());
     if common.json {
-        common.answer(json!({ format!("{what}s"): rows, "skipped": skipped, "undecided": undecided }))?;
+        common.answer(
+            json!({ format!("{what}s"): rows, "skipped": skipped, "undecided": undecided, "unlabelled": unlabelled }),
+        )?;
     } else {
         let mut line = count(rows, what);
         for (left_out, what) in [(skipped, "bad sample"), (undecided, "undecided pair")] {
             if left_out > 0 {
                 line += &format!(", without {}", count(left_out, what));
             }
+        }
+        if unlabelled > 0 {
+            line += &format!(", {unlabelled} without a label (1, 0 or 0.5 in `label_0`, or --columns label_0=NAME)");
         }
         common.say(line);
     }
@@ -234,6 +247,8 @@ struct Counts {
     skipped: usize,
     /// Pairs that no label decides.
     undecided: usize,
+    /// Pairs that are written without a label.
+    unlabelled: usize,
 }
 
 struct Single {
@@ -293,6 +308,7 @@ impl<'a> Writer<'a> {
         self.counts.undecided += all - found.len();
         found.truncate(max - self.counts.rows);
         self.counts.rows += found.len();
+        self.counts.unlabelled += found.iter().filter(|pair| pair.label.is_none()).count();
         self.pairs.extend(found);
         Ok(())
     }

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::{fs, str::FromStr};
 
 use anyhow::{Context, Result, bail, ensure};
-use pipe::id;
 use pipe::schema::{images, pairs, prompts};
 use pipe::text::shown;
+use pipe::{id, place};
 
 use crate::record::{Field, Record};
 
@@ -114,6 +114,8 @@ pub struct Reader {
     pub renamed: Vec<Renamed>,
     /// Where relative paths begin.
     pub root: PathBuf,
+    /// The table that is written, which must not be one of the images.
+    pub output: PathBuf,
 }
 
 impl Reader {
@@ -225,6 +227,11 @@ impl Reader {
         Ok(all)
     }
 
+    fn read(&self, path: &Path) -> Result<Vec<u8>> {
+        place::refuse_inputs(&self.output, [path])?;
+        read(path)
+    }
+
     /// The bytes of an image, which a field holds or names.
     fn bytes(&self, record: &Record, field: &Field) -> Result<Vec<u8>> {
         match field {
@@ -234,9 +241,9 @@ impl Reader {
             }
             Field::Text(path) => {
                 ensure!(!path.contains("://"), "{}: '{}' is elsewhere: fetch it first", record.place, shown(path));
-                read(&self.root.join(path)).with_context(|| record.place.clone())
+                self.read(&self.root.join(path)).with_context(|| record.place.clone())
             }
-            Field::File(path) => read(path),
+            Field::File(path) => self.read(path),
             _ => bail!("{}: an image is neither bytes nor a path", record.place),
         }
     }

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Error, Result, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use arrow::array::Array;
 use arrow::datatypes::DataType;
 use pipe::column::Rows;
@@ -32,7 +32,7 @@ const LONGEST: u64 = 1 << 28;
 /// How files that hold samples end.
 const ENDINGS: [&str; 7] = ["parquet", "tar", "jsonl", "json", "csv", "tsv", "arrow"];
 
-/// The files that a source means: itself, or those in a folder. Tables win over archives over lists.
+/// The files that a source means: itself, or those in a folder, which must be of one kind; none where it holds no such files.
 pub fn files(source: &Path) -> Result<Vec<PathBuf>> {
     if !source.is_dir() {
         return Ok(vec![source.to_owned()]);
@@ -49,22 +49,35 @@ pub fn files(source: &Path) -> Result<Vec<PathBuf>> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         ["dataset_info.json", "state.json", "dataset_infos.json"].contains(&&*name)
     };
-    for ending in ENDINGS {
-        let found: Vec<PathBuf> = entries.iter().filter(|path| ends(path, ending) && !is_note(path)).cloned().collect();
-        if !found.is_empty() {
-            return Ok(found);
-        }
+    let of_kind = |ending: &&str| -> Vec<PathBuf> {
+        entries.iter().filter(|path| ends(path, ending) && !is_note(path)).cloned().collect()
+    };
+    let kinds: Vec<Vec<PathBuf>> = ENDINGS.iter().map(of_kind).filter(|found| !found.is_empty()).collect();
+    match &kinds[..] {
+        [] => {}
+        [one] => return Ok(one.clone()),
+        [one, other, ..] => bail!(
+            "{} holds lists of several kinds, {} and {}: name the files that are meant",
+            source.display(),
+            one[0].display(),
+            other[0].display()
+        ),
     }
     let inner: Vec<_> = ["data", "train"].iter().map(|name| source.join(name)).filter(|path| path.is_dir()).collect();
     match &inner[..] {
         [one] => files(one),
-        _ => bail!(
-            "{} holds neither pairs of folders (w/ and l/, winner/ and loser/, chosen/ and rejected/) nor a list or a table ({}); a \
-             folder of single images with their texts needs --images",
-            source.display(),
-            ENDINGS.map(|ending| format!(".{ending}")).join(", ")
-        ),
+        _ => Ok(vec![]),
     }
+}
+
+/// What a folder without lists lacks.
+pub fn nothing_in(folder: &Path) -> Error {
+    anyhow!(
+        "{} holds neither pairs of folders (w/ and l/, winner/ and loser/, chosen/ and rejected/) nor a list or a table ({}); a \
+         folder of single images with their texts needs --images",
+        folder.display(),
+        ENDINGS.map(|ending| format!(".{ending}")).join(", ")
+    )
 }
 
 /// Content hash and origin of one file; of standard input nothing is known.

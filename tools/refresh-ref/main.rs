@@ -71,6 +71,8 @@ fn main() -> ExitCode {
 fn refresh(args: Args) -> Result<Answer> {
     let out = args.common.output()?;
     ensure!(out.as_os_str() != "-", "a checkpoint is a folder; name one with -o, or FILE.safetensors");
+    let other_file = out.extension().is_some_and(|end| ["ckpt", "pt", "pth", "bin"].iter().any(|other| end == *other));
+    ensure!(!other_file, "{}: a model in one file is written as .safetensors", out.display());
     let device = device::open(args.device)?;
     let model = |arg: &PathBuf| args.files.folder(arg, None, hub::resolve, single::folder);
     let reference_model = model(&args.reference)?;

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nets::folder;
 use nets::weights::Weights;
 use pipe::origin::Origin;
@@ -32,6 +32,7 @@ pub struct CardFlags {
 /// The text of the card. `title`: its heading; `sheet`: the contact sheet beside it.
 pub fn markdown(flags: &CardFlags, title: Option<&str>, files: &[PathBuf], sheet: Option<&Path>) -> Result<String> {
     let policy = flags.policy.as_deref().unwrap_or(Path::new("."));
+    ensure!(!policy.is_file(), "--policy {}: a card is made of the folder that `train` wrote", policy.display());
     let adapters = folder::adapters(policy);
     let weights = match &adapters {
         Some(file) => Weights::open(file)?,

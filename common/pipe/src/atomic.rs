@@ -9,14 +9,8 @@ use anyhow::{Context, Result, ensure};
 #[cfg(target_os = "linux")]
 use rustix::fs::{Mode, OFlags};
 
+use crate::place::partial_path;
 use crate::{lock, place};
-
-/// `dir/name` -> `dir/name.partial`, in the same folder so that the rename is atomic.
-pub fn partial_path(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".partial");
-    path.with_file_name(name)
-}
 
 /// Creates the folder that `path` lies in, and those above it.
 pub fn create_parent(path: &Path) -> Result<()> {
@@ -49,6 +43,12 @@ impl AtomicFile {
         ensure!(
             !partial.is_dir(),
             "cannot write {}: {} holds the unfinished parts of another run; finish that work first, or remove the folder",
+            name.display(),
+            partial.display()
+        );
+        ensure!(
+            !partial.is_symlink(),
+            "cannot write {}: the unfinished file would be {}, which is a symbolic link; remove it",
             name.display(),
             partial.display()
         );

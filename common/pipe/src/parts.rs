@@ -14,7 +14,8 @@ use bytes::Bytes;
 use crc32c::crc32c;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
-use crate::atomic::{self, partial_path};
+use crate::atomic;
+use crate::place::partial_path;
 use crate::table::{BATCH, Inputs, Output};
 use crate::{column::Rows, lock, origin::Origin, place, replaced::Replaced, shard::Shard, stop};
 

@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::{env, ffi::OsStr, iter};
+use std::{env, ffi::OsStr};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -37,18 +37,36 @@ pub(crate) fn file_behind(path: &Path) -> Result<PathBuf> {
     bail!("{}: its symbolic links lead in a circle", cannot())
 }
 
-/// Refuses an `output` that is one of `inputs`, or a file in a folder among them: the result would replace its own input.
+/// `dir/name` -> `dir/name.partial`, where an output lies until it is whole: in the same folder, so that the rename is atomic.
+pub fn partial_path(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    path.with_file_name(name)
+}
+
+/// Refuses an `output` that is one of `inputs`, or a file in a folder among them: the result would replace its own input. The
+/// same holds for the name under which it is written first.
 pub fn refuse_inputs<P: AsRef<Path>>(output: &Path, inputs: impl IntoIterator<Item = P>) -> Result<()> {
-    let Some(ours) = identity(output).filter(|_| output.as_os_str() != "-") else { return Ok(()) };
+    let is = |path: &Path, other: &Path| identity(path).is_some_and(|path| identity(other) == Some(path));
+    let partial = partial_path(output);
+    if output.as_os_str() == "-" || (identity(output).is_none() && identity(&partial).is_none()) {
+        return Ok(());
+    }
     for input in inputs {
         let input = match input.as_ref() {
             path if path.as_os_str() == "-" => Path::new("/dev/stdin"), // a file after the shell's `<`
             path => path,
         };
         let entries = output.is_file().then(|| fs::read_dir(input).ok()).flatten();
-        let inside = entries.into_iter().flatten().flatten().map(|entry| entry.path());
-        let same = iter::once(input.to_owned()).chain(inside).any(|path| identity(&path) == Some(ours));
+        let mut inside = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+        let same = is(input, output) || inside.any(|path| is(&path, output));
         ensure!(!same, "{} is also an input; name another output", output.display());
+        ensure!(
+            !is(input, &partial),
+            "{} is an input, and {} is first written under that name; name another output",
+            partial.display(),
+            output.display()
+        );
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! `--config run.toml`: a file of settings, whose keys are the names of flags. The file becomes words of the command line, in front
 //! of those that were typed. What was typed wins: a key of the same flag, or of one that contradicts it, is left out.
 
-use std::{ffi::OsString, fs, ops::Range, path::Path};
+use std::{ffi::OsString, fs, io::Read, ops::Range, path::Path};
 
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use clap::error::ErrorKind;
@@ -19,12 +19,18 @@ pub(super) const PROGRAMS: [&str; 11] =
 /// Flags about the command line itself, which a file cannot set.
 pub(super) const ABOUT_ITSELF: [&str; 5] = ["config", "print_config", "generate", "help", "version"];
 
+/// Bytes of a file of settings: more than all flags of all programs take.
+const LONGEST: u64 = 1 << 20;
+
 /// `words` as they were typed, after the program's name, with the settings of their `--config` in front.
 pub(super) fn expanded(tool: &str, command: &Command, words: Vec<OsString>) -> Result<Vec<OsString>> {
     let (words, unset) = without_false_switches(command, words);
     let Some(typed) = lenient(tool, command, &words) else { return Ok(words) };
     let Some(path) = typed.get_one::<std::path::PathBuf>("config") else { return Ok(words) };
-    let text = fs::read_to_string(path).with_context(|| format!("--config: cannot read {}", path.display()))?;
+    let cannot = || format!("--config: cannot read {}", path.display());
+    let mut text = String::new();
+    fs::File::open(path).with_context(cannot)?.take(LONGEST + 1).read_to_string(&mut text).with_context(cannot)?;
+    ensure!(text.len() as u64 <= LONGEST, "--config {}: more than {LONGEST} bytes are no settings", path.display());
     let file = File { tool, command, path, text: &text };
     let mut settings = file.settings()?;
     let given = given(command, &typed).into_iter().chain(unset.iter().filter_map(|id| find(command, id.as_str())));
