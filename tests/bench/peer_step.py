@@ -5,10 +5,12 @@
     cargo build --release --workspace
     python tests/bench/peer_step.py --model sd15 --size 256 --threads 2      # needs 20 GB of memory and 5 GB of disk
     python tests/bench/peer_step.py --model mini --size 64 --pairs 16
+    python tests/bench/peer_step.py --model sd35 --layers 4 --size 256     # adapters of Stable Diffusion 3.5 medium; pip install peft
     python tests/bench/peer_step.py --device cuda --dtype bf16 --pairs 4 --size 512     # a build with --features cuda,cudnn; pip install nvidia-ml-py
 
 One step: noise, the frozen reference's and the policy's predictions for both images of every pair, the loss, the gradient of
-all weights, clipping, AdamW; f32. `sd15` is the published UNet configuration with random weights. Each side is a program of
+all weights, clipping, AdamW; f32. `sd15` is the published UNet configuration with random weights. `sd35` is that of Stable Diffusion
+3.5 medium, of which adapters of rank 64 are trained; the reference is the same network without them. Each side is a program of
 its own that runs alone, ours and PyTorch's in turn; a step's seconds, of the clock and of the processors, are medians over
 its steps but the first; memory is the peak of the resident set, or of what the GPU has in use. On a GPU, f32 is f32 on both
 sides (no TF32), and bf16 means f32 weights and moments, a reference in bf16, and torch's autocast. `torch` keeps all activations, `torch+ckpt` recomputes them as ours does from 50 million weights.
@@ -21,8 +23,14 @@ MINI = ROOT / "pipelines/mini/base"
 SD15 = dict(sample_size=64, block_out_channels=[320, 640, 1280, 1280], layers_per_block=2, cross_attention_dim=768,
             attention_head_dim=8, norm_num_groups=32)
 
+SD35 = dict(sample_size=128, num_layers=24, attention_head_dim=64, num_attention_heads=24, joint_attention_dim=4096,
+            caption_projection_dim=1536, pooled_projection_dim=2048, in_channels=16, out_channels=16, pos_embed_max_size=384,
+            dual_attention_layers=tuple(range(13)), qk_norm="rms_norm")
+RANK = 64
+
 p = argparse.ArgumentParser()
-p.add_argument("--model", choices=["sd15", "mini"], default="sd15")
+p.add_argument("--model", choices=["sd15", "sd35", "mini"], default="sd15")
+p.add_argument("--layers", type=int, default=24, help="blocks of sd35; a share of them has a second attention, as of all 24")
 p.add_argument("--size", type=int, default=256, help="side of the images in pixels")
 p.add_argument("--pairs", type=int, default=1)
 p.add_argument("--steps", type=int, default=3, help="a side and round; the first is not counted")
@@ -38,6 +46,25 @@ p.add_argument("--torch-side", help=argparse.SUPPRESS)
 args = p.parse_args()
 
 
+def make_sd35(base):
+    import torch
+    from diffusers import SD3Transformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    shutil.copytree(ROOT / "tests/fixtures/flow/sd3/scheduler", base / "scheduler", dirs_exist_ok=True)
+    shutil.copy(ROOT / "tests/fixtures/flow/sd3/model_index.json", base)
+    torch.set_default_dtype(torch.bfloat16)  # as it is published
+    layers = dict(num_layers=args.layers, dual_attention_layers=tuple(range(-(-13 * args.layers // 24))))
+    SD3Transformer2DModel(**SD35 | layers).save_pretrained(base / "transformer")
+    for i, width in enumerate([768, 1280]):  # without T5
+        text = CLIPTextConfig(hidden_size=width, intermediate_size=width, num_hidden_layers=2, num_attention_heads=width // 64, projection_dim=width)
+        CLIPTextModelWithProjection(text).save_pretrained(base / ["text_encoder", "text_encoder_2"][i])
+        (base / ["tokenizer", "tokenizer_2"][i]).mkdir(exist_ok=True)  # none: CLIP's own
+    torch.set_default_dtype(torch.float32)
+    (base / "vae").mkdir(exist_ok=True)
+    (base / "vae/config.json").write_text(json.dumps(dict(block_out_channels=[128, 256, 512, 512], latent_channels=16)))
+
+
 def make(folder):
     """A base folder with random weights in the published layout, and a replay file with the inputs of every step."""
     import torch
@@ -46,8 +73,11 @@ def make(folder):
     from transformers import CLIPTextConfig, CLIPTextModel
 
     base = folder / "base"
-    factor, tokens = (4, 24) if args.model == "mini" else (8, 77)
-    if args.model == "mini":
+    factor, tokens, channels = {"mini": (4, 24, 4), "sd15": (8, 77, 4), "sd35": (8, 77 + 256, 16)}[args.model]
+    if args.model == "sd35":
+        if not (base / "transformer").exists():
+            make_sd35(base)
+    elif args.model == "mini":
         shutil.copytree(MINI, base, dirs_exist_ok=True)
     elif not (base / "unet").exists():
         torch.manual_seed(0)
@@ -60,13 +90,48 @@ def make(folder):
         (base / "vae/config.json").write_text(json.dumps(dict(block_out_channels=[128, 256, 512, 512], latent_channels=4)))
     torch.manual_seed(1)
     side, tensors = args.size // factor, {}
-    for i in range(args.steps):
-        tensors[f"{i}.latents"] = torch.randn(2 * args.pairs, 4, side, side)
-        tensors[f"{i}.noise"] = torch.randn(args.pairs, 4, side, side).repeat(2, 1, 1, 1)
-        tensors[f"{i}.timesteps"] = torch.randint(0, 1000, (args.pairs,)).repeat(2)
+    for i in range(args.steps + 1):  # the last, with which a run of ours ends, is not timed
+        tensors[f"{i}.latents"] = torch.randn(2 * args.pairs, channels, side, side)
+        tensors[f"{i}.noise"] = torch.randn(args.pairs, channels, side, side).repeat(2, 1, 1, 1)
+        tensors[f"{i}.timesteps"] = torch.randint(1, 1000, (args.pairs,)).repeat(2)
     captions = ["a red bicycle in front of a house"] * args.pairs
     save_file(tensors, folder / "replay.safetensors", {"prompts": json.dumps(captions)})
     (folder / "tokens").write_text(str(tokens))
+
+
+def torch_adapters(folder, checkpointing):
+    """The same of a transformer's adapters, on the CPU in f32; the reference is the network without them."""
+    import torch, torch.nn.functional as F
+    from diffusers import SD3Transformer2DModel
+    from peft import LoraConfig
+    from safetensors.torch import load_file
+
+    torch.set_num_threads(args.threads)
+    policy = SD3Transformer2DModel.from_pretrained(folder / "base/transformer", torch_dtype=torch.float32).requires_grad_(False).train()
+    policy.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    if checkpointing:
+        policy.enable_gradient_checkpointing()
+    params = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(params, 1e-8, weight_decay=1e-2)
+    inputs, beta, n = load_file(folder / "replay.safetensors"), 5000.0, args.pairs
+    states, pooled = torch.randn(2 * n, int((folder / "tokens").read_text()), 4096), torch.randn(2 * n, 2048)
+    for i in range(args.steps):
+        began, cpu = time.time(), time.process_time()
+        latents, noise, t = (inputs[f"{i}.{name}"] for name in ("latents", "noise", "timesteps"))
+        s = (t / 1000)[:, None, None, None]
+        x, target = (1 - s) * latents + s * noise, noise - latents
+        error = lambda: (policy(x, states, pooled, t).sample - target).pow(2).mean((1, 2, 3))
+        policy.disable_adapters()
+        with torch.no_grad():
+            r = error()
+        policy.enable_adapters()
+        e = error()
+        loss = -F.logsigmoid(-0.5 * beta * ((e[:n] - e[n:]) - (r[:n] - r[n:]))).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        print(json.dumps([time.time() - began, time.process_time() - cpu]), flush=True)
 
 
 def torch_side(folder, checkpointing):
@@ -151,7 +216,8 @@ def ours(folder):
         return [[args.pairs / line["pairs_per_second"], b - a] for line, a, b in zip(lines, cpu, cpu[1:])]
 
     flags = [f"--{flag}" for flag in args.ours]
-    return run([args.bin / "train", "--replay", folder / "replay.safetensors", "--base", folder / "base", "-o", out, "--max_train_steps", args.steps,
+    flags += ["--lora-rank", RANK] if args.model == "sd35" else []
+    return run([args.bin / "train", "--replay", folder / "replay.safetensors", "--base", folder / "base", "-o", out, "--max_train_steps", args.steps + 1,
                 "--drift_every", 0, "--lr_scheduler", "constant", "--threads", args.threads, "--device", args.device, "--dtype", args.dtype, "-q", *flags], steps)
 
 
@@ -183,7 +249,8 @@ def main(folder):
 
 
 if args.torch_side:
-    torch_side(args.keep, args.torch_side == "torch+ckpt")
+    side = torch_adapters if args.model == "sd35" else torch_side
+    side(args.keep, args.torch_side == "torch+ckpt")
 elif args.keep:
     main(args.keep)
 else:

@@ -45,10 +45,10 @@ impl Linear {
 
     /// x (.., in) -> (.., out)
     pub fn forward(&self, x: &Tensor) -> Candle<Tensor> {
-        let y = ops::linear(x, &self.weight, self.bias.as_ref())?;
+        let (weight, bias) = (&self.weight, self.bias.as_ref());
         match &self.adapter {
-            Some(adapter) => y + adapter.forward(x)?,
-            None => Ok(y),
+            Some(Adapter { a, b, scale }) => ops::linear_adapted(x, weight, bias, [a, b], *scale),
+            None => ops::linear(x, weight, bias),
         }
     }
 }

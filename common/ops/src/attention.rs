@@ -127,8 +127,15 @@ struct Attention {
     mask: Mask,
 }
 
-/// Queries that a task handles at a time, about: their scores against all keys stay in the cache.
+/// Queries that a task handles at a time, about, and scores against all keys that stay in the cache with them: each product packs the
+/// keys once more, which costs the less the more queries share it.
 const BLOCK: usize = 64;
+const CACHED: usize = 1 << 17;
+
+/// The queries of a block against `m` keys.
+fn block(m: usize) -> usize {
+    (CACHED / m.max(1)).clamp(BLOCK, 4 * BLOCK)
+}
 
 #[derive(Clone, Copy)]
 struct Dims {
@@ -187,7 +194,7 @@ impl Kernel<3> for Attention {
         let (q, k, v) = (q.values, k.values, v.values);
         let mut out = vec![0f32; q.len()];
         let shared = Shared::new(&mut out);
-        let block = even(s.n, BLOCK);
+        let block = even(s.n, block(s.m));
         let blocks = s.n.div_ceil(block);
         (0..batch * s.heads * blocks).into_par_iter().for_each_init(
             || vec![0f32; block * s.m],
@@ -210,9 +217,9 @@ impl Kernel<3> for Attention {
         let (q, k, v) = (q.values, k.values, v.values);
         let (mut gq, mut gk, mut gv) = (vec![0f32; q.len()], vec![0f32; k.len()], vec![0f32; k.len()]);
         let (sq, sk, sv) = (Shared::new(&mut gq), Shared::new(&mut gk), Shared::new(&mut gv));
-        let tasks = q.len() / (s.n * s.width) * s.heads;
+        let (tasks, block) = (q.len() / (s.n * s.width) * s.heads, block(s.m).min(s.n));
         (0..tasks).into_par_iter().for_each_init(
-            || (vec![0f32; BLOCK * s.m], vec![0f32; BLOCK * s.m]),
+            || (vec![0f32; block * s.m], vec![0f32; block * s.m]),
             |(p, dp), task| {
                 let (b, h) = (task / s.heads, task % s.heads);
                 let (q_at, k_at, d) = (s.at(b, h, s.n), s.at(b, h, s.m), s.d());
@@ -222,8 +229,8 @@ impl Kernel<3> for Attention {
                     let keys = (s.m - 1) * s.width + d;
                     (sq.slice(q_at, (s.n - 1) * s.width + d), sk.slice(k_at, keys), sv.slice(k_at, keys))
                 };
-                for from in (0..s.n).step_by(BLOCK) {
-                    let rows = BLOCK.min(s.n - from);
+                for from in (0..s.n).step_by(block) {
+                    let rows = block.min(s.n - from);
                     self.weights(s, p, q, k, from, rows);
                     let go = Mat::new(&go[from * s.width..], s.width);
                     let p = Mat::new(p, s.m);

@@ -3,7 +3,8 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::kernel::{Kernel, Operand, apply3};
-use super::linear::{composed_product, product};
+use super::linear::{affine, composed_product};
+use super::matrix::Mat;
 use super::shape::swap_last_two;
 
 /// Transposes a weight (out, in) to (in, out), as [`linear_frozen`] takes it.
@@ -32,7 +33,7 @@ impl Kernel<3> for LinearFrozen {
     }
 
     fn forward(&self, [x, w, b]: [Operand; 3]) -> Vec<f32> {
-        product(x.values, w.values, w.dims[1], b.values)
+        affine(x.values, Mat::new(w.values, w.dims[1]), b.values, [w.dims[0], w.dims[1]])
     }
 
     fn composed(&self, [x, w, b]: [&Tensor; 3]) -> Result<Tensor> {

@@ -138,17 +138,26 @@ impl<K: Kernel<N>, const N: usize> Op<N> for K {
         if gy.device().is_cuda() {
             return self.backward_cuda(operands, gy);
         }
-        let mut grads = operands.map(|operand| Gradient { operand, values: None });
-        with_values(operands, |slices| {
-            let ready = std::array::from_fn(|i| Operand { values: slices[i], dims: operands[i].dims() });
-            with_values([gy], |[gy]| Kernel::backward(self, ready, gy, grads.each_mut()))
-        })???;
-        let mut tensors = [const { None }; N];
-        for (tensor, Gradient { operand, values }) in tensors.iter_mut().zip(grads) {
-            *tensor = values.map(|g| Tensor::from_vec(g, operand.shape(), operand.device())).transpose()?;
-        }
-        Ok(tensors)
+        gradients(operands, gy, |ready, gy, grads| Kernel::backward(self, ready, gy, grads))
     }
+}
+
+/// The gradients that `fill` makes of operands on the CPU, from that of the result.
+pub(crate) fn gradients<const N: usize>(
+    operands: [&Tensor; N],
+    gy: &Tensor,
+    fill: impl FnOnce([Operand; N], &[f32], [&mut Gradient; N]) -> Result<()>,
+) -> Result<[Option<Tensor>; N]> {
+    let mut grads = operands.map(|operand| Gradient { operand, values: None });
+    with_values(operands, |slices| {
+        let ready = std::array::from_fn(|i| Operand { values: slices[i], dims: operands[i].dims() });
+        with_values([gy], |[gy]| fill(ready, gy, grads.each_mut()))
+    })???;
+    let mut tensors = [const { None }; N];
+    for (tensor, Gradient { operand, values }) in tensors.iter_mut().zip(grads) {
+        *tensor = values.map(|g| Tensor::from_vec(g, operand.shape(), operand.device())).transpose()?;
+    }
+    Ok(tensors)
 }
 
 /// An operation as candle takes it: one of its traits for each number of operands.

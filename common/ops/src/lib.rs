@@ -14,6 +14,7 @@
 mod accumulate;
 mod activation;
 mod adamw;
+mod adapted;
 mod arithmetic;
 mod attention;
 mod conv;
@@ -40,6 +41,7 @@ mod winograd;
 pub use accumulate::{Sums, accumulate, accumulate_store};
 pub use activation::{geglu, gelu, gelu_tanh, quick_gelu, silu};
 pub use adamw::{AdamWStep, rounding_seed};
+pub use adapted::linear_adapted;
 pub use arithmetic::{add_to, map_in_place, scale, sum_of_squares, sums_of_squares};
 pub use attention::{Mask, attention};
 pub use conv::conv2d;

@@ -5,16 +5,12 @@ use rayon::prelude::*;
 
 use super::kernel::{Gradient, Kernel, Operand, apply3};
 use super::matrix::{Mat, Shared, even, gemm};
-use super::{arithmetic::add_bias, precomputed::with_backward, shape::swap};
+use super::{arithmetic::add_bias, precomputed::with_backward};
 
-/// Rows that one task multiplies, about; each task packs the whole weight for itself.
-const BLOCK: usize = 256;
-
-/// The same in the backward pass where there are fewer rows than two blocks, so that all threads have work.
-const FEW: usize = 64;
-
-/// Output features of a task where there are few rows: reading the weight takes the time then, and each task reads its part.
-const FEATURES: usize = 128;
+/// Rows and output features of a task. Each task packs its part of the weight and of the rows for itself, which costs the less the
+/// larger both are; with few rows or few features, all threads have work.
+const TASK: [usize; 2] = [512, 256];
+const FEW: usize = 128;
 
 /// Rows that form one partial sum of the bias' gradient.
 const ROWS: usize = 128;
@@ -46,30 +42,40 @@ pub(super) fn composed_product(x: &Tensor, w: &Tensor, b: &Tensor) -> Result<Ten
     y.reshape(shape)
 }
 
-/// `x` (rows, in) times `w` (in, out) plus `b` (out, or nothing) -> (rows, out).
-pub(super) fn product(x: &[f32], w: &[f32], out: usize, b: &[f32]) -> Vec<f32> {
-    let inner = w.len() / out;
-    let rows = x.len() / inner;
-    let mut y = if b.is_empty() { vec![0f32; rows * out] } else { b.repeat(rows) };
-    let block = even(rows, if rows < 2 * BLOCK { FEW } else { BLOCK });
-    y.par_chunks_mut(block * out).zip(x.par_chunks(block * inner)).for_each(|(y, x)| {
-        gemm(x.len() / inner, out, inner, y, out, !b.is_empty(), 1.0, Mat::new(x, inner), Mat::new(w, out));
+/// y = scale x w, or y += scale x w if `add`: `x` (rows, in), `w` (in, out), `y` (rows, out).
+pub(super) fn product(y: &mut [f32], add: bool, scale: f32, x: &[f32], w: Mat, [inner, out]: [usize; 2]) {
+    let rows = y.len() / out.max(1);
+    let block = even(rows, if out <= TASK[1] { FEW } else { TASK[0] });
+    let features = if rows < TASK[0] { FEW } else { TASK[1] };
+    let (down, across) = (rows.div_ceil(block), out.div_ceil(features));
+    let all = Shared::new(y);
+    (0..down * across).into_par_iter().for_each(|task| {
+        let (row, column) = (task / across * block, task % across * features);
+        let (m, n) = (block.min(rows - row), features.min(out - column));
+        // SAFETY: every task writes a rectangle of its own.
+        let y = unsafe { all.slice(row * out + column, (m - 1) * out + n) };
+        gemm(m, n, inner, y, out, add, scale, Mat::new(&x[row * inner..], inner), w.skip_columns(column));
     });
+}
+
+/// `x` (rows, in) times `w` (in, out) plus `b` (out, or nothing) -> (rows, out).
+pub(super) fn affine(x: &[f32], w: Mat, b: &[f32], [inner, out]: [usize; 2]) -> Vec<f32> {
+    let rows = x.len() / inner.max(1);
+    let mut y = if b.is_empty() { vec![0f32; rows * out] } else { b.repeat(rows) };
+    product(&mut y, !b.is_empty(), 1.0, x, w, [inner, out]);
     y
 }
 
-/// The same for few rows, with `w` (out, in) as it lies: to transpose it first would take longer than the product.
-fn product_of_few(x: &[f32], w: &[f32], out: usize, b: &[f32]) -> Vec<f32> {
-    let (inner, rows) = (w.len() / out, x.len() * out / w.len());
-    let mut y = if b.is_empty() { vec![0f32; rows * out] } else { b.repeat(rows) };
-    let all = Shared::new(&mut y);
-    w.par_chunks(FEATURES * inner).enumerate().for_each(|(i, w)| {
-        let (from, n) = (i * FEATURES, w.len() / inner);
-        // SAFETY: every task writes columns of its own.
-        let y = unsafe { all.slice(from, (rows - 1) * out + n) };
-        gemm(rows, n, inner, y, out, !b.is_empty(), 1.0, Mat::new(x, inner), Mat::new(w, inner).t());
+/// gw += scale gy^T x: the gradient of a weight (out, in), from `gy` (rows, out) and `x` (rows, in).
+pub(super) fn add_weight_gradient(gw: &mut [f32], scale: f32, gy: &[f32], x: &[f32], [inner, out]: [usize; 2]) {
+    let rows = gy.len() / out;
+    // A task is a block of output features, over all rows in order.
+    let block = out.div_ceil(8).next_multiple_of(16);
+    gw.par_chunks_mut(block * inner).enumerate().for_each(|(i, gw)| {
+        let n = gw.len() / inner;
+        let gy = Mat::new(&gy[i * block..], out).t(); // (n, rows)
+        gemm(n, inner, rows, gw, inner, true, scale, gy, Mat::new(x, inner));
     });
-    y
 }
 
 struct Linear;
@@ -82,29 +88,14 @@ impl Kernel<3> for Linear {
     }
 
     fn forward(&self, [x, w, b]: [Operand; 3]) -> Vec<f32> {
-        let out = w.dims[0];
-        let (x, w, b) = (x.values, w.values, b.values);
-        if (1..2 * BLOCK).contains(&(x.len() * out / w.len())) {
-            return product_of_few(x, w, out, b);
-        }
-        // Packing a matrix whose rows lie apart is slow, and every block of rows would do it again: once is enough.
-        let w = swap(w, out, w.len() / out); // (in, out)
-        product(x, &w, out, b)
+        let (out, inner) = (w.dims[0], w.values.len() / w.dims[0]);
+        affine(x.values, Mat::new(w.values, inner).t(), b.values, [inner, out])
     }
 
     fn backward(&self, [x, w, _]: [Operand; 3], gy: &[f32], [gx, gw, gb]: [&mut Gradient; 3]) -> Result<()> {
         let (out, inner) = (w.dims[0], w.values.len() / w.dims[0]);
-        gx.set(|| product(gy, w.values, inner, &[]));
-        gw.add(|gw| {
-            let rows = gy.len() / out;
-            // A task is a block of output features, over all rows in order.
-            let block = out.div_ceil(8).next_multiple_of(16);
-            gw.par_chunks_mut(block * inner).enumerate().for_each(|(i, gw)| {
-                let n = gw.len() / inner;
-                let gy = Mat::new(&gy[i * block..], out).t(); // (n, rows)
-                gemm(n, inner, rows, gw, inner, true, 1.0, gy, Mat::new(x.values, inner));
-            });
-        })?;
+        gx.set(|| affine(gy, Mat::new(w.values, inner), &[], [out, inner]));
+        gw.add(|gw| add_weight_gradient(gw, 1.0, gy, x.values, [inner, out]))?;
         gb.add(|gb| {
             gb.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, gb)| {
                 // Partial sums over blocks of rows keep the rounding small.

@@ -18,6 +18,11 @@ impl<'a> Mat<'a> {
         Self { data: self.data, rows: self.cols, cols: self.rows }
     }
 
+    /// The matrix without its first `n` columns.
+    pub fn skip_columns(self, n: usize) -> Self {
+        Self { data: &self.data[n * self.cols as usize..], ..self }
+    }
+
     /// The last index that an m x n matrix of this form touches.
     fn last(&self, m: usize, n: usize) -> usize {
         (m - 1) * self.rows as usize + (n - 1) * self.cols as usize

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Result as Candle, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use pipe::seed;
 use serde::{Deserialize, Serialize};
 
@@ -61,11 +61,6 @@ impl Adapter {
         Ok(Self { a: a?, b: b?, scale: config.scale() })
     }
 
-    /// (alpha / rank) B A x, added to the layer's own output; x (.., in) -> (.., out).
-    pub fn forward(&self, x: &Tensor) -> Candle<Tensor> {
-        ops::linear(&ops::linear(x, &self.a, None)?, &self.b, None)? * self.scale
-    }
-
     /// (alpha / rank) B A, in the shape of the layer's weight.
     pub fn delta(&self) -> Result<Tensor> {
         let (a, b) = (&self.a, &self.b);
@@ -102,7 +97,9 @@ mod tests {
         b.set(&Tensor::from_vec(vec![1f32, -2., 3., 4., 0.5, -1.], (3, 2), &device).unwrap()).unwrap();
         let x = Tensor::from_vec(vec![0.5f32, -1.5], (1, 2), &device).unwrap();
         let adapter = Adapter { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale: 0.5 };
-        let one = adapter.forward(&x).unwrap().to_vec2::<f32>().unwrap();
+        let nothing = Tensor::zeros((3, 2), DType::F32, &device).unwrap();
+        let one = ops::linear_adapted(&x, &nothing, None, [&adapter.a, &adapter.b], adapter.scale).unwrap();
+        let one = one.to_vec2::<f32>().unwrap();
         let two = ops::linear(&x, &adapter.delta().unwrap(), None).unwrap().to_vec2::<f32>().unwrap();
         assert!(one[0].iter().zip(&two[0]).all(|(a, b)| (a - b).abs() < 1e-5), "{one:?} {two:?}");
         assert!(one[0].iter().any(|v| *v != 0.0));
