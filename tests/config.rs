@@ -137,12 +137,16 @@ const LAUNCHES: &[(&str, &[&str], &[&str])] = &[
          --cache_dir=/export/share/datasets/ --checkpointing_steps 500 --beta_dpo 5000 --output_dir=out",
         &[
             "base = \"base\"",
-            "dataset-name = \"pairs.parquet\"",
+            "data = [\"pairs.parquet\"]",
             "learning-rate = 1e-8",
             "scale-lr = true",
             "beta-dpo = 5000",
         ],
-        &["# accelerate launch --mixed_precision=fp16 train.py"],
+        &[
+            "# accelerate launch --mixed_precision=fp16 train.py",
+            "# --cache_dir /export/share/datasets/: ",
+            "given: labels",
+        ],
     ),
     (
         "accelerate launch train_diffusion_dpo.py --pretrained_model_name_or_path=base --output_dir=out \
@@ -165,7 +169,58 @@ const LAUNCHES: &[(&str, &[&str], &[&str])] = &[
             "# --mixed_precision fp16: it takes",
             "# --lr_scheduler polynomial: ",
             "# --no_such_thing 3: ",
+            "given: data",
+            "given: labels",
         ],
+    ),
+    (
+        "CUDA_VISIBLE_DEVICES=0 OMP_NUM_THREADS=2 accelerate launch sd-scripts/train_network.py --pretrained_model_name_or_path=base \
+         --output_dir=out --optimizer_type AdamW8bit --optimizer_args weight_decay=0.02 betas=0.8,0.98 decouple=True \
+         --learning_rate=5e-5 --unet_lr=1e-4 --resolution=512,768 --max_train_steps 40 --lr_warmup_steps=0.1 --seed -3 \
+         --network_args conv_dim=4 conv_alpha=1 --loss_type l2 --network_dim 4 --lr_scheduler_args a=1 b=2 -q",
+        &[
+            "learning-rate = 0.0001",
+            "lr-warmup-steps = 4",
+            "optimizer = \"adamw\"",
+            "adam-weight-decay = 0.02",
+            "adam-beta1 = 0.8",
+            "adam-beta2 = 0.98",
+            "quiet = true",
+        ],
+        &[
+            "# CUDA_VISIBLE_DEVICES=0: ",
+            "# OMP_NUM_THREADS=2: ",
+            "# accelerate launch sd-scripts/train_network.py: ",
+            "# train_network.py: it trains on single images",
+            "# --optimizer_type AdamW8bit: AdamW with moments in f32",
+            "# --optimizer_args decouple=True: ",
+            "# --learning_rate 5e-5: --unet_lr",
+            "# --resolution 512,768: it takes one number",
+            "# --lr_warmup_steps 0.1: this share of all steps is 4",
+            "# --seed -3: ",
+            "# --network_args conv_dim=4 conv_alpha=1: ",
+            "# --loss_type l2: --loss ",
+            "# --lr_scheduler_args a=1 b=2: ",
+            "given: data",
+        ],
+    ),
+    (
+        "accelerate launch train_text_to_image.py --pretrained_model_name_or_path=base --dataset_name=org/cats --learning_rate=1e-5 \
+         --lr_warmup_steps 0.1 --no_hflip --optimizer_type Lion",
+        &["loss = \"dpo\"", "augment = \"none\""],
+        &[
+            "# train_text_to_image.py: it trains on single images",
+            "# --dataset_name org/cats: there is no such file",
+            "# --lr_warmup_steps 0.1: a share of all steps",
+            "# --optimizer_type Lion: ",
+            "given: data",
+            "given: output",
+        ],
+    ),
+    (
+        "python train.py --pretrained_model_name_or_path=base --train_method sft --dataset_name=pairs.parquet --output_dir out",
+        &["loss = \"sft\""],
+        &["# python train.py: "],
     ),
 ];
 
@@ -182,10 +237,21 @@ fn launch_lines_of_other_programs_become_a_file_that_trains() {
         says(run.text(), kept);
         says(run.text(), left_out);
         dir.write("run.toml", run.text());
-        let data: &[&str] = if run.text().contains("dataset-name") { &[] } else { &["pairs.parquet"] };
+        // Words of other programs are never taken for tables.
+        assert!(
+            run.text().contains("data = [\"pairs.parquet\"]") || !run.text().contains("\ndata ="),
+            "{}",
+            run.text()
+        );
+        let data: &[&str] = if run.text().contains("\ndata =") { &[] } else { &["pairs.parquet"] };
         let train =
             dir.tool("train").args(["--config", "run.toml", "--labels", "labels.parquet", "--resolution", "16"]);
         train.args(["--train_batch_size", "2", "--dry-run"]).args(data).ok();
+    }
+    // Typed without another program's line, the same values are errors that say what is meant.
+    for (flag, value, says_so) in [("--lr_warmup_steps", "0.1", "not a share"), ("--resolution", "512,768", "square")] {
+        let error = dir.tool("train").args(["pairs.parquet", "-o", "x", flag, value]).fails(2);
+        says(&error, &[&flag.replace('_', "-"), value, says_so]);
     }
     let run = dir
         .tool("sample")

@@ -220,7 +220,7 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
         ("no-jpg", &[], &["no-jpg: column 'jpg_1' is missing"]),
         ("none", &[], &["none has no rows"]),
         ("cut", &[], &["cut is not a whole table"]),
-        ("good", &["--base", "absent"], &["absent/vae"]),
+        ("good", &["--base", "absent"], &["absent/text_encoder"]),
         ("good", &["--base", &format!("{mini}/unet")], &["unet/vae"]),
         ("good", &["--batch", "0"], &["--batch is 0"]),
         ("text", &["--shard", "0/2"], &["text, row 5"]),

@@ -276,6 +276,7 @@ fn a_model_card_says_what_the_weights_and_the_win_rates_say() {
     }
     let tables = ["policy.parquet", "base.parquet", "--best-of", "1", "--json", "-o", "winrate.json"];
     dir.tool("winrate").args(tables).ok();
+    dir.write("p.txt", "fox, flat style\n");
     let card =
         ["--winrates", "winrate.json", "--policy", "policy", "--card", "policy/README.md", "--base-model", "org/name"];
     dir.tool("report").args(card).ok();
@@ -286,12 +287,37 @@ fn a_model_card_says_what_the_weights_and_the_win_rates_say() {
         &[
             "license: other",
             "the rule `majority` over hps and clip",
-            "| policy vs base | 40 | **100.0 % [91.2, 100.0]** | 0.0 % [0.0, 8.8] |",
-            "| `beta_dpo` | 1234",
+            "| policy vs base | 40 | **100.0 % [91.2, 100.0]** | 0.0 % [0.0, 8.8] | 0.0 % [0.0, 8.8] | 0.0 % [0.0, 8.8] |",
+            "| prompts | hps | clip | all better | all worse |",
+            "| `beta_dpo` | 1234 |",
+            "| `learning_rate` | 1e-8 |",
+            "| `lr_scheduler` | constant_with_warmup, 0 warm-up steps |",
+            "| `optimizer` | adamw (beta1 0.9, beta2 0.999, eps 1e-8, weight decay 0.01) |",
+            "| `augment` | independent-flip |",
             "- `vote` 0.1.0: rule majority",
             "subfolder=\"unet\"",
             "\"tool\": \"train\"",
         ],
     );
+    let one = dir.tool("winrate").args(["policy.parquet", "base.parquet", "--best-of", "1", "--metrics", "hps"]).ok();
+    assert!(!one.text().contains("these 1 rates"), "{}", one.text());
+    // A checkpoint is no base.
+    for line in ["sample p.txt --base policy", "encode pairs.parquet --base policy"] {
+        let mut words = line.split(' ');
+        let error = dir.tool(words.next().unwrap()).args(words).args(["-o", "x"]).fails(2);
+        says(&error, &["--base", "policy", "text_encoder"]);
+    }
+    // A sheet below the card is shown, one elsewhere is not, and that is said.
+    dir.tool("sample").args(["p.txt", "-o", "images.parquet", "--base", &base, "--steps", "1", "-n", "1"]).ok();
+    std::fs::create_dir(dir.path("policy/a b")).unwrap();
+    for (sheet, link) in [("policy/a b/sheet.png", "](a%20b/sheet.png)"), ("sheet.png", "")] {
+        let run = dir.tool("report").args(card).args(["--images", "images.parquet", "--sheet", sheet]).ok();
+        let text = String::from_utf8(dir.bytes("policy/README.md")).unwrap();
+        assert_eq!(
+            (text.contains("## Images"), run.err.contains("does not show --sheet")),
+            (!link.is_empty(), link.is_empty())
+        );
+        says(&text, &[link]);
+    }
     says(&dir.tool("report").args(["--card", "x.md", "--policy", &base]).fails(2), &["does not say how it was made"]);
 }

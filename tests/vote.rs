@@ -314,8 +314,16 @@ fn images_of_a_prompt_become_pairs() {
         assert_eq!((uids(&front), column_f32(&front, "target")), (vec![pair.to_owned()], vec![target]));
         assert_eq!((&run.json()["rows"], &run.json()["prompts"]["one_front"]), (&1.into(), &1.into()));
     }
-    let other = dir.tool("vote").arg("turned.parquet").args(args).args(["--rule", "soft"]).fails(2);
-    says(&other, &["--pairs pareto decides by itself", "--rule"]);
+    for other in ["--rule soft", "--weights hps=1", "--fit dawid-skene", "--scales data", "--ties human"] {
+        let error = dir.tool("vote").arg("turned.parquet").args(args).args(other.split(' ')).fails(2);
+        says(&error, &["--pairs pareto decides by itself", other.split(' ').next().unwrap()]);
+    }
+    // No rule decides, and none is named.
+    let origin: serde_json::Value =
+        serde_json::from_str(&dir.get("front.parquet").schema().metadata()["origin"]).unwrap();
+    assert_eq!((origin["args"].get("rule"), &origin["args"]["pairs"]), (None, &"pareto".into()));
+    let run = dir.tool("vote").args(["turned.parquet", "-o", "front.parquet", "--pairs", "pareto"]).ok();
+    assert!(run.err.starts_with("Pareto fronts: ") && !run.err.contains("majority"), "{}", run.err);
     // A pipe, other rules.
     let piped = dir
         .tool("vote")

@@ -23,6 +23,8 @@ pub fn look_into(path: &Path, quick: bool) -> Result<Option<Finding>> {
         Some(checkpoint(path, quick)?)
     } else if ENCODED.iter().any(|name| has(&format!("{name}.parquet"))) {
         Some(encoded(path, quick)?)
+    } else if has(folder::ADAPTERS) {
+        Some(weights::file(&path.join(folder::ADAPTERS), quick)?)
     } else if has("config.json") {
         let mut finding = weights::folder(path, quick);
         finding.kind = "network".into();

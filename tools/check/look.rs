@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use crate::finding::Finding;
-use crate::{folders, tables, texts, weights};
+use crate::{folders, pictures, tables, texts, weights};
 
 pub fn of(path: &Path, quick: bool) -> Result<Finding> {
     let cannot = || format!("cannot read {}", path.display());
@@ -25,6 +25,9 @@ pub fn of(path: &Path, quick: bool) -> Result<Finding> {
 fn look_at(path: &Path, quick: bool) -> Result<Finding> {
     if weights::is_weights(path) {
         return weights::file(path, quick);
+    }
+    if let Some(finding) = pictures::look_at(path)? {
+        return Ok(finding);
     }
     match texts::look_at(path)? {
         Some(finding) => Ok(finding),

@@ -6,6 +6,7 @@
 mod finding;
 mod folders;
 mod look;
+mod pictures;
 mod tables;
 mod texts;
 mod weights;
@@ -22,7 +23,7 @@ use serde_json::json;
 /// Say of files and folders whether they are whole, what they are, what made them, and what is missing
 ///
 /// Knows every table (also in parts), folders of `encode`, checkpoints of `train`, models as diffusers and transformers store
-/// them, single weight files, log.jsonl and the JSON of `winrate`. All rows are read, and checksums are compared where a file
+/// them, single weight files, log.jsonl, the JSON of `winrate`, files of settings, pages and cards of `report`, and images. All rows are read, and checksums are compared where a file
 /// has them. Prints what `samtools quickcheck` and `samtools view -H` print of theirs.
 #[derive(Parser)]
 #[command(name = "check", version, max_term_width = 100, after_help = EXAMPLES)]

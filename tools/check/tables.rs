@@ -18,7 +18,7 @@ struct Kind {
 }
 
 /// The first kind whose columns are there is meant.
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 11] = [
     Kind { name: "pairs", needs: &pairs::NEEDED, lacks: &[] },
     Kind { name: "labels", needs: &[labels::PAIR_ID, labels::TARGET, labels::WEIGHT], lacks: &[] },
     Kind { name: "images", needs: &[prompts::PROMPT, images::IMAGE], lacks: &[] },
@@ -27,10 +27,16 @@ const KINDS: [Kind; 9] = [
         needs: &[prompts::PROMPT_ID, images::IMAGE_UID, images::MODEL],
         lacks: &[images::IMAGE],
     },
+    Kind {
+        name: "pairs with labels, without images",
+        needs: &[pairs::CAPTION, pairs::UID[0], pairs::UID[1], pairs::LABEL[0], pairs::LABEL[1]],
+        lacks: &[labels::PAIR_ID, pairs::JPG[0]],
+    },
     Kind { name: "latents", needs: &[images::IMAGE_UID, "mean", "logvar"], lacks: &[] },
     Kind { name: "captions", needs: &[pairs::CAPTION, "states"], lacks: &[] },
     Kind { name: "scores", needs: &[labels::PAIR_ID, pairs::UID[0], pairs::UID[1], pairs::LABEL[0]], lacks: &[] },
     Kind { name: "list of pairs", needs: &[labels::PAIR_ID, pairs::CAPTION, pairs::UID[0], pairs::UID[1]], lacks: &[] },
+    Kind { name: "pairs as TRL reads them", needs: &[prompts::PROMPT, "chosen", "rejected"], lacks: &[] },
     Kind { name: "prompts", needs: &[prompts::PROMPT], lacks: &[] },
 ];
 

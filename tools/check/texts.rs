@@ -1,4 +1,4 @@
-//! Texts: log.jsonl, and the JSON of `winrate`.
+//! Texts: log.jsonl, the JSON of `winrate`, files of settings, the page and the card of `report`, and lists of prompts.
 
 use std::{fs, path::Path};
 
@@ -12,32 +12,85 @@ use crate::finding::Finding;
 /// The longest text that is read, in bytes: a log of a million steps has half of it.
 const LONGEST: u64 = 1 << 30;
 
-/// `None` where the file is neither.
+/// `None` where the file is none of them.
 pub fn look_at(path: &Path) -> Result<Option<Finding>> {
-    let mut begin = [0; 1];
+    let mut begin = [0; 16];
     let file = fs::File::open(path)?;
     let read = std::os::unix::fs::FileExt::read_at(&file, &mut begin, 0).unwrap_or(0);
-    if read == 0 || begin != *b"{" || file.metadata()?.len() > LONGEST {
-        return Ok(None);
+    let begin = begin[..read].to_ascii_lowercase();
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    let look: fn(&str) -> Finding = match () {
+        () if file.metadata()?.len() > LONGEST => return Ok(None),
+        () if begin.starts_with(b"{") => json,
+        () if begin.starts_with(b"<!doctype html") || begin.starts_with(b"<html") => page,
+        () if ending == "md" && begin.starts_with(b"---") => card,
+        () if ending == "toml" => settings,
+        () if ending == "txt" && read > 0 => prompts,
+        () => return Ok(None),
+    };
+    Ok(Some(look(&String::from_utf8_lossy(&fs::read(path)?))))
+}
+
+fn page(text: &str) -> Finding {
+    let ours = text.contains("name=\"generator\" content=\"balanced-dpo report\"");
+    let mut finding = Finding::new(if ours { "page of `report`" } else { "web page" });
+    if !ours {
+        finding.problem("`report` did not write it; a failed download leaves such a page: download the file again");
+    } else if !text.trim_end().ends_with("</html>") {
+        finding.problem("its end is missing");
     }
-    let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
+    finding
+}
+
+/// Markdown that begins with the hub's front matter, and of `report` ends with a block of JSON.
+fn card(text: &str) -> Finding {
+    let ours = text.contains("\n- balanced-dpo\n");
+    let mut finding = Finding::new(if ours { "model card of `report`" } else { "Markdown" });
+    let matter = text.lines().skip(1).any(|line| line == "---");
+    if !matter || (ours && !text.trim_end().ends_with("\n}\n```")) {
+        finding.problem("its end is missing");
+    }
+    finding
+}
+
+fn settings(text: &str) -> Finding {
+    let tool = text.lines().next().and_then(|line| line.strip_prefix("# Settings of `")?.split('`').next());
+    let mut finding = Finding::new(tool.map_or("settings".to_owned(), |tool| format!("settings of `{tool}`")));
+    if let Err(error) = toml::de::DeTable::parse(text) {
+        let line = error.span().map_or(1, |span| text.get(..span.start).unwrap_or_default().matches('\n').count() + 1);
+        finding.problem(format!("line {line}: {}", error.message()));
+    }
+    finding
+}
+
+fn prompts(text: &str) -> Finding {
+    let lines = text.lines().filter(|line| !line.trim().is_empty()).count();
+    let mut finding =
+        Finding::new("text").holds(format!("{}, which `prompts` and `sample` read as prompts", count(lines, "line")));
+    if text.contains(['\0', '\u{fffd}']) {
+        finding.problem("it is not UTF-8");
+    }
+    finding
+}
+
+fn json(text: &str) -> Finding {
     let first = text.lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok());
     if first.is_some_and(|line| line.get("step").is_some() && line.get("loss").is_some()) {
-        return Ok(Some(log(&text)));
+        return log(text);
     }
-    Ok(Some(match serde_json::from_str::<Winrates>(&text) {
+    match serde_json::from_str::<Winrates>(text) {
         Ok(winrates) => {
             let rates = winrates.comparisons.len().max(winrates.seeds.len());
             let metrics = winrates.metrics.join(", ");
             Finding::new("win rates").holds(format!("{}, metrics {metrics}", count(rates, "comparison")))
         }
-        Err(_) if serde_json::from_str::<Value>(&text).is_ok() => {
+        Err(_) if serde_json::from_str::<Value>(text).is_ok() => {
             let mut finding = Finding::new("JSON");
             finding.problem("it is not what `winrate --json` writes, nor another file that is read here");
             finding
         }
         Err(error) => Finding::not_whole("JSON", &error.into()),
-    }))
+    }
 }
 
 /// Every line is the object of a step, and the steps follow each other.

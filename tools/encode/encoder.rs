@@ -56,8 +56,8 @@ impl Encoder {
         ensure!(flags.batch > 0, "--batch is 0: no image to encode");
         let device = device::open(networks.device)?;
         let dtype = device::dtype(networks.dtype, &device)?;
+        let text = PromptEncoder::open(base, dtype, &device).context("--base")?;
         let vae = Vae::open(&base.join("vae"), dtype, &device)?;
-        let text = PromptEncoder::open(base, dtype, &device)?;
         let factor = vae.config.factor();
         let has_denoiser = folder::DENOISERS.iter().any(|part| base.join(part).join("config.json").exists());
         let denoiser = if has_denoiser { Some(Config::read(&folder::denoiser(base)?)?) } else { None };

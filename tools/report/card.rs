@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use nets::folder;
 use nets::weights::Weights;
 use pipe::origin::Origin;
-use pipe::place;
 use pipe::winrates::{Side, Winrates};
+use pipe::{place, text};
 use serde_json::{Map, Value};
 
 use crate::origins::words;
@@ -38,6 +38,7 @@ pub fn markdown(flags: &CardFlags, title: Option<&str>, files: &[PathBuf], sheet
         Some(file) => Weights::open(file)?,
         None => Weights::open(&folder::denoiser(policy)?)?,
     };
+    let network = Network::of(policy);
     let origin = weights.origin();
     let origin =
         origin.with_context(|| format!("{} does not say how it was made: `train` did not write it", weights.name))?;
@@ -46,14 +47,14 @@ pub fn markdown(flags: &CardFlags, title: Option<&str>, files: &[PathBuf], sheet
     let lora = adapters.is_some();
 
     let mut card = front_matter(flags.base_model.as_deref(), lora);
-    let base = flags.base_model.as_deref().unwrap_or("a Stable Diffusion model");
-    let what = if lora { "LoRA adapters for" } else { "The UNet of" };
+    let base = flags.base_model.as_deref().unwrap_or("a diffusion model");
+    let what = if lora { "LoRA adapters for".to_owned() } else { format!("The {} of", network.name) };
     writeln!(card, "# {}\n", title.unwrap_or(&name))?;
     writeln!(card, "{what} {base}, aligned with preferences by balanced-dpo. {}\n", voters(&origin))?;
-    card += &usage(flags.base_model.as_deref(), lora);
+    card += &usage(flags.base_model.as_deref(), lora, &network);
     if let Some(sheet) = sheet {
-        let shown = sheet.file_name().unwrap_or_default().to_string_lossy();
-        writeln!(card, "## Images\n\n![The same prompts drawn by each model]({})\n", shown.replace(' ', "%20"))?;
+        let link = sheet.to_string_lossy().replace(' ', "%20");
+        writeln!(card, "## Images\n\n![The same prompts drawn by each model]({link})\n")?;
     }
     results.iter().try_for_each(|file| rates(&mut card, file))?;
     writeln!(card, "## Training\n\n{}", settings(&origin.args))?;
@@ -80,18 +81,36 @@ fn front_matter(base: Option<&str>, lora: bool) -> String {
     )
 }
 
-fn usage(base: Option<&str>, lora: bool) -> String {
+/// The network that was trained: the folder of a checkpoint and the class in diffusers.
+struct Network {
+    part: &'static str,
+    name: &'static str,
+    class: String,
+}
+
+impl Network {
+    fn of(policy: &Path) -> Self {
+        let part = folder::DENOISERS.into_iter().find(|part| policy.join(part).is_dir()).unwrap_or(folder::DENOISER);
+        let text = std::fs::read(policy.join(part).join("config.json")).unwrap_or_default();
+        let config: Value = serde_json::from_slice(&text).unwrap_or_default();
+        let class = config.get("_class_name").and_then(Value::as_str).unwrap_or("UNet2DConditionModel").to_owned();
+        Self { part, name: if part == folder::DENOISER { "UNet" } else { part }, class }
+    }
+}
+
+fn usage(base: Option<&str>, lora: bool, network: &Network) -> String {
+    let Network { part, class, .. } = network;
     let base = base.unwrap_or("BASE");
     let body = match lora {
         true => format!(
             "pipe = DiffusionPipeline.from_pretrained(\"{base}\")\npipe.load_lora_weights(\"THIS_FOLDER/lora\")\n"
         ),
         false => format!(
-            "unet = UNet2DConditionModel.from_pretrained(\"THIS_FOLDER\", subfolder=\"unet\")\n\
-             pipe = DiffusionPipeline.from_pretrained(\"{base}\", unet=unet)\n"
+            "{part} = {class}.from_pretrained(\"THIS_FOLDER\", subfolder=\"{part}\")\n\
+             pipe = DiffusionPipeline.from_pretrained(\"{base}\", {part}={part})\n"
         ),
     };
-    let classes = if lora { "DiffusionPipeline" } else { "DiffusionPipeline, UNet2DConditionModel" };
+    let classes = if lora { "DiffusionPipeline".into() } else { format!("DiffusionPipeline, {class}") };
     format!(
         "## Use\n\n```python\nfrom diffusers import {classes}\n{body}image = pipe(\"a fox in the snow\").images[0]\n```\n\n"
     )
@@ -101,7 +120,9 @@ fn usage(base: Option<&str>, lora: bool) -> String {
 fn voters(origin: &Origin) -> String {
     let vote = origin.chain().into_iter().find(|origin| origin.tool == "vote");
     let Some(vote) = vote else { return "Its labels are not known.".into() };
-    let rule = vote.args.get("rule").map(words).unwrap_or_default();
+    let Some(rule) = vote.args.get("rule").map(words) else {
+        return "Its labels follow the Pareto fronts of each prompt's images.".into();
+    };
     match vote.args.get("metrics").and_then(Value::as_array) {
         Some(metrics) if !metrics.is_empty() => {
             let metrics: Vec<String> = metrics.iter().map(words).collect();
@@ -115,27 +136,31 @@ fn voters(origin: &Origin) -> String {
 fn rates(card: &mut String, file: &Winrates) -> Result<()> {
     let rows: Vec<_> =
         file.comparisons.iter().map(winrates::all).chain(file.seeds.iter().map(winrates::pooled)).collect();
+    let joint = rows.iter().any(|row| row.joint.is_some());
     writeln!(
         card,
         "## Win rates\n\nOn what share of the prompts the best of {} images scores higher, with 95 % intervals. **Bold**: ahead or \
-         behind by more than noise (exact sign test, Holm's correction).\n",
-        file.best_of
+         behind by more than noise (exact sign test, Holm's correction).{}\n",
+        file.best_of,
+        if joint { " \"All better\", \"all worse\": on what share all metrics at once are." } else { "" }
     )?;
     let metric = |name: &String| if file.held_out.contains(name) { format!("{name} (held out)") } else { name.clone() };
-    let header: Vec<_> = file.metrics.iter().map(metric).collect();
+    let mut header: Vec<_> = file.metrics.iter().map(metric).collect();
+    header.extend(["all better", "all worse"].iter().filter(|_| joint).map(ToString::to_string));
     writeln!(card, "| | prompts | {} |\n|---|---|{}", header.join(" | "), "---|".repeat(header.len()))?;
     for row in rows {
-        let cells: Vec<String> = file
+        let shown = |[rate, low, high]: [f64; 3]| format!("{} {}", percent(rate), interval(low, high));
+        let mut cells: Vec<String> = file
             .metrics
             .iter()
             .map(|metric| {
                 let cell = &row.cells[metric.as_str()];
-                let [rate, low, high] = cell.rate;
-                let text = format!("{} {}", percent(rate), interval(low, high));
+                let text = shown(cell.rate);
                 let decided = matches!(cell.winner(), Some(Side::A | Side::B));
                 if decided { format!("**{text}**") } else { text }
             })
             .collect();
+        cells.extend(row.joint.into_iter().flatten().map(shown));
         writeln!(card, "| {} vs {} | {} | {} |", escaped(row.a), escaped(row.b), row.n, cells.join(" | "))?;
     }
     card.push('\n');
@@ -144,8 +169,53 @@ fn rates(card: &mut String, file: &Winrates) -> Result<()> {
 
 fn settings(args: &Map<String, Value>) -> String {
     let rows = args.iter().filter(|(_, value)| !value.is_null());
-    let rows: String = rows.map(|(name, value)| format!("| `{name}` | {} |\n", escaped(&words(value)))).collect();
+    let rows: String =
+        rows.map(|(name, value)| format!("| `{name}` | {} |\n", escaped(&setting(name, value)))).collect();
     format!("| setting | value |\n|---|---|\n{rows}")
+}
+
+/// A setting of `train` as its command line has it: the weights hold some under the names of the code.
+fn setting(name: &str, value: &Value) -> String {
+    match (name, value) {
+        ("lr_scheduler", Value::Array(all)) if all.len() == 3 => {
+            let over = if all[2].is_null() { String::new() } else { format!(", over {} steps", all[2]) };
+            let warmup = text::count(all[1].as_u64().unwrap_or_default() as usize, "warm-up step");
+            format!("{}, {warmup}{over}", flag_name(&words(&all[0])).replace('-', "_"))
+        }
+        (_, Value::String(text)) => plain(text),
+        // 5000, not 5000.0, and 1e-8, not 0.00000001.
+        (_, Value::Number(number)) => match number.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 1e15) {
+            Some(whole) => whole.to_string(),
+            None => number.to_string(),
+        },
+        _ => words(value),
+    }
+}
+
+/// `AdamW(AdamWConfig { beta1: 0.9 })` -> "adamw (beta1 0.9)", `IndependentFlip` -> "independent-flip".
+fn plain(text: &str) -> String {
+    let end = text.find([' ', '(', '{']).unwrap_or(text.len());
+    let (name, rest) = text.split_at(end);
+    let is_name = name.starts_with(|c: char| c.is_ascii_uppercase()) && name.bytes().all(|b| b.is_ascii_alphanumeric());
+    if !is_name {
+        return text.to_owned();
+    }
+    let inner = rest.rsplit('{').next().unwrap_or_default().trim_matches([' ', '(', ')', '{', '}']);
+    let inner = inner.replace(": ", " ").replace('_', " ");
+    if inner.is_empty() { flag_name(name) } else { format!("{} ({inner})", flag_name(name)) }
+}
+
+/// `IndependentFlip` -> "independent-flip", `AdamW` -> "adamw".
+fn flag_name(name: &str) -> String {
+    let mut flag = String::new();
+    for (i, letter) in name.char_indices() {
+        let next = name[i + letter.len_utf8()..].chars().next();
+        if i > 0 && letter.is_ascii_uppercase() && next.is_some_and(|next| next.is_ascii_lowercase()) {
+            flag.push('-');
+        }
+        flag.push(letter.to_ascii_lowercase());
+    }
+    flag
 }
 
 /// What made the inputs of the policy, the nearest first, each once.
@@ -169,9 +239,9 @@ fn escaped(text: &str) -> String {
     text.replace('|', "\\|").replace(['\n', '\r'], " ")
 }
 
-/// The path of the contact sheet, where it lies beside the card.
-pub fn beside<'a>(card: &Path, sheet: Option<&'a PathBuf>) -> Option<&'a Path> {
-    sheet
-        .map(|sheet| &**sheet)
-        .filter(|sheet| sheet.as_os_str() != "-" && place::folder_of(sheet) == place::folder_of(card))
+/// The path of the contact sheet from the card's folder. `None`: it lies elsewhere, where the hub would not find it.
+pub fn link(card: &Path, sheet: &Path) -> Option<PathBuf> {
+    let (to, from) = (place::folder_of(sheet).canonicalize().ok()?, place::folder_of(card).canonicalize().ok()?);
+    let inside = to.strip_prefix(from).ok().filter(|_| sheet.as_os_str() != "-" && card.as_os_str() != "-")?;
+    Some(inside.join(sheet.file_name()?))
 }

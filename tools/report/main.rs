@@ -66,8 +66,15 @@ fn run(args: Args) -> Result<Answer> {
         write(path, assemble::html(&args, &tables)?.as_bytes())?;
     }
     if let Some(path) = &args.card.card {
-        let sheet = card::beside(path, args.sheet.as_ref());
-        write(path, card::markdown(&args.card, args.title.as_deref(), &args.winrates, sheet)?.as_bytes())?;
+        let sheet = args.sheet.as_ref().and_then(|sheet| card::link(path, sheet));
+        if let (None, Some(outside)) = (&sheet, &args.sheet) {
+            args.common.say(format_args!(
+                "the card does not show --sheet {}, which does not lie in the card's folder",
+                outside.display()
+            ));
+        }
+        let card = card::markdown(&args.card, args.title.as_deref(), &args.winrates, sheet.as_deref())?;
+        write(path, card.as_bytes())?;
     }
     let written: Vec<_> = args.outputs().filter(|path| path.as_os_str() != "-").collect();
     match args.common.json {

@@ -17,6 +17,8 @@ pub struct Section {
     pub body: Markup,
 }
 
+/// What says that a page is one of ours.
+const GENERATOR: &str = "balanced-dpo report";
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 /// A prompt may contain anything, so the page may load nothing from outside: images, style and script are inside it.
@@ -31,6 +33,7 @@ pub fn page<'a>(head: &Head, sections: impl Iterator<Item = &'a Section> + Clone
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta http-equiv="Content-Security-Policy" content=(POLICY);
                 meta name="color-scheme" content="light dark";
+                meta name="generator" content=(GENERATOR);
                 title { (head.title) }
                 style { (PreEscaped(STYLE)) }
                 noscript { style { "#gallery[data-view] figure{display:block}" } }

@@ -47,7 +47,7 @@ pub struct Painter {
 impl Painter {
     /// Everything from the model folder `base`, the denoiser from its own folder.
     pub fn open(base: &Path, denoiser: &Path, settings: Settings, dtype: DType, device: &Device) -> Result<Self> {
-        let text = PromptEncoder::open(base, dtype, device)?;
+        let text = PromptEncoder::open(base, dtype, device).context("--base")?;
         let process = Process::open(base)?;
         let file = base.join(Process::FILE);
         let (folder, config) = (denoiser.display(), Config::read(denoiser)?);

@@ -120,7 +120,7 @@ impl Pictures {
         device: &Device,
     ) -> Result<Option<Self>> {
         let (Some(every), Some(prompts)) = (flags.sample_every, flags.prompts()?) else { return Ok(None) };
-        let text = PromptEncoder::open(&models.base, DType::F32, device)?;
+        let text = PromptEncoder::open(&models.base, DType::F32, device).context("--base")?;
         let base = Denoiser::open(&folder::denoiser(&models.base)?, DType::F32, device)?;
         let vae = models.vae_folder();
         let factor = Vae::open(&vae, DType::F32, &Device::Cpu)?.config.factor();

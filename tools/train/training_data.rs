@@ -55,7 +55,7 @@ impl TrainingData {
         device: &Device,
     ) -> Result<Self> {
         if let Some(path) = &flags.replay {
-            let text = PromptEncoder::open(&models.base, DType::F32, device)?;
+            let text = PromptEncoder::open(&models.base, DType::F32, device).context("--base")?;
             return Ok(Self::Replay(Box::new(Replay::open(path, &models.vae_folder(), text, steps)?)));
         }
         let labels = flags.labels.as_ref().context("--labels is missing; name what `vote` wrote (or use --replay)")?;

@@ -91,6 +91,12 @@ impl Args {
     /// Refuses a flag that would have no effect, and a rule that lacks a flag.
     pub fn check(&self) -> Result<()> {
         let rule = &self.rule;
+        let plain = *rule == Rule::Majority && self.ties == Ties::Abstain;
+        let unweighted = self.weights.is_empty() && self.fit.is_none() && self.scales.is_none();
+        ensure!(
+            !self.by_fronts() || (plain && unweighted),
+            "--pairs pareto decides by itself, without a vote: leave out --rule, --ties, --weights, --fit and --scales"
+        );
         ensure!(
             self.weights.is_empty() || rule.is_weighted(),
             "--weights has no effect under --rule {rule}; use --rule weighted"
@@ -110,10 +116,12 @@ impl Args {
             self.pairs.is_none() || self.sharding.shard.is_none(),
             "--shard cannot be used with --pairs: the images of a prompt belong together"
         );
-        let fronts = self.pairs == Some(Pairs::Pareto);
-        let plain = *rule == Rule::Majority && self.ties == Ties::Abstain;
-        ensure!(!fronts || plain, "--pairs pareto decides by itself: leave out --rule and --ties");
         Ok(())
+    }
+
+    /// Whether Pareto fronts decide, and no rule.
+    pub fn by_fronts(&self) -> bool {
+        self.pairs == Some(Pairs::Pareto)
     }
 
     /// The margin of every voter; 0 where none was given.
@@ -155,8 +163,11 @@ impl Args {
 
     /// The arguments that decide the content.
     pub fn origin(&self, metrics: &[String], ties: Ties, scales: &Scales) -> Result<Origin> {
-        let mut origin = Origin::new("vote").arg("rule", self.rule.to_string());
-        if self.rule != Rule::Human {
+        let mut origin = Origin::new("vote");
+        if !self.by_fronts() {
+            origin = origin.arg("rule", self.rule.to_string());
+        }
+        if self.rule != Rule::Human && !self.by_fronts() {
             origin = origin.arg("ties", ties.to_string());
         }
         let people = usize::from(self.human_voter);

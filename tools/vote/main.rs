@@ -96,8 +96,10 @@ fn run(args: Args) -> Result<Answer> {
     let two = if args.pairs == Some(Pairs::Pareto) { "Pareto fronts" } else { "images" };
     ensure!(summary.rows > 0 || rounds.prompts == 0, "{name}: no prompt has two {two}, so there is no pair");
 
-    let mut json =
-        Map::from_iter([("rule".to_owned(), args.rule.to_string().into()), ("ties".into(), ties.to_string().into())]);
+    let mut json = Map::new();
+    if !args.by_fronts() {
+        json.extend([("rule".to_owned(), args.rule.to_string().into()), ("ties".into(), ties.to_string().into())]);
+    }
     json.extend(summary.json());
     json.extend(fit.as_ref().map(|fit| ("fit".to_owned(), fit.json(&metrics))));
     json.extend(args.pairs.map(|_| ("prompts".to_owned(), rounds.json())));
@@ -179,7 +181,10 @@ fn tell(
     if common.json {
         common.answer(json)?;
     } else {
-        let mut text = format!("rule {}, ties {}: {}", args.rule, ties, summary.text());
+        let mut text = match args.by_fronts() {
+            true => format!("Pareto fronts: {}", summary.text()),
+            false => format!("rule {}, ties {}: {}", args.rule, ties, summary.text()),
+        };
         text.extend(fit.map(|fit| fit.text(metrics)));
         text.extend(args.pairs.map(|_| rounds.text()));
         common.say(text.trim_end());

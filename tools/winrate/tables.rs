@@ -25,7 +25,8 @@ impl Results<'_> {
         let tests = self.rows().count() * self.winrates.metrics.len();
         let noise = format!(
             "[95 % interval]\nWho is ahead: + the candidate, - the baseline, no sign: a difference within the noise \
-             (exact sign test, Holm over these {tests} rates, {:.0} %)",
+             (exact sign test, {}{:.0} %)",
+            if tests == 1 { String::new() } else { format!("Holm over these {tests} rates, ") },
             100.0 * LEVEL
         );
         let grid = |title: String, cell: &dyn Fn(&Cell) -> grid::Cell| {

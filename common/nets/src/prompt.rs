@@ -81,6 +81,11 @@ impl PromptEncoder {
     /// `base/text_encoder_2`, `base/tokenizer_3` and `base/text_encoder_3`.
     pub fn open(base: &Path, dtype: DType, device: &Device) -> Result<Self> {
         folder::model(base)?;
+        ensure!(
+            !base.is_dir() || base.join("text_encoder").is_dir(),
+            "{} is no whole model, because it has no text_encoder/ (a checkpoint of `train` has the denoiser alone)",
+            base.display()
+        );
         let reader = |suffix: &str| Reader::open(base, suffix, dtype, device);
         let t5 = |suffix: &str| T5Reader::open(base, suffix, dtype, device).map(Box::new);
         let class = folder::transformer_class(base)?;

@@ -312,7 +312,7 @@ fn begin<A: Parser>(tool: &str, command: Command, body: impl FnOnce(A, Settings)
 /// The settings of a command line, or of another program's launch line, as a file for --config.
 fn pasted(tool: &str, command: &Command, words: &[OsString]) -> Result<String> {
     let words = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-    let (words, left_out) = paste::adapted(tool, command, words);
+    let (words, remarks) = paste::adapted(tool, command, words);
     let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
     let all = [OsString::from(tool)].into_iter().chain(words.iter().cloned());
     if let Err(error) = command.clone().try_get_matches_from(all)
@@ -324,10 +324,10 @@ fn pasted(tool: &str, command: &Command, words: &[OsString]) -> Result<String> {
     let settings = Settings { tool: tool.to_owned(), command: command.clone(), matches };
     let mut toml = settings.to_toml(&[])?;
     let mut remark = |text: String| toml += &format!("# {}\n", shown::escaped(&text));
-    if !left_out.is_empty() {
-        remark("Left out:".into());
+    if !remarks.is_empty() {
+        remark("Left out or changed:".into());
     }
-    left_out.into_iter().for_each(&mut remark);
+    remarks.into_iter().for_each(&mut remark);
     settings.missing().into_iter().for_each(|flag| remark(format!("Needed and not given: {flag}")));
     Ok(toml)
 }

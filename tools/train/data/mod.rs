@@ -151,7 +151,9 @@ impl Data {
         );
         let captions = match cache {
             Some(cache) => Captions::cached(&cache.join(cache::CAPTIONS))?,
-            None => Captions::Encoder(Box::new(PromptEncoder::open(&models.base, DType::F32, device)?)),
+            None => {
+                Captions::Encoder(Box::new(PromptEncoder::open(&models.base, DType::F32, device).context("--base")?))
+            }
         };
         let labels_hash = one_hash(&label_origins).unwrap_or(votes.hash);
         let inputs = [label_origins, origins].concat();

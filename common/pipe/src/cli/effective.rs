@@ -7,8 +7,8 @@ use clap::builder::ValueParser;
 use clap::error::{ContextKind, ErrorKind};
 use clap::{Arg, ArgMatches, Command};
 
-use super::COMMON;
 use super::config::{ABOUT_ITSELF, given, is_switch, takes_many};
+use super::{COMMON, paste};
 use std::any::TypeId;
 use std::num::NonZeroUsize;
 
@@ -122,8 +122,11 @@ impl Settings {
 
     /// The flags that are needed and were not given.
     pub(super) fn missing(&self) -> Vec<String> {
+        let given = given(&self.command, &self.matches);
         let lacks = |arg: &&Arg| arg.is_required_set() && !self.matches.contains_id(arg.get_id().as_str());
-        self.command.get_arguments().filter(lacks).map(key).collect()
+        let asked = self.command.get_arguments().filter(lacks).map(key);
+        let is_given = |name: &str| given.iter().any(|arg| key(arg) == name);
+        paste::missing(&self.tool, is_given).map(str::to_owned).chain(asked).collect()
     }
 }
 

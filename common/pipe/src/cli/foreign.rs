@@ -207,6 +207,8 @@ const VALUES: Answers = &[
     ("report-to", "it takes `none` or `tensorboard`; log.jsonl holds the same numbers for any other tracker"),
     ("lr-scheduler", "it takes constant, constant_with_warmup, linear and cosine"),
     ("mixed-precision", "it takes `no`, or `bf16` on a GPU"),
+    ("resolution", "it takes one number, because training images are square"),
+    ("lr-warmup-steps", "it takes a number of steps, not a share of them"),
 ];
 
 /// What `tool` says about a flag that it does not have.
