@@ -284,6 +284,66 @@ fn small_models_draw_what_the_pipelines_draw() {
     }
 }
 
+/// The one file of a model draws what its folder draws: with the folder's other networks, as a policy, and with text encoders of its
+/// own where the folder has configurations alone.
+#[test]
+fn transformers_in_one_file_have_their_first_names() {
+    let dir = with_prompts();
+    for (name, parts, some) in [
+        (
+            "sd3",
+            &["transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"][..],
+            [
+                "model.diffusion_model.joint_blocks.0.x_block.attn2.qkv.weight",
+                "first_stage_model.encoder.conv_in.weight",
+            ],
+        ),
+        (
+            "flux",
+            &["transformer", "text_encoder", "text_encoder_2"],
+            ["double_blocks.0.img_attn.norm.query_norm.scale", "single_blocks.0.linear1.weight"],
+        ),
+    ] {
+        let base = small(name).display().to_string();
+        dir.tool("refresh-ref").args(["--policy", &base, "--reference", &base, "-q", "-o", "one.safetensors"]).ok();
+        let mut all = tensors(&dir.path("one.safetensors"));
+        for tensor in some {
+            assert!(all.contains_key(tensor), "{name}: {tensor} is missing");
+        }
+        let draw = |rest: &str| {
+            let _ = std::fs::remove_file(dir.path("out"));
+            sample(&dir, &format!("{rest} -o out --dump-latents final")).ok();
+            tensors(&dir.path("final"))["latents"].clone()
+        };
+        let want = draw(&format!("--base {base}"));
+        let same = |rest: &str| assert_eq!(max_abs(&draw(rest), &want), 0.0, "{name}: {rest}");
+        same(&format!("--base one.safetensors --base-config {base}"));
+        same(&format!("--base {base} --unet one.safetensors"));
+
+        // Everything in the file. T5 is the last of the encoders.
+        copy(&small(name), &dir.path("described"));
+        for part in parts {
+            let (at, first) = (dir.path("described").join(part), part.starts_with("text_encoder"));
+            let weights = if first { "model.safetensors" } else { "diffusion_pytorch_model.safetensors" };
+            if first {
+                let encoder = match *part {
+                    "text_encoder" => "clip_l",
+                    "text_encoder_2" if name == "sd3" => "clip_g",
+                    _ => "t5xxl",
+                };
+                let named = tensors(&at.join(weights)).into_iter();
+                all.extend(named.map(|(n, t)| (format!("text_encoders.{encoder}.transformer.{n}"), t)));
+            }
+            std::fs::remove_file(at.join(weights)).unwrap();
+        }
+        write_tensors(&dir.path("all.safetensors"), &all);
+        same("--base all.safetensors --base-config described");
+        std::fs::remove_dir_all(dir.path("described")).unwrap();
+    }
+    let line = sample(&dir, "--base one.safetensors -o out2").fails(2);
+    says(&line, &["one.safetensors", "configuration", "--base-config"]);
+}
+
 #[test]
 fn pictures_do_not_depend_on_batch_threads_or_shards() {
     let dir = with_prompts();

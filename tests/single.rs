@@ -139,7 +139,10 @@ fn what_is_not_such_a_model_is_named() {
             vec![(conv, zeros(&[320, 4, 3, 3])), (attends, zeros(&[8, 768]))],
             ["holds no text_encoder", "cond_stage_model"],
         ),
-        (vec![("model.diffusion_model.joint_blocks.0.x", zeros(&[1]))], ["another denoiser", "folder"]),
+        (
+            vec![("model.diffusion_model.joint_blocks.0.x", zeros(&[1]))],
+            ["transformer of Stable Diffusion 3", "--base-config"],
+        ),
         (vec![("conv_in.weight", zeros(&[1]))], ["lacks Stable Diffusion's UNet", "name the folder"]),
     ] {
         let all = tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();

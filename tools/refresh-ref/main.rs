@@ -88,11 +88,6 @@ fn refresh(args: Args) -> Result<Answer> {
         (None, true) => Some(reference_model),
     };
     let part = Config::read(&policy_folder)?.part;
-    ensure!(
-        !one_file || part == folder::DENOISER,
-        "-o {}: one file holds a UNet, and the policy is a {part}",
-        out.display()
-    );
     let target = if one_file { out.clone() } else { out.join(part) };
     let files = [&args.policy, &args.reference].into_iter().chain(&args.base).filter(|_| one_file);
     place::refuse_inputs(&target, files.chain([&policy_folder]))?;

@@ -56,8 +56,7 @@ struct Args {
     /// Prompts: anything that `prompts` reads (tables, tsv, json, txt, `-`)
     #[arg(required = true, value_name = "PROMPTS")]
     prompts: Vec<PathBuf>,
-    /// Folder, hub id or single file of a Stable Diffusion model, or folder or hub id of a FLUX model: text encoders, VAE, scheduler,
-    /// UNet or transformer
+    /// Folder, hub id or single file of a Stable Diffusion or FLUX model: text encoders, VAE, scheduler, UNet or transformer
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
     /// Checkpoint whose UNet or transformer draws instead of the base's

@@ -16,8 +16,8 @@ use crate::reference::{Reference, ReferenceFlags};
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Models")]
 pub struct ModelFlags {
-    /// Folder, hub id or single file of a Stable Diffusion model, or folder or hub id of a FLUX model: text encoders, VAE, scheduler,
-    /// and the denoiser to start from
+    /// Folder, hub id or single file of a Stable Diffusion or FLUX model: text encoders, VAE, scheduler, and the denoiser to start
+    /// from
     #[arg(long, help_heading = None, alias = "pretrained-model-name-or-path", value_name = "DIR")]
     pub base: PathBuf,
     /// VAE to use instead of the base's own, such as SDXL's that works in half precision

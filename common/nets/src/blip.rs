@@ -83,7 +83,7 @@ pub fn renamed(weights: Weights) -> Result<Weights> {
         let (layer, part) = block.split_once('.').unwrap_or((block, ""));
         let at = |part: &str| format!("{tower}visual_encoder.layers.{layer}.{part}");
         if let Some(kind) = part.strip_prefix("attn.qkv.") {
-            let third = |(i, p): (usize, &str)| (at(&format!("self_attn.{p}_proj.{kind}")), Part::Third(i));
+            let third = |(i, p): (usize, &str)| (at(&format!("self_attn.{p}_proj.{kind}")), Part::third(i));
             return ["q", "k", "v"].into_iter().enumerate().map(third).collect();
         }
         let part = part.replace("attn.proj.", "self_attn.out_proj.").replace("norm1.", "layer_norm1.");

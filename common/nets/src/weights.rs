@@ -17,6 +17,12 @@ use crate::foreign::{self, Content};
 use crate::single::names::Part;
 use crate::{folder, pickle, write};
 
+/// The second half of the rows before the first.
+pub(crate) fn exchanged(x: &Tensor) -> Result<Tensor> {
+    let half = x.dim(0)? / 2;
+    Ok(Tensor::cat(&[x.narrow(0, half, half)?, x.narrow(0, 0, half)?], 0)?)
+}
+
 /// Named tensors of one network.
 pub struct Weights {
     pub name: String,
@@ -50,9 +56,14 @@ impl Stored {
         let dims = whole.dims();
         let part_dims = match (part, dims) {
             (Part::Whole | Part::Pixel, _) => dims.to_vec(),
-            (Part::Third(_), [rows, rest @ ..]) if rows % 3 == 0 => [&[rows / 3], rest].concat(),
+            (Part::Rows { count, of, .. }, [rows, rest @ ..]) if rows % of == 0 => {
+                [&[rows / of * count], rest].concat()
+            }
+            (Part::Exchanged, [rows, ..]) if rows % 2 == 0 => dims.to_vec(),
             (Part::Transposed, [rows, columns]) => vec![*columns, *rows],
-            (Part::Third(_), _) => bail!("it has shape {dims:?}, which is not q, k and v"),
+            (Part::Rows { .. } | Part::Exchanged, _) => {
+                bail!("it has shape {dims:?}, whose rows are not those of several tensors of ours")
+            }
             (Part::Transposed, _) => bail!("it has shape {dims:?}, expected a matrix"),
         };
         Ok(Self::Part(whole.clone(), part, part_dims))
@@ -66,7 +77,8 @@ impl Stored {
                 let whole = whole.read()?;
                 return Ok(match part {
                     Part::Whole | Part::Pixel => whole,
-                    Part::Third(i) => whole.narrow(0, i * dims[0], dims[0])?.contiguous()?,
+                    Part::Rows { from, count, .. } => whole.narrow(0, dims[0] / count * from, dims[0])?.contiguous()?,
+                    Part::Exchanged => exchanged(&whole)?,
                     Part::Transposed => whole.t()?.contiguous()?,
                 });
             }

@@ -139,7 +139,7 @@ pub struct Diffusion {
     #[command(flatten)]
     hub: Hub,
     /// Folder or hub id whose config.json files describe models in one file (.safetensors, .ckpt) [default: the base, where that
-    /// is a folder, else what the file's tensors tell: Stable Diffusion 1, 2 or XL]
+    /// is a folder, else what the file's tensors tell: Stable Diffusion 1, 2 or XL; others need the folder]
     #[arg(long, value_name = "DIR")]
     base_config: Option<PathBuf>,
 }

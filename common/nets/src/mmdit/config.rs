@@ -120,6 +120,11 @@ impl MMDiTConfig {
         self.heads * self.head_width
     }
 
+    /// Reads the configuration of a transformer of whichever class the file names.
+    pub fn open(file: &Path) -> Result<Self> {
+        Self::read(file, &config::class(file)?.unwrap_or_default())
+    }
+
     /// Reads the configuration of a transformer of this class.
     pub fn read(file: &Path, class: &str) -> Result<Self> {
         let config = match class {

@@ -4,6 +4,7 @@
 mod block;
 mod config;
 mod embedding;
+mod names;
 mod pass;
 
 use anyhow::{Context, Result};

@@ -1,4 +1,4 @@
-//! Stable Diffusion in one file, under the names of its first code, as Civitai and kohya's scripts have it.
+//! Stable Diffusion or FLUX in one file, under the names of its first code, as Civitai and kohya's scripts have it.
 //!
 //! It is read through a folder like diffusers', which lasts as long as the program: the configurations lie there, and weights that
 //! are looked for there are those of the file under diffusers' names.
@@ -19,6 +19,8 @@ use pipe::{place, scratch};
 use published::{Family, Kind};
 pub use write::write;
 
+use crate::folder::{DENOISER, TRANSFORMER};
+use crate::mmdit::MMDiTConfig;
 use crate::process::PredictionType;
 use crate::vae::VaeConfig;
 use crate::weights::{self, Weights};
@@ -45,29 +47,44 @@ pub enum Part {
     /// SDXL's two.
     ClipOfTwo,
     OpenClipOfTwo,
+    /// The denoiser of Stable Diffusion 3 and FLUX, and their text encoders.
+    Transformer,
+    ClipOfThree,
+    OpenClipOfThree,
+    T5OfThree,
+    T5OfTwo,
 }
 
 impl Part {
     pub const ALL: [Self; 6] =
         [Self::Unet, Self::Vae, Self::Clip, Self::OpenClip, Self::ClipOfTwo, Self::OpenClipOfTwo];
 
+    /// What a file with a transformer may hold.
+    const OF_SD3: [Self; 5] = [Self::Transformer, Self::Vae, Self::ClipOfThree, Self::OpenClipOfThree, Self::T5OfThree];
+    const OF_FLUX: [Self; 4] = [Self::Transformer, Self::Vae, Self::ClipOfThree, Self::T5OfTwo];
+
     pub fn folder(self) -> &'static str {
         match self {
-            Self::Unet => "unet",
+            Self::Unet => DENOISER,
+            Self::Transformer => TRANSFORMER,
             Self::Vae => "vae",
-            Self::Clip | Self::OpenClip | Self::ClipOfTwo => "text_encoder",
-            Self::OpenClipOfTwo => "text_encoder_2",
+            Self::Clip | Self::OpenClip | Self::ClipOfTwo | Self::ClipOfThree => "text_encoder",
+            Self::OpenClipOfTwo | Self::OpenClipOfThree | Self::T5OfTwo => "text_encoder_2",
+            Self::T5OfThree => "text_encoder_3",
         }
     }
 
     pub fn prefix(self) -> &'static str {
         match self {
-            Self::Unet => UNET,
+            Self::Unet | Self::Transformer => UNET,
             Self::Vae => "first_stage_model.",
             Self::Clip => "cond_stage_model.transformer.",
             Self::OpenClip => "cond_stage_model.model.",
             Self::ClipOfTwo => "conditioner.embedders.0.transformer.",
             Self::OpenClipOfTwo => "conditioner.embedders.1.model.",
+            Self::ClipOfThree => "text_encoders.clip_l.transformer.",
+            Self::OpenClipOfThree => "text_encoders.clip_g.transformer.",
+            Self::T5OfThree | Self::T5OfTwo => "text_encoders.t5xxl.transformer.",
         }
     }
 
@@ -77,7 +94,9 @@ impl Part {
         Ok(match self {
             Self::Unet => unet::read_config(&config)?.first_names(),
             Self::Vae => Names::vae(VaeConfig::read(&config)?.block_out_channels.len()),
-            Self::Clip | Self::ClipOfTwo => Names::clip(),
+            Self::Transformer => MMDiTConfig::open(&config)?.first_names(),
+            Self::Clip | Self::ClipOfTwo | Self::ClipOfThree | Self::OpenClipOfThree => Names::clip(),
+            Self::T5OfThree | Self::T5OfTwo => Names::t5(),
             Self::OpenClip => Names::open_clip_text(false),
             Self::OpenClipOfTwo => Names::open_clip_text(true),
         })
@@ -102,7 +121,9 @@ impl Network {
     /// Its weights under diffusers' names. `folder` holds its configuration.
     fn weights(&self, folder: &Path) -> Result<Weights> {
         let (names, prefix) = (self.part.names(folder)?, self.prefix);
-        let all = Weights::of_files(vec![self.file.clone()], |name| name.starts_with(prefix))?;
+        // A transformer's names may begin with nothing.
+        let others = |name: &str| prefix.is_empty() && Part::OF_SD3[1..].iter().any(|p| name.starts_with(p.prefix()));
+        let all = Weights::of_files(vec![self.file.clone()], |name| name.starts_with(prefix) && !others(name))?;
         ensure!(
             !all.names().is_empty(),
             "{} holds no {}: no tensor's name begins with {prefix}",
@@ -112,28 +133,60 @@ impl Network {
         all.renamed(|name| {
             let name = name.strip_prefix(prefix).unwrap_or(name);
             match (names.ours(name), self.part) {
-                // The UNet refuses what it does not know.
-                (ours, Part::Unet) if ours.is_empty() => vec![(name.to_owned(), names::Part::Whole)],
+                // The denoiser refuses what it does not know.
+                (ours, Part::Unet | Part::Transformer) if ours.is_empty() => {
+                    vec![(name.to_owned(), names::Part::Whole)]
+                }
                 (ours, _) => ours,
             }
         })
     }
 }
 
-/// A folder of the model in the file `path`, or of a VAE alone; of another file, the path itself. The configurations are those of
+/// What the names of a transformer's tensors begin with in a file, and the parts that such a file may hold.
+fn transformer(shapes: &BTreeMap<String, Vec<usize>>) -> Option<(&'static str, &'static [Part])> {
+    let kinds = [("joint_blocks.0.", &Part::OF_SD3[..]), ("double_blocks.0.", &Part::OF_FLUX[..])];
+    [UNET, ""].into_iter().find_map(|prefix| {
+        let holds =
+            |block: &str| shapes.keys().any(|name| name.strip_prefix(prefix).is_some_and(|n| n.starts_with(block)));
+        kinds.iter().find(|(block, _)| holds(block)).map(|(_, parts)| (prefix, *parts))
+    })
+}
+
+/// A folder of the model in the file `path`, or of a VAE or a transformer alone; of another file, the path itself. The configurations are those of
 /// the folder `described_by`, or of the published model that the file's tensors look like.
 pub fn folder(path: &Path, described_by: Option<&Path>) -> Result<PathBuf> {
     let shapes = weights::shapes(path)?;
     let lone_vae = shapes.contains_key("decoder.up.0.block.0.norm1.weight");
-    if !lone_vae && !shapes.keys().any(|name| name.starts_with(UNET)) {
+    let transformer = transformer(&shapes);
+    if !lone_vae && transformer.is_none() && !shapes.keys().any(|name| name.starts_with(UNET)) {
         return Ok(path.to_owned());
     }
     let name = path.display();
+    if let Some((prefix, parts)) = transformer {
+        let base = described_by.with_context(|| {
+            format!(
+                "{name} holds the transformer of Stable Diffusion 3 or FLUX, of which no file tells the configuration"
+            )
+        })?;
+        let made = scratch::folder()?.join(path.file_stem().unwrap_or_default());
+        let here =
+            |part: &Part| *part == Part::Transformer || shapes.keys().any(|name| name.starts_with(part.prefix()));
+        // What the file lacks, such as T5, is the folder's.
+        let here: Vec<Part> = parts.iter().copied().filter(here).collect();
+        link(base, &made, &here, TRANSFORMER).with_context(|| format!("{name}, described by {}", base.display()))?;
+        for part in here.into_iter().filter(|part| made.join(part.folder()).is_dir()) {
+            let prefix = if part == Part::Transformer { prefix } else { part.prefix() };
+            put(made.join(part.folder()), Network { file: path.to_owned(), part, prefix });
+        }
+        return Ok(made);
+    }
     if lone_vae {
         let base =
             described_by.with_context(|| format!("{name} is a VAE, of which no folder tells the configuration"))?;
         let made = scratch::folder()?.join(path.file_stem().unwrap_or_default());
-        link(base, &made)?;
+        let denoiser = if base.join(TRANSFORMER).is_dir() { TRANSFORMER } else { DENOISER };
+        link(base, &made, &Part::ALL, denoiser)?;
         let network = Network { file: path.to_owned(), part: Part::Vae, prefix: "" };
         put(made.join(Part::Vae.folder()), network);
         return Ok(made);
@@ -144,7 +197,8 @@ pub fn folder(path: &Path, described_by: Option<&Path>) -> Result<PathBuf> {
     );
     let made = scratch::folder()?.join(path.file_stem().unwrap_or_default());
     match described_by {
-        Some(folder) => link(folder, &made).with_context(|| format!("{name}, described by {}", folder.display()))?,
+        Some(folder) => link(folder, &made, &Part::ALL, DENOISER)
+            .with_context(|| format!("{name}, described by {}", folder.display()))?,
         None => {
             let kind = Kind::of(path, &shapes)?;
             if kind.family == Family::V2 {
@@ -169,15 +223,15 @@ pub fn folder(path: &Path, described_by: Option<&Path>) -> Result<PathBuf> {
     Ok(made)
 }
 
-/// Links the files of the model folder `from` that are no weights into `to`.
-fn link(from: &Path, to: &Path) -> Result<()> {
+/// Links the files of the model folder `from`, which has a `denoiser`, into `to`; of `parts` the configurations alone.
+fn link(from: &Path, to: &Path, parts: &[Part], denoiser: &str) -> Result<()> {
     let from = from.canonicalize()?;
-    ensure!(from.join("unet/config.json").is_file(), "it holds no unet/config.json");
+    ensure!(from.join(denoiser).join("config.json").is_file(), "it holds no {denoiser}/config.json");
     fs::create_dir_all(to)?;
     for entry in from.read_dir()? {
         let entry = entry?;
         let (path, at) = (entry.path(), to.join(entry.file_name()));
-        if Part::ALL.iter().any(|part| path.ends_with(part.folder())) {
+        if parts.iter().any(|part| path.ends_with(part.folder())) {
             fs::create_dir_all(&at)?;
             symlink(path.join("config.json"), at.join("config.json"))?;
         } else {

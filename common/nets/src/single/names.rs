@@ -8,14 +8,28 @@ pub const UNET: &str = "model.diffusion_model.";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     Whole,
-    /// The I-th third of the rows: q, k or v.
-    Third(usize),
+    /// Rows from the `from`-th of `of` equal parts, `count` of them: q, k or v.
+    Rows {
+        from: usize,
+        count: usize,
+        of: usize,
+    },
+    /// The second half of the rows before the first: scale and shift.
+    Exchanged,
     Transposed,
     /// Theirs is a convolution of one pixel, ours a matrix.
     Pixel,
 }
 
+impl Part {
+    /// The `i`-th third of the rows.
+    pub const fn third(i: usize) -> Self {
+        Self::Rows { from: i, count: 1, of: 3 }
+    }
+}
+
 /// Names of one network.
+#[derive(Default)]
 pub struct Names(Vec<Row>);
 
 /// Beginnings of names. `#` stands for a number; what follows a beginning that ends with `.` or `_` is the same in both.
@@ -48,9 +62,9 @@ const OUTSIDE: [(&str, &str); 7] = [
 const LAYER: [(&str, &str, Part); 8] = [
     ("layer_norm1.", "ln_1.", Part::Whole),
     ("layer_norm2.", "ln_2.", Part::Whole),
-    ("self_attn.q_proj.", "attn.in_proj_", Part::Third(0)),
-    ("self_attn.k_proj.", "attn.in_proj_", Part::Third(1)),
-    ("self_attn.v_proj.", "attn.in_proj_", Part::Third(2)),
+    ("self_attn.q_proj.", "attn.in_proj_", Part::third(0)),
+    ("self_attn.k_proj.", "attn.in_proj_", Part::third(1)),
+    ("self_attn.v_proj.", "attn.in_proj_", Part::third(2)),
     ("self_attn.out_proj.", "attn.out_proj.", Part::Whole),
     ("mlp.fc1.", "mlp.c_fc.", Part::Whole),
     ("mlp.fc2.", "mlp.c_proj.", Part::Whole),
@@ -147,6 +161,15 @@ impl Names {
                 names.one(&format!("text_model.{part}"), &format!("{theirs}{part}"));
             }
         }
+        names.one("text_projection.", "text_projection."); // where it lies beside the tower
+        names
+    }
+
+    /// Of T5, which has transformers' names everywhere.
+    pub fn t5() -> Self {
+        let mut names = Self(vec![]);
+        names.one("shared.", "shared.");
+        names.one("encoder.", "encoder.");
         names
     }
 
@@ -180,17 +203,18 @@ impl Names {
         }
     }
 
-    fn all(&mut self, table: &[(&str, &str)], ours: &str, theirs: &str) {
+    /// Beginnings of names after `ours` and `theirs`.
+    pub fn all(&mut self, table: &[(&str, &str)], ours: &str, theirs: &str) {
         for (our_part, their_part) in table {
             self.one(&format!("{ours}{our_part}"), &format!("{theirs}{their_part}"));
         }
     }
 
-    fn one(&mut self, ours: &str, theirs: &str) {
+    pub fn one(&mut self, ours: &str, theirs: &str) {
         self.push(ours, theirs, Part::Whole);
     }
 
-    fn push(&mut self, ours: &str, theirs: &str, part: Part) {
+    pub fn push(&mut self, ours: &str, theirs: &str, part: Part) {
         self.0.push(Row { ours: ours.to_owned(), theirs: theirs.to_owned(), part });
     }
 
@@ -198,8 +222,8 @@ impl Names {
     pub fn ours(&self, name: &str) -> Vec<(String, Part)> {
         let mut found = self.0.iter().filter_map(|row| Some((rewritten(name, &row.theirs, &row.ours)?, row.part)));
         match found.next() {
-            Some((name, Part::Third(i))) => {
-                [(name, Part::Third(i))].into_iter().chain(found.filter(|(_, p)| matches!(p, Part::Third(_)))).collect()
+            Some((name, part @ Part::Rows { .. })) => {
+                [(name, part)].into_iter().chain(found.filter(|(_, p)| matches!(p, Part::Rows { .. }))).collect()
             }
             first => first.into_iter().collect(),
         }
@@ -264,9 +288,9 @@ mod tests {
             assert_eq!(names.ours(theirs), [(ours.to_owned(), Part::Whole)], "{theirs}");
         }
         let three = text.ours("transformer.resblocks.3.attn.in_proj_bias");
-        assert_eq!(three[1], ("text_model.encoder.layers.3.self_attn.k_proj.bias".to_owned(), Part::Third(1)));
+        assert_eq!(three[1], ("text_model.encoder.layers.3.self_attn.k_proj.bias".to_owned(), Part::third(1)));
         assert_eq!(three.len(), 3);
-        assert_eq!(text.theirs(&three[2].0).unwrap().1, Part::Third(2));
+        assert_eq!(text.theirs(&three[2].0).unwrap().1, Part::third(2));
         for unknown in ["logit_scale", "input_blocks.x.0.weight", "positional_embedding.weight"] {
             assert!(v1.ours(unknown).is_empty() && text.ours(unknown).is_empty(), "{unknown}");
         }
