@@ -710,3 +710,25 @@ fn a_limit_on_files_is_a_sentence() {
     assert!(limited.status.code() == Some(2) && said.starts_with("score: cannot write"), "{said}");
     assert!(run("").status.success());
 }
+
+/// `ulimit -v`: Rust would abort where the system has no memory left.
+#[test]
+fn too_little_memory_is_a_sentence() {
+    let dir = world(4);
+    let score = env!("CARGO_BIN_EXE_score");
+    let mut lacked = 0;
+    for kilobytes in (60_000..160_000).step_by(10_000) {
+        let line = format!(
+            "ulimit -v {kilobytes}; exec {score} pairs.parquet --metrics colourfulness --threads 1 -q -o out-{kilobytes}"
+        );
+        let run = std::process::Command::new("bash").args(["-c", &line]).current_dir(dir.path(".")).output().unwrap();
+        let said = String::from_utf8(run.stderr).unwrap();
+        match run.status.code() {
+            Some(0) => {}
+            Some(2) => assert!(said.starts_with("score: ") && said.lines().count() == 1, "{kilobytes}: {said}"),
+            _ => panic!("{kilobytes}: {:?}: {said}", run.status),
+        }
+        lacked += usize::from(said.contains("no memory left"));
+    }
+    assert!(lacked > 0, "no limit was low enough");
+}

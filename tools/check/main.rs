@@ -11,12 +11,14 @@ mod tables;
 mod texts;
 mod weights;
 
+use std::alloc::System;
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
 use finding::Finding;
 use pipe::cli::{Answer, Common, complain, run};
+use pipe::memory::Memory;
 use pipe::stdout::print;
 use serde_json::json;
 
@@ -46,6 +48,9 @@ Examples:
   check --quick --json *.parquet | jq '.files[] | select(.whole | not)'
 
 Exit status: 0 all are whole, 1 one is not, 2 trouble.";
+
+#[global_allocator]
+static MEMORY: Memory = Memory(System);
 
 fn main() -> ExitCode {
     run("check", check)

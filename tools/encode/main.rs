@@ -14,6 +14,7 @@ use encoder::{Encoder, EncoderFlags};
 use nets::{device, folder, hub, single};
 use pipe::cli::{Answer, Common, Diffusion, Networks, Sharding, run};
 use pipe::job::{Job, Keep, Spec};
+use pipe::memory::Memory;
 use pipe::{pairs::PairKeys, parts::Tables, schema::pairs, table::Inputs, text::count};
 use seen::Seen;
 use serde_json::json;
@@ -61,10 +62,10 @@ struct Args {
 }
 
 #[global_allocator]
-static POOL: ops::Pool = ops::Pool;
+static MEMORY: Memory<ops::Pool> = Memory(ops::Pool);
 
 fn main() -> ExitCode {
-    POOL.keep_small_blocks();
+    MEMORY.0.keep_small_blocks();
     run("encode", |args| device::on_workers(|| encode(args)))
 }
 

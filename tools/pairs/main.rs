@@ -9,6 +9,7 @@ mod pair;
 mod record;
 mod source;
 
+use std::alloc::System;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use arrow::datatypes::SchemaRef;
 use clap::Parser;
 use pipe::cli::{self, Answer, Common, named};
 use pipe::image_column::ImageColumn;
+use pipe::memory::Memory;
 use pipe::origin::{InputOrigin, Origin};
 use pipe::text::count;
 use pipe::{id, schema, table};
@@ -110,6 +112,9 @@ Examples:
         --image-column datasets -o trl.parquet
 
 Exit status: 0 done, 2 trouble.";
+
+#[global_allocator]
+static MEMORY: Memory = Memory(System);
 
 fn main() -> ExitCode {
     cli::run("pairs", run)

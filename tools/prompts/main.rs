@@ -12,6 +12,7 @@ use arrow::array::{ArrayRef, Float32Array, RecordBatch, StringArray};
 use arrow::datatypes::SchemaRef;
 use clap::Parser;
 use pipe::cli::{self, Answer, Common};
+use pipe::memory::Memory;
 use pipe::prompt_source::{self, Counts, Prompt};
 use pipe::text::{self, shown};
 use pipe::{origin::Origin, schema, table};
@@ -61,7 +62,10 @@ Exit status: 0 done, 2 trouble.";
 
 #[cfg(feature = "nets")]
 #[global_allocator]
-static POOL: ops::Pool = ops::Pool;
+static MEMORY: Memory<ops::Pool> = Memory(ops::Pool);
+#[cfg(not(feature = "nets"))]
+#[global_allocator]
+static MEMORY: Memory = Memory(std::alloc::System);
 
 fn main() -> ExitCode {
     cli::run("prompts", run)

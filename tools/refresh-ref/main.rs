@@ -4,6 +4,7 @@
 //!   refresh-ref --policy out --reference reference --rate 0.5 -o reference
 //!   refresh-ref --policy out --reference sd15 -o out.safetensors --save-dtype f16
 
+use std::alloc::System;
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +15,7 @@ use nets::weights::{self, Weights};
 use nets::{device, folder, hub, single, write};
 use pipe::cli::{Answer, Common, Diffusion, named, run, share};
 use pipe::device::{Device, Dtype};
+use pipe::memory::Memory;
 use pipe::origin::{InputOrigin, Origin};
 use pipe::{lock, place};
 
@@ -63,6 +65,9 @@ struct Args {
     #[command(flatten)]
     common: Common,
 }
+
+#[global_allocator]
+static MEMORY: Memory = Memory(System);
 
 fn main() -> ExitCode {
     run("refresh-ref", refresh)

@@ -28,15 +28,20 @@ mod table;
 mod watch;
 mod winrates;
 
+use std::alloc::System;
 use std::{path::Path, process::ExitCode};
 
 use anyhow::{Result, ensure};
 use pipe::cli::{self, Answer};
+use pipe::memory::Memory;
 use pipe::{atomic, place, stdout::print};
 
 use args::Args;
 use images::ModelImages;
 use sheet::Sheet;
+
+#[global_allocator]
+static MEMORY: Memory = Memory(System);
 
 fn main() -> ExitCode {
     cli::run("report", run)

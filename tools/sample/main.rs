@@ -21,6 +21,7 @@ use nets::{conditioning::TimeIds, device, folder, hub, single, weights::Weights,
 use pipe::cli::{Answer, Common, Diffusion, Networks, Sharding, named, number, run};
 use pipe::image_column::ImageColumn;
 use pipe::job::{Job, Keep, Spec};
+use pipe::memory::Memory;
 use pipe::origin::{InputOrigin, Origin};
 use pipe::prompt_source::{self, Prompt};
 use pipe::{atomic, id, parts::Tables, place, schema, shard::target, text::count};
@@ -124,10 +125,10 @@ struct Args {
 }
 
 #[global_allocator]
-static POOL: ops::Pool = ops::Pool;
+static MEMORY: Memory<ops::Pool> = Memory(ops::Pool);
 
 fn main() -> ExitCode {
-    POOL.keep_small_blocks();
+    MEMORY.0.keep_small_blocks();
     run("sample", |args| device::on_workers(|| sample(args)))
 }
 

@@ -24,6 +24,7 @@ use nets::scorer::{self, Metric};
 use options::Choices;
 use pipe::cli::{Answer, Common, Networks, Sharding, run};
 use pipe::job::{Job, Keep, Spec};
+use pipe::memory::Memory;
 use pipe::{atomic::create_parent, origin::Origin, parts::Tables, place, shard::target, table::Inputs};
 use rows::Kind;
 use summary::Summary;
@@ -86,10 +87,10 @@ struct Args {
 }
 
 #[global_allocator]
-static POOL: ops::Pool = ops::Pool;
+static MEMORY: Memory<ops::Pool> = Memory(ops::Pool);
 
 fn main() -> ExitCode {
-    POOL.keep_small_blocks();
+    MEMORY.0.keep_small_blocks();
     run("score", |args| device::on_workers(|| score(args)))
 }
 

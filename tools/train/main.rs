@@ -41,6 +41,7 @@ use method::{Method, beta_note, small_rate_warning};
 use nets::{device, folder, weights::Weights};
 use pictures::Pictures;
 use pipe::cli::{Answer, Settings, run_with_settings, warn};
+use pipe::memory::Memory;
 use pipe::stop;
 use report::Reporter;
 use run::{Run, Update};
@@ -52,10 +53,10 @@ use world::{Share, World};
 const SETTINGS: &str = "config.toml";
 
 #[global_allocator]
-static POOL: ops::Pool = ops::Pool;
+static MEMORY: Memory<ops::Pool> = Memory(ops::Pool);
 
 fn main() -> ExitCode {
-    POOL.keep_small_blocks();
+    MEMORY.0.keep_small_blocks();
     run_with_settings("train", |args, settings| device::on_workers(|| join_and_train(args, &settings)))
 }
 

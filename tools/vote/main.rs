@@ -18,10 +18,12 @@ mod summary;
 mod survey;
 mod tournament;
 
+use std::alloc::System;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use pipe::cli::{self, Answer};
+use pipe::memory::Memory;
 use pipe::{ahead::Ahead, progress, rule::Rule, schema, shard, table::Output};
 use serde_json::{Map, Value};
 
@@ -37,6 +39,9 @@ use tournament::{Pairs, Rounds};
 
 /// Batches that may wait between two steps of the work.
 const WAITING: usize = 4;
+
+#[global_allocator]
+static MEMORY: Memory = Memory(System);
 
 fn main() -> ExitCode {
     cli::run("vote", run)

@@ -12,11 +12,13 @@ mod sign;
 mod stats;
 mod tables;
 
+use std::alloc::System;
 use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode, thread::available_parallelism};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
 use pipe::cli::{self, Answer, Common, named};
+use pipe::memory::Memory;
 use pipe::winrates::{Comparison, Pooled, Winrates};
 use pipe::{atomic, grid::Format, metrics, names::Names, place, stdout::print, table::Inputs, text};
 
@@ -104,6 +106,9 @@ Examples:
           dpo-seed1.parquet base.parquet --seeds --against base
 
 Exit status: 0 done, 1 a rate is below --require, 2 trouble.";
+
+#[global_allocator]
+static MEMORY: Memory = Memory(System);
 
 fn main() -> ExitCode {
     cli::run("winrate", run)

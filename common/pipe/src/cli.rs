@@ -19,7 +19,7 @@ use crate::device::{Device, Dtype};
 use crate::shard::{self, Shard};
 use crate::stdout::{print, reader_left};
 use crate::stop::{self, Stopped};
-use crate::{names::Names, panics, place, scratch, shown, table::is_url};
+use crate::{memory, names::Names, panics, place, scratch, shown, table::is_url};
 pub use effective::Settings;
 use generate::Generate;
 
@@ -264,12 +264,13 @@ fn or_stdout(output: PathBuf) -> PathBuf {
 /// If a flag is repeated, the last value wins, as with Python's argparse: a script can hold settings and its user change one.
 ///
 /// A panic anywhere ends as an error does. A file that grows beyond the limit of `ulimit -f` is an error of that file.
-pub fn run<A: Parser>(tool: &str, body: impl FnOnce(A) -> Result<Answer>) -> ExitCode {
+pub fn run<A: Parser>(tool: &'static str, body: impl FnOnce(A) -> Result<Answer>) -> ExitCode {
     run_with_settings(tool, |args, _| body(args))
 }
 
 /// As [`run`], for a tool that keeps the settings of its run.
-pub fn run_with_settings<A: Parser>(tool: &str, body: impl FnOnce(A, Settings) -> Result<Answer>) -> ExitCode {
+pub fn run_with_settings<A: Parser>(tool: &'static str, body: impl FnOnce(A, Settings) -> Result<Answer>) -> ExitCode {
+    memory::of(tool);
     panics::silence();
     let command = A::command().args_override_self(true).mut_args(with_underscores);
     let result = stop::ignore_file_size_limit().and_then(|()| panics::caught(|| begin(tool, command, body))?);

@@ -18,6 +18,7 @@ pub mod image_keys;
 pub mod job;
 pub mod kappa;
 pub mod lock;
+pub mod memory;
 pub mod metrics;
 pub mod moments;
 pub mod names;
