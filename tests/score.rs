@@ -715,11 +715,12 @@ fn a_limit_on_files_is_a_sentence() {
 #[test]
 fn too_little_memory_is_a_sentence() {
     let dir = world(4);
-    let score = env!("CARGO_BIN_EXE_score");
+    let (score, models) = (env!("CARGO_BIN_EXE_score"), scorers());
     let mut lacked = 0;
     for kilobytes in (60_000..160_000).step_by(10_000) {
         let line = format!(
-            "ulimit -v {kilobytes}; exec {score} pairs.parquet --metrics colourfulness --threads 1 -q -o out-{kilobytes}"
+            "ulimit -v {kilobytes}; exec {score} pairs.parquet --models {} --metrics hps --threads 1 -q -o out-{kilobytes}",
+            models.display()
         );
         let run = std::process::Command::new("bash").args(["-c", &line]).current_dir(dir.path(".")).output().unwrap();
         let said = String::from_utf8(run.stderr).unwrap();
