@@ -69,7 +69,7 @@ impl Encoder {
         let step = factor * denoiser.map_or(1, |config| config.multiple);
         ensure!(
             resolution.is_multiple_of(step),
-            "--resolution {resolution} is not a multiple of the transformer's {step}"
+            "--resolution {resolution} is not a multiple of the denoiser's {step}"
         );
         ensure!(
             resolution <= MAX_SIDE,

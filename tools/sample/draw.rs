@@ -123,7 +123,7 @@ impl Painter {
                 "{flag} {pixels} is not a multiple of the VAE's {factor}"
             );
             let step = factor * self.denoiser.config.multiple;
-            ensure!(pixels.is_multiple_of(step), "{flag} {pixels} is not a multiple of the transformer's {step}");
+            ensure!(pixels.is_multiple_of(step), "{flag} {pixels} is not a multiple of the denoiser's {step}");
             Ok(pixels / factor)
         };
         let (h, w) = (side(height, "--height")?, side(width, "--width")?);

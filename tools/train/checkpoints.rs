@@ -114,7 +114,7 @@ impl Checkpoints {
             bail!("{} has no {STATE} of `train`, and this run would write there: move it elsewhere", path.display());
         }
         let _ = complete(&self.out); // renames weights that wait beside their state/
-        let waiting = WAITING.map(|name| self.out.join(name)).into_iter().filter(|path| path.is_dir());
+        let waiting = Published::all().map(|which| self.out.join(which.next())).filter(|path| path.is_dir());
         unfinished.into_iter().map(|(_, path)| path).chain(waiting).try_for_each(|path| remove(&path))?;
         // A run that continues from its newest checkpoint no longer needs the older ones.
         if self.flags.resumes_latest() { self.prune() } else { Ok(()) }
@@ -150,7 +150,7 @@ impl Checkpoints {
         let saved = Saved { counters: state.counters.clone(), origin, merged: self.merge, summed: true };
         let text = serde_json::to_string(&saved)?;
         write::tensors(&folder.join(STATE), &kept, [(Saved::KEY.to_owned(), text)].into())?;
-        saved.published().try_for_each(|which| adopt(folder, which))
+        saved.published().try_for_each(|which| adopt(folder, &which))
     }
 
     /// Writes the weights under the names at which they wait for their state/.
@@ -159,14 +159,14 @@ impl Checkpoints {
             let tensors = tensors.into_iter().map(|(n, t)| Ok((n, t.to_dtype(self.dtype())?)));
             tensors.collect::<Result<BTreeMap<_, _>>>()
         };
-        let next = folder.join(state.counters.whole().next);
+        let next = folder.join(state.counters.whole().next());
         let Some(config) = &state.counters.lora else {
             return write::model(&next, &self.unet, &rounded(whole(&state.policy))?, origin);
         };
         let trained: BTreeMap<_, _> = detached(&state.policy.params).collect();
         let adapters = rounded(trained.clone())?;
         let spec = ModelSpec::open(&self.unet, &self.base)?.lora("LoRA");
-        lora::write(&folder.join(LORA.next), config, &state.policy.denoiser.config, &adapters, &spec, origin)?;
+        lora::write(&folder.join(LORA.next()), config, &state.policy.denoiser.config, &adapters, &spec, origin)?;
         if self.merge {
             let merged = lora::merged(&Weights::open(&self.unet)?, config, &trained)?;
             write::model(&next, &self.unet, &rounded(merged)?, origin)?;
@@ -187,12 +187,13 @@ pub fn resume(state: &mut State, folder: &Path) -> Result<()> {
     refuse_other_run(&state.counters, &theirs, folder)?;
     let kept = Weights::open(&folder.join(STATE))?;
     let which = theirs.published();
+    let prefix = if theirs.lora.is_some() { format!("{}.", theirs.part) } else { String::new() };
     let published = Weights::open(&folder.join(which.folder).join(which.main))?;
     for (name, var) in &state.policy.params {
         let exact = format!("policy.{name}");
         let tensor = match kept.has(&exact) {
             true => kept.get(&exact, var.dims())?,
-            false => published.get(&format!("{}{name}", which.prefix), var.dims())?,
+            false => published.get(&format!("{prefix}{name}"), var.dims())?,
         };
         var.set(&tensor.to_dtype(DType::F32)?.to_device(var.device())?)?;
     }
@@ -259,7 +260,7 @@ pub struct Saved {
 impl Saved {
     const KEY: &str = "train";
 
-    fn published(&self) -> impl Iterator<Item = &'static Published> {
+    fn published(&self) -> impl Iterator<Item = Published> {
         [self.counters.published()].into_iter().chain(self.merged.then(|| self.counters.whole()))
     }
 
@@ -271,59 +272,50 @@ impl Saved {
     }
 }
 
+/// What a checkpoint publishes: a denoiser under the name of its folder, or its adapters.
+#[derive(Clone, Copy)]
 struct Published {
     folder: &'static str,
-    /// Where new weights wait for their state/.
-    next: &'static str,
     /// The files in the folder; the last is `main`, whose metadata hold the origin.
     files: [&'static str; 2],
     main: &'static str,
-    /// What precedes the names of the tensors.
-    prefix: &'static str,
 }
 
-const UNET: Published = Published {
-    folder: folder::DENOISER,
-    next: "unet.partial",
-    files: ["config.json", folder::DIFFUSERS_WEIGHTS],
-    main: folder::DIFFUSERS_WEIGHTS,
-    prefix: "",
-};
+const LORA: Published =
+    Published { folder: "lora", files: [lora::KOHYA_FILE, folder::ADAPTERS], main: folder::ADAPTERS };
 
-const LORA: Published = Published {
-    folder: "lora",
-    next: "lora.partial",
-    files: [lora::KOHYA_FILE, folder::ADAPTERS],
-    main: folder::ADAPTERS,
-    prefix: "unet.",
-};
+impl Published {
+    const fn whole(folder: &'static str) -> Self {
+        Self { folder, files: ["config.json", folder::DIFFUSERS_WEIGHTS], main: folder::DIFFUSERS_WEIGHTS }
+    }
 
-/// The same of Stable Diffusion 3 and FLUX.
-const TRANSFORMER: Published = Published { folder: folder::TRANSFORMER, next: "transformer.partial", ..UNET };
-const TRANSFORMER_LORA: Published = Published { prefix: "transformer.", ..LORA };
+    /// All kinds of them.
+    fn all() -> impl Iterator<Item = Self> {
+        folder::DENOISERS.into_iter().map(Self::whole).chain([LORA])
+    }
+
+    /// Where new weights wait for their state/: a name that only an unfinished write leaves.
+    fn next(&self) -> String {
+        format!("{}.partial", self.folder)
+    }
+}
 
 impl Counters {
     /// What a checkpoint of this run publishes.
-    fn published(&self) -> &'static Published {
-        match self.lora {
-            Some(_) if self.part == TRANSFORMER.folder => &TRANSFORMER_LORA,
-            Some(_) => &LORA,
-            None => self.whole(),
-        }
+    fn published(&self) -> Published {
+        if self.lora.is_some() { LORA } else { self.whole() }
     }
 
     /// How the whole denoiser is published.
-    fn whole(&self) -> &'static Published {
-        if self.part == TRANSFORMER.folder { &TRANSFORMER } else { &UNET }
+    fn whole(&self) -> Published {
+        let part = folder::DENOISERS.into_iter().find(|part| *part == self.part);
+        Published::whole(part.unwrap_or(folder::DENOISER))
     }
 }
 
-/// Names that only an unfinished write leaves.
-const WAITING: [&str; 3] = [UNET.next, TRANSFORMER.next, LORA.next];
-
 /// Renames the waiting weights into place.
 fn adopt(folder: &Path, which: &Published) -> Result<()> {
-    let (next, now) = (folder.join(which.next), folder.join(which.folder));
+    let (next, now) = (folder.join(which.next()), folder.join(which.folder));
     fs::create_dir_all(&now).with_context(|| format!("cannot write {}", now.display()))?;
     for file in which.files {
         if next.join(file).exists() {
@@ -346,8 +338,8 @@ fn complete(folder: &Path) -> Result<Saved> {
             Ok(())
         };
         if let Err(error) = belong(which.folder) {
-            belong(which.next).map_err(|_| error)?;
-            adopt(folder, which)?;
+            belong(&which.next()).map_err(|_| error)?;
+            adopt(folder, &which)?;
         }
     }
     Ok(saved)
@@ -367,7 +359,7 @@ pub fn sound(folder: &Path) -> Result<Saved> {
 /// Whether a killed run left this folder before its state/ was written.
 fn unfinished(folder: &Path) -> bool {
     let names = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let ours = |name: OsString| name == "state" || WAITING.iter().any(|next| name == *next);
+    let ours = |name: OsString| name == "state" || Published::all().any(|which| name == *which.next());
     folder.is_dir() && names.into_iter().all(ours) && !folder.join(STATE).exists()
 }
 
@@ -459,23 +451,19 @@ pub fn refuse_earlier(out: &Path) -> Result<()> {
 fn lost_weights(out: &Path) -> Option<PathBuf> {
     let saved = Saved::read(out).ok()?;
     let lost =
-        |which: &&Published| ![which.folder, which.next].iter().any(|name| out.join(name).join(which.main).exists());
+        |which: &Published| ![which.folder, &which.next()].iter().any(|name| out.join(name).join(which.main).exists());
     saved.published().find(lost).map(|which| out.join(which.folder).join(which.main))
 }
 
 /// What a run that ended in `out` has left there.
 fn published(out: &Path) -> impl Iterator<Item = PathBuf> {
-    [UNET.folder, TRANSFORMER.folder, LORA.folder, STATE]
-        .map(|name| out.join(name))
-        .into_iter()
-        .filter(|path| path.exists())
+    Published::all().map(|which| which.folder).chain([STATE]).map(|name| out.join(name)).filter(|path| path.exists())
 }
 
 /// Refuses weights that a run of the other kind published, which would be taken for those of this run.
 pub fn refuse_other_kind(out: &Path, lora: bool) -> Result<()> {
-    let [unet, transformer, adapters] =
-        [UNET.folder, TRANSFORMER.folder, LORA.folder].map(|name| out.join(name).is_dir());
-    let whole = unet || transformer;
+    let adapters = out.join(LORA.folder).is_dir();
+    let whole = folder::DENOISERS.iter().any(|part| out.join(part).is_dir());
     let other = if lora { whole && !adapters } else { adapters };
     let what = if lora { "a whole denoiser" } else { "adapters" };
     ensure!(!other, "{} holds {what} of another run; choose another folder with -o", out.display());

@@ -132,7 +132,7 @@ impl Data {
         let step = factor * denoiser.multiple;
         ensure!(
             resolution.is_multiple_of(step),
-            "--resolution {resolution} is not a multiple of the transformer's {step}"
+            "--resolution {resolution} is not a multiple of the denoiser's {step}"
         );
         // From here on the labels may be at their end, if they came from a pipe.
         let keys = Taker::open(listed.as_ref().unwrap_or(&labels))?;
