@@ -76,7 +76,7 @@ impl Tokenizer {
         // As in transformers, special tokens are found in the text first: Stable Diffusion 2, which pads with `!`, reads every
         // `!` of a prompt as padding.
         let added = [&specials.bos, &specials.eos, &specials.pad].map(|t| AddedToken::from(t.clone(), true));
-        hf.add_special_tokens(&added);
+        hf.add_special_tokens(added).map_err(|e| anyhow!("{e}"))?;
         let pad = if style == Style::OpenClip { 0 } else { pad };
         Ok(Self { style, hf, bpe, bos, eos, pad })
     }

@@ -39,7 +39,7 @@ pub fn blip(folder: &Path, positions: usize) -> Result<(Tokenizer, String)> {
         false => UNCASED.to_owned(),
     };
     let mut tokenizer = bert(&text, true).with_context(cannot)?;
-    tokenizer.add_special_tokens(&["[DEC]", "[ENC]"].map(special));
+    tokenizer.add_special_tokens(["[DEC]", "[ENC]"].map(special)).map_err(|e| anyhow!("{e}"))?;
     Ok((cut(tokenizer, positions)?, id::hex(&id::sha256(text.as_bytes()))))
 }
 
@@ -54,10 +54,12 @@ fn bert(vocabulary: &str, lowercase: bool) -> Result<Tokenizer> {
     let mut tokenizer = Tokenizer::new(pieces.map_err(|e| anyhow!("{e}"))?);
     let id = |token: &str| tokenizer.token_to_id(token).with_context(|| format!("it has no '{token}'"));
     let (sep, cls, _) = (id("[SEP]")?, id("[CLS]")?, id("[UNK]")?);
-    tokenizer.with_normalizer(Some(BertNormalizer::new(true, true, None, lowercase)));
+    let normalizer = BertNormalizer::new(true, true, None, lowercase);
+    tokenizer.with_normalizer(Some(normalizer)).map_err(|e| anyhow!("{e}"))?;
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
     tokenizer.with_post_processor(Some(BertProcessing::new(("[SEP]".into(), sep), ("[CLS]".into(), cls))));
-    tokenizer.add_special_tokens(&["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(special));
+    let added = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(special);
+    tokenizer.add_special_tokens(added).map_err(|e| anyhow!("{e}"))?;
     Ok(tokenizer)
 }
 
