@@ -221,7 +221,7 @@ fn bad_input_is_one_sentence_and_nothing_is_written() {
         ("none", &[], &["none has no rows"]),
         ("cut", &[], &["cut is not a whole table"]),
         ("good", &["--base", "absent"], &["absent/text_encoder"]),
-        ("good", &["--base", &format!("{mini}/unet")], &["unet/vae"]),
+        ("good", &["--base", &format!("{mini}/unet")], &["base/unet", "text_encoder/"]),
         ("good", &["--batch", "0"], &["--batch is 0"]),
         ("text", &["--shard", "0/2"], &["text, row 5"]),
         ("good", &["--dtype", "bf16"], &["f32"]),

@@ -1,7 +1,7 @@
 //! What somebody else does to the output folder: damaged, removed and foreign files. Nothing is passed over in silence, and what was
 //! whole is not lost.
 
-use std::fs;
+use std::{fs, process::Stdio};
 
 use super::*;
 
@@ -102,6 +102,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_it_is_offered() {
     old("x/checkpoint-4/state/optimizer.safetensors", ",\\\"summed\\\":true", "");
     train(&dir, "x", &latest).ok();
     assert_same(&weights(&dir.path("whole")), &weights(&dir.path("x")));
+    assert!(dir.path("x/config.toml").exists());
 }
 
 #[test]
@@ -167,16 +168,20 @@ fn lines_of_a_damaged_log_are_not_lost() {
     assert!(dir.bytes("x/log.jsonl").starts_with(four.as_bytes()) && log(&dir.path("x")).len() == 6);
 }
 
+/// Its earlier checkpoints are gone, which the run says; all else is there.
 #[test]
 fn a_folder_that_is_removed_during_the_run_is_written_again() {
     let dir = world();
     let rest = "--steps 60 --train_batch_size 2 --report_to tensorboard";
-    let mut child = spawn(train(&dir, "x", rest));
+    let mut tool = train(&dir, "x", rest);
+    let child = tool.command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for("some steps", || log_lines(&dir.path("x")) >= 3);
     while dir.path("x").exists() {
         let _ = fs::remove_dir_all(dir.path("x"));
     }
-    assert!(child.wait().unwrap().success());
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(2));
+    says(&String::from_utf8(ended.stderr).unwrap(), &["x was removed or replaced", "60 steps"]);
     let steps: Vec<_> = log(&dir.path("x")).iter().map(|line| line["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, (1..=60).collect::<Vec<_>>());
     train(&dir, "whole", rest).ok();

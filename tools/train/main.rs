@@ -192,6 +192,6 @@ fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Res
         dump: args.gradients.dump_gradients.filter(|_| world.first()),
         logs_z: args.data.replay.is_some(),
         rollbacks: 0,
-        _lock: lock,
+        lock,
     })
 }

@@ -54,8 +54,8 @@ impl Reporter {
     }
 
     pub fn report(&mut self, line: &Line, pairs: &[Pair]) -> Result<()> {
-        if let Some((file, settings)) = self.settings.take() {
-            atomic::write(&file, settings.as_bytes())?;
+        if self.loss.is_none() {
+            self.write_settings()?;
         }
         self.log.iter_mut().try_for_each(|log| log.write(line))?;
         self.say_notes();
@@ -102,8 +102,15 @@ impl Reporter {
         notes.iter().for_each(|note| self.say(note));
     }
 
-    /// Makes sure that the log is where it should be, beside a checkpoint.
+    fn write_settings(&self) -> Result<()> {
+        self.settings.iter().try_for_each(|(file, settings)| atomic::write(file, settings.as_bytes()))
+    }
+
+    /// Makes sure that the log and the settings are where they should be, beside a checkpoint.
     pub fn keep_log(&mut self) -> Result<()> {
+        if self.settings.as_ref().is_some_and(|(file, _)| !file.exists()) {
+            self.write_settings()?;
+        }
         self.log.iter_mut().try_for_each(Log::keep)?;
         self.say_notes();
         Ok(())

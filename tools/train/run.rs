@@ -40,7 +40,7 @@ pub struct Run<'a> {
     /// Since the last checkpoint.
     pub rollbacks: usize,
     /// Held until the end: one run at a time writes in the folder.
-    pub _lock: Option<pipe::lock::Folder>,
+    pub lock: Option<pipe::lock::Folder>,
 }
 
 /// The losses of a step in all processes, and the norm of its gradient.
@@ -199,6 +199,14 @@ impl Run<'_> {
             return Ok(());
         }
         self.checkpoints.finish(&self.state)?;
+        self.reporter.keep_log()?;
+        let out = self.checkpoints.out.display();
+        ensure!(
+            self.lock.as_ref().is_none_or(pipe::lock::Folder::is_there),
+            "{out} was removed or replaced during the run: the policy after {} steps and its log are there, earlier checkpoints are \
+             not",
+            self.state.counters.step
+        );
         self.reporter.finish(&self.checkpoints.out, self.state.counters.step)
     }
 }

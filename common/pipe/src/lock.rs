@@ -54,7 +54,7 @@ fn without_locks(output: &Path, error: &std::io::Error) {
 pub struct Folder {
     lock: PathBuf,
     /// Locked until it is closed.
-    _file: File,
+    file: File,
     /// The folder, where it was missing: work that fails at once leaves none.
     made: Option<PathBuf>,
 }
@@ -69,12 +69,17 @@ impl Folder {
         for _ in 0..TRIES {
             fs::create_dir_all(folder).with_context(cannot)?;
             match file(&lock, output) {
-                Ok(file) => return Ok(Self { lock, _file: file, made }),
+                Ok(file) => return Ok(Self { lock, file, made }),
                 Err(_) if !folder.exists() => {}
                 Err(error) => return Err(error),
             }
         }
         bail!("{}: {} is removed again and again", cannot(), folder.display())
+    }
+
+    /// Whether the folder is still the one that was locked: nobody removed or replaced it meanwhile.
+    pub fn is_there(&self) -> bool {
+        fs::metadata(&self.lock).is_ok_and(|there| is_same(&there, &self.file))
     }
 }
 
@@ -100,7 +105,10 @@ mod tests {
         drop(file(&path, Path::new("out")).unwrap()); // it has its name: the next run begins anew
         drop(held);
         let held = Folder::lock(&folder, &folder).unwrap();
-        assert!(Folder::lock(&folder, &folder).is_err());
+        assert!(Folder::lock(&folder, &folder).is_err() && held.is_there());
+        fs::rename(&folder, dir.path().join("moved")).unwrap();
+        assert!(!held.is_there());
+        fs::rename(dir.path().join("moved"), &folder).unwrap();
         drop(held);
         assert!(!folder.exists());
         drop(Folder::lock(&folder, &folder).unwrap());
