@@ -717,7 +717,7 @@ fn too_little_memory_is_a_sentence() {
     let dir = world(4);
     let (score, models) = (env!("CARGO_BIN_EXE_score"), scorers());
     let mut lacked = 0;
-    for kilobytes in (60_000..160_000).step_by(10_000) {
+    for kilobytes in (80_000..160_000).step_by(10_000) {
         let line = format!(
             "ulimit -v {kilobytes}; exec {score} pairs.parquet --models {} --metrics hps --threads 1 -q -o out-{kilobytes}",
             models.display()
