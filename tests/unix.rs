@@ -580,6 +580,18 @@ fn the_name_of_the_unfinished_output_is_not_an_input_and_not_a_link() {
     }
 }
 
+/// A table in an object store is read. Written to such a name, it would lie in a folder named `s3:` here.
+#[test]
+fn an_output_in_an_object_store_is_refused() {
+    let dir = Dir::new();
+    for tool in ["prompts", "pairs", "score", "vote", "encode", "train", "refresh-ref", "sample", "winrate", "report"] {
+        for url in ["s3://bucket/x", "gs://bucket/x", "https://example.com/x"] {
+            says(&dir.tool(tool).args(["-o", url]).fails(2), &[url, "object stores are only read"]);
+        }
+    }
+    assert!(dir.list().is_empty());
+}
+
 #[test]
 fn an_output_that_cannot_be_written() {
     for case in cases(3) {

@@ -33,6 +33,7 @@ pub struct AtomicFile {
 
 impl AtomicFile {
     pub fn create(target: &Path) -> Result<Self> {
+        place::refuse_url(target)?;
         let name = target.to_owned();
         if place::is_stream(target) {
             return Ok(Self { name, renamed: None, file: Some(BufWriter::new(place::open_stream(target)?)) });
@@ -165,4 +166,15 @@ fn filled(path: &Path, bytes: &[u8]) -> Result<AtomicFile> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_folder_is_made_where_an_object_is_named() {
+        let Err(error) = AtomicFile::create(Path::new("s3://bucket/x")) else { panic!("it is written") };
+        assert!(error.to_string().contains("only read") && !Path::new("s3:").exists(), "{error}");
+    }
 }

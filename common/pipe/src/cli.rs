@@ -19,7 +19,7 @@ use crate::device::{Device, Dtype};
 use crate::shard::{self, Shard};
 use crate::stdout::{print, reader_left};
 use crate::stop::{self, Stopped};
-use crate::{memory, names::Names, panics, place, scratch, shown, table::is_url};
+use crate::{memory, names::Names, panics, place, scratch, shown};
 pub use effective::Settings;
 use generate::Generate;
 
@@ -38,7 +38,7 @@ pub enum Answer {
 #[command(next_help_heading = COMMON)]
 pub struct Common {
     /// Where to write: a path, or `-` for standard output
-    #[arg(help_heading = None, short, long, alias = "output-dir", value_name = "PATH", value_parser = PathBufValueParser::new().map(or_stdout))]
+    #[arg(help_heading = None, short, long, alias = "output-dir", value_name = "PATH", value_parser = PathBufValueParser::new().try_map(writable))]
     pub output: Option<PathBuf>,
     /// Worker threads [default: one per core]; results do not depend on it
     #[arg(long, value_name = "N", value_parser = threads)]
@@ -68,9 +68,6 @@ pub struct Common {
 impl Common {
     pub fn output(&self) -> Result<&PathBuf> {
         match &self.output {
-            Some(url) if is_url(url) => {
-                bail!("cannot write {}: object stores are only read; write a file and copy it there", url.display())
-            }
             Some(path) => Ok(path),
             None => bail!("no output was named; add `-o PATH`, or `-o -` to write to a pipe"),
         }
@@ -253,9 +250,10 @@ fn threads(text: &str) -> Result<NonZeroUsize, String> {
     number.ok_or_else(|| "the number of threads is 1 to 1024".into())
 }
 
-/// `/dev/stdout` is another name of `-`.
-fn or_stdout(output: PathBuf) -> PathBuf {
-    if output.as_os_str() == "/dev/stdout" { "-".into() } else { output }
+/// A path that can be written; `/dev/stdout` is another name of `-`.
+fn writable(output: PathBuf) -> Result<PathBuf> {
+    place::refuse_url(&output)?;
+    Ok(if output.as_os_str() == "/dev/stdout" { "-".into() } else { output })
 }
 
 /// Parses the command line, runs the tool, and turns its result into an exit code: 0 done, 1 the answer is no, 2 trouble. A reader

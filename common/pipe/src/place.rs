@@ -44,6 +44,19 @@ pub fn partial_path(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
+/// Whether a path names an object rather than a file: `s3://`, `gs://`, `http://` or `https://`.
+pub fn is_url(path: &Path) -> bool {
+    let text = path.to_str().unwrap_or_default();
+    ["s3://", "s3a://", "gs://", "http://", "https://"].iter().any(|scheme| text.starts_with(scheme))
+}
+
+/// Refuses an output in an object store, which would become a folder named `s3:`.
+pub fn refuse_url(output: &Path) -> Result<()> {
+    let name = output.display();
+    ensure!(!is_url(output), "cannot write {name}: object stores are only read; write a file and copy it there");
+    Ok(())
+}
+
 /// Refuses an `output` that is one of `inputs`, or a file in a folder among them: the result would replace its own input. The
 /// same holds for the name under which it is written first.
 pub fn refuse_inputs<P: AsRef<Path>>(output: &Path, inputs: impl IntoIterator<Item = P>) -> Result<()> {

@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use arrow::array::Array;
 
-use crate::foreign;
 use crate::id::{hex, prompt_id, sha256};
 use crate::origin::InputOrigin;
 use crate::schema::{pairs, prompts as col};
 use crate::scored::owned;
 use crate::table::{self, Inputs};
+use crate::{foreign, place};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prompt {
@@ -101,7 +101,7 @@ fn name(path: &Path) -> String {
 fn entries(path: &Path, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>> {
     let name = name(path);
     let say = || format!("cannot read {name}");
-    if path.is_dir() || table::is_url(path) {
+    if path.is_dir() || place::is_url(path) {
         return table_entries(Inputs::open(&[path.to_owned()])?, give);
     }
     let text = if path.as_os_str() == "-" {

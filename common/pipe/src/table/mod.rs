@@ -17,5 +17,4 @@ pub(crate) use batches::columns_of;
 pub use input::{BATCH, Inputs};
 pub use open::is_table;
 pub use output::Output;
-pub use storage::is_url;
 pub(crate) use storage::{Builder, Source};

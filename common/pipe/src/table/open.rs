@@ -8,10 +8,11 @@ use anyhow::{Context, Result, bail, ensure};
 use arrow::ipc::reader::FileReader;
 
 use super::opened::{Body, Opened};
-use super::storage::{Source, Storage, is_url};
+use super::storage::{Source, Storage};
 use super::{ipc, stream::Stream, text};
 use crate::foreign::{self, LOOK};
 use crate::panics::caught;
+use crate::place::is_url;
 
 const PARQUET: &[u8] = b"PAR1";
 

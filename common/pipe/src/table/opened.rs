@@ -6,10 +6,11 @@ use anyhow::{Context, Result};
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use parquet::file::reader::{ChunkReader, Length};
 
-use super::storage::{Source, is_url};
+use super::storage::Source;
 use super::stream::Stream;
 use crate::id::{hash_of, hex, sha256};
 use crate::origin::{self, InputOrigin, Origin};
+use crate::place::is_url;
 
 pub(super) struct Opened {
     pub(super) name: Arc<str>,

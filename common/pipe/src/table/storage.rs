@@ -15,12 +15,7 @@ use parquet::file::reader::{ChunkReader, Length};
 
 #[cfg(feature = "cloud")]
 use super::cloud::{Object, ObjectReader};
-
-/// Whether a path names an object rather than a file: `s3://`, `gs://`, `http://` or `https://`.
-pub fn is_url(path: &Path) -> bool {
-    let text = path.to_str().unwrap_or_default();
-    ["s3://", "s3a://", "gs://", "http://", "https://"].iter().any(|scheme| text.starts_with(scheme))
-}
+use crate::place::is_url;
 
 /// A place that Parquet can be read from, at any position.
 pub(crate) enum Storage {
