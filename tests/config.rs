@@ -218,6 +218,12 @@ const LAUNCHES: &[(&str, &[&str], &[&str])] = &[
         ],
     ),
     (
+        "accelerate launch train_network.py --pretrained_model_name_or_path=base --output_dir=out --max_train_steps=2 \
+         --learning_rate=1e-4",
+        &["lora-rank = 4"],
+        &["# train_network.py: --lora-rank 4 is what"],
+    ),
+    (
         "python train.py --pretrained_model_name_or_path=base --train_method sft --dataset_name=pairs.parquet --output_dir out",
         &["loss = \"sft\""],
         &["# python train.py: "],

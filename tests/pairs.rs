@@ -210,6 +210,19 @@ fn what_is_wrong_is_named_or_left_out_and_counted() {
     assert!(!dir.path("out.parquet").exists());
     let run = dir.tool("pairs").args(["list.csv", "-o", "out.parquet", "--skip-bad"]).ok();
     says(&run.err, &["1 pair, without 2 bad samples"]);
+    // In folders: a pair, a winner alone, a loser alone and one without a caption.
+    for side in ["w", "l"] {
+        fs::create_dir_all(dir.path(&format!("sides/{side}"))).unwrap();
+        for name in ["good", if side == "w" { "won" } else { "lost" }, "mute"] {
+            fs::write(dir.path(&format!("sides/{side}/{name}.png")), png(0)).unwrap();
+        }
+    }
+    for name in ["good", "won", "lost"] {
+        dir.write(&format!("sides/{name}.txt"), "a cat");
+    }
+    let sides = |rest: &[&str]| dir.tool("pairs").args(["sides", "-o", "sides.parquet"]).args(rest);
+    says(&sides(&[]).fails(2), &["mute.png has no caption", "mute.txt"]);
+    says(&sides(&["--skip-bad"]).ok().err, &["1 pair, without 3 bad samples"]);
     for (file, content, parts) in [
         ("x.json", "[{\"prompt\": \"a\"}]", &["element 0", "no pair of images", "winner"][..]),
         ("y.json", "[{\"prompt\": \"a\"", &["begins like JSON"]),

@@ -71,6 +71,15 @@ fn a_policy_becomes_one_file_that_draws_and_trains_as_its_folder_does() {
     dir.tool("refresh-ref").args(policy).args(["-o", "half.safetensors", "--save-dtype", "f16"]).ok();
     assert!(tensors(&dir.path("half.safetensors")).values().all(|tensor| tensor.dtype() == DType::F16));
 
+    // A tensor under both of its names: which one is meant?
+    let mut twice = all.clone();
+    let first = twice["model.diffusion_model.input_blocks.0.0.weight"].clone();
+    twice.insert("model.diffusion_model.conv_in.weight".into(), first.zeros_like().unwrap());
+    write_tensors(&dir.path("twice.safetensors"), &twice);
+    let unpack = ["--policy", "twice.safetensors", "--reference", "one.safetensors", "--base-config", &base];
+    let error = dir.tool("refresh-ref").args(unpack).args(["-o", "x"]).fails(2);
+    says(&error, &["twice.safetensors", "'conv_in.weight' twice"]);
+
     let pairs = pairs(4);
     dir.put("pairs.parquet", &pairs);
     dir.put("labels.parquet", &labels(&pairs, |_| (1.0, 1.0)));

@@ -608,86 +608,6 @@ fn from_an_images_table_as_from_pairs() {
 }
 
 #[test]
-fn bad_input_is_one_sentence_and_nothing_is_written() {
-    let dir = world();
-    let good = pairs(24);
-    let bad = |name: &str, table: &arrow::array::RecordBatch| dir.put(name, table);
-    bad("no-caption.parquet", &without(&good, "caption"));
-    bad("none.parquet", &good.slice(0, 0));
-    let whole = dir.bytes("pairs.parquet");
-    dir.write("cut.parquet", &whole[..whole.len() - 100]);
-    let captions = column_text(&good, "caption");
-    let null = arrow::array::StringArray::from_iter((0..24).map(|i| (i != 7).then_some(&captions[i])));
-    bad("null.parquet", &with(&good, "caption", std::sync::Arc::new(null)));
-    let jpgs: Vec<_> = (0..24).map(|i| image(&good, "jpg_1", i)).collect();
-    let jpg = |at: usize, bytes: Option<&'static [u8]>| {
-        images(&(0..24).map(|i| if i == at { bytes } else { Some(&jpgs[i][..]) }).collect::<Vec<_>>())
-    };
-    bad("text.parquet", &with(&good, "jpg_1", jpg(11, Some(b"not an image"))));
-    bad("hole.parquet", &with(&good, "jpg_1", jpg(12, None)));
-    dir.write("plain", "a file");
-    let before = dir.list();
-    for (rest, parts) in [
-        ("no-caption.parquet", &["no-caption.parquet: column 'caption' is missing (found: image_0_uid"][..]),
-        ("none.parquet", &["none.parquet has no rows"]),
-        ("cut.parquet", &["cut.parquet is not a whole table"]),
-        ("absent.parquet", &["absent.parquet", "No such file"]),
-        ("null.parquet", &["null.parquet, row 7", "'caption' is null"]),
-        ("text.parquet --steps 20", &["text.parquet, row 11"]),
-        ("hole.parquet --steps 20", &["hole.parquet, row 12", "'jpg_1' is null"]),
-        ("--labels pairs.parquet", &["pairs.parquet: column 'pair_id' is missing", "`vote`"]),
-        ("--resolution 15", &["--resolution 15", "multiple", "VAE"]),
-        ("--resolution 0", &["--resolution 0"]),
-        ("--base absent", &["--base absent", "no such model"]),
-        ("--policy absent", &["absent does not exist", "unet/config.json"]),
-        ("--reference plain", &["plain is a text", "download the file again"]),
-        ("--dtype f16", &["--dtype f16", "bf16"]),
-    ] {
-        says(&train(&dir, "out", rest).fails(2), parts);
-        assert_eq!(dir.list().iter().filter(|n| *n != "out").cloned().collect::<Vec<_>>(), before, "{rest}");
-        if !rest.contains("--steps 20") {
-            assert!(!dir.path("out").exists(), "{rest}");
-        }
-        let _ = std::fs::remove_dir_all(dir.path("out"));
-    }
-    for (rest, flag) in [
-        ("--beta 0", "--beta-dpo"),
-        ("--lr nan", "--learning-rate"),
-        ("--steps 0", "--max-train-steps"),
-        ("--adam_beta2 1", "--adam-beta2"),
-    ] {
-        says(&train(&dir, "out", rest).exits(2).err, &[flag]);
-        assert!(!dir.path("out").exists(), "{rest}");
-    }
-    says(&train(&dir, "plain/out", "").fails(2), &["cannot write in plain/out", "plain is not a folder"]);
-    says(&train(&dir, "plain", "").fails(2), &["plain is not a folder"]);
-    assert_eq!(dir.bytes("plain"), b"a file");
-    let base = oracle("base").display().to_string();
-    says(&dir.tool("train").args(["--base", &base, "-o", "out"]).fails(2), &["--labels is missing"]);
-    let error = dir.tool("train").args(["--base", &base, "-o", "out", "--labels", "labels.parquet"]).fails(2);
-    says(&error, &["DATA is missing"]);
-}
-
-#[test]
-#[cfg(not(feature = "mpi"))]
-fn one_of_several_processes_is_refused_by_a_build_without_mpi() {
-    let dir = world();
-    for (launcher, vars) in [
-        ("mpirun", &[("OMPI_COMM_WORLD_SIZE", "2"), ("OMPI_COMM_WORLD_RANK", "0")][..]),
-        ("srun", &[("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_PROCID", "0"), ("PMIX_RANK", "0")]),
-    ] {
-        let mut tool = train(&dir, "out", "--steps 1");
-        tool.command.envs(vars.iter().copied());
-        says(&tool.fails(2), &[launcher, "2 processes", "--features mpi"]);
-        assert!(!dir.path("out").exists());
-    }
-    // A single process in a batch script of many tasks runs alone.
-    let mut tool = train(&dir, "out", "--steps 1");
-    tool.command.envs([("SLURM_NTASKS", "8"), ("SLURM_PROCID", "0")]);
-    tool.ok();
-}
-
-#[test]
 fn a_caption_of_ten_thousand_characters() {
     let dir = world();
     let long: Vec<_> = column_text(&pairs(24), "caption").iter().map(|c| c.repeat(10_000 / c.len() + 1)).collect();
@@ -696,104 +616,6 @@ fn a_caption_of_ten_thousand_characters() {
     dir.put("pairs.parquet", &table);
     dir.put("labels.parquet", &labels(&table, some));
     train(&dir, "out", "--steps 1").ok();
-}
-
-#[test]
-fn an_incomplete_model_is_named() {
-    let dir = world();
-    let broken = |change: &dyn Fn(&Dir)| {
-        copy(&oracle("base"), &dir.path("base"));
-        change(&dir);
-        let error = train(&dir, "out", "--base base --steps 1").fails(2);
-        assert!(!dir.path("out").exists());
-        std::fs::remove_dir_all(dir.path("base")).unwrap();
-        error
-    };
-    for part in [
-        "unet/config.json",
-        "unet/diffusion_pytorch_model.safetensors",
-        "vae/config.json",
-        "vae/diffusion_pytorch_model.safetensors",
-        "text_encoder/config.json",
-        "text_encoder/model.safetensors",
-        "scheduler/scheduler_config.json",
-        "tokenizer/merges.txt",
-    ] {
-        let error = broken(&|dir| std::fs::remove_file(dir.path("base").join(part)).unwrap());
-        let folder = part.split('/').next().unwrap();
-        says(&error, &[folder]);
-    }
-    let file = "base/unet/diffusion_pytorch_model.safetensors";
-    let edit = |change: &dyn Fn(&mut Tensors)| {
-        broken(&|dir| {
-            let mut all = tensors(&dir.path(file));
-            change(&mut all);
-            write_tensors(&dir.path(file), &all);
-        })
-    };
-    let name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight";
-    says(&edit(&|all| drop(all.remove(name))), &[file, name, "is missing"]);
-    let error = edit(&|all| drop(all.insert(name.into(), all[name].narrow(0, 0, 4).unwrap())));
-    says(&error, &[name, "has shape [4, 8], expected [12, 8]"]);
-    let error = broken(&|dir| drop(dir.write(file, &dir.bytes(file)[..5000])));
-    says(&error, &[file, "is not a whole safetensors file"]);
-    // A policy of another architecture.
-    let error = train(&dir, "out", &format!("--policy {}", mini().display())).fails(2);
-    says(&error, &["policy and reference differ in architecture", "conv_in"]);
-}
-
-#[test]
-fn an_incomplete_replay_file_is_refused() {
-    let dir = world();
-    let edit = |change: &dyn Fn(&mut Tensors)| {
-        let mut all = tensors(&oracle("replay.safetensors"));
-        change(&mut all);
-        let all: Vec<_> = all.into_iter().collect();
-        let meta = [("prompts".to_owned(), r#"["a", "b"]"#.to_owned())].into();
-        safetensors(&dir.path("replay"), &all, Some(meta));
-        train(&dir, "out", "--replay replay --steps 5 --lr 1e-6")
-    };
-    edit(&|_| ()).ok();
-    std::fs::remove_dir_all(dir.path("out")).unwrap();
-    says(&edit(&|all| drop(all.remove("0.noise"))).fails(2), &["replay: tensor '0.noise' is missing"]);
-    let error = edit(&|all| drop(all.insert("0.latents".into(), all["0.latents"].narrow(0, 0, 3).unwrap()))).fails(2);
-    says(&error, &["step 0 has latents [3, 4, 8, 8]", "for 2 captions"]);
-    let late = candle_core::Tensor::new(&[1000i64; 4], &candle_core::Device::Cpu).unwrap();
-    says(&edit(&|all| drop(all.insert("0.timesteps".into(), late.clone()))).fails(2), &["timestep", "1000"]);
-    assert!(!dir.path("out").exists());
-    // A file that is too short is refused before the first step.
-    let error = edit(&|all| drop(all.remove("4.timesteps"))).fails(2);
-    says(&error, &["tensor '4.timesteps' is missing", "the inputs of 4 of the 5 steps", "0.latents to 4.timesteps"]);
-    assert!(!dir.path("out").exists());
-    safetensors(&dir.path("replay"), &[], None);
-    says(&train(&dir, "x", "--replay replay").fails(2), &["replay: the metadata key 'prompts' is missing"]);
-    dir.write("replay", "no tensors");
-    says(&train(&dir, "x", "--replay replay").fails(2), &["replay is not a whole safetensors file"]);
-    let error = train(&dir, "x", "--replay replay --on-spike rollback").fails(2);
-    says(&error, &["--replay", "--on-spike rollback"]);
-    let error = train(&dir, "x", "--replay replay --gradient_accumulation_steps 2").fails(2);
-    says(&error, &["--replay", "--gradient-accumulation-steps"]);
-    let run = train(&dir, "x", "--replay replay --labels labels.parquet").exits(2);
-    says(&run.err, &["--replay", "--labels"]);
-    assert!(!dir.path("x").exists());
-}
-
-fn safetensors(
-    path: &Path,
-    all: &[(String, candle_core::Tensor)],
-    meta: Option<std::collections::HashMap<String, String>>,
-) {
-    let tensors: std::collections::HashMap<_, _> = all.iter().cloned().collect();
-    candle_core::safetensors::save(&tensors, path).unwrap();
-    let Some(meta) = meta else { return };
-    // The same file with metadata: a longer header before the same data.
-    let bytes = std::fs::read(path).unwrap();
-    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
-    header["__metadata__"] = serde_json::to_value(meta).unwrap();
-    let header = serde_json::to_vec(&header).unwrap();
-    let out = [&(header.len() as u64).to_le_bytes()[..], &header, &bytes[8 + length..]].concat();
-    std::fs::write(path, out).unwrap();
 }
 
 #[test]
@@ -812,4 +634,22 @@ fn a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint() {
             assert!(finite(&tensors(&dir.path("out").join(&name))), "{}", name.display());
         }
     }
+}
+
+fn safetensors(
+    path: &Path,
+    all: &[(String, candle_core::Tensor)],
+    meta: Option<std::collections::HashMap<String, String>>,
+) {
+    let tensors: std::collections::HashMap<_, _> = all.iter().cloned().collect();
+    candle_core::safetensors::save(&tensors, path).unwrap();
+    let Some(meta) = meta else { return };
+    // The same file with metadata: a longer header before the same data.
+    let bytes = std::fs::read(path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    header["__metadata__"] = serde_json::to_value(meta).unwrap();
+    let header = serde_json::to_vec(&header).unwrap();
+    let out = [&(header.len() as u64).to_le_bytes()[..], &header, &bytes[8 + length..]].concat();
+    std::fs::write(path, out).unwrap();
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::pair::{LOSERS, Reader, WINNERS};
 use crate::record::{Field, Record};
@@ -39,36 +39,44 @@ pub fn pairs(folder: &Path, [winners, losers]: &[PathBuf; 2], reader: &Reader, t
         lost.into_iter().map(|path| (stem(&path, losers), path)).collect();
     for winner in won {
         let stem = stem(&winner, winners);
-        let alone = |side: &Path| format!("{} has no counterpart in {}", winner.display(), side.display());
-        let loser = others.remove(&stem).with_context(|| alone(losers))?;
-        let beside = [winners.join(&stem), losers.join(&stem), folder.join(&stem)];
-        let caption = beside.iter().find_map(|path| text_beside(path).transpose()).transpose()?;
-        let caption = caption
-            .with_context(|| format!("{} has no caption: put {}.txt beside it", winner.display(), stem.display()))?;
-        let mut record = Record::new(winner.display().to_string());
-        record.push("caption", Field::Text(caption));
-        record.push("winner", Field::File(winner));
-        record.push("loser", Field::File(loser));
-        if !take(reader, record)? {
+        let loser = others.remove(&stem);
+        let record = || {
+            let alone = || format!("{} has no counterpart in {}", winner.display(), losers.display());
+            let loser = loser.with_context(alone)?;
+            let beside = [winners.join(&stem), losers.join(&stem), folder.join(&stem)];
+            let caption = beside.iter().find_map(|path| text_beside(path).transpose()).transpose()?;
+            let none = || format!("{} has no caption: put {}.txt beside it", winner.display(), stem.display());
+            let mut record = Record::new(winner.display().to_string());
+            record.push("caption", Field::Text(caption.with_context(none)?));
+            record.push("winner", Field::File(winner));
+            record.push("loser", Field::File(loser));
+            Ok(record)
+        };
+        if !take(reader, record())? {
             return Ok(false);
         }
     }
-    let left = others.into_values().next();
-    ensure!(left.is_none(), "{} has no counterpart in {}", left.unwrap_or_default().display(), winners.display());
+    for left in others.into_values() {
+        if !take(reader, Err(anyhow!("{} has no counterpart in {}", left.display(), winners.display())))? {
+            return Ok(false);
+        }
+    }
     Ok(true)
 }
 
 /// Single images with the text beside each.
 pub fn singles(folder: &Path, reader: &Reader, take: &mut Take) -> Result<bool> {
     for path in images(folder)? {
-        let text = text_beside(&path.with_extension(""))?;
-        let text = text.with_context(|| {
-            format!("{0} has no text: put {1}.txt beside it", path.display(), path.with_extension("").display())
-        })?;
-        let mut record = Record::new(path.display().to_string());
-        record.push("caption", Field::Text(text));
-        record.push("image", Field::File(path));
-        if !take(reader, record)? {
+        let record = || {
+            let stem = path.with_extension("");
+            let none = || format!("{} has no text: put {}.txt beside it", path.display(), stem.display());
+            let text = text_beside(&stem)?.with_context(none)?;
+            let mut record = Record::new(path.display().to_string());
+            record.push("caption", Field::Text(text));
+            record.push("image", Field::File(path));
+            Ok(record)
+        };
+        if !take(reader, record())? {
             return Ok(false);
         }
     }

@@ -202,7 +202,7 @@ fn run(args: Args) -> Result<Answer> {
         for source in sources {
             let root = args.root.as_deref().unwrap_or(source.root()).to_owned();
             let reader = Reader { renamed: args.columns.clone(), root, output: output.to_owned() };
-            if !source.read(&reader, &mut |reader, record| writer.take(reader, &record))? {
+            if !source.read(&reader, &mut |reader, record| writer.take(reader, record))? {
                 break;
             }
         }
@@ -285,11 +285,13 @@ impl<'a> Writer<'a> {
         })
     }
 
-    /// Takes the rows of a record. Returns whether more are wanted.
-    fn take(&mut self, reader: &Reader, record: &Record) -> Result<bool> {
+    /// Takes the rows of a record, or what is wrong with it. Returns whether more are wanted.
+    fn take(&mut self, reader: &Reader, record: Result<Record>) -> Result<bool> {
         let max = self.args.max.map_or(usize::MAX, NonZeroUsize::get);
-        let taken =
-            if self.args.images { self.take_single(reader, record) } else { self.take_pairs(reader, record, max) };
+        let taken = record.and_then(|record| match self.args.images {
+            true => self.take_single(reader, &record),
+            false => self.take_pairs(reader, &record, max),
+        });
         match taken {
             Err(_) if self.args.skip_bad => self.counts.skipped += 1,
             taken => taken?,

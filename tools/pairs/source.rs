@@ -11,9 +11,9 @@ use arrow::array::Array;
 use arrow::datatypes::DataType;
 use pipe::column::Rows;
 use pipe::delimited::Delimited;
-use pipe::id;
 use pipe::origin::InputOrigin;
 use pipe::table::{self, Inputs};
+use pipe::{id, place};
 use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde_json::Value;
 
@@ -21,7 +21,7 @@ use crate::pair::Reader;
 use crate::record::{Field, Record};
 
 /// Takes a record. `false`: no more are wanted.
-pub type Take<'a> = dyn FnMut(&Reader, Record) -> Result<bool> + 'a;
+pub type Take<'a> = dyn FnMut(&Reader, Result<Record>) -> Result<bool> + 'a;
 
 /// Rows of a table that are held together: each has two images.
 const BATCH: usize = 16;
@@ -90,7 +90,7 @@ pub fn origins(file: &Path) -> Result<Vec<InputOrigin>> {
 }
 
 fn is_table(file: &Path) -> Result<bool> {
-    if file.as_os_str() == "-" || table::is_url(file) {
+    if file.as_os_str() == "-" || place::is_url(file) {
         return Ok(true);
     }
     let cannot = || format!("cannot read {}", file.display());
@@ -126,7 +126,7 @@ fn tables(file: &Path, reader: &Reader, take: &mut Take) -> Result<bool> {
     let unread = unread.join(", ");
     for rows in inputs.read(Some(&known), 0..usize::MAX, BATCH)? {
         for record in records(&rows?, &unread)? {
-            if !take(reader, record)? {
+            if !take(reader, Ok(record))? {
                 return Ok(false);
             }
         }
@@ -192,7 +192,7 @@ fn array(name: &str, text: impl Read, reader: &Reader, take: &mut Take) -> Resul
             let mut i = 0;
             while let Some(value) = elements.next_element::<Value>()? {
                 let mut record = Record::new(format!("{}, element {i} (from 0)", self.name));
-                let more = record.push_json(value).and_then(|()| (self.take)(self.reader, record));
+                let more = record.push_json(value).and_then(|()| (self.take)(self.reader, Ok(record)));
                 if !matches!(more, Ok(true)) {
                     *self.ended = Some(more.map(|_| ()));
                     return Err(serde::de::Error::custom("ended"));
@@ -228,7 +228,7 @@ fn lines(name: &str, text: impl Read, reader: &Reader, take: &mut Take) -> Resul
         let place = format!("{name}, object {i} (from 0)");
         let mut record = Record::new(place.clone());
         record.push_json(value.with_context(|| format!("{place} is not JSON"))?)?;
-        if !take(reader, record)? {
+        if !take(reader, Ok(record))? {
             return Ok(false);
         }
     }
@@ -256,7 +256,7 @@ fn delimited(name: &str, source: impl Read, reader: &Reader, take: &mut Take) ->
         for (column, field) in header.iter().zip(line.fields) {
             record.fields_from(column, (!field.is_empty()).then_some(Field::Text(field)));
         }
-        if !take(reader, record)? {
+        if !take(reader, Ok(record))? {
             return Ok(false);
         }
     }
@@ -289,7 +289,7 @@ fn archive(name: &str, file: impl Read, reader: &Reader, take: &mut Take) -> Res
         entry.read_to_end(&mut bytes).with_context(damaged)?;
         if sample.as_ref().is_none_or(|(own, _)| *own != key) {
             if let Some((_, done)) = sample.take()
-                && !take(reader, done)?
+                && !take(reader, Ok(done))?
             {
                 return Ok(false);
             }
@@ -298,7 +298,7 @@ fn archive(name: &str, file: impl Read, reader: &Reader, take: &mut Take) -> Res
         let Some((_, record)) = &mut sample else { continue };
         member(record, field, bytes)?;
     }
-    sample.map_or(Ok(true), |(_, last)| take(reader, last))
+    sample.map_or(Ok(true), |(_, last)| take(reader, Ok(last)))
 }
 
 /// Adds one file of a sample. `field`: `jpg_0.jpg`, `caption.txt`, `json`, `0.png`.

@@ -45,7 +45,8 @@ use pipe::memory::Memory;
 use pipe::stop;
 use report::Reporter;
 use run::{Run, Update};
-use start::Start;
+use start::{Setup, Start};
+use state::State;
 use training_data::TrainingData;
 use world::{Share, World};
 
@@ -119,6 +120,22 @@ fn kept(settings: &Settings) -> Option<String> {
     toml.map_err(|error| warn(format_args!("this run keeps no {SETTINGS}: {error:#}"))).ok()
 }
 
+/// What a person should know of the run before it begins.
+fn notes(setup: &Setup, data: &TrainingData, method: &Method, state: &State, dry_run: bool) -> Result<Vec<String>> {
+    let beta = dry_run.then(|| data.latent_shape()).transpose()?.map(|shape| beta_note(method.objective.beta, shape));
+    let farthest = setup.optimiser.learning_rate(setup.pairs_per_step).sum();
+    let notes = [
+        method.timesteps_note(),
+        data.note(setup.pairs_per_step),
+        data.flips_note(dry_run),
+        data.size_note(),
+        beta,
+        setup.reference.never_note(setup.optimiser.max_train_steps),
+        small_rate_warning(farthest, state.weight_size()?),
+    ];
+    Ok(notes.into_iter().flatten().collect())
+}
+
 /// Opens everything that the run needs. Each part takes its own flags.
 fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Result<Run<'a>> {
     args.common.quiet |= !world.first();
@@ -160,13 +177,8 @@ fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Res
     let (done, steps) = (state.counters.step, setup.optimiser.max_train_steps);
     let mut reporter = Reporter::new(args.log, &args.common, &checkpoints.out, done, steps, world.first());
     reporter.settings = settings.map(|settings| (checkpoints.out.join(SETTINGS), settings));
-    let data_notes = [data.note(setup.pairs_per_step), data.flips_note(args.dry_run), data.size_note()];
-    let notes = [method.timesteps_note(), world.note(&share), message].into_iter().chain(data_notes);
-    let beta =
-        args.dry_run.then(|| data.latent_shape()).transpose()?.map(|shape| beta_note(method.objective.beta, shape));
-    let never = setup.reference.never_note(steps);
-    let advice = [beta, never, small_rate_warning(learning_rate.sum(), state.weight_size()?)];
-    notes.chain(advice).flatten().for_each(|note| reporter.say(note));
+    let notes = notes(&setup, &data, &method, &state, args.dry_run)?;
+    [world.note(&share), message].into_iter().flatten().chain(notes).for_each(|note| reporter.say(note));
 
     let mut batches = Batches::new(data, share, steps, &method.process, &device, args.loader);
     batches.go_to(done, state.counters.skipped)?;

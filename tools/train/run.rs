@@ -203,8 +203,8 @@ impl Run<'_> {
         let out = self.checkpoints.out.display();
         ensure!(
             self.lock.as_ref().is_none_or(pipe::lock::Folder::is_there),
-            "{out} was removed or replaced during the run: the policy after {} steps and its log are there, earlier checkpoints are \
-             not",
+            "{out} was removed or replaced during the run: it holds the policy after {} steps and its log, and no longer what \
+             was in it before",
             self.state.counters.step
         );
         self.reporter.finish(&self.checkpoints.out, self.state.counters.step)

@@ -140,14 +140,15 @@ impl Weights {
         Ok(Self { name, files, tensors })
     }
 
-    /// The same weights under other names: `rename` says which tensors each name becomes.
+    /// The same weights under other names: `rename` says which tensors each name becomes. Two names for one tensor are an error.
     pub fn renamed(self, rename: impl Fn(&str) -> Vec<(String, Part)>) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (name, whole) in self.tensors {
             let whole = Arc::new(whole);
             for (ours, part) in rename(&name) {
-                let stored = Stored::part(&whole, part);
-                tensors.insert(ours, stored.with_context(|| format!("{}: tensor '{name}'", self.name))?);
+                let stored = Stored::part(&whole, part).with_context(|| format!("{}: tensor '{name}'", self.name))?;
+                ensure!(!tensors.contains_key(&ours), "{}: it holds '{ours}' twice, once as '{name}'", self.name);
+                tensors.insert(ours, stored);
             }
         }
         Ok(Self { tensors, ..self })

@@ -143,8 +143,11 @@ impl Network {
     }
 }
 
+/// The shapes of the tensors of a file, by their names.
+type Shapes = BTreeMap<String, Vec<usize>>;
+
 /// What the names of a transformer's tensors begin with in a file, and the parts that such a file may hold.
-fn transformer(shapes: &BTreeMap<String, Vec<usize>>) -> Option<(&'static str, &'static [Part])> {
+fn transformer(shapes: &Shapes) -> Option<(&'static str, &'static [Part])> {
     let kinds = [("joint_blocks.0.", &Part::OF_SD3[..]), ("double_blocks.0.", &Part::OF_FLUX[..])];
     [UNET, ""].into_iter().find_map(|prefix| {
         let holds =
@@ -153,54 +156,78 @@ fn transformer(shapes: &BTreeMap<String, Vec<usize>>) -> Option<(&'static str, &
     })
 }
 
-/// A folder of the model in the file `path`, or of a VAE or a transformer alone; of another file, the path itself. The configurations are those of
-/// the folder `described_by`, or of the published model that the file's tensors look like.
+/// A folder of the model in the file `path`, or of a VAE or a transformer alone; of another file, the path itself. The
+/// configurations are those of the folder `described_by`, or of the published model that the file's tensors look like.
 pub fn folder(path: &Path, described_by: Option<&Path>) -> Result<PathBuf> {
     let shapes = weights::shapes(path)?;
-    let lone_vae = shapes.contains_key("decoder.up.0.block.0.norm1.weight");
-    let transformer = transformer(&shapes);
-    if !lone_vae && transformer.is_none() && !shapes.keys().any(|name| name.starts_with(UNET)) {
-        return Ok(path.to_owned());
+    if let Some((prefix, parts)) = transformer(&shapes) {
+        return of_transformer(path, prefix, parts, &shapes, described_by);
     }
+    if shapes.contains_key("decoder.up.0.block.0.norm1.weight") {
+        return of_vae(path, described_by);
+    }
+    if shapes.keys().any(|name| name.starts_with(UNET)) {
+        of_unet(path, &shapes, described_by)
+    } else {
+        Ok(path.to_owned())
+    }
+}
+
+/// Where the folder of the model in the file `path` is made.
+fn made_of(path: &Path) -> Result<PathBuf> {
+    Ok(scratch::folder()?.join(path.file_stem().unwrap_or_default()))
+}
+
+/// `parts`: what such a file may hold. What it lacks, such as T5, is that of the folder `described_by`.
+fn of_transformer(
+    path: &Path,
+    prefix: &'static str,
+    parts: &[Part],
+    shapes: &Shapes,
+    described_by: Option<&Path>,
+) -> Result<PathBuf> {
     let name = path.display();
-    if let Some((prefix, parts)) = transformer {
-        let base = described_by.with_context(|| {
-            format!(
-                "{name} holds the transformer of Stable Diffusion 3 or FLUX, of which no file tells the configuration"
-            )
-        })?;
-        let made = scratch::folder()?.join(path.file_stem().unwrap_or_default());
-        let here =
-            |part: &Part| *part == Part::Transformer || shapes.keys().any(|name| name.starts_with(part.prefix()));
-        // What the file lacks, such as T5, is the folder's.
-        let here: Vec<Part> = parts.iter().copied().filter(here).collect();
-        link(base, &made, &here, TRANSFORMER).with_context(|| format!("{name}, described by {}", base.display()))?;
-        for part in here.into_iter().filter(|part| made.join(part.folder()).is_dir()) {
-            let prefix = if part == Part::Transformer { prefix } else { part.prefix() };
-            put(made.join(part.folder()), Network { file: path.to_owned(), part, prefix });
-        }
-        return Ok(made);
+    let base = described_by.with_context(|| {
+        format!("{name} holds the transformer of Stable Diffusion 3 or FLUX, of which no file tells the configuration")
+    })?;
+    let bare = |name: &String| ["joint_blocks.", "double_blocks."].iter().any(|block| name.starts_with(block));
+    ensure!(
+        prefix.is_empty() || !shapes.keys().any(bare),
+        "{name} holds a transformer twice, with and without {prefix}"
+    );
+    let made = made_of(path)?;
+    let is_here = |part: &Part| *part == Part::Transformer || shapes.keys().any(|name| name.starts_with(part.prefix()));
+    let here: Vec<Part> = parts.iter().copied().filter(is_here).collect();
+    link(base, &made, &here, TRANSFORMER).with_context(|| format!("{name}, described by {}", base.display()))?;
+    for part in here.into_iter().filter(|part| made.join(part.folder()).is_dir()) {
+        let prefix = if part == Part::Transformer { prefix } else { part.prefix() };
+        put(made.join(part.folder()), Network { file: path.to_owned(), part, prefix });
     }
-    if lone_vae {
-        let base =
-            described_by.with_context(|| format!("{name} is a VAE, of which no folder tells the configuration"))?;
-        let made = scratch::folder()?.join(path.file_stem().unwrap_or_default());
-        let denoiser = if base.join(TRANSFORMER).is_dir() { TRANSFORMER } else { DENOISER };
-        link(base, &made, &Part::ALL, denoiser)?;
-        let network = Network { file: path.to_owned(), part: Part::Vae, prefix: "" };
-        put(made.join(Part::Vae.folder()), network);
-        return Ok(made);
-    }
+    Ok(made)
+}
+
+fn of_vae(path: &Path, described_by: Option<&Path>) -> Result<PathBuf> {
+    let none = || format!("{} is a VAE, of which no folder tells the configuration", path.display());
+    let base = described_by.with_context(none)?;
+    let made = made_of(path)?;
+    let denoiser = if base.join(TRANSFORMER).is_dir() { TRANSFORMER } else { DENOISER };
+    link(base, &made, &Part::ALL, denoiser)?;
+    put(made.join(Part::Vae.folder()), Network { file: path.to_owned(), part: Part::Vae, prefix: "" });
+    Ok(made)
+}
+
+fn of_unet(path: &Path, shapes: &Shapes, described_by: Option<&Path>) -> Result<PathBuf> {
+    let name = path.display();
     ensure!(
         shapes.contains_key(&format!("{UNET}input_blocks.0.0.weight")),
         "{name} holds another denoiser than a UNet: such models are read from a folder as diffusers saves it"
     );
-    let made = scratch::folder()?.join(path.file_stem().unwrap_or_default());
+    let made = made_of(path)?;
     match described_by {
         Some(folder) => link(folder, &made, &Part::ALL, DENOISER)
             .with_context(|| format!("{name}, described by {}", folder.display()))?,
         None => {
-            let kind = Kind::of(path, &shapes)?;
+            let kind = Kind::of(path, shapes)?;
             if kind.family == Family::V2 {
                 let v = kind.prediction == PredictionType::VPrediction;
                 let (is, other) = if v { ("v", "the noise") } else { ("the noise", "v") };

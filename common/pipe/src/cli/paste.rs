@@ -49,6 +49,9 @@ const NEEDED: [(&str, &[&[&str]]); 8] = [
     ("refresh-ref", &[&["output"]]),
 ];
 
+/// The rank of LoRA, as scripts name it.
+const RANKS: [&str; 3] = ["rank", "network-dim", "lora-rank"];
+
 /// Programs that start a script.
 const LAUNCHERS: [&str; 5] = ["accelerate", "python", "python3", "torchrun", "deepspeed"];
 
@@ -156,6 +159,12 @@ fn without_launcher(tool: &str, mut words: Vec<String>) -> (Vec<String>, Vec<Str
              alone"
         ));
     }
+    let adapts = name.contains("lora") || name.contains("train_network");
+    let has_rank = |word: &String| foreign::name_of(word).is_some_and(|name| RANKS.contains(&&*name));
+    if tool == "train" && adapts && !words.iter().any(has_rank) {
+        words.push("--lora-rank=4".into());
+        remarks.push(format!("{name}: --lora-rank 4 is what this script takes where its line names no rank"));
+    }
     (words, remarks)
 }
 
@@ -178,6 +187,9 @@ fn translated(tool: &str, flag: &Flag, line: &[Item]) -> (Vec<String>, Vec<Strin
             true => (vec![name.to_owned()], vec![]),
             false => (vec![], remark("there is no such file; download its Parquet files, and name them as DATA")),
         },
+        ("sample", "n-iter", _) if flags().any(|flag| flag.name == "n-samples") => {
+            (vec![], remark("it draws as many times --n_samples images; give --images-per-prompt the product"))
+        }
         ("train", "no-hflip", _) => (vec!["--augment=none".into()], vec![]),
         ("train", "cache-dir" | "allow-tf32", _) => (vec![], remark("it has no effect here")),
         // kohya's scripts take a share of all steps, too.
