@@ -1,6 +1,8 @@
 //! `report`, through the binary.
 #![cfg(feature = "nets")]
 
+#[path = "report/browser.rs"]
+mod browser;
 mod util;
 
 use std::{collections::HashSet, sync::Arc};

@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use pipe::cli::Common;
+use pipe::cli::{Common, named};
+use pipe::place;
 
+use crate::beside::Beside;
 use crate::card::CardFlags;
 
 /// Show what alignment changed: win rates, training, scores, votes and the images themselves
@@ -46,10 +49,13 @@ pub struct Args {
     /// The largest size of the page, in MB of a million bytes; images are made smaller until it fits
     #[arg(long, help_heading = "Page", value_name = "MB", default_value = "20", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_mb: u32,
+    /// Where the images of the page are
+    #[arg(long, help_heading = "Page", value_name = "WHERE", default_value_t = ImagesIn::Page, value_parser = named::<ImagesIn>())]
+    pub images_in: ImagesIn,
     /// Where to write the contact sheet, a PNG (`-`: standard output)
     #[arg(long, help_heading = "Contact sheet", value_name = "PATH", requires = "images")]
     pub sheet: Option<PathBuf>,
-    /// The number of prompts that are shown, spread evenly over their sets [default: 12 on the sheet, 240 in the gallery]
+    /// The number of prompts that are shown, spread evenly over their sets [default: 12 on the sheet; 240 in a page that holds its images, all in others]
     #[arg(long, help_heading = "Contact sheet", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub prompts: Option<u32>,
     /// Which of a prompt's images is shown, counted from 0; the gallery holds the others too
@@ -65,7 +71,7 @@ pub struct Args {
     pub card: CardFlags,
     /// Serve the page of the run in DIR, or of the runs in its folders, on this machine's loopback address, and make it anew while
     /// the run goes on; its address is printed
-    #[arg(long, help_heading = "Page", value_name = "DIR", conflicts_with_all = ["logs", "sheet"])]
+    #[arg(long, help_heading = "Page", value_name = "DIR", conflicts_with_all = ["logs", "sheet", "images_in"])]
     pub watch: Option<PathBuf>,
     /// The port of that address [default: a free one]
     #[arg(
@@ -88,6 +94,8 @@ Examples:
          --scored base-scored.parquet policy-scored.parquet \\
          --labels labels.parquet --winrates winrate.json \\
          --logs policy/log.jsonl -o report.html
+  report --images base.parquet policy.parquet --images-in folder \\
+         -o report.html
   report --watch policy
   report --images base.parquet policy.parquet --sheet sheet.png
   report --images base.parquet dpo.parquet balanced.parquet \\
@@ -100,7 +108,29 @@ Examples:
 
 Exit status: 0 done, 2 trouble.";
 
+pipe::names! {
+    /// Where a page has its images.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum ImagesIn {
+        /// In the page, one file, where they become smaller until they fit
+        Page = "page",
+        /// As they were drawn, in the folder NAME-images beside NAME.html; a browser loads those that come into view
+        Folder = "folder",
+    }
+}
+
 impl Args {
+    /// The folder for the images of the page, if they are not inside.
+    pub fn beside(&self) -> Result<Option<Beside>> {
+        if self.images_in == ImagesIn::Page {
+            return Ok(None);
+        }
+        let page = self.common.output.as_deref().filter(|page| !place::is_stream(page));
+        let page = page.context("--images-in folder: name the page's file with --output; the folder lies beside it")?;
+        ensure!(!self.images.is_empty(), "--images-in folder: there are no images; name tables with --images");
+        Beside::of(page).map(Some)
+    }
+
     pub fn outputs(&self) -> impl Iterator<Item = &PathBuf> {
         self.sheet.iter().chain(&self.common.output).chain(&self.card.card)
     }

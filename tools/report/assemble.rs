@@ -6,6 +6,7 @@ use anyhow::{Result, bail, ensure};
 use maud::{Markup, html};
 use pipe::{text, winrates::Winrates};
 
+use crate::beside::Beside;
 use crate::curves::{self, Run};
 use crate::model_table::{ModelTable, stem};
 use crate::page::{Head, Section, page};
@@ -18,7 +19,8 @@ use crate::{
 /// The default number of prompts in the gallery: few enough for images that are large enough to judge.
 const PROMPTS: usize = 240;
 
-pub fn html(args: &Args, images: &[ModelImages]) -> Result<String> {
+/// `beside`: where the images are, if not in the page.
+pub fn html(args: &Args, images: &[ModelImages], beside: Option<&Beside>) -> Result<String> {
     let winrates = args.winrates.iter().map(|path| winrates::read(path)).collect::<Result<Vec<_>>>()?;
     let mut scores = ModelTable::read_scored(&args.scored)?;
     let mut runs = args.logs.iter().map(|path| Run::read(path)).collect::<Result<Vec<_>>>()?;
@@ -57,7 +59,7 @@ pub fn html(args: &Args, images: &[ModelImages]) -> Result<String> {
     );
     let made = origins::section(args.images.iter().chain(&args.scored).chain(&args.labels))?;
     let made = made.map(|body| Section { id: "made", title: "How it was made", body });
-    let head = head(args, &models, &winrates, images, &scores);
+    let head = Head { loads_images: beside.is_some(), ..head(args, &models, &winrates, images, &scores) };
     let finish = |gallery: Option<Section>| page(&head, sections.iter().chain(&gallery).chain(&made));
 
     let most = args.max_mb as usize * 1_000_000;
@@ -66,8 +68,10 @@ pub fn html(args: &Args, images: &[ModelImages]) -> Result<String> {
         ensure!(html.len() <= most, "the page takes {} bytes, more than --max-mb {} allows", html.len(), args.max_mb);
         return Ok(html);
     }
-    let gallery = Gallery::new(images, &scores, args.prompts.map_or(PROMPTS, |n| n as usize), args.k, &models)?;
-    for fit in LADDER {
+    let most_prompts = if beside.is_some() { usize::MAX } else { PROMPTS };
+    let prompts = args.prompts.map_or(most_prompts, |n| n as usize);
+    let gallery = Gallery::new(images, &scores, prompts, args.k, &models, beside)?;
+    for fit in LADDER.into_iter().filter(|fit| beside.is_none() || fit.is_unchanged()) {
         if gallery.estimate(fit)? <= most {
             let html = finish(Some(Section { id: "images", title: "Images", body: gallery.section(fit)? }));
             if html.len() <= most {
@@ -135,5 +139,6 @@ fn head(args: &Args, models: &Models, winrates: &[Winrates], images: &[ModelImag
     ];
     let known = facts.into_iter().filter_map(|(name, n)| Some((name, text::thousands(n.filter(|n| *n > 0)?))));
     let baseline = models.baseline().map(|base| ("baseline", base.to_owned()));
-    Head { title: args.title.clone().unwrap_or(title), note: args.note.clone(), facts: known.chain(baseline).collect() }
+    let facts = known.chain(baseline).collect();
+    Head { title: args.title.clone().unwrap_or(title), note: args.note.clone(), loads_images: false, facts }
 }

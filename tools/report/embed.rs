@@ -1,9 +1,13 @@
-//! Images inside the page: unchanged where there is room, else as JPEG, smaller and smaller until the page fits.
+//! Images inside the page: unchanged where there is room, else as JPEG, smaller and smaller until the page fits. Or in files beside it.
+
+use std::borrow::Cow;
 
 use anyhow::{Context, Result, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use mozjpeg::{ColorSpace, Compress};
 use nets::image::{self, Filter, Rgb};
+
+use crate::beside::Beside;
 
 #[derive(Clone, Copy)]
 pub struct Fit {
@@ -40,18 +44,30 @@ pub struct Embedded {
 }
 
 impl Fit {
-    pub fn words(self) -> String {
+    /// Whether images stay as they were drawn.
+    pub fn is_unchanged(self) -> bool {
+        self.jpeg.is_none()
+    }
+
+    pub fn words(self, beside: Option<&Beside>) -> String {
+        if let Some(beside) = beside {
+            return format!("Images are as they were drawn, in the folder {} beside this page.", beside.name());
+        }
         let Some((side, quality)) = self.jpeg else { return "Images are embedded as they were drawn.".into() };
         let most = if side == ALL { String::new() } else { format!(", at most {side} pixels wide and high") };
         format!("To keep the page small, images are embedded as JPEG of quality {quality}{most}.")
     }
 
-    pub fn embed(self, bytes: &[u8]) -> Result<Embedded> {
+    pub fn embed(self, bytes: &[u8], beside: Option<&Beside>) -> Result<Embedded> {
         let pixels = image::decode(bytes)?;
         let (width, height) = (pixels.width, pixels.height);
-        let src = match self.jpeg {
-            None => uri(kind(bytes), bytes),
-            Some((side, quality)) => uri("jpeg", &jpeg(&shrink(pixels, side), quality)?),
+        let (kind, bytes) = match self.jpeg {
+            None => (kind(bytes), Cow::Borrowed(bytes)),
+            Some((side, quality)) => ("jpeg", Cow::Owned(jpeg(&shrink(pixels, side), quality)?)),
+        };
+        let src = match beside {
+            None => uri(kind, &bytes),
+            Some(beside) => beside.put(kind, &bytes)?,
         };
         Ok(Embedded { src, width, height })
     }
@@ -112,7 +128,7 @@ mod tests {
     #[test]
     fn as_it_is_or_as_jpeg_that_looks_the_same() {
         let png = image::png(&picture(96, 64), None).unwrap();
-        let embed = |jpeg| Fit { jpeg, seeds: ALL }.embed(&png).unwrap();
+        let embed = |jpeg| Fit { jpeg, seeds: ALL }.embed(&png, None).unwrap();
         let same = embed(None);
         assert!(bytes(&same) == png && same.src.starts_with("data:image/png"));
         let jpeg = embed(Some((ALL, 93.0)));

@@ -8,6 +8,7 @@ use pipe::{moments, schema::images, scored::PromptKey, text};
 use rayon::prelude::*;
 use serde_json::json;
 
+use crate::beside::Beside;
 use crate::choose::{common_prompts, evenly};
 use crate::embed::{Embedded, Fit};
 use crate::images::{ModelImages, same_noise};
@@ -29,6 +30,8 @@ pub struct Gallery<'a> {
     /// The number of the image that is shown first.
     k: u64,
     models: &'a Models,
+    /// Where the images are, if not in the page.
+    beside: Option<&'a Beside>,
 }
 
 /// A prompt and the numbers of its images that are embedded.
@@ -40,6 +43,7 @@ type Place = (usize, usize);
 const CONTROLS: &str = include_str!("controls.html");
 /// Estimated bytes of the text around an image, and of the rest of the page.
 const WORDS: usize = 1_100;
+const ADDRESS: usize = 100;
 const REST: usize = 400_000;
 /// Images that are read at once, and those that an estimate reads.
 const CHUNK: usize = 64;
@@ -53,6 +57,7 @@ impl<'a> Gallery<'a> {
         n: usize,
         k: u64,
         models: &'a Models,
+        beside: Option<&'a Beside>,
     ) -> Result<Self> {
         for (i, table) in tables.iter().map(|t| &t.table).enumerate() {
             if let Some(other) = tables[..i].iter().map(|t| &t.table).find(|other| other.model == table.model) {
@@ -71,7 +76,7 @@ impl<'a> Gallery<'a> {
         let metrics = matching.first().map_or(&[][..], |s| &s.metrics);
         let sds = (0..metrics.len()).map(|m| base.and_then(|b| moments::sd(b.scores(m))).unwrap_or(0.0)).collect();
         let (rows, total) = (evenly(&prompts, n), prompts.len());
-        Ok(Self { tables, scores: matching, base, metrics, sds, rows, total, k, models })
+        Ok(Self { tables, scores: matching, base, metrics, sds, rows, total, k, models, beside })
     }
 
     /// The prompts and the numbers of their images that are embedded, row by row; `seeds` prompts have all that every model drew.
@@ -99,7 +104,7 @@ impl<'a> Gallery<'a> {
         for chunk in places.chunk_by(|a, b| a.0 == b.0).flat_map(|table| table.chunks(CHUNK)) {
             let rows: Vec<usize> = chunk.iter().map(|p| p.1).collect();
             let one = |(place, (at, bytes)): (&Place, (String, Vec<u8>))| {
-                Ok((*place, fit.embed(&bytes).with_context(|| format!("{at}, '{}'", images::IMAGE))?))
+                Ok((*place, fit.embed(&bytes, self.beside).with_context(|| format!("{at}, '{}'", images::IMAGE))?))
             };
             let encoded = self.tables[chunk[0].0].encoded(&rows)?;
             embedded.extend(chunk.par_iter().zip(encoded).map(one).collect::<Result<Vec<_>>>()?);
@@ -110,6 +115,9 @@ impl<'a> Gallery<'a> {
     /// Estimates the bytes of a page with this gallery from some of its images.
     pub fn estimate(&self, fit: Fit) -> Result<usize> {
         let places = self.places(&self.shown(fit.seeds));
+        if self.beside.is_some() {
+            return Ok(REST + places.len() * (WORDS + ADDRESS));
+        }
         let sample: Vec<Place> = places.iter().copied().step_by(places.len().div_ceil(SAMPLE).max(1)).collect();
         let bytes: usize = self.embed(&sample, fit)?.values().map(|e| e.src.len()).sum();
         Ok(REST + places.len() * (WORDS + bytes / sample.len().max(1)))
@@ -157,7 +165,7 @@ impl<'a> Gallery<'a> {
                 @if let Some(base) = self.base { "The signed number is the change from " (base.model) "'s image. " }
             }
             @if several > 0 && several < shown.len() { "All seeds are here for " (several) " prompts, one seed for the others. " }
-            (fit.words())
+            (fit.words(self.beside))
         }
     }
 
@@ -174,6 +182,7 @@ impl<'a> Gallery<'a> {
 
     fn column(&self, t: usize, prompt: &Prompt, ks: &[u64], embedded: &HashMap<Place, Embedded>) -> Markup {
         let table = &self.tables[t].table;
+        let lazy = self.beside.map(|_| "lazy");
         let figures = ks.iter().filter_map(|&k| Some((k, embedded.get(&(t, table.image(&prompt.key, k)?.row))?)));
         html! {
             div.model {
@@ -181,7 +190,7 @@ impl<'a> Gallery<'a> {
                 div.strip {
                     @for (k, image) in figures {
                         figure.shown[k == self.k] data-k=(k) {
-                            img src=(image.src) width=(image.width) height=(image.height) decoding="async"
+                            img src=(image.src) width=(image.width) height=(image.height) decoding="async" loading=[lazy]
                                 alt={ (table.model) ", image " (k) ": " (prompt.text) };
                             figcaption {
                                 span.k { "image " (k) }

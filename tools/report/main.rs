@@ -7,6 +7,7 @@ mod agreement;
 mod args;
 mod assemble;
 mod bars;
+mod beside;
 mod card;
 mod choose;
 mod curves;
@@ -37,6 +38,7 @@ use pipe::memory::Memory;
 use pipe::{atomic, place, stdout::print};
 
 use args::Args;
+use beside::Beside;
 use images::ModelImages;
 use sheet::Sheet;
 
@@ -59,6 +61,7 @@ fn run(args: Args) -> Result<Answer> {
     let read = [&args.winrates, &args.images, &args.scored, &args.logs, &args.labels];
     let written: Vec<&Path> = args.outputs().map(|path| &**path).collect();
     place::refuse_overlaps(&written, read.into_iter().flatten())?;
+    let beside = args.beside()?;
     let tables = ModelImages::open_all(&args.images)?;
     if let Some(path) = &args.sheet {
         let sheet = match &args.seeds_of {
@@ -68,7 +71,8 @@ fn run(args: Args) -> Result<Answer> {
         write(path, &sheet.png(args.scale.into())?)?;
     }
     if let Some(path) = &args.common.output {
-        write(path, assemble::html(&args, &tables)?.as_bytes())?;
+        write(path, assemble::html(&args, &tables, beside.as_ref())?.as_bytes())?;
+        beside.map_or(Ok(()), Beside::prune)?;
     }
     if let Some(path) = &args.card.card {
         let sheet = args.sheet.as_ref().and_then(|sheet| card::link(path, sheet));

@@ -171,6 +171,8 @@
     update();
   });
   more.onclick = () => ((limit += STEP), update());
+  // Shows more as one scrolls; the button is for the keyboard.
+  new IntersectionObserver((seen) => seen.some((entry) => entry.isIntersecting) && more.click()).observe(more);
   controls.hidden = false;
   update();
 })();

@@ -1,4 +1,4 @@
-//! The page: one HTML file that holds its images, style and script, and loads nothing.
+//! The page: one HTML file that holds its style, its script and mostly its images, and loads nothing from elsewhere.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -6,6 +6,8 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 pub struct Head {
     pub title: String,
     pub note: Option<String>,
+    /// Whether images are in files beside the page.
+    pub loads_images: bool,
     /// Names and values at a glance.
     pub facts: Vec<(&'static str, String)>,
 }
@@ -21,8 +23,13 @@ pub struct Section {
 const GENERATOR: &str = "balanced-dpo report";
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
-/// A prompt may contain anything, so the page may load nothing from outside: images, style and script are inside it.
-const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+/// A prompt may contain anything, so the page may load nothing from outside, but images from beside it where they are there.
+fn policy(loads_images: bool) -> String {
+    let images = if loads_images { "data: 'self'" } else { "data:" };
+    format!(
+        "default-src 'none'; img-src {images}; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    )
+}
 
 pub fn page<'a>(head: &Head, sections: impl Iterator<Item = &'a Section> + Clone) -> String {
     html! {
@@ -31,7 +38,7 @@ pub fn page<'a>(head: &Head, sections: impl Iterator<Item = &'a Section> + Clone
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
-                meta http-equiv="Content-Security-Policy" content=(POLICY);
+                meta http-equiv="Content-Security-Policy" content=(policy(head.loads_images));
                 meta name="color-scheme" content="light dark";
                 meta name="generator" content=(GENERATOR);
                 title { (head.title) }

@@ -66,7 +66,7 @@ impl Pictures {
 
     fn cell(&self, heading: &str, file: &Path, prompt: &str) -> Result<Markup> {
         let Ok(bytes) = fs::read(file) else { return Ok(html! { "-" }) }; // not drawn yet
-        let image = LADDER[3].embed(&bytes).with_context(|| file.display().to_string())?;
+        let image = LADDER[3].embed(&bytes, None).with_context(|| file.display().to_string())?;
         Ok(html! { img src=(image.src) width="128" alt={ (prompt) ", " (heading) }; })
     }
 

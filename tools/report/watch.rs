@@ -75,7 +75,7 @@ impl Page {
         let tables = ModelImages::open_all(&found.images)?;
         let html = match found.logs.is_empty() && found.winrates.is_empty() {
             true => Err(anyhow::anyhow!("{} holds no log.jsonl yet", folder.display())),
-            false => assemble::html(&found, &tables),
+            false => assemble::html(&found, &tables, None),
         };
         if let (Ok(html), Some(output)) = (&html, &args.common.output) {
             atomic::write(output, html.as_bytes())?;
