@@ -167,16 +167,63 @@ fn what_is_missing_is_named() {
     fs::create_dir(dir.path("x.partial")).unwrap();
     dir.write("x.partial/plan.json", "rows");
     says(dir.tool("check").arg("x.partial").exits(1).text(), &["unfinished work", "the same command continues"]);
-    // Nothing that is read here.
     for (name, bytes) in [
         ("page.html", &b"<html></html>"[..]),
         ("empty.parquet", b""),
-        ("x.json", b"{\"a\": 1}"),
+        ("begun", b"PAR1..."),
         ("half.json", b"{\"a\": "),
+        ("half.jsonl", b"{\"a\": 1}\n{\"a\":\n"),
     ] {
         dir.write(name, bytes);
-        dir.tool("check").arg(name).exits(1);
+        says(dir.tool("check").arg(name).exits(1).text(), &[&format!("{name}: NOT whole")]);
     }
+}
+
+#[test]
+fn what_is_not_read_here_is_not_called_damaged() {
+    let dir = Dir::new();
+    for (name, bytes) in [("x.json", &b"{\"a\": 1}"[..]), ("notes.md", b"# Notes\n"), ("run.mk", b"A = 1\n")] {
+        dir.write(name, bytes);
+        says(dir.tool("check").arg(name).exits(1).text(), &[&format!("{name}: unknown"), "  ? "]);
+        let json = dir.tool("check").args([name, "--json"]).exits(1).json();
+        assert!(json["files"][0]["whole"].is_null() && json["files"][0]["unknown"].is_string(), "{json}");
+    }
+    for (name, bytes, kind) in [
+        ("pairs.jsonl", &b"{\"winner\": \"a.png\"}\n{\"winner\": \"b.png\"}\n"[..], "lines of JSON"),
+        ("pairs.json", b"[{\"prompt\": \"a\"}]", "list in JSON"),
+        ("pairs.csv", b"winner,loser,prompt\na.png,b.png,a fox\n", "list for `pairs`"),
+    ] {
+        dir.write(name, bytes);
+        says(dir.tool("check").arg(name).ok().text(), &[&format!("{name}: whole, {kind}")]);
+    }
+}
+
+#[test]
+fn a_folder_of_several_things_is_looked_into() {
+    let dir = Dir::new();
+    fs::create_dir_all(dir.path("run/deep/er")).unwrap();
+    fs::create_dir_all(dir.path("run/parts")).unwrap();
+    dir.put("run/pairs.parquet", &pairs(4));
+    dir.put("run/deep/er/more.parquet", &pairs(2));
+    dir.put("run/parts/part-00000-of-00002.parquet", &pairs(2));
+    dir.put("run/parts/part-00001-of-00002.parquet", &pairs(2));
+    copy(&repository("pipelines/mini/scorers/clip"), &dir.path("run/clip"));
+    dir.write("run/README.md", "# Notes\n");
+    let seen = [
+        "run: whole, folder",
+        "  pairs.parquet: whole, pairs",
+        "  deep/er/more.parquet: whole, pairs",
+        "  parts: whole, pairs",
+        "  clip: whole, network",
+        "  1 file of kinds that are not read here",
+    ];
+    says(dir.tool("check").arg("run").ok().text(), &seen);
+    fs::remove_file(dir.path("run/parts/part-00001-of-00002.parquet")).unwrap();
+    says(dir.tool("check").arg("run").exits(1).text(), &["run: NOT whole", "  ! parts: ", "--shard 1/2"]);
+    fs::create_dir(dir.path("empty")).unwrap();
+    says(dir.tool("check").arg("empty").exits(1).text(), &["empty: unknown"]);
+    std::os::unix::fs::symlink(dir.path("run"), dir.path("run/deep/loop")).unwrap();
+    dir.tool("check").arg("run").exits(1);
 }
 
 #[test]

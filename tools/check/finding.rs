@@ -16,6 +16,8 @@ pub struct Finding {
     pub holds: Vec<String>,
     /// What is wrong, or missing, a sentence each.
     pub problems: Vec<String>,
+    /// Why nobody can say whether it is whole: it is nothing that is read or written here.
+    pub unknown: Option<String>,
     pub origin: Option<Origin>,
 }
 
@@ -28,8 +30,12 @@ impl Finding {
         Self { problems: vec![sentence(error)], ..Self::new(kind) }
     }
 
+    pub fn unknown(kind: impl Into<String>, why: impl Into<String>) -> Self {
+        Self { unknown: Some(why.into()), ..Self::new(kind) }
+    }
+
     pub fn is_whole(&self) -> bool {
-        self.problems.is_empty()
+        self.problems.is_empty() && self.unknown.is_none()
     }
 
     pub fn holds(mut self, what: impl Into<String>) -> Self {
@@ -50,11 +56,16 @@ impl Finding {
 
     /// The lines for a person.
     pub fn text(&self) -> String {
-        let whole = if self.is_whole() { "whole" } else { "NOT whole" };
+        let whole = match (&self.problems[..], &self.unknown) {
+            ([], None) => "whole",
+            ([], Some(_)) => "unknown",
+            _ => "NOT whole",
+        };
         let kind = if self.kind.is_empty() { String::new() } else { format!(", {}", self.kind) };
         let mut text = format!("{}: {whole}{kind}\n", shown::path(&self.path));
         let mut line = |what: &str, of: &str| text += &format!("  {what}{}\n", shown::escaped(of));
         self.problems.iter().for_each(|problem| line("! ", problem));
+        self.unknown.iter().for_each(|why| line("? ", why));
         self.holds.iter().for_each(|holds| line("", holds));
         for (i, origin) in self.origin.iter().flat_map(Origin::chain).enumerate() {
             line(if i == 0 { "made by " } else { "  from " }, &made_by(origin));
@@ -63,9 +74,10 @@ impl Finding {
     }
 
     pub fn json(&self) -> Value {
+        let whole = (!self.problems.is_empty() || self.unknown.is_none()).then(|| self.is_whole());
         json!({
-            "file": self.path.display().to_string(), "whole": self.is_whole(), "kind": self.kind, "holds": self.holds,
-            "problems": self.problems, "origin": self.origin,
+            "file": self.path.display().to_string(), "whole": whole, "kind": self.kind, "holds": self.holds,
+            "problems": self.problems, "unknown": self.unknown, "origin": self.origin,
         })
     }
 }

@@ -1,16 +1,18 @@
 //! Folders: checkpoints, models, what `encode` writes, and unfinished work.
 
 use std::collections::HashSet;
-use std::{fs, path::Path};
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use nets::{folder, weights as nets_weights};
 use pipe::schema::{images, pairs};
-use pipe::table::{BATCH, Inputs};
+use pipe::table::{BATCH, Inputs, has_parts};
+use pipe::text::count;
 use serde_json::Value;
 
 use crate::finding::Finding;
-use crate::{tables, texts, weights};
+use crate::{look, tables, texts, weights};
 
 /// `None`: the folder is none of these; it may hold the parts of a table.
 pub fn look_into(path: &Path, quick: bool) -> Result<Option<Finding>> {
@@ -21,7 +23,7 @@ pub fn look_into(path: &Path, quick: bool) -> Result<Option<Finding>> {
         Some(model(path, quick))
     } else if has("state") || has("lora") || folder::DENOISERS.iter().any(|part| has(part)) {
         Some(checkpoint(path, quick)?)
-    } else if ENCODED.iter().any(|name| has(&format!("{name}.parquet"))) {
+    } else if has("latents.parquet") || has("captions.parquet") {
         Some(encoded(path, quick)?)
     } else if has(folder::ADAPTERS) {
         Some(weights::file(&path.join(folder::ADAPTERS), quick)?)
@@ -32,6 +34,56 @@ pub fn look_into(path: &Path, quick: bool) -> Result<Option<Finding>> {
     } else {
         None
     })
+}
+
+/// Folders inside folders that are looked into.
+const DEEPEST: usize = 8;
+
+/// A folder of several things, each of which is looked at. Links to folders are not followed.
+pub fn several(path: &Path, quick: bool) -> Result<Finding> {
+    let (mut finding, mut whole, mut others) = (Finding::new("folder"), 0, 0);
+    for (name, inner) in things_in(path, String::new(), 0)? {
+        let found = look::of(&inner, quick)?;
+        match found.unknown {
+            _ if !found.problems.is_empty() => {
+                finding.problems.extend(found.problems.iter().map(|problem| format!("{name}: {problem}")));
+            }
+            Some(_) => others += 1,
+            None => {
+                finding.holds.push(format!("{name}: whole, {}", found.kind));
+                whole += 1;
+            }
+        }
+    }
+    if others > 0 {
+        finding.holds.push(format!("{} of kinds that are not read here", count(others, "file")));
+    }
+    if whole == 0 && finding.problems.is_empty() {
+        finding.unknown = Some("it holds nothing that is read or written here".into());
+    }
+    Ok(finding)
+}
+
+/// The files in a folder, and its folders that are one thing each, by their names from there.
+fn things_in(folder: &Path, prefix: String, depth: usize) -> Result<Vec<(String, PathBuf)>> {
+    let mut entries = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    entries.sort();
+    let mut things = vec![];
+    for path in entries {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = format!("{prefix}{name}");
+        if path.is_file() || (path.is_dir() && is_one_thing(&path)) {
+            things.push((name, path));
+        } else if path.is_dir() && !path.is_symlink() && depth < DEEPEST {
+            things.extend(things_in(&path, name + "/", depth + 1)?);
+        }
+    }
+    Ok(things)
+}
+
+/// Whether a folder is a model, a checkpoint, a table in parts and so on.
+fn is_one_thing(path: &Path) -> bool {
+    has_parts(path) || !matches!(look_into(path, true), Ok(None))
 }
 
 /// `OUT.partial/`.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use pipe::table;
 
 use crate::finding::Finding;
 use crate::{folders, pictures, tables, texts, weights};
@@ -31,13 +32,15 @@ fn look_at(path: &Path, quick: bool) -> Result<Finding> {
     }
     match texts::look_at(path)? {
         Some(finding) => Ok(finding),
-        None => tables::look_at(path, quick),
+        None if tables::is_table(path)? => tables::look_at(path, quick),
+        None => Ok(Finding::unknown("", "it is nothing that is read or written here")),
     }
 }
 
 fn look_into(path: &Path, quick: bool) -> Result<Finding> {
     match folders::look_into(path, quick)? {
         Some(finding) => Ok(finding),
-        None => tables::look_at(path, quick),
+        None if table::has_parts(path) => tables::look_at(path, quick),
+        None => folders::several(path, quick),
     }
 }

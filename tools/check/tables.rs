@@ -1,11 +1,13 @@
 //! Tables: which kind it is by its columns, and whether every row can be read.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Result;
 use arrow::datatypes::Schema;
 use pipe::schema::{images, labels, pairs, prompts};
-use pipe::table::{BATCH, Inputs};
+use pipe::table::{self, BATCH, Inputs};
 use pipe::text::count;
 
 use crate::finding::Finding;
@@ -18,7 +20,7 @@ struct Kind {
 }
 
 /// The first kind whose columns are there is meant.
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind { name: "pairs", needs: &pairs::NEEDED, lacks: &[] },
     Kind { name: "labels", needs: &[labels::PAIR_ID, labels::TARGET, labels::WEIGHT], lacks: &[] },
     Kind { name: "images", needs: &[prompts::PROMPT, images::IMAGE], lacks: &[] },
@@ -37,8 +39,20 @@ const KINDS: [Kind; 11] = [
     Kind { name: "scores", needs: &[labels::PAIR_ID, pairs::UID[0], pairs::UID[1], pairs::LABEL[0]], lacks: &[] },
     Kind { name: "list of pairs", needs: &[labels::PAIR_ID, pairs::CAPTION, pairs::UID[0], pairs::UID[1]], lacks: &[] },
     Kind { name: "pairs as TRL reads them", needs: &[prompts::PROMPT, "chosen", "rejected"], lacks: &[] },
+    Kind { name: "list for `pairs`", needs: &["winner", "loser"], lacks: &[] },
     Kind { name: "prompts", needs: &[prompts::PROMPT], lacks: &[] },
 ];
+
+/// Whether a file is meant to be a table, damaged or not: by its ending or its first bytes. An empty file
+/// without an ending may have been one.
+pub fn is_table(path: &Path) -> Result<bool> {
+    const ENDINGS: [&str; 6] = ["parquet", "arrow", "arrows", "feather", "ipc", "partial"];
+    let ending = path.extension().map(|ending| ending.to_ascii_lowercase());
+    let mut begin = [0; 8];
+    let read = File::open(path)?.read_at(&mut begin, 0)?;
+    let named = ending.map_or(read == 0, |ending| ENDINGS.iter().any(|known| *known == ending));
+    Ok(named || table::is_table(&begin[..read]) || Inputs::open_one(path).is_ok())
+}
 
 /// A file, or a folder of parts.
 pub fn look_at(path: &Path, quick: bool) -> Result<Finding> {

@@ -21,7 +21,7 @@ pub fn look_at(path: &Path) -> Result<Option<Finding>> {
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     let look: fn(&str) -> Finding = match () {
         () if file.metadata()?.len() > LONGEST => return Ok(None),
-        () if begin.starts_with(b"{") => json,
+        () if begin.starts_with(b"{") || (begin.starts_with(b"[") && ending == "json") => json,
         () if begin.starts_with(b"<!doctype html") || begin.starts_with(b"<html") => page,
         () if ending == "md" && begin.starts_with(b"---") => card,
         () if ending == "toml" => settings,
@@ -75,8 +75,10 @@ fn prompts(text: &str) -> Finding {
 
 fn json(text: &str) -> Finding {
     let first = text.lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok());
-    if first.is_some_and(|line| line.get("step").is_some() && line.get("loss").is_some()) {
-        return log(text);
+    match first {
+        Some(line) if line.get("step").is_some() && line.get("loss").is_some() => return log(text),
+        Some(Value::Object(_)) if text.trim_end().contains('\n') => return lines(text),
+        _ => {}
     }
     match serde_json::from_str::<Winrates>(text) {
         Ok(winrates) => {
@@ -84,13 +86,24 @@ fn json(text: &str) -> Finding {
             let metrics = winrates.metrics.join(", ");
             Finding::new("win rates").holds(format!("{}, metrics {metrics}", count(rates, "comparison")))
         }
-        Err(_) if serde_json::from_str::<Value>(text).is_ok() => {
-            let mut finding = Finding::new("JSON");
-            finding.problem("it is not what `winrate --json` writes, nor another file that is read here");
-            finding
-        }
-        Err(error) => Finding::not_whole("JSON", &error.into()),
+        Err(_) => match serde_json::from_str::<Value>(text) {
+            Ok(Value::Array(all)) => Finding::new("list in JSON").holds(count(all.len(), "entry")),
+            Ok(_) => {
+                Finding::unknown("JSON", "it is not what `winrate --json` writes, nor another file that is read here")
+            }
+            Err(error) => Finding::not_whole("JSON", &error.into()),
+        },
     }
+}
+
+/// Lines of JSON, such as lists for `pairs` and `prompts`.
+fn lines(text: &str) -> Finding {
+    let mut finding = Finding::new("lines of JSON");
+    let full = || text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    for (i, _) in full().filter(|(_, line)| serde_json::from_str::<Value>(line).is_err()) {
+        finding.problem(format!("line {} is damaged", i + 1));
+    }
+    finding.holds(count(full().count(), "line"))
 }
 
 /// Every line is the object of a step, and the steps follow each other.

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use nets::folder;
 use nets::weights::Weights;
 use pipe::origin::Origin;
+use pipe::place;
 use pipe::winrates::{Side, Winrates};
-use pipe::{place, text};
 use serde_json::{Map, Value};
 
 use crate::origins::words;
@@ -169,53 +169,25 @@ fn rates(card: &mut String, file: &Winrates) -> Result<()> {
 
 fn settings(args: &Map<String, Value>) -> String {
     let rows = args.iter().filter(|(_, value)| !value.is_null());
-    let rows: String =
-        rows.map(|(name, value)| format!("| `{name}` | {} |\n", escaped(&setting(name, value)))).collect();
+    let rows: String = rows.map(|(name, value)| format!("| `{name}` | {} |\n", escaped(&setting(value)))).collect();
     format!("| setting | value |\n|---|---|\n{rows}")
 }
 
-/// A setting of `train` as its command line has it: the weights hold some under the names of the code.
-fn setting(name: &str, value: &Value) -> String {
-    match (name, value) {
-        ("lr_scheduler", Value::Array(all)) if all.len() == 3 => {
-            let over = if all[2].is_null() { String::new() } else { format!(", over {} steps", all[2]) };
-            let warmup = text::count(all[1].as_u64().unwrap_or_default() as usize, "warm-up step");
-            format!("{}, {warmup}{over}", flag_name(&words(&all[0])).replace('-', "_"))
-        }
-        (_, Value::String(text)) => plain(text),
+/// A value as a person writes it.
+fn setting(value: &Value) -> String {
+    match value {
         // 5000, not 5000.0, and 1e-8, not 0.00000001.
-        (_, Value::Number(number)) => match number.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 1e15) {
+        Value::Number(number) => match number.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 1e15) {
             Some(whole) => whole.to_string(),
             None => number.to_string(),
         },
+        Value::Object(parts) => {
+            let parts: Vec<_> = parts.iter().filter(|(_, value)| !value.is_null()).collect();
+            let parts: Vec<_> = parts.iter().map(|(name, value)| format!("{name} {}", setting(value))).collect();
+            parts.join(", ")
+        }
         _ => words(value),
     }
-}
-
-/// `AdamW(AdamWConfig { beta1: 0.9 })` -> "adamw (beta1 0.9)", `IndependentFlip` -> "independent-flip".
-fn plain(text: &str) -> String {
-    let end = text.find([' ', '(', '{']).unwrap_or(text.len());
-    let (name, rest) = text.split_at(end);
-    let is_name = name.starts_with(|c: char| c.is_ascii_uppercase()) && name.bytes().all(|b| b.is_ascii_alphanumeric());
-    if !is_name {
-        return text.to_owned();
-    }
-    let inner = rest.rsplit('{').next().unwrap_or_default().trim_matches([' ', '(', ')', '{', '}']);
-    let inner = inner.replace(": ", " ").replace('_', " ");
-    if inner.is_empty() { flag_name(name) } else { format!("{} ({inner})", flag_name(name)) }
-}
-
-/// `IndependentFlip` -> "independent-flip", `AdamW` -> "adamw".
-fn flag_name(name: &str) -> String {
-    let mut flag = String::new();
-    for (i, letter) in name.char_indices() {
-        let next = name[i + letter.len_utf8()..].chars().next();
-        if i > 0 && letter.is_ascii_uppercase() && next.is_some_and(|next| next.is_ascii_lowercase()) {
-            flag.push('-');
-        }
-        flag.push(letter.to_ascii_lowercase());
-    }
-    flag
 }
 
 /// What made the inputs of the policy, the nearest first, each once.

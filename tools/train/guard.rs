@@ -1,5 +1,6 @@
 //! Diffusion-SDPO's safeguard (arXiv 2511.03317): pushing the loser away must not raise the winner's error.
 
+use std::fmt;
 use std::str::FromStr;
 
 /// Whether the loser's gradient is scaled down.
@@ -26,6 +27,15 @@ impl FromStr for Guard {
             Ok(Guard::Sdpo { mu })
         } else {
             Err(format!("MU must lie between 0 and 1, it is {mu}"))
+        }
+    }
+}
+
+impl fmt::Display for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Guard::None => f.write_str("none"),
+            Guard::Sdpo { mu } => write!(f, "sdpo:{mu}"),
         }
     }
 }

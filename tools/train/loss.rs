@@ -124,10 +124,8 @@ pub struct Objective {
 
 impl Objective {
     pub fn describe(&self, origin: Origin) -> Origin {
-        let origin = origin
-            .arg("loss", format!("{:?}", self.form))
-            .arg("beta_dpo", self.beta)
-            .arg("label_smoothing", self.smoothing);
+        let origin =
+            origin.arg("loss", self.form.to_string()).arg("beta_dpo", self.beta).arg("label_smoothing", self.smoothing);
         match self.scale_margin {
             Some(scale) => origin.arg("scale_margin", scale),
             None => origin,

@@ -118,9 +118,9 @@ impl Method {
             origin = origin.arg("timestep_weights", true);
         }
         let origin = origin
-            .arg("guard", format!("{:?}", self.guard))
-            .arg("error", format!("{:?}", self.error))
-            .arg("timesteps", format!("{:?}", self.timesteps));
+            .arg("guard", self.guard.to_string())
+            .arg("error", self.error.to_string())
+            .arg("timesteps", self.timesteps.to_string());
         let origin = match &self.process {
             Process::Flow(flow) => flow::describe(flow, origin),
             Process::Ddpm(_) => origin,

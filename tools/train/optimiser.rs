@@ -118,15 +118,24 @@ impl OptimiserFlags {
 
     pub fn describe(&self, origin: Origin) -> Origin {
         // The length matters only to a schedule that ends.
-        let ends = matches!(self.lr_scheduler, LrSchedule::Linear | LrSchedule::Cosine);
-        let total = ends.then(|| self.lr_total_steps.unwrap_or(self.max_train_steps));
-        let schedule = (format!("{:?}", self.lr_scheduler), self.lr_warmup_steps, total);
-        origin
+        let mut origin = origin
             .arg("learning_rate", self.learning_rate)
             .arg("scale_lr", self.scale_lr)
-            .arg("lr_scheduler", serde_json::json!(schedule))
-            .arg("optimizer", format!("{:?}", self.rule()))
-            .arg("moments", format!("{:?}", self.moments))
+            .arg("lr_scheduler", self.lr_scheduler.to_string())
+            .arg("lr_warmup_steps", self.lr_warmup_steps);
+        if matches!(self.lr_scheduler, LrSchedule::Linear | LrSchedule::Cosine) {
+            origin = origin.arg("lr_total_steps", self.lr_total_steps.unwrap_or(self.max_train_steps));
+        }
+        origin = match self.rule() {
+            UpdateRule::AdamW(AdamWConfig { beta1, beta2, eps, .. }) => {
+                let origin = origin.arg("optimizer", OptimizerName::Adamw.to_string());
+                origin.arg("adam_beta1", beta1).arg("adam_beta2", beta2).arg("adam_epsilon", eps)
+            }
+            UpdateRule::Adafactor(_) => origin.arg("optimizer", OptimizerName::Adafactor.to_string()),
+        };
+        origin
+            .arg("adam_weight_decay", self.adam_weight_decay)
+            .arg("moments", self.moments.to_string())
             .arg("max_grad_norm", self.max_norm().to_string())
     }
 }

@@ -210,7 +210,7 @@ impl Data {
         origin
             .arg("proportion_empty_prompts", self.visits.proportion_empty_prompts)
             .arg("resolution", self.resolution)
-            .arg("augment", format!("{:?}", self.visits.augment()))
+            .arg("augment", self.visits.augment().to_string())
             .inputs(self.inputs.clone())
     }
 

@@ -15,6 +15,6 @@ mod text;
 pub use batches::Batches;
 pub(crate) use batches::columns_of;
 pub use input::{BATCH, Inputs};
-pub use open::is_table;
+pub use open::{has_parts, is_table};
 pub use output::Output;
 pub(crate) use storage::{Builder, Source};

@@ -160,6 +160,11 @@ impl Part {
     }
 }
 
+/// Whether a folder holds files that are called as parts of a table.
+pub fn has_parts(folder: &Path) -> bool {
+    list(folder).is_ok_and(|names| names.iter().any(|name| Part::of(folder, name).is_some()))
+}
+
 /// The parts in a folder, in order.
 pub(super) fn parts_of(folder: &Path) -> Result<Vec<PathBuf>> {
     let names = list(folder)?;
