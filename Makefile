@@ -56,6 +56,10 @@ test-cuda:
 	$(ON_GPU) --test cuda --test nets
 	$(ON_GPU) --test train --test sample $(or $(all_tests),--) _the_numbers_of_ _the_images_of_
 
+## make test-kernels   run our kernels for GPUs on the CPU: against f64, in several orders of threads, with sanitizers; needs g++
+test-kernels:
+	tests/kernels/run $(CARGO_TARGET_DIR)/kernels
+
 # NVIDIA's compiler and headers come as Python packages. They and a C++ compiler are enough for the check; it needs no GPU and no driver.
 # CUDA_FEATURES=cuda,cudnn,nccl checks that build too, and needs the packages of tests/cluster/install.
 CUDA := $(abspath $(CARGO_TARGET_DIR))/cuda
@@ -124,7 +128,7 @@ pictures: build
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
-.PHONY: build test test-cloud test-cluster test-hardening test-cuda check-cuda install static deb dist ablations pictures help
+.PHONY: build test test-cloud test-cluster test-hardening test-cuda test-kernels check-cuda install static deb dist ablations pictures help
 
 include pipelines/align.mk
 include pipelines/rounds.mk
