@@ -224,6 +224,17 @@ const LAUNCHES: &[(&str, &[&str], &[&str])] = &[
         &["# train_network.py: --lora-rank 4 is what"],
     ),
     (
+        "accelerate launch flux_train_network.py --pretrained_model_name_or_path=base --clip_l clip_l.safetensors --ae ae.safetensors \
+         --timestep_sampling shift --scale_weight_norms 1 --lora_layers all --scale_lr true --use_adafactor false --output_dir out",
+        &["scale-lr = true", "use-adafactor = false"],
+        &[
+            "# --clip_l clip_l.safetensors: --base",
+            "# --ae ae.safetensors: ",
+            "# --timestep_sampling shift: --weighting",
+            "# --lora_layers all: --lora-targets",
+        ],
+    ),
+    (
         "python train.py --pretrained_model_name_or_path=base --train_method sft --dataset_name=pairs.parquet --output_dir out",
         &["loss = \"sft\""],
         &["# python train.py: "],
@@ -281,21 +292,31 @@ fn is_there(program: &str) -> bool {
 fn completions_load_and_name_every_flag() {
     let dir = Dir::new();
     for tool in tools() {
-        for (shell, file, begin) in
-            [("bash", "c.bash", "complete -F"), ("zsh", "_c", "#compdef"), ("fish", "c.fish", "complete -c")]
-        {
+        for (shell, file, begin) in [
+            ("bash", "c.bash", "complete -F"),
+            ("zsh", &*format!("_{tool}"), "#compdef"),
+            ("fish", "c.fish", "complete -c"),
+        ] {
             let run = Tool::new(tool).args(["--generate", &format!("complete-{shell}")]).ok();
             says(run.text(), &[&format!("{begin} "), tool, "json", "config"]);
             dir.write(file, run.text());
             if is_there(shell) {
-                let check = if shell == "bash" {
-                    format!("source {file} && complete -p {tool}")
-                } else {
-                    format!("{shell} -n {file}")
+                // Loaded as a user's shell loads them, and asked.
+                let check = match shell {
+                    "bash" => format!("source {file} && complete -p {tool}"),
+                    "zsh" => format!(
+                        "fpath=($PWD $fpath); autoload -Uz compinit; compinit -u -D; autoload +X _{tool} && print -r -- ${{_comps[{tool}]}} --config"
+                    ),
+                    _ => format!("source {file}; complete -C '{tool} --conf'"),
                 };
-                let shell = if shell == "bash" { "bash" } else { "sh" };
-                let output = Command::new(shell).args(["-c", &check]).current_dir(dir.path("")).output().unwrap();
+                let own: &[&str] = if shell == "zsh" { &["-f"] } else { &[] };
+                let mut command = Command::new(shell);
+                let home = dir.path("").display().to_string();
+                command.args(own).args(["-c", &check]).current_dir(dir.path("")).env("HOME", home);
+                let output = command.output().unwrap();
                 assert!(output.status.success() && output.stderr.is_empty(), "{tool}: {output:?}");
+                let said = String::from_utf8_lossy(&output.stdout).into_owned();
+                says(&said, &[if shell == "fish" { "--config" } else { tool }]);
             }
         }
     }
@@ -369,7 +390,10 @@ fn an_installation_has_every_program_with_its_page_and_completions() {
         assert!(version.status.success());
     }
     assert!(dir.path("x y/usr/share/doc/balanced-dpo/LICENSE").exists());
-    // Every program of the project is among them.
+    // Every program of the project is among them, and in the recipe.
+    let recipe = std::fs::read_to_string(format!("{root}/pipelines/packages/recipe.yaml")).unwrap();
+    let listed = recipe.lines().find_map(|line| line.trim().strip_prefix("bin: ")).unwrap();
+    tools().iter().for_each(|tool| says(listed, &[&format!("bdpo-{tool}")]));
     let manifest = std::fs::read_to_string(format!("{root}/Cargo.toml")).unwrap();
     assert_eq!(std::fs::read_dir(dir.path("x y/usr/bin")).unwrap().count(), manifest.matches("[[bin]]").count());
 }

@@ -109,7 +109,17 @@ const TRAIN: Answers = &[
         "network-weights base-weights dim-from-weights",
         "--policy names a checkpoint folder with adapters, and --lora-rank their rank",
     ),
-    ("network-dropout scale-weight-norms lora-dropout", "adapters are trained without dropout: leave it out"),
+    ("network-dropout lora-dropout", "adapters are trained without dropout: leave it out"),
+    ("scale-weight-norms", "adapters are not scaled down: leave it out"),
+    ("lora-layers lora-blocks", "--lora-targets names the layers that are adapted"),
+    (
+        "clip-l clip-g t5xxl ae vae",
+        "--base names a model as diffusers stores it, with its text encoders and its VAE; leave it out",
+    ),
+    (
+        "timestep-sampling discrete-flow-shift training-shift sigmoid-scale model-prediction-type apply-t5-attn-mask",
+        "--weighting-scheme draws the timesteps of a flow, and the base's scheduler_config.json says its shift",
+    ),
     ("shuffle-caption keep-tokens caption-tag-dropout-rate", "captions are used as they are: leave it out"),
     ("caption-dropout-rate", "--proportion-empty-prompts drops captions"),
     ("prior-loss-weight prior-generation-precision masked-loss", "--loss has no such part: leave it out"),

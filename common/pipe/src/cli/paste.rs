@@ -71,6 +71,7 @@ struct Flag<'a> {
 
 /// The words that mean something to `tool`, and a remark on each of the others, which are left out or changed.
 pub(super) fn adapted(tool: &str, command: &Command, words: Vec<String>) -> (Vec<String>, Vec<String>) {
+    let words = unquoted(words);
     let (words, mut remarks) = without_launcher(tool, words);
     // A value that this program cannot read is the user's mistake, unless it was typed for another one.
     let launched = !remarks.is_empty();
@@ -124,6 +125,15 @@ fn items<'a>(tool: &str, command: &'a Command, words: Vec<String>) -> Vec<Item<'
             (Some(_), Some(_)) => 1,
             (None, _) => usize::MAX,
         };
+        // `--scale_lr true`, as some parsers of Python want it.
+        if arg.is_some_and(is_switch)
+            && let Some(answer) = value.clone().or_else(|| rest.next_if(|next| is_truth(next)))
+        {
+            if answer.eq_ignore_ascii_case("true") {
+                items.push(Item::Flag(Flag { typed: typed.to_owned(), name, arg, values: vec![] }));
+            }
+            continue;
+        }
         let mut values: Vec<String> = value.into_iter().collect();
         while values.len() < most
             && let Some(value) = rest.next_if(|next| (any && values.is_empty()) || !is_flag(next))
@@ -133,6 +143,14 @@ fn items<'a>(tool: &str, command: &'a Command, words: Vec<String>) -> Vec<Item<'
         items.push(Item::Flag(Flag { typed: typed.to_owned(), name, arg, values }));
     }
     items
+}
+
+/// The words of a launch line that was pasted in quotes, as one word.
+fn unquoted(words: Vec<String>) -> Vec<String> {
+    match &words[..] {
+        [line] if line.contains(".py") && line.contains(" -") => line.split_whitespace().map(str::to_owned).collect(),
+        _ => words,
+    }
 }
 
 /// `--rank`, `-o`, but not `-1` or `-`.
@@ -166,6 +184,10 @@ fn without_launcher(tool: &str, mut words: Vec<String>) -> (Vec<String>, Vec<Str
         remarks.push(format!("{name}: --lora-rank 4 is what this script takes where its line names no rank"));
     }
     (words, remarks)
+}
+
+fn is_truth(word: &str) -> bool {
+    word.eq_ignore_ascii_case("true") || word.eq_ignore_ascii_case("false")
 }
 
 /// `CUDA_VISIBLE_DEVICES=0`
