@@ -281,6 +281,59 @@ fn both_tables_must_hold_the_same_prompts_and_one_model() {
     says(&error, &["twice.parquet", "prompt 0", "k = 0 twice"]);
 }
 
+/// Tables with the same prompts in the same order need no memory for them, and the numbers are those of tables in any order.
+#[test]
+fn many_prompts_take_no_memory() {
+    let dir = Dir::new();
+    let n = 300_000;
+    for (model, shift) in [("policy", 0), ("base", 1)] {
+        let scores: Vec<_> = (0..n).map(|p| vec![((p + shift) * 7919 % 1009) as f32, (p % 17) as f32]).collect();
+        dir.put(&format!("{model}.parquet"), &two(model, &scores));
+    }
+    let args = "--best-of 2 --resamples 100 --threads 2 --json -q";
+    let winrate = env!("CARGO_BIN_EXE_winrate");
+    let json = |tables: &str| -> serde_json::Value {
+        let limited = format!("ulimit -v 100000; exec {winrate} {tables} {args}");
+        let run = std::process::Command::new("sh").args(["-c", &limited]).current_dir(dir.path("")).output().unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        serde_json::from_slice(&run.stdout).unwrap()
+    };
+    let plain = json("policy.parquet base.parquet");
+    let all = &plain["comparisons"][0]["all"];
+    assert_eq!(all["n"], n);
+    // The policy has the same scores, but for those of the first prompt and of the last: hps is better in this share.
+    let better = (0..n).filter(|p| (p * 7919 % 1009).max(p % 17) > ((p + 1) * 7919 % 1009).max(p % 17)).count();
+    assert_eq!(all["metrics"]["hps"]["wins"], better);
+    let low = all["metrics"]["hps"]["diff_low"].as_f64().unwrap();
+    assert!(low < all["metrics"]["hps"]["diff"].as_f64().unwrap());
+
+    let table = dir.get("base.parquet");
+    let order: arrow::array::UInt32Array = (0..table.num_rows() as u32).rev().collect();
+    dir.put("base.parquet", &arrow::compute::take_record_batch(&table, &order).unwrap());
+    let other = dir.tool("winrate").args(["policy.parquet", "base.parquet"]).args(args.split(' ')).ok().json();
+    assert_eq!(other["comparisons"], plain["comparisons"]);
+}
+
+/// A prompt whose images are apart is one prompt, also where all tables have it so.
+#[test]
+fn images_of_a_prompt_may_be_apart() {
+    let dir = dir();
+    let run = |args: &[&str]| dir.tool("winrate").args(args).args(["--json", "-q"]).ok().json()["comparisons"].clone();
+    let [two, one] = [&BOTH[..], &["policy.parquet", "base.parquet", "--best-of", "1"]];
+    let plain = [run(two), run(one)];
+    for name in ["policy.parquet", "base.parquet"] {
+        let order = arrow::array::UInt32Array::from(vec![0, 2, 4, 6, 5, 7, 1, 3]);
+        dir.put(name, &arrow::compute::take_record_batch(&dir.get(name), &order).unwrap());
+    }
+    assert_eq!([run(two), run(one)], plain);
+    // The same with a second image that does not follow the first prompt's.
+    for name in ["policy.parquet", "base.parquet"] {
+        let order = arrow::array::UInt32Array::from(vec![0, 2, 4, 6, 3, 1, 5, 7]);
+        dir.put(name, &arrow::compute::take_record_batch(&dir.get(name), &order).unwrap());
+    }
+    assert_eq!(run(one)[0]["all"]["n"], 4);
+}
+
 #[test]
 fn models_of_one_name_are_distinguished_by_their_tables() {
     let dir = dir();

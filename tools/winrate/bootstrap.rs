@@ -1,6 +1,6 @@
 //! The bootstrap: how far a mean over prompts could differ with other prompts.
 
-use std::{io, ops::Range, panic::resume_unwind, thread};
+use std::{io, panic::resume_unwind, thread};
 
 use anyhow::{Context, Error, Result};
 use pipe::seed::{Draws, draws};
@@ -8,7 +8,7 @@ use statrs::distribution::{Binomial, DiscreteCDF};
 
 use crate::stats::quantile;
 
-/// What decides the draws. It is the same for every comparison, so that all resample the same prompts.
+/// What decides the draws. It is the same for every group of prompts.
 #[derive(Clone, Copy)]
 pub struct Bootstrap {
     pub seed: u64,
@@ -17,88 +17,107 @@ pub struct Bootstrap {
     pub threads: usize,
 }
 
-/// Prompts whose values and counts stay in a core's nearest caches. 2^12, so that twelve random bits choose one without bias.
+/// Prompts whose values and counts stay in a core's nearest caches.
 const BLOCK: usize = 1 << 12;
 
-/// Resamples that pass over the values together, so that those are read from memory once for all of them.
-const TOGETHER: u32 = 64;
+/// Resamples the means of several columns, which have a value per prompt. Both models' images of a prompt are drawn together (a
+/// paired bootstrap), and so are all columns.
+///
+/// A resample of up to [`BLOCK`] prompts draws as many of them as there are. Where more come, each prompt is drawn a number of times
+/// that is Poisson(1), and the mean is over what was drawn: the same but for how many that is, without keeping any prompt
+/// (Chamandy et al. 2012, "Estimating Uncertainty for Massive Data Streams").
+///
+/// The draws of resample b in a block are a pure function of (seed, stream, b, block), so nothing else in the table changes an
+/// interval.
+#[derive(Clone)]
+pub struct Resampled {
+    by: Bootstrap,
+    /// Names the group of prompts.
+    pub stream: String,
+    /// The prompts of a block, column by column.
+    block: Vec<Vec<f64>>,
+    /// Of each resample: the number of prompts drawn in the blocks before, and the sum of each column over them.
+    sums: Vec<f64>,
+    /// The number of blocks before.
+    before: u64,
+}
 
-impl Bootstrap {
-    /// The 95 % percentile interval of the mean of each column, which has a value per prompt. Both models' images of a prompt are drawn
-    /// together (a paired bootstrap), and so are all columns. `stream` names the group of prompts.
-    ///
-    /// Draw b is a pure function of (seed, stream, b), so nothing else in the table changes an interval.
-    pub fn intervals(&self, stream: &str, columns: &[Vec<f64>]) -> Result<Vec<(f64, f64)>> {
-        let starts: Vec<u32> = (0..self.resamples).step_by(TOGETHER as usize).collect();
-        let some = |starts: &[u32]| -> Vec<Vec<f64>> {
-            let all = |&from| self.means(stream, columns, from..self.resamples.min(from + TOGETHER));
-            starts.iter().flat_map(all).collect()
-        };
-        let share = starts.len().div_ceil(self.threads.max(1)).max(1);
-        let means: Vec<Vec<f64>> = thread::scope(|scope| {
-            let run = |starts| thread::Builder::new().spawn_scoped(scope, move || some(starts));
-            let running =
-                starts.chunks(share).map(run).collect::<io::Result<Vec<_>>>().context("cannot make a thread")?;
-            let ended = running.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
-            Ok::<_, Error>(ended.flatten().collect())
-        })?;
+impl Resampled {
+    pub fn new(by: Bootstrap, stream: &str, columns: usize) -> Self {
+        Self { by, stream: stream.to_owned(), block: vec![vec![]; columns], sums: vec![], before: 0 }
+    }
+
+    /// Takes a prompt's values, one per column.
+    pub fn add(&mut self, values: impl Iterator<Item = f64>) -> Result<()> {
+        if self.block.first().is_some_and(|column| column.len() == BLOCK) {
+            self.resample(poisson)?;
+            self.before += 1;
+            self.block.iter_mut().for_each(Vec::clear);
+        }
+        self.block.iter_mut().zip(values).for_each(|(column, x)| column.push(x));
+        Ok(())
+    }
+
+    /// The 95 % percentile interval of the mean of each column.
+    pub fn intervals(mut self) -> Result<Vec<(f64, f64)>> {
+        self.resample(if self.before == 0 { as_many } else { poisson })?;
+        let width = self.block.len() + 1;
         let interval = |column: usize| {
-            let mut means: Vec<f64> = means.iter().map(|of_columns| of_columns[column]).collect();
+            let mut means: Vec<f64> = self.sums.chunks(width).map(|sums| sums[1 + column] / sums[0]).collect();
             means.sort_by(f64::total_cmp);
             (quantile(&means, 0.025), quantile(&means, 0.975))
         };
-        Ok((0..columns.len()).map(interval).collect())
+        Ok((0..self.block.len()).map(interval).collect())
     }
 
-    /// The means of all columns in each of these resamples.
-    fn means(&self, stream: &str, columns: &[Vec<f64>], resamples: Range<u32>) -> Vec<Vec<f64>> {
-        let n = columns.first().map_or(0, Vec::len);
-        let mut of_each: Vec<(Draws, Vec<u32>)> = resamples
-            .map(|b| {
-                let mut draws = draws(self.seed, "bootstrap", stream, b.into());
-                let blocks = per_block(&mut draws, n);
-                (draws, blocks)
-            })
-            .collect();
-        let mut sums = vec![vec![0.0; columns.len()]; of_each.len()];
-        let mut counts = vec![0.0; n.min(BLOCK)];
-        for (block, from) in (0..n).step_by(BLOCK).enumerate() {
-            let to = n.min(from + BLOCK);
-            for ((draws, blocks), sums) in of_each.iter_mut().zip(&mut sums) {
-                let counts = &mut counts[..to - from];
-                counts.fill(0.0);
-                throw(draws, blocks[block], counts);
-                let columns = columns.iter().map(|column| &column[from..to]);
-                sums.iter_mut().zip(columns).for_each(|(sum, column)| *sum += dot(counts, column));
+    /// Adds the block to the sums of each resample.
+    fn resample(&mut self, draw: fn(&mut Draws, &mut [f64])) -> Result<()> {
+        let Self { by, stream, block, sums, before } = self;
+        let (by, stream, block, before) = (*by, &**stream, &*block, *before);
+        let Some(n) = block.first().map(Vec::len) else { return Ok(()) };
+        let width = block.len() + 1;
+        sums.resize(by.resamples as usize * width, 0.0);
+        let share = (by.resamples as usize).div_ceil(by.threads.max(1)).max(1);
+        let some = |from: usize, sums: &mut [f64]| {
+            let mut counts = vec![0.0; n];
+            for (b, sums) in (from as u64..).zip(sums.chunks_mut(width)) {
+                draw(&mut draws(by.seed, "bootstrap", stream, b | before << 32), &mut counts);
+                sums[0] += counts.iter().sum::<f64>();
+                sums[1..].iter_mut().zip(block).for_each(|(sum, column)| *sum += dot(&counts, column));
             }
+        };
+        thread::scope(|scope| {
+            let run = |(i, sums)| thread::Builder::new().spawn_scoped(scope, move || some(i * share, sums));
+            let running = sums.chunks_mut(share * width).enumerate().map(run).collect::<io::Result<Vec<_>>>();
+            for thread in running.context("cannot make a thread")? {
+                thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            }
+            Ok::<_, Error>(())
+        })
+    }
+}
+
+/// Draws as many prompts as there are.
+fn as_many(draws: &mut Draws, counts: &mut [f64]) {
+    counts.fill(0.0);
+    (0..counts.len()).for_each(|_| counts[draws.below(counts.len() as u64) as usize] += 1.0);
+}
+
+/// Draws each prompt Poisson(1) times, to 16 bits: as often as a random number, from -2^15 on, is greater than a bound.
+fn poisson(draws: &mut Draws, counts: &mut [f64]) {
+    /// 2^16 P(X <= i) - 2^15 - 1 for i from 0. Eight or more is rarer than 2^-16.
+    const BOUNDS: [i16; 7] = [-8660, 15450, 27504, 31523, 32527, 32728, 32762];
+    const LANES: usize = 64;
+    for counts in counts.chunks_mut(LANES) {
+        let (mut random, mut drawn) = ([0_i16; LANES], [0_i16; LANES]);
+        for four in random[..counts.len().next_multiple_of(4)].chunks_mut(4) {
+            let bits = draws.next_u64();
+            four.iter_mut().enumerate().for_each(|(i, x)| *x = (bits >> (16 * i)) as i16);
         }
-        sums.iter_mut().flatten().for_each(|sum| *sum /= n as f64);
-        sums
-    }
-}
-
-/// How many of n draws among n prompts fall into each block.
-fn per_block(draws: &mut Draws, n: usize) -> Vec<u32> {
-    let mut blocks = vec![0; n.div_ceil(BLOCK)];
-    match &mut blocks[..] {
-        [all] => *all = n as u32,
-        _ => (0..n).for_each(|_| blocks[draws.below(n as u64) as usize / BLOCK] += 1),
-    }
-    blocks
-}
-
-/// Adds `n` draws to the counts of a block's prompts.
-fn throw(draws: &mut Draws, n: u32, counts: &mut [f64]) {
-    if counts.len() < BLOCK {
-        (0..n).for_each(|_| counts[draws.below(counts.len() as u64) as usize] += 1.0);
-        return;
-    }
-    let mut left = n;
-    while left > 0 {
-        let bits = draws.next_u64();
-        let now = left.min(5); // five times twelve bits
-        (0..now).for_each(|i| counts[(bits >> (12 * i)) as usize % BLOCK] += 1.0);
-        left -= now;
+        for bound in BOUNDS {
+            drawn.iter_mut().zip(&random).for_each(|(drawn, &x)| *drawn += i16::from(x > bound));
+        }
+        counts.iter_mut().zip(drawn).for_each(|(count, drawn)| *count = drawn.into());
     }
 }
 
@@ -129,6 +148,18 @@ mod tests {
         Bootstrap { seed, resamples, threads: 2 }
     }
 
+    fn resampled(by: Bootstrap, stream: &str, columns: &[Vec<f64>]) -> Resampled {
+        let mut resampled = Resampled::new(by, stream, columns.len());
+        for prompt in 0..columns[0].len() {
+            resampled.add(columns.iter().map(|column| column[prompt])).unwrap();
+        }
+        resampled
+    }
+
+    fn intervals(by: Bootstrap, stream: &str, columns: &[Vec<f64>]) -> Vec<(f64, f64)> {
+        resampled(by, stream, columns).intervals().unwrap()
+    }
+
     /// 600 samples of 80 prompts each, from a known distribution: 19 of 20 intervals should hold the truth.
     #[test]
     fn ninety_five_of_a_hundred_intervals_hold_the_truth() {
@@ -145,7 +176,7 @@ mod tests {
                 columns[2].push(-(1.0 - world.uniform()).ln());
             }
             let wins = columns[0].iter().sum::<f64>() as usize;
-            let drawn = bootstrap(sample, 300).intervals("", &columns).unwrap();
+            let drawn = intervals(bootstrap(sample, 300), "", &columns);
             let intervals = [of_share(wins, n), drawn[1], drawn[2]];
             for ((held, (low, high)), truth) in held.iter_mut().zip(intervals).zip([0.6, 0.3, 1.0]) {
                 *held += (low <= truth && truth <= high) as u32;
@@ -176,15 +207,15 @@ mod tests {
     #[test]
     fn draws_belong_to_seed_and_prompts() {
         let column: Vec<f64> = (0..50).map(f64::from).collect();
-        let of = |seed, stream: &str| bootstrap(seed, 200).intervals(stream, from_ref(&column)).unwrap();
+        let of = |seed, stream: &str| intervals(bootstrap(seed, 200), stream, from_ref(&column));
         assert_eq!(of(1, "a"), of(1, "a"));
         assert_ne!(of(1, "a"), of(2, "a"));
         assert_ne!(of(1, "a"), of(1, "b"));
         // A column's interval does not depend on its neighbours, nor on the threads.
         let wide = [vec![1.0; 50], column.clone()];
-        assert_eq!(bootstrap(1, 200).intervals("a", &wide).unwrap()[1], of(1, "a")[0]);
+        assert_eq!(intervals(bootstrap(1, 200), "a", &wide)[1], of(1, "a")[0]);
         let alone = Bootstrap { seed: 1, resamples: 200, threads: 1 };
-        assert_eq!(alone.intervals("a", from_ref(&column)).unwrap(), of(1, "a"));
+        assert_eq!(intervals(alone, "a", from_ref(&column)), of(1, "a"));
         // One prompt after the other, as many as there are.
         let mut plain: Vec<f64> = (0..200)
             .map(|b| {
@@ -196,24 +227,36 @@ mod tests {
         assert_eq!(of(1, "a")[0], (quantile(&plain, 0.025), quantile(&plain, 0.975)));
     }
 
-    /// Many blocks of prompts are resampled as one: n draws in all, each prompt as likely as every other.
+    /// Many blocks of prompts are resampled as one: the means of resamples lie around the mean, as far as they should, also where
+    /// blocks differ.
     #[test]
     fn blocks_make_a_bootstrap_of_the_whole() {
         let n = 3 * BLOCK + 1000;
         let mut world = draws(3, "world", "", 0);
         let column: Vec<f64> = world.normals(n).into_iter().map(f64::from).collect();
-        let ones = vec![1.0; n];
-        let last: Vec<f64> = (0..n).map(|i| f64::from(i >= 3 * BLOCK)).collect();
-        let means = bootstrap(1, 0).means("", &[ones, column.clone(), last], 0..2000);
-        assert!(means.iter().all(|of| of[0] == 1.0));
-        for (m, (mean, sd)) in
-            [(1, (0.0, 1.0)), (2, (1000.0 / n as f64, (1000.0 / n as f64 * (1.0 - 1000.0 / n as f64)).sqrt()))]
-        {
-            let error = sd / (n as f64).sqrt();
-            let centre = if m == 1 { column.iter().sum::<f64>() / n as f64 } else { mean };
-            let of: Vec<f64> = means.iter().map(|of| (of[m] - centre) / error).collect();
-            let (mean, var) = (of.iter().sum::<f64>() / 2000.0, of.iter().map(|x| x * x).sum::<f64>() / 2000.0);
-            assert!(mean.abs() < 0.09 && (var - 1.0).abs() < 0.12, "column {m}: {mean} {var}");
+        let last: Vec<f64> = (0..n).map(|i| f64::from(u8::from(i >= 3 * BLOCK))).collect();
+        for (m, column) in [column, last].iter().enumerate() {
+            let centre = column.iter().sum::<f64>() / n as f64;
+            let sd = (column.iter().map(|x| (x - centre).powi(2)).sum::<f64>() / n as f64).sqrt();
+            let (low, high) = intervals(bootstrap(1, 4000), "", &[vec![1.0; n], column.clone()])[1];
+            let half = 1.96 * sd / (n as f64).sqrt();
+            let near = |x: f64, expected: f64| (x - expected).abs() < 0.1 * half;
+            assert!(near(low, centre - half) && near(high, centre + half), "column {m}: {low} {high} {centre} {half}");
+        }
+        assert_eq!(intervals(bootstrap(1, 100), "", &[vec![1.0; n]]), [(1.0, 1.0)]);
+    }
+
+    #[test]
+    fn counts_are_poissons() {
+        let mut counts = vec![0.0; 1 << 20];
+        poisson(&mut draws(5, "world", "", 0), &mut counts);
+        let n = counts.len() as f64;
+        let mut factorial = 1.0;
+        for i in 0..6 {
+            factorial *= f64::from(i.max(1));
+            let (expected, share) =
+                ((-1.0_f64).exp() / factorial, counts.iter().filter(|&&x| x == f64::from(i)).count() as f64 / n);
+            assert!((share - expected).abs() < 5.0 * (expected / n).sqrt() + 2e-5, "{i}: {share} {expected}");
         }
     }
 }

@@ -6,26 +6,32 @@
 mod bootstrap;
 mod compare;
 mod judges;
+mod prompt;
 mod scored;
 mod seeds;
 mod sign;
 mod stats;
+mod sums;
 mod tables;
+mod walk;
 
 use std::alloc::System;
 use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode, thread::available_parallelism};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use pipe::cli::{self, Answer, Common, named};
 use pipe::memory::Memory;
-use pipe::winrates::{Comparison, Pooled, Winrates};
+use pipe::winrates::{Comparison, Table, Winrates};
 use pipe::{atomic, grid::Format, metrics, names::Names, place, stdout::print, table::Inputs, text};
 
 use bootstrap::Bootstrap;
 use compare::{compare, correct};
 use judges::TableVoters;
-use scored::{By, ModelScores};
+use prompt::Prompt;
+use scored::{By, Reading, Wanted};
+use seeds::Pooling;
+use sums::{Groups, Model, Pair};
 use tables::Results;
 
 /// Compute on how many prompts one model's best image scores higher than another's
@@ -36,6 +42,9 @@ use tables::Results;
 /// images, and the change of the mean score. A model is only marked as ahead if an exact sign test, corrected for all rates
 /// of the table, says so. Every table is compared with every later one, so name the candidate first and the baselines after
 /// it.
+///
+/// Tables that have the same prompts in the same order, as `sample` and `score` write them, are read side by side, and memory does
+/// not grow with them, but for 8 bytes per prompt. Tables in different orders, and what comes from a pipe, are held in memory.
 #[derive(Parser)]
 #[command(name = "winrate", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Args {
@@ -117,40 +126,39 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<Answer> {
     let common = &args.common;
     check(&args)?;
-    let inputs = Inputs::open_each(&args.tables)?;
+    let mut inputs = Inputs::open_each(&args.tables)?;
     let metrics = metrics(&args, &inputs)?;
     let (voted, held_out) = judges(&args, &inputs, &metrics)?;
-    let tables = read(&args, inputs, &metrics)?;
-    let threads = common.threads.or_else(|| available_parallelism().ok()).map_or(1, NonZeroUsize::get);
-    let bootstrap = Bootstrap { seed: common.seed, resamples: args.resamples, threads };
-    let comparisons = if args.seeds { vec![] } else { compare_all(&args, &tables, &metrics, bootstrap)? };
-    let pooled = if args.seeds { pool_all(&args, &tables, &metrics)? } else { vec![] };
-    notes(common, &tables, &metrics, &comparisons);
-    let described = tables.iter().zip(voted).map(|(table, (_, voted))| table.describe(&metrics, voted)).collect();
+    let Counted { models, pairs, groups, pooled } = count(&args, &mut inputs, &metrics)?;
+    let mut comparisons = compare(&groups, &models, &pairs, &metrics)?;
+    correct(&mut comparisons, |cell| &mut cell.best);
+    correct(&mut comparisons, |cell| &mut cell.mean_of_n);
+    let described = models.iter().zip(voted).enumerate().map(|(i, (Model { table, model }, (_, voted)))| {
+        let (null_scores, scores) = groups.all.describe(i, &metrics);
+        Table { table: table.clone(), model: model.clone(), prompts: groups.all.n, null_scores, scores, voted }
+    });
+    let tables: Vec<Table> = described.collect();
+    notes(common, &tables, &comparisons);
     let winrates = Winrates {
         best_of: args.best_of,
         by: args.by.unwrap_or(By::Set).name().to_owned(),
+        seeds: pooled.into_iter().map(|pooling| pooling.close(&metrics)).collect(),
         metrics,
         held_out,
         seed: args.common.seed,
         resamples: args.resamples,
-        tables: described,
+        tables,
         comparisons,
-        seeds: pooled,
     };
-    let mut grouped = false;
-    for table in &tables {
-        grouped |= !compare::groups(table, args.by)?.is_empty();
-    }
     let out = match common.json {
         true => serde_json::to_string(&winrates)? + "\n",
-        false => shown(&args, &Results { winrates: &winrates, by: args.by, tables: &tables, grouped })?,
+        false => shown(&args, &Results { winrates: &winrates, by: args.by, models: &models, groups: &groups }),
     };
     match common.output.as_deref().filter(|o| o.as_os_str() != "-") {
         Some(path) => atomic::write(path, out.as_bytes())?,
         None => print(out)?,
     }
-    let (first, last) = (&tables[0].table, &tables[tables.len() - 1].table);
+    let (first, last) = (&models[0].table, &models[models.len() - 1].table);
     let judged = winrates.comparisons.iter().find(|c| c.table_a == *first && c.table_b == *last);
     Ok(judged.map_or(Answer::Yes, |comparison| judge(&args, comparison)))
 }
@@ -196,28 +204,67 @@ fn judges(args: &Args, inputs: &[Inputs], metrics: &[String]) -> Result<(Vec<Tab
     Ok((voted, held_out))
 }
 
-/// Reads all tables and checks what the flags say of their models.
-fn read(args: &Args, inputs: Vec<Inputs>, metrics: &[String]) -> Result<Vec<ModelScores>> {
-    let n = args.best_of as usize;
-    let tables = args.tables.iter().zip(inputs).map(|(path, input)| ModelScores::read(path, input, metrics, n));
-    let tables = tables.collect::<Result<Vec<_>>>()?;
+/// What is counted of all tables.
+struct Counted {
+    models: Vec<Model>,
+    pairs: Vec<Pair>,
+    groups: Groups,
+    pooled: Vec<Pooling>,
+}
+
+/// Reads all tables: side by side where their prompts are in the same order, and else as a whole. A pipe cannot be read again, so
+/// it is read as a whole.
+fn count(args: &Args, inputs: &mut [Inputs], metrics: &[String]) -> Result<Counted> {
+    let files = inputs.iter().all(|input| input.rows().is_some());
+    if let Some(counted) = count_by(args, inputs, metrics, files)? {
+        return Ok(counted);
+    }
+    count_by(args, inputs, metrics, false)?.context("the tables cannot be joined")
+}
+
+fn count_by(args: &Args, inputs: &mut [Inputs], metrics: &[String], side_by_side: bool) -> Result<Option<Counted>> {
+    let wanted = Wanted { metrics, by: args.by.unwrap_or(By::Set), images: args.best_of as usize };
+    let open = |(path, inputs): (&PathBuf, &mut Inputs)| Reading::open(path, inputs, wanted);
+    let mut tables = args.tables.iter().zip(inputs).map(open).collect::<Result<Vec<_>>>()?;
+    let named = |reading: &Reading| Model { table: reading.table.clone(), model: reading.model.clone() };
+    let models: Vec<Model> = tables.iter().map(named).collect();
+    check_models(args, &models)?;
+    let pairs = if args.seeds { vec![] } else { pairs(args, &models) };
+    let mut pooled = if args.seeds { pool(args, &models, metrics.len())? } else { vec![] };
+    let threads = args.common.threads.or_else(|| available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+    let bootstrap = Bootstrap { seed: args.common.seed, resamples: args.resamples, threads };
+    let mut groups = Groups::new(&models, args.by, &pairs, metrics.len(), bootstrap)?;
+    let mut each = |prompts: &[&Prompt]| {
+        pooled.iter_mut().for_each(|pooling| pooling.add(prompts));
+        groups.add(prompts)
+    };
+    match side_by_side {
+        true if !walk::side_by_side(&mut tables, &mut each)? => return Ok(None),
+        true => {}
+        false => walk::joined(tables, &mut each)?,
+    }
+    groups.close()?;
+    Ok(Some(Counted { models, pairs, groups, pooled }))
+}
+
+/// Checks what the flags say of the models.
+fn check_models(args: &Args, models: &[Model]) -> Result<()> {
     for name in &args.against {
-        let models = tables.iter().map(|t| t.model.as_str()).collect::<Vec<_>>();
+        let models = models.iter().map(|t| t.model.as_str()).collect::<Vec<_>>();
         ensure!(
             models[1..].contains(&name.as_str()),
             "--against: no table after the first is of the model '{name}' (models: {})",
             models.join(", ")
         );
     }
-    let last = &tables[tables.len() - 1];
+    let last = &models[models.len() - 1];
     ensure!(
         args.require.is_none() || is_asked(args, &last.model),
         "--require judges the first table over the last, {}, but --against leaves out its model '{}'; name that too, or another table last",
         last.table,
         last.model
     );
-    compare::groups(&tables[0], args.by)?;
-    Ok(tables)
+    Ok(())
 }
 
 fn is_asked(args: &Args, model: &str) -> bool {
@@ -225,41 +272,29 @@ fn is_asked(args: &Args, model: &str) -> bool {
 }
 
 /// Every table against every later one, in the paper's order: everything against the last table, then against the one before it.
-fn compare_all(
-    args: &Args,
-    tables: &[ModelScores],
-    metrics: &[String],
-    bootstrap: Bootstrap,
-) -> Result<Vec<Comparison>> {
-    let mut comparisons = vec![];
-    for (j, b) in tables.iter().enumerate().skip(1).rev().filter(|(_, b)| is_asked(args, &b.model)) {
-        for a in tables[..j].iter().rev() {
-            comparisons.push(compare(a, b, metrics, args.by, bootstrap)?);
-        }
-    }
-    correct(&mut comparisons, |cell| &mut cell.best);
-    correct(&mut comparisons, |cell| &mut cell.mean_of_n);
-    Ok(comparisons)
+fn pairs(args: &Args, models: &[Model]) -> Vec<Pair> {
+    let baselines = (1..models.len()).rev().filter(|&b| is_asked(args, &models[b].model));
+    baselines.flat_map(|b| (0..b).rev().map(move |a| (a, b))).collect()
 }
 
 /// Every model, its seeds together, against every later one, in the same order.
-fn pool_all(args: &Args, tables: &[ModelScores], metrics: &[String]) -> Result<Vec<Pooled>> {
+fn pool(args: &Args, tables: &[Model], metrics: usize) -> Result<Vec<Pooling>> {
     let models = seeds::models(tables);
     let mut pooled = vec![];
-    for (j, b) in models.iter().enumerate().skip(1).rev().filter(|(_, b)| is_asked(args, b.name)) {
+    for (j, b) in models.iter().enumerate().skip(1).rev().filter(|(_, b)| is_asked(args, b.model)) {
         for a in models[..j].iter().rev() {
-            pooled.push(seeds::compare(a, b, metrics)?);
+            pooled.push(Pooling::new(a, b, metrics)?);
         }
     }
-    ensure!(!pooled.is_empty(), "all tables are of one model, '{}', so there is nothing to compare", models[0].name);
+    ensure!(!pooled.is_empty(), "all tables are of one model, '{}', so there is nothing to compare", models[0].model);
     Ok(pooled)
 }
 
 /// Notes for the reader of the numbers, on standard error.
-fn notes(common: &Common, tables: &[ModelScores], metrics: &[String], comparisons: &[Comparison]) {
+fn notes(common: &Common, tables: &[Table], comparisons: &[Comparison]) {
     for table in tables {
-        for (metric, &nulls) in metrics.iter().zip(&table.nulls).filter(|(_, nulls)| **nulls > 0) {
-            let images = text::count(nulls, "image");
+        for (metric, nulls) in table.null_scores.0.iter().filter(|(_, nulls)| *nulls > 0) {
+            let images = text::count(*nulls, "image");
             common.say(format!("winrate: note: {}: {images} without a score of {metric} left out", table.table));
         }
     }
@@ -272,17 +307,17 @@ fn notes(common: &Common, tables: &[ModelScores], metrics: &[String], comparison
     }
 }
 
-fn shown(args: &Args, results: &Results) -> Result<String> {
+fn shown(args: &Args, results: &Results) -> String {
     let csv = args.format == Format::Csv;
     let grids = match () {
-        _ if args.means => vec![results.means()?],
-        _ if args.stats => vec![results.stats()?],
+        _ if args.means => vec![results.means()],
+        _ if args.stats => vec![results.stats()],
         _ if args.seeds && csv => vec![results.seeds_by_number()],
         _ if args.seeds => results.seeds(),
         _ if args.tests || csv => vec![results.tests()],
         _ => results.rates(),
     };
-    Ok(grids.iter().map(|grid| grid.write(args.format)).collect::<Vec<_>>().join("\n"))
+    grids.iter().map(|grid| grid.write(args.format)).collect::<Vec<_>>().join("\n")
 }
 
 fn judge(args: &Args, comparison: &Comparison) -> Answer {

@@ -4,26 +4,117 @@ use anyhow::{Result, ensure};
 use pipe::moments;
 use pipe::winrates::{ByMetric, Change, Joint, Pooled, PooledCell, PooledShare};
 
-use crate::compare::both;
-use crate::scored::{ModelScores, Prompt};
+use crate::prompt::Prompt;
 use crate::stats::{Z, student, wilson};
+use crate::sums::{Model, Pair, Values};
 
-/// A model's tables: one per training seed, in the order in which they were named.
-pub struct Model<'a> {
-    pub name: &'a str,
-    pub seeds: Vec<&'a ModelScores>,
+/// The tables of a model, by their places: one per training seed, in the order in which they were named.
+pub struct Tables<'a> {
+    pub model: &'a str,
+    pub seeds: Vec<usize>,
 }
 
 /// Tables whose images have the same `model` belong to one model.
-pub fn models(tables: &[ModelScores]) -> Vec<Model<'_>> {
-    let mut models: Vec<Model> = vec![];
-    for table in tables {
-        match models.iter_mut().find(|m| m.name == table.model) {
-            Some(model) => model.seeds.push(table),
-            None => models.push(Model { name: &table.model, seeds: vec![table] }),
+pub fn models(tables: &[Model]) -> Vec<Tables<'_>> {
+    let mut models: Vec<Tables> = vec![];
+    for (place, table) in tables.iter().enumerate() {
+        match models.iter_mut().find(|m| m.model == table.model) {
+            Some(model) => model.seeds.push(place),
+            None => models.push(Tables { model: &table.model, seeds: vec![place] }),
         }
     }
     models
+}
+
+/// What is counted of two models, seed by seed.
+pub struct Pooling {
+    a: String,
+    b: String,
+    seeds: Vec<Pair>,
+    baselines: Vec<usize>,
+    /// Of each metric: wins, changes of the mean, and the scores of the baseline's images.
+    metrics: Vec<(Seeds, Seeds, Values)>,
+    domination: Seeds,
+    collapse: Seeds,
+}
+
+/// Values of each seed and prompt, and of each prompt their mean over the seeds.
+#[derive(Clone)]
+struct Seeds {
+    each: Vec<Values>,
+    of_prompts: Values,
+}
+
+impl Seeds {
+    fn new(seeds: usize) -> Self {
+        Self { each: vec![Values::default(); seeds], of_prompts: Values::default() }
+    }
+
+    /// Takes a prompt's values, one per seed.
+    fn add(&mut self, values: impl Iterator<Item = f64>) {
+        let mut sum = 0.0;
+        for (seed, x) in self.each.iter_mut().zip(values) {
+            seed.add(x);
+            sum += x;
+        }
+        self.of_prompts.add(sum / self.each.len() as f64);
+    }
+}
+
+impl Pooling {
+    /// The i-th table of `a` beside the i-th of `b`. A single table of either model is compared with every seed of the other.
+    pub fn new(a: &Tables, b: &Tables, metrics: usize) -> Result<Self> {
+        let (of_a, of_b) = (a.seeds.len(), b.seeds.len());
+        ensure!(
+            of_a == of_b || of_a == 1 || of_b == 1,
+            "{} has {of_a} tables and {} has {of_b}, so their seeds cannot be paired; name as many of both, or one of either, or choose with --against",
+            a.model,
+            b.model
+        );
+        let seeds: Vec<Pair> = (0..of_a.max(of_b)).map(|i| (a.seeds[i % of_a], b.seeds[i % of_b])).collect();
+        let none = Seeds::new(seeds.len());
+        Ok(Self {
+            a: a.model.to_owned(),
+            b: b.model.to_owned(),
+            seeds,
+            baselines: b.seeds.clone(),
+            metrics: vec![(none.clone(), none.clone(), Values::default()); metrics],
+            domination: none.clone(),
+            collapse: none,
+        })
+    }
+
+    /// Counts one prompt of all tables.
+    pub fn add(&mut self, prompts: &[&Prompt]) {
+        let pairs = || self.seeds.iter().map(|&(a, b)| (prompts[a], prompts[b]));
+        let indicator = |is: bool| f64::from(u8::from(is));
+        for (m, (won, change, images)) in self.metrics.iter_mut().enumerate() {
+            won.add(pairs().map(|(a, b)| indicator(a.best(m) > b.best(m))));
+            change.add(pairs().map(|(a, b)| a.mean(m) - b.mean(m)));
+            self.baselines.iter().flat_map(|&b| prompts[b].scores(m)).for_each(|x| images.add(x.into()));
+        }
+        self.domination.add(pairs().map(|(a, b)| indicator(a.dominates(b, Prompt::best))));
+        self.collapse.add(pairs().map(|(a, b)| indicator(b.dominates(a, Prompt::best))));
+    }
+
+    pub fn close(self, metrics: &[String]) -> Pooled {
+        let cell = |(won, change, images): &(Seeds, Seeds, Values)| {
+            let (change, sd) = (estimate(change), images.sd().filter(|&sd| sd > 0.0));
+            PooledCell {
+                wins: share(won),
+                change: Change::new(sd.map(|sd| [change.mean, change.low, change.high].map(|x| x / sd))),
+            }
+        };
+        let joint = Joint { domination: share(&self.domination), collapse: share(&self.collapse) };
+        Pooled {
+            seeds: self.seeds.len(),
+            n: self.domination.of_prompts.n(),
+            metrics: ByMetric(metrics.iter().cloned().zip(self.metrics.iter().map(cell)).collect()),
+            joint: (metrics.len() > 1).then_some(joint),
+            a: self.a,
+            b: self.b,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -33,61 +124,12 @@ struct Estimate {
     high: f64,
 }
 
-/// Compares seed by seed, the i-th of `a` with the i-th of `b`. A single table of either model is compared with every seed of the
-/// other.
-pub fn compare(a: &Model, b: &Model, metrics: &[String]) -> Result<Pooled> {
-    let (of_a, of_b) = (a.seeds.len(), b.seeds.len());
-    ensure!(
-        of_a == of_b || of_a == 1 || of_b == 1,
-        "{} has {of_a} tables and {} has {of_b}, so their seeds cannot be paired; name as many of both, or one of either, or choose with --against",
-        a.name,
-        b.name
-    );
-    let seeds = of_a.max(of_b);
-    // All prompts in the order of the first table: the p-th is the same prompt everywhere.
-    let first = a.seeds[0];
-    let in_order = |table| -> Result<Vec<Prompt>> { Ok(both(first, table)?.into_iter().map(|(_, p)| p).collect()) };
-    let mut pairs = vec![];
-    for seed in 0..seeds {
-        let (a, b) = (in_order(a.seeds[seed % of_a])?, in_order(b.seeds[seed % of_b])?);
-        pairs.push(a.into_iter().zip(b).collect::<Vec<_>>());
-    }
-    let values = |value: &dyn Fn(Prompt, Prompt) -> f64| -> Vec<Vec<f64>> {
-        pairs.iter().map(|seed| seed.iter().map(|&(a, b)| value(a, b)).collect()).collect()
-    };
-    let cell = |m: usize| {
-        let won = values(&|a, b| f64::from(u8::from(a.best(m) > b.best(m))));
-        let images = b.seeds.iter().flat_map(|table| table.prompts()).flat_map(|prompt| prompt.scores(m));
-        let sd = moments::sd(images.map(f64::from)).filter(|&sd| sd > 0.0);
-        let change = estimate(&values(&|a, b| a.mean(m) - b.mean(m)));
-        PooledCell {
-            wins: share(&won),
-            change: Change::new(sd.map(|sd| [change.mean, change.low, change.high].map(|x| x / sd))),
-        }
-    };
-    let dominates = |a: Prompt, b: Prompt| f64::from(u8::from(a.dominates(b, |p, m| p.best(m))));
-    let joint = (metrics.len() > 1).then(|| Joint {
-        domination: share(&values(&|a, b| dominates(a, b))),
-        collapse: share(&values(&|a, b| dominates(b, a))),
-    });
-    let metrics = ByMetric(metrics.iter().cloned().zip((0..metrics.len()).map(cell)).collect());
-    Ok(Pooled { a: a.name.to_owned(), b: b.name.to_owned(), seeds, n: pairs[0].len(), metrics, joint })
-}
-
-fn share(won: &[Vec<f64>]) -> PooledShare {
+fn share(won: &Seeds) -> PooledShare {
     let Estimate { mean: rate, low, high } = rate(won);
-    PooledShare { rate, low, high, rates: won.iter().map(|seed| mean(seed)).collect() }
+    PooledShare { rate, low, high, rates: won.each.iter().map(Values::mean).collect() }
 }
 
-fn mean(values: &[f64]) -> f64 {
-    moments::mean(values.iter().copied())
-}
-
-fn variance(values: &[f64]) -> f64 {
-    moments::sd(values.iter().copied()).map_or(0.0, |sd| sd * sd)
-}
-
-/// The mean of `values[seed][prompt]` over both, with an interval for other seeds and other prompts.
+/// The mean of the values over seeds and prompts, with an interval for other seeds and other prompts.
 ///
 /// half-width^2 = a + b (Howe 1974).
 /// a = (t_{S-1} s)^2 / S: variation between the means of the S seeds, by Student's t, which is large (4.3 for three seeds) because
@@ -95,32 +137,32 @@ fn variance(values: &[f64]) -> f64 {
 /// b = 1.96^2 c / n: variation between prompts that all seeds share, which does not show between seeds. c is the covariance of
 /// two seeds over the n prompts, averaged over all pairs of seeds.
 /// With one seed, b is all there is (c is then the variance), and the interval says nothing about other seeds.
-fn estimate(values: &[Vec<f64>]) -> Estimate {
-    let (seeds, n) = (values.len(), values[0].len());
-    let of_seeds: Vec<f64> = values.iter().map(|seed| mean(seed)).collect();
-    let of_prompts: Vec<f64> = (0..n).map(|p| moments::mean(values.iter().map(|seed| seed[p]))).collect();
+fn estimate(values: &Seeds) -> Estimate {
+    let (seeds, n) = (values.each.len(), values.of_prompts.n());
+    let mut of_seeds = Values::default();
+    values.each.iter().for_each(|seed| of_seeds.add(seed.mean()));
     let (between, shared) = match seeds {
-        1 => (0.0, variance(&values[0])),
+        1 => (0.0, values.each[0].variance()),
         _ => {
             // S^2 var(mean of seeds) = sum of their variances + S (S-1) c.
-            let own = moments::mean(values.iter().map(|seed| variance(seed)));
-            let shared = (seeds as f64 * variance(&of_prompts) - own) / (seeds - 1) as f64;
-            (student(seeds - 1).powi(2) * variance(&of_seeds) / seeds as f64, shared.max(0.0))
+            let own = moments::mean(values.each.iter().map(Values::variance));
+            let shared = (seeds as f64 * values.of_prompts.variance() - own) / (seeds - 1) as f64;
+            (student(seeds - 1).powi(2) * of_seeds.variance() / seeds as f64, shared.max(0.0))
         }
     };
     let half = (between + Z * Z * shared / n as f64).sqrt();
-    let mean = mean(&of_seeds);
+    let mean = of_seeds.mean();
     Estimate { mean, low: mean - half, high: mean + half }
 }
 
 /// The same for wins, 0 or 1. The interval stays within [0, 1] and is never narrower than Wilson's for as many decisions, which
 /// is right where (almost) all are alike. With one seed it is Wilson's.
-fn rate(won: &[Vec<f64>]) -> Estimate {
-    let decisions = won.iter().map(Vec::len).sum();
-    let wins = won.iter().flatten().filter(|&&x| x == 1.0).count();
+fn rate(won: &Seeds) -> Estimate {
+    let decisions = won.each.iter().map(Values::n).sum();
+    let wins = won.each.iter().map(Values::sum).sum::<f64>() as usize;
     let (low, high) = wilson(wins, decisions);
     let wide = estimate(won);
-    match won.len() {
+    match won.each.len() {
         1 => Estimate { low, high, ..wide },
         _ => Estimate { low: wide.low.min(low).max(0.0), high: wide.high.max(high).min(1.0), ..wide },
     }
@@ -131,6 +173,13 @@ mod tests {
     use pipe::seed::draws;
 
     use super::*;
+
+    /// `values[seed][prompt]`.
+    fn of(values: &[Vec<f64>]) -> Seeds {
+        let mut seeds = Seeds::new(values.len());
+        (0..values[0].len()).for_each(|p| seeds.add(values.iter().map(|seed| seed[p])));
+        seeds
+    }
 
     /// A known world: whether a seed wins a prompt depends on the prompt, the seed and chance, each normal; the true rate is
     /// P(0.3 + prompt + seed + chance > 0). Of 600 worlds, how many intervals hold it?
@@ -145,7 +194,7 @@ mod tests {
                     prompts.iter().zip(chance).map(|(p, x)| f64::from(u8::from(shift + p + x > 0.0))).collect()
                 })
                 .collect();
-            let Estimate { low, high, .. } = rate(&values);
+            let Estimate { low, high, .. } = rate(&of(&values));
             low <= truth && truth <= high
         };
         (0..600).filter(|&world| holds(world)).count()
@@ -167,15 +216,15 @@ mod tests {
     fn the_parts_are_students_and_the_covariance() {
         // numpy: x = [[1, 2, 6], [2, 3, 10]]; means 3 and 5, s^2 = 2; cov([1, 2, 6], [2, 3, 10]) = 11.5
         // scipy.stats.t.ppf(.975, 1) = 12.7062047362; (12.7062047362^2 * 2 / 2 + 1.959964^2 * 11.5 / 3) ** .5 = 13.2730
-        let e = estimate(&[vec![1.0, 2.0, 6.0], vec![2.0, 3.0, 10.0]]);
+        let e = estimate(&of(&[vec![1.0, 2.0, 6.0], vec![2.0, 3.0, 10.0]]));
         assert!((e.mean - 4.0).abs() < 1e-12 && (e.high - e.mean - 13.2730).abs() < 1e-3, "{}", e.high - e.mean);
         // Seeds that move against each other share nothing.
-        let e = estimate(&[vec![0.0, 1.0], vec![1.0, 0.0]]);
+        let e = estimate(&of(&[vec![0.0, 1.0], vec![1.0, 0.0]]));
         assert_eq!((e.mean, e.low, e.high), (0.5, 0.5, 0.5));
         // Wins without exception are no certainty.
-        let e = rate(&[vec![1.0; 50], vec![1.0; 50]]);
+        let e = rate(&of(&[vec![1.0; 50], vec![1.0; 50]]));
         assert!(e.mean == 1.0 && e.high == 1.0 && (e.low - wilson(100, 100).0).abs() < 1e-12, "{}", e.low);
-        let e = rate(&[[vec![1.0; 30], vec![0.0; 20]].concat()]);
+        let e = rate(&of(&[[vec![1.0; 30], vec![0.0; 20]].concat()]));
         assert_eq!((e.low, e.high), wilson(30, 50));
     }
 }

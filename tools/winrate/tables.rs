@@ -1,22 +1,20 @@
 //! What is printed: the paper's Tables I and II (win rates), V (mean scores) and VI (distribution of the scores), every test, and
 //! several seeds taken together.
 
-use anyhow::Result;
 use pipe::grid::{self, Grid};
 use pipe::winrates::{Cell, Change, Comparison, Distribution, Group, Joint, Pooled, PooledCell, PooledShare};
 use pipe::winrates::{Rate, Side, Winrates};
-use pipe::{moments, names::Names, shown::shown};
+use pipe::{names::Names, shown::shown};
 
-use crate::compare::{Slice, groups};
-use crate::scored::{self, By, ModelScores, Prompt};
+use crate::scored::By;
 use crate::sign::LEVEL;
+use crate::sums::{Groups, Model, Scores, Sums};
 
 pub struct Results<'a> {
     pub winrates: &'a Winrates,
     pub by: Option<By>,
-    /// Whether some table has several groups of prompts.
-    pub grouped: bool,
-    pub tables: &'a [ModelScores],
+    pub models: &'a [Model],
+    pub groups: &'a Groups,
 }
 
 impl Results<'_> {
@@ -91,7 +89,7 @@ impl Results<'_> {
                 };
                 for &(of, rate) in which {
                     let ahead = rate.winner.map_or("", |w| if w == Side::A { &c.a } else { &c.b });
-                    let name = self.grouped.then(|| group.name.as_deref().unwrap_or("all").into());
+                    let name = self.grouped().then(|| group.name.as_deref().unwrap_or("all").into());
                     let mut line: Vec<grid::Cell> = vec![(&c.a).into(), (&c.b).into()];
                     line.extend(name);
                     line.extend([self.called(metric).into(), of.into(), ahead.into()]);
@@ -107,7 +105,7 @@ impl Results<'_> {
                 let Some(Joint { domination, collapse }) = joint else { continue };
                 for (metric, s) in [("(all better)", domination), ("(all worse)", collapse)] {
                     let mut line: Vec<grid::Cell> = vec![(&c.a).into(), (&c.b).into()];
-                    line.extend(self.grouped.then(|| group.name.as_deref().unwrap_or("all").into()));
+                    line.extend(self.grouped().then(|| group.name.as_deref().unwrap_or("all").into()));
                     line.extend([metric, of, ""].map(grid::Cell::from));
                     line.extend([group.n, s.prompts].map(|n| grid::Cell::new().count(n)));
                     line.extend(["", ""].map(grid::Cell::from));
@@ -118,7 +116,7 @@ impl Results<'_> {
             }
         }
         let mut head = vec!["candidate", "baseline"];
-        head.extend(self.grouped.then(|| self.by.unwrap_or(By::Set).name()));
+        head.extend(self.grouped().then(|| self.by.unwrap_or(By::Set).name()));
         head.extend(["metric", "images", "ahead"]);
         let left = head.len();
         head.extend(["n", "wins", "losses", "ties", "rate", "low", "high"]);
@@ -131,50 +129,45 @@ impl Results<'_> {
     }
 
     /// Table V: mean scores, and how far they are from the last table's.
-    pub fn means(&self) -> Result<Grid> {
-        let base = &self.tables[self.tables.len() - 1];
+    pub fn means(&self) -> Grid {
+        let last = self.models.len() - 1;
         let mut rows = vec![];
-        for (table, group, prompts) in self.slices()? {
+        for (table, group, sums) in self.slices() {
             let cell = |m: usize| {
-                let of = |prompts: &[Prompt]| moments::mean(prompts.iter().map(|p| p.mean(m)));
-                let mean = of(&prompts);
-                let theirs: Vec<_> = prompts.iter().filter_map(|p| base.get(*p)).collect();
-                let sd = moments::sd(theirs.iter().flat_map(|p| p.scores(m)).map(f64::from));
-                let change = sd.filter(|&sd| sd > 0.0).map(|sd| (mean - of(&theirs)) / sd);
+                let (mean, base) = (sums.tables[table][m].prompts.mean(), &sums.tables[last][m]);
                 let cell = grid::Cell::new().number(mean, format!("{mean:.4}"));
-                match change.filter(|_| !std::ptr::eq(table, base)) {
-                    Some(change) => cell.text(format!(" ({change:+.2})")),
+                match base.scale().filter(|_| table != last) {
+                    Some(sd) => cell.text(format!(" ({:+.2})", (mean - base.prompts.mean()) / sd)),
                     None => cell,
                 }
             };
-            let head = self.row_head(&[table.name(self.tables)], group, prompts.len());
+            let head = self.row_head(&[self.models[table].name(self.models)], group, sums.n);
             rows.push(head.into_iter().chain((0..self.winrates.metrics.len()).map(cell)).collect());
         }
         let head = self.head(&["model"]);
         let title = format!(
             "mean score of {} images per prompt (difference from {}, in sd of its images)",
             self.winrates.best_of,
-            shown(&base.name(self.tables))
+            shown(&self.models[last].name(self.models))
         );
-        Ok(Grid { title, left: head.len() - 1 - self.winrates.metrics.len(), head, rows })
+        Grid { title, left: head.len() - 1 - self.winrates.metrics.len(), head, rows }
     }
 
     /// Table VI: mean, least, greatest and standard deviation of the images' scores, and the deviation among one prompt's images.
-    pub fn stats(&self) -> Result<Grid> {
+    pub fn stats(&self) -> Grid {
         let number = |x: f64| grid::Cell::new().number(x, format!("{x:.4}"));
         let mut rows = vec![];
-        for (table, group, prompts) in self.slices()? {
-            let distributions: Vec<_> =
-                (0..self.winrates.metrics.len()).map(|m| scored::distribution(&prompts, m)).collect();
+        for (table, group, sums) in self.slices() {
+            let distributions: Vec<_> = sums.tables[table].iter().map(Scores::distribution).collect();
             for (name, value) in FIGURES {
-                let head = self.row_head(&[table.name(self.tables), name.into()], group, prompts.len());
+                let head = self.row_head(&[self.models[table].name(self.models), name.into()], group, sums.n);
                 let cell = |s: &Distribution| value(s).map_or_else(|| "-".into(), number);
                 rows.push(head.into_iter().chain(distributions.iter().map(cell)).collect());
             }
         }
         let head = self.head(&["model", ""]);
         let title = format!("scores of {} images per prompt, image by image", self.winrates.best_of);
-        Ok(Grid { title, left: head.len() - 1 - self.winrates.metrics.len(), head, rows })
+        Grid { title, left: head.len() - 1 - self.winrates.metrics.len(), head, rows }
     }
 
     /// Several training seeds taken together: win rates and changes of the mean score, one line per comparison.
@@ -241,16 +234,13 @@ impl Results<'_> {
     }
 
     /// The tables, baseline first as in the paper, with their prompts: each group, then all together.
-    fn slices(&self) -> Result<Vec<SomePrompts<'_>>> {
-        let mut slices = vec![];
-        for table in self.tables.iter().rev() {
-            let all: Vec<Prompt> = table.prompts().collect();
-            for Slice { name, places } in groups(table, self.by)? {
-                slices.push((table, Some(name), places.iter().map(|&place| all[place as usize]).collect()));
-            }
-            slices.push((table, None, all));
-        }
-        Ok(slices)
+    fn slices(&self) -> impl Iterator<Item = (usize, Option<&str>, &Sums)> {
+        let groups = || self.groups.named().map(|(name, sums)| (Some(name), sums)).chain([(None, &self.groups.all)]);
+        (0..self.models.len()).rev().flat_map(move |table| groups().map(move |(name, sums)| (table, name, sums)))
+    }
+
+    fn grouped(&self) -> bool {
+        self.groups.named().next().is_some()
     }
 
     fn head(&self, first: &[&str]) -> Vec<String> {
@@ -262,14 +252,14 @@ impl Results<'_> {
     /// The heads of what a row is about, which [`Self::row_head`] fills.
     fn keys(&self, first: &[&str]) -> Vec<String> {
         let mut head: Vec<_> = first.iter().map(|s| s.to_string()).collect();
-        head.extend(self.grouped.then(|| self.by.unwrap_or(By::Set).name().to_owned()));
+        head.extend(self.grouped().then(|| self.by.unwrap_or(By::Set).name().to_owned()));
         head.push("n".into());
         head
     }
 
     fn row_head(&self, first: &[String], group: Option<&str>, n: usize) -> Vec<grid::Cell> {
         let mut head: Vec<grid::Cell> = first.iter().map(grid::Cell::from).collect();
-        head.extend(self.grouped.then(|| group.unwrap_or("all").into()));
+        head.extend(self.grouped().then(|| group.unwrap_or("all").into()));
         head.push(n.to_string().into());
         head
     }
@@ -280,9 +270,6 @@ impl Results<'_> {
         if held_out { format!("{metric} (held out)") } else { metric.to_owned() }
     }
 }
-
-/// Prompts of a table: those of a group, which has a name, or all.
-type SomePrompts<'a> = (&'a ModelScores, Option<&'a str>, Vec<Prompt<'a>>);
 
 /// A rate with its interval; if `signed`, with room for the mark of who is ahead.
 fn rate(rate: &Rate, signed: bool) -> grid::Cell {

@@ -13,20 +13,6 @@ pub fn sd(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
     (n > 1).then(|| (values.map(|x| (x - centre).powi(2)).sum::<f64>() / (n - 1) as f64).sqrt())
 }
 
-/// The standard deviation within groups, each around its own mean, pooled over the groups; `None` where no group has two values.
-pub fn sd_within(groups: impl Iterator<Item = impl AsRef<[f32]>>) -> Option<f64> {
-    let (squares, freedom) = groups.fold((0.0, 0), |(squares, freedom), group| {
-        let group = group.as_ref();
-        if group.len() < 2 {
-            return (squares, freedom);
-        }
-        let centre = mean(group.iter().map(|&x| f64::from(x)));
-        let own: f64 = group.iter().map(|&x| (f64::from(x) - centre).powi(2)).sum();
-        (squares + own, freedom + group.len() - 1)
-    });
-    (freedom > 0).then(|| (squares / freedom as f64).sqrt())
-}
-
 /// Mean, standard deviation and range of values that pass by once.
 #[derive(Clone, Copy, Debug)]
 pub struct Moments {
@@ -82,9 +68,6 @@ mod tests {
         let x = [1.0, 2.0, 3.0, 4.0];
         assert!((sd(x.into_iter()).unwrap() - 1.290_994_448_7).abs() < 1e-9);
         assert_eq!(sd([1.0].into_iter()), None);
-        let groups: [&[f32]; 3] = [&[1.0, 3.0], &[7.0], &[2.0, 2.0]];
-        assert_eq!(sd_within(groups.into_iter()), Some(1.0));
-        assert_eq!(sd_within([&[1.0][..]].into_iter()), None);
     }
 
     #[test]
