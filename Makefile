@@ -130,6 +130,7 @@ help:
 
 .PHONY: build test test-cloud test-cluster test-hardening test-cuda test-kernels check-cuda install static deb dist ablations pictures help
 
+include pipelines/rehearse.mk
 include pipelines/align.mk
 include pipelines/rounds.mk
 

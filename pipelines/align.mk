@@ -17,7 +17,7 @@ TRAIN_RUN ?= $(RUN)
 SHARDS ?= 1
 
 ifeq ($(wildcard $(MK)),)
-$(error there is no $(MK); experiments: $(patsubst pipelines/%.mk,X=%,$(filter-out %/align.mk %/rounds.mk,$(wildcard pipelines/*.mk))))
+$(error there is no $(MK); experiments: $(patsubst pipelines/%.mk,X=%,$(filter-out %/align.mk %/rounds.mk %/rehearse.mk %/rehearsal.mk,$(wildcard pipelines/*.mk))))
 endif
 
 # $(call value_or,NAME.KEY,DEFAULT): the value of this variable if the experiment sets it, else DEFAULT.

@@ -1,6 +1,7 @@
 # The paper's experiment with Stable Diffusion 1.5 on Pick-a-Pic v2, for one GPU, or for many (CLUSTER.md).
 #
 #   make -n reproduce X=sd15        print the commands
+#   make rehearse X=sd15            run all of it at full size on a few rows, with random weights: what it takes (rehearse.mk)
 #   make reproduce X=sd15           run all of it, into runs/sd15/
 #
 # Fetch first, into DATA (default: data/):

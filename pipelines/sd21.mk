@@ -1,6 +1,6 @@
 # The experiment of sd15.mk with Stable Diffusion 2.1 (the paper's second version adds it; its settings are not public).
 #
-#   make -n reproduce X=sd21
+#   make -n reproduce X=sd21         or make rehearse X=sd21, with random weights
 #
 # Fetch in addition to sd15.mk's data: DATA/sd21, 5.2 GB: hf download stabilityai/stable-diffusion-2-1 (or a mirror).
 #

@@ -1,6 +1,6 @@
 # The experiment of sd15.mk with Stable Diffusion XL (the paper's Table II).
 #
-#   make -n reproduce X=sdxl
+#   make -n reproduce X=sdxl         or make rehearse X=sdxl, with random weights
 #
 # Fetch in addition to sd15.mk's data: DATA/sdxl, 13.9 GB: hf download stabilityai/stable-diffusion-xl-base-1.0.
 #

@@ -122,6 +122,7 @@ impl Tool {
             "encode" => option_env!("CARGO_BIN_EXE_encode"),
             "report" => option_env!("CARGO_BIN_EXE_report"),
             "check" => option_env!("CARGO_BIN_EXE_check"),
+            "rehearse" => option_env!("CARGO_BIN_EXE_rehearse"),
             _ => None,
         };
         let path = path.unwrap_or_else(|| panic!("{name} was not built"));

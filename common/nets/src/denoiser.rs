@@ -11,7 +11,8 @@ use crate::conditioning::{Conditioning, Widths};
 use crate::lora::{self, LoraConfig, kohya::Naming};
 use crate::mmdit::{self, MMDiT, MMDiTConfig};
 use crate::unet::{self, UNet, UNetConfig};
-use crate::{config as configs, loader::Loader, params::Params, weights::Weights};
+use crate::weights::{Shapes, Weights};
+use crate::{config as configs, loader::Loader, params::Params};
 
 /// What a denoiser's `config.json` says.
 #[derive(Clone, Debug)]
@@ -151,6 +152,13 @@ impl Network for MMDiT {
 pub struct Denoiser {
     pub config: Config,
     network: Box<dyn Network>,
+}
+
+/// The names and shapes of the tensors that the denoiser of this configuration has.
+pub fn shapes(folder: &Path) -> Result<Shapes> {
+    let weights = Weights::imagined(|_| true);
+    Denoiser::of(folder, &weights, DType::F32, &Device::Cpu)?;
+    Ok(weights.asked())
 }
 
 /// A denoiser some of whose tensors are variables.

@@ -9,8 +9,9 @@ use ops::Mask;
 use crate::config::Rule::{Only, Whole, Words};
 use crate::config::{self, DEPTH, EPSILON, POSITIONS, Rules, TRANSFORMERS, VOCABULARY, WIDTH};
 use crate::layers::{LayerNorm, Linear};
+use crate::loader::Loader;
 use crate::transformer::{ACTIVATIONS, Encoder, HiddenAct, Shape};
-use crate::{loader::Loader, weights::Weights};
+use crate::weights::{Shapes, Weights};
 
 /// The keys of transformers' CLIPTextConfig that decide what it computes.
 pub const KEYS: Rules = &[
@@ -59,6 +60,14 @@ pub struct TextStates {
     pub penultimate: Tensor,
     /// `last` at the end-of-text token, (B, width).
     pub pooled: Tensor,
+}
+
+/// The names and shapes of the tensors that the text encoder of a folder's `config.json` has. `projection`: `text_projection` is one.
+pub fn shapes(folder: &Path, projection: bool) -> Result<Shapes> {
+    let weights = Weights::imagined(move |name| projection && name.starts_with("text_projection"));
+    let config = config::read(&folder.join("config.json"), &[KEYS, TRANSFORMERS])?;
+    TextModel::load(Loader::frozen(&weights, DType::F32, &Device::Cpu), config)?;
+    Ok(weights.asked())
 }
 
 impl TextModel {

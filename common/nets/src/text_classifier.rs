@@ -15,8 +15,9 @@ use tokenizers::Tokenizer;
 use crate::config::Rule::{Free, Read, Words};
 use crate::config::{self, DEPTH, POSITIONS, Rules, TRANSFORMERS, VOCABULARY, WIDTH};
 use crate::layers::{LayerNorm, Linear};
+use crate::loader::Loader;
 use crate::tokenizer::{beginning, wordpiece};
-use crate::{loader::Loader, weights::Weights};
+use crate::weights::{Shapes, Weights};
 
 /// The keys of transformers' DistilBertConfig that decide what it computes.
 const KEYS: Rules = &[
@@ -80,8 +81,12 @@ pub struct TextClassifier {
     pub labels: Vec<String>,
     /// SHA-256 over the weights and the vocabulary, in hexadecimal.
     pub hash: String,
-    config: Config,
     tokenizer: Tokenizer,
+    network: Network,
+}
+
+struct Network {
+    config: Config,
     word_embeddings: Tensor,     // (vocabulary, dim)
     position_embeddings: Tensor, // (positions, dim)
     layer_norm: LayerNorm,
@@ -107,34 +112,12 @@ impl TextClassifier {
         );
         let weights = Weights::open(folder)?;
         let hash = id::sha256_of(&[weights.hash()?.as_bytes(), &std::fs::read(vocabulary)?]);
-        let root = Loader::frozen(&weights, DType::F32, device);
-        let (p, d) = (root.pp("distilbert"), config.dim);
-        let layer = |i: usize| -> Result<Layer> {
-            let p = p.pp("transformer.layer").pp(i);
-            let (a, f) = (p.pp("attention"), p.pp("ffn"));
-            Ok(Layer {
-                q_lin: Linear::load(a.pp("q_lin"), d, d)?,
-                k_lin: Linear::load(a.pp("k_lin"), d, d)?,
-                v_lin: Linear::load(a.pp("v_lin"), d, d)?,
-                out_lin: Linear::load(a.pp("out_lin"), d, d)?,
-                sa_layer_norm: LayerNorm::load(p.pp("sa_layer_norm"), d, EPS)?,
-                lin1: Linear::load(f.pp("lin1"), d, config.hidden_dim)?,
-                lin2: Linear::load(f.pp("lin2"), config.hidden_dim, d)?,
-                output_layer_norm: LayerNorm::load(p.pp("output_layer_norm"), d, EPS)?,
-            })
-        };
-        let embeddings = p.pp("embeddings");
+        let network = Network::load(&Loader::frozen(&weights, DType::F32, device), config)?;
         Ok(Self {
             hash: id::hex(&hash),
             tokenizer,
-            word_embeddings: embeddings.get("word_embeddings.weight", &[config.vocab_size, d])?,
-            position_embeddings: embeddings.get("position_embeddings.weight", &[config.max_position_embeddings, d])?,
-            layer_norm: LayerNorm::load(embeddings.pp("LayerNorm"), d, EPS)?,
-            layers: (0..config.n_layers).map(layer).collect::<Result<_>>()?,
-            pre_classifier: Linear::load(root.pp("pre_classifier"), d, d)?,
-            classifier: Linear::load(root.pp("classifier"), d, config.id2label.len())?,
-            labels: config.id2label.values().cloned().collect(),
-            config,
+            labels: network.config.id2label.values().cloned().collect(),
+            network,
         })
     }
 
@@ -153,7 +136,7 @@ impl TextClassifier {
         let mut logits = vec![vec![]; texts.len()];
         for batch in by_length.values().flat_map(|rows| rows.chunks(BATCH)) {
             let ids: Vec<&[u32]> = batch.iter().map(|(_, ids)| &ids[..]).collect();
-            for ((i, _), row) in batch.iter().zip(self.forward(&ids)?.to_vec2::<f32>()?) {
+            for ((i, _), row) in batch.iter().zip(self.network.forward(&ids)?.to_vec2::<f32>()?) {
                 logits[*i] = row;
             }
         }
@@ -170,6 +153,36 @@ impl TextClassifier {
             Ok(p)
         };
         self.logits(texts)?.into_iter().map(softmax).collect()
+    }
+}
+
+impl Network {
+    fn load(root: &Loader, config: Config) -> Result<Self> {
+        let (p, d) = (root.pp("distilbert"), config.dim);
+        let layer = |i: usize| -> Result<Layer> {
+            let p = p.pp("transformer.layer").pp(i);
+            let (a, f) = (p.pp("attention"), p.pp("ffn"));
+            Ok(Layer {
+                q_lin: Linear::load(a.pp("q_lin"), d, d)?,
+                k_lin: Linear::load(a.pp("k_lin"), d, d)?,
+                v_lin: Linear::load(a.pp("v_lin"), d, d)?,
+                out_lin: Linear::load(a.pp("out_lin"), d, d)?,
+                sa_layer_norm: LayerNorm::load(p.pp("sa_layer_norm"), d, EPS)?,
+                lin1: Linear::load(f.pp("lin1"), d, config.hidden_dim)?,
+                lin2: Linear::load(f.pp("lin2"), config.hidden_dim, d)?,
+                output_layer_norm: LayerNorm::load(p.pp("output_layer_norm"), d, EPS)?,
+            })
+        };
+        let embeddings = p.pp("embeddings");
+        Ok(Self {
+            word_embeddings: embeddings.get("word_embeddings.weight", &[config.vocab_size, d])?,
+            position_embeddings: embeddings.get("position_embeddings.weight", &[config.max_position_embeddings, d])?,
+            layer_norm: LayerNorm::load(embeddings.pp("LayerNorm"), d, EPS)?,
+            layers: (0..config.n_layers).map(layer).collect::<Result<_>>()?,
+            pre_classifier: Linear::load(root.pp("pre_classifier"), d, d)?,
+            classifier: Linear::load(root.pp("classifier"), d, config.id2label.len())?,
+            config,
+        })
     }
 
     /// Logits (B, classes) of B rows of ids (B, N).
@@ -191,6 +204,13 @@ impl TextClassifier {
         let class = x.i((.., 0))?.contiguous()?; // (B, dim): [CLS]
         self.classifier.forward(&self.pre_classifier.forward(&class)?.relu()?)
     }
+}
+
+/// The names and shapes of the tensors that the classifier of a folder's `config.json` has.
+pub fn shapes(folder: &Path) -> Result<Shapes> {
+    let weights = Weights::imagined(|_| true);
+    Network::load(&Loader::frozen(&weights, DType::F32, &Device::Cpu), Config::open(folder)?)?;
+    Ok(weights.asked())
 }
 
 const BATCH: usize = 32;

@@ -9,7 +9,8 @@ use ops::{Activation, Mask};
 use crate::config::Rule::{Flag, Free, List, Number, Only, Whole, Words};
 use crate::config::{self, Rules, WIDTH};
 use crate::layers::{Conv2d, GroupNorm, Linear, ResnetBlock};
-use crate::{loader::Loader, weights::Weights};
+use crate::loader::Loader;
+use crate::weights::{Shapes, Weights};
 
 /// Levels of the VAE: with 8, a latent stands for 128 pixels a side, four times as many as in any published one.
 const LEVELS: usize = 8;
@@ -305,6 +306,14 @@ impl Vae {
         }
         d.conv_out.forward(&d.conv_norm_out.forward(&h, Activation::Silu)?)?.to_dtype(DType::F32)
     }
+}
+
+/// The names and shapes of the tensors that the VAE of this configuration has. `old`: with the attention's names of 2022.
+pub fn shapes(folder: &Path, old: bool) -> Result<Shapes> {
+    let weights = Weights::imagined(move |_| !old);
+    let loader = Loader::frozen(&weights, DType::F32, &Device::Cpu);
+    Vae::load(loader, VaeConfig::read(&folder.join("config.json"))?, DType::F32, &Device::Cpu)?;
+    Ok(weights.asked())
 }
 
 /// `pixels` (B, 3, H, W), about [-1, 1] -> B images of 8-bit RGB, row by row, rounded as by diffusers' image processor.

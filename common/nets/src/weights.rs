@@ -28,7 +28,17 @@ pub struct Weights {
     pub name: String,
     files: Vec<PathBuf>,
     tensors: BTreeMap<String, Stored>,
+    imagined: Option<Imagined>,
 }
+
+/// Weights that hold whatever they are asked for, as zeros that take no memory.
+struct Imagined {
+    has: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    asked: Mutex<Shapes>,
+}
+
+/// The shapes of tensors by their names.
+pub type Shapes = BTreeMap<String, Vec<usize>>;
 
 enum Stored {
     /// Read when it is asked for. The file is not mapped: pages of a mapped file count as this program's memory once they
@@ -121,7 +131,18 @@ impl Weights {
     /// Tensors in memory. `name`: what messages call them.
     pub fn in_memory(name: &str, tensors: BTreeMap<String, Tensor>) -> Self {
         let tensors = tensors.into_iter().map(|(name, tensor)| (name, Stored::InMemory(tensor))).collect();
-        Self { name: name.to_owned(), files: vec![], tensors }
+        Self { name: name.to_owned(), files: vec![], tensors, imagined: None }
+    }
+
+    /// Weights that hold whatever a network asks for. `has`: what they answer a network that asks whether a name is there.
+    pub(crate) fn imagined(has: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        let imagined = Imagined { has: Box::new(has), asked: Default::default() };
+        Self { imagined: Some(imagined), ..Self::in_memory("imagined weights", BTreeMap::new()) }
+    }
+
+    /// What imagined weights were asked for.
+    pub(crate) fn asked(self) -> Shapes {
+        self.imagined.map(|all| all.asked.into_inner().unwrap_or_else(PoisonError::into_inner)).unwrap_or_default()
     }
 
     /// The tensors in `files` whose names are `wanted`; those of pickles are read at once.
@@ -137,7 +158,7 @@ impl Weights {
                 }
             }
         }
-        Ok(Self { name, files, tensors })
+        Ok(Self { name, files, tensors, imagined: None })
     }
 
     /// The same weights under other names: `rename` says which tensors each name becomes. Two names for one tensor are an error.
@@ -163,7 +184,7 @@ impl Weights {
     }
 
     pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.imagined.as_ref().map_or_else(|| self.tensors.contains_key(name), |all| (all.has)(name))
     }
 
     pub fn dims(&self, name: &str) -> Option<&[usize]> {
@@ -178,6 +199,11 @@ impl Weights {
 
     /// A float tensor of the given shape. A stored (out, in) serves for (out, in, 1, 1) and the other way round.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        if let Some(imagined) = &self.imagined {
+            let mut asked = imagined.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            asked.insert(name.to_owned(), shape.to_vec());
+            return Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)?);
+        }
         let tensor = self.raw(name)?;
         ensure!(
             tensor.dtype().is_float(),
@@ -240,7 +266,7 @@ pub fn file_hash(path: &Path) -> Result<String> {
 }
 
 /// The shapes of the tensors in a file, which are not read.
-pub fn shapes(file: &Path) -> Result<BTreeMap<String, Vec<usize>>> {
+pub fn shapes(file: &Path) -> Result<Shapes> {
     match foreign::content(file)? {
         Content::Safetensors => Ok(stored(file)?.into_iter().map(|(name, t)| (name, t.dims().to_vec())).collect()),
         Content::Pickle => pickle::shapes(file),

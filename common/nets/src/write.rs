@@ -17,27 +17,47 @@ pub(crate) const CHECKSUM: &str = "crc32c";
 
 /// Writes named tensors (floats, or whole numbers of 32 or 64 bits) and text metadata as safetensors, with a checksum, which a pipe does not get. No more than
 /// one tensor is copied at a time.
-pub fn tensors(path: &Path, tensors: &BTreeMap<String, Tensor>, mut metadata: BTreeMap<String, String>) -> Result<()> {
+pub fn tensors(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: BTreeMap<String, String>) -> Result<()> {
+    let about = tensors.iter().map(|(name, tensor)| (&name[..], tensor.dtype(), tensor.dims())).collect();
+    stream(path, about, metadata, |name, mut file| {
+        let tensor = &tensors[name];
+        let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
+        Ok(match tensor.dtype() {
+            DType::F32 => put(&mut file, flat.to_vec1()?, f32::to_le_bytes),
+            DType::F16 => put(&mut file, flat.to_vec1()?, half::f16::to_le_bytes),
+            DType::I32 => put(&mut file, flat.to_vec1()?, i32::to_le_bytes),
+            DType::I64 => put(&mut file, flat.to_vec1()?, i64::to_le_bytes),
+            _ => put(&mut file, flat.to_vec1()?, half::bf16::to_le_bytes),
+        }?)
+    })
+}
+
+/// [`tensors`], of numbers that are made as they are written. `tensors`: name, type and shape of each; `write` writes the bytes of the
+/// tensor of this name.
+pub fn stream(
+    path: &Path,
+    mut tensors: Vec<(&str, DType, &[usize])>,
+    mut metadata: BTreeMap<String, String>,
+    mut write: impl FnMut(&str, &mut dyn Write) -> Result<()>,
+) -> Result<()> {
     let no_sum = format!("{:08x}", 0);
     if !place::is_stream(path) {
         metadata.insert(CHECKSUM.into(), no_sum.clone());
     }
     // Wide numbers first, as safetensors' own writer puts them, so that each lies at a multiple of its width.
-    let mut order: Vec<(&String, &Tensor)> = tensors.iter().collect();
-    order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype().size_in_bytes()));
+    tensors.sort_by_key(|(_, dtype, _)| std::cmp::Reverse(dtype.size_in_bytes()));
     // Not the crate's own header, whose metadata stands in a random order: the same content is the same bytes here.
     let mut header = serde_json::Map::new();
     if !metadata.is_empty() {
         header.insert("__metadata__".into(), serde_json::to_value(metadata)?);
     }
     let mut start = 0;
-    for (name, tensor) in &order {
-        let (dtype, shape) = (tensor.dtype(), tensor.dims().to_vec());
+    for &(name, dtype, shape) in &tensors {
         let is_stored = matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::I64);
         ensure!(is_stored, "tensor '{name}' holds {dtype:?}, which checkpoints do not store");
-        let end = start + tensor.elem_count() * dtype.size_in_bytes();
-        let info = TensorInfo { dtype: dtype.into(), shape, data_offsets: (start, end) };
-        header.insert((*name).clone(), serde_json::to_value(info)?);
+        let end = start + shape.iter().product::<usize>() * dtype.size_in_bytes();
+        let info = TensorInfo { dtype: dtype.into(), shape: shape.to_vec(), data_offsets: (start, end) };
+        header.insert(name.to_owned(), serde_json::to_value(info)?);
         start = end;
     }
     let mut header = serde_json::to_vec(&header)?;
@@ -49,16 +69,8 @@ pub fn tensors(path: &Path, tensors: &BTreeMap<String, Tensor>, mut metadata: BT
     let cannot = || format!("cannot write {}", path.display());
     file.write_all(&(header.len() as u64).to_le_bytes()).with_context(cannot)?;
     file.write_all(&header).with_context(cannot)?;
-    for (_, tensor) in order {
-        let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
-        match tensor.dtype() {
-            DType::F32 => put(&mut file, flat.to_vec1()?, f32::to_le_bytes),
-            DType::F16 => put(&mut file, flat.to_vec1()?, half::f16::to_le_bytes),
-            DType::I32 => put(&mut file, flat.to_vec1()?, i32::to_le_bytes),
-            DType::I64 => put(&mut file, flat.to_vec1()?, i64::to_le_bytes),
-            _ => put(&mut file, flat.to_vec1()?, half::bf16::to_le_bytes),
-        }
-        .with_context(cannot)?;
+    for (name, ..) in tensors {
+        write(name, &mut file).with_context(cannot)?;
     }
     let Summed { mut file, sum } = file;
     if let Some(at) = sum_at {

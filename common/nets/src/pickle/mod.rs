@@ -1,6 +1,7 @@
 //! torch's zip pickles (`.bin`, `.pt`, `.pth`), read as data: no code in them is ever run.
 
 mod machine;
+pub mod write;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{BufReader, Read};

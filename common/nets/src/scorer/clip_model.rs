@@ -14,7 +14,8 @@ use super::{description::Description, hugging_face, open_clip, picture::Picture}
 use crate::image::{Antialias, Preprocess};
 use crate::tokenizer::{Style, Tokenizer};
 use crate::transformer::HiddenAct;
-use crate::{folder, loader::Loader, text::TextModel, vit::VisionModel, weights::Weights};
+use crate::weights::{Shapes, Weights};
+use crate::{folder, loader::Loader, text::TextModel, vit::VisionModel};
 
 /// Whose preprocessing and tokenization a metric follows, whatever the layout of its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,31 @@ pub enum Layout {
     HuggingFace,
 }
 
+impl Layout {
+    fn describe(self, folder: &Path, tower: &Path) -> Result<Description> {
+        match self {
+            Self::OpenClip => open_clip::describe(folder, tower),
+            Self::HuggingFace => hugging_face::describe(folder),
+        }
+    }
+}
+
+/// The names and shapes of the tensors of a CLIP, whose configuration lies in `folder`.
+pub fn shapes(folder: &Path, layout: Layout) -> Result<Shapes> {
+    let about = layout.describe(folder, folder)?;
+    // Of the text tower, the prefix and the projection are there.
+    let weights = Weights::imagined(|name| name.starts_with("text_"));
+    let loader = Loader::frozen(&weights, DType::F32, &Device::Cpu);
+    VisionModel::load(loader.clone(), about.vision)?;
+    TextModel::load(loader, about.text)?;
+    let mut shapes = weights.asked();
+    if layout == Layout::OpenClip {
+        shapes = open_clip::theirs(shapes)?;
+    }
+    shapes.insert("logit_scale".into(), vec![]);
+    Ok(shapes)
+}
+
 /// Both towers of a CLIP, or the image tower alone.
 pub struct ClipModel {
     pub layout: Layout,
@@ -72,10 +98,7 @@ impl ClipModel {
             true => Layout::OpenClip,
             false => Layout::HuggingFace,
         };
-        let about = match layout {
-            Layout::OpenClip => open_clip::describe(&folder, tower)?,
-            Layout::HuggingFace => hugging_face::describe(&folder)?,
-        };
+        let about = layout.describe(&folder, tower)?;
         let (file, file_hash) = (PathBuf::from(&weights.name), weights.hash()?);
         let weights = if layout == Layout::OpenClip { open_clip::renamed(weights)? } else { weights };
         let preprocess = preprocess(&about, reading).with_context(|| format!("cannot use {}", weights.name))?;

@@ -23,6 +23,7 @@ mod open_clip;
 mod pickscore;
 mod picture;
 
+pub use clip_model::{Layout, shapes};
 pub use metric::{Band, Choice, Metric, ModelFiles, Needs, Options, Role};
 pub use model::{Joint, Model, Scorer, Towers, preprocesses};
 pub use picture::Picture;

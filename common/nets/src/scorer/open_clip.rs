@@ -9,8 +9,10 @@ use serde_json::{Map, Value, json};
 use super::description::{Description, normalise};
 use crate::config::Rule::{self, Flag, Free, Number, Only, Read, Same, Words};
 use crate::config::{self, DEPTH, POSITIONS, Rules, VOCABULARY, WIDTH};
+use crate::single::names::{Names, Part};
 use crate::vit::{SIDE, VisionConfig};
-use crate::{single::names::Names, text::TextConfig, transformer::HiddenAct, weights::Weights};
+use crate::weights::{Shapes, Weights};
+use crate::{text::TextConfig, transformer::HiddenAct};
 
 /// `model_cfg` of `open_clip_config.json`.
 const MODEL: Rules = &[
@@ -187,4 +189,19 @@ pub fn renamed(weights: Weights) -> Result<Weights> {
     let mut renamed = weights.renamed(|name| names.ours(name.strip_prefix("module.").unwrap_or(name)))?;
     renamed.name += " (under transformers' names)";
     Ok(renamed)
+}
+
+/// The shapes of tensors under open_clip's names.
+pub fn theirs(ours: Shapes) -> Result<Shapes> {
+    let names = Names::open_clip();
+    let theirs = ours.into_iter().map(|(name, mut shape)| {
+        let (theirs, part) = names.theirs(&name).with_context(|| format!("open_clip has no tensor '{name}'"))?;
+        match part {
+            Part::Transposed => shape.reverse(),
+            Part::Rows { count, of, .. } => shape[0] = shape[0] / count * of,
+            Part::Whole | Part::Exchanged | Part::Pixel => {}
+        }
+        Ok((theirs, shape))
+    });
+    theirs.collect()
 }

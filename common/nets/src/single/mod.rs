@@ -16,14 +16,15 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, ensure};
 use names::{Names, UNET};
 use pipe::{place, scratch};
-use published::{Family, Kind};
+use published::Kind;
+pub use published::{Family, configs};
 pub use write::write;
 
 use crate::folder::{DENOISER, TRANSFORMER};
 use crate::mmdit::MMDiTConfig;
 use crate::process::PredictionType;
 use crate::vae::VaeConfig;
-use crate::weights::{self, Weights};
+use crate::weights::{self, Shapes, Weights};
 use crate::{config, unet};
 
 /// One network of a model in one file.
@@ -142,9 +143,6 @@ impl Network {
         })
     }
 }
-
-/// The shapes of the tensors of a file, by their names.
-type Shapes = BTreeMap<String, Vec<usize>>;
 
 /// What the names of a transformer's tensors begin with in a file, and the parts that such a file may hold.
 fn transformer(shapes: &Shapes) -> Option<(&'static str, &'static [Part])> {

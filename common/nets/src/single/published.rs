@@ -27,6 +27,11 @@ pub enum Family {
     Xl,
 }
 
+/// The configurations of the published model of this family: path in its folder, and content.
+pub fn configs(family: Family, prediction: PredictionType) -> Vec<(&'static str, Value)> {
+    Kind { family, prediction, zero_snr: false }.files()
+}
+
 impl Kind {
     /// Refuses what is none of these.
     pub fn of(file: &Path, shapes: &BTreeMap<String, Vec<usize>>) -> Result<Self> {

@@ -224,6 +224,11 @@ fn clip(vocab: Value, merges: &str) -> Result<Hf> {
     tokenizer.to_string().parse().map_err(|e| anyhow!("{e}"))
 }
 
+/// The files of OpenAI's CLIP tokenizer: name and content.
+pub fn clip_files() -> [(&'static str, String); 2] {
+    [("vocab.json", builtin_vocab().to_string()), ("merges.txt", MERGES.to_owned())]
+}
+
 /// CLIP's vocabulary in OpenAI's order: 256 byte characters, the same at the end of a word, all merges joined, BOS, EOS.
 fn builtin_vocab() -> Value {
     let printable = |b: &u8| char::from(*b) == byte_char(*b);

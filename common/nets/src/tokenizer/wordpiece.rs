@@ -12,7 +12,7 @@ use tokenizers::{
 use crate::json;
 
 /// The vocabulary of google-bert/bert-base-uncased (Apache-2.0). The folders of BLIP's judges do not hold it.
-const UNCASED: &str = include_str!("bert_vocab.txt");
+pub const UNCASED: &str = include_str!("bert_vocab.txt");
 
 /// The tokenizer of `tokenizer.json` if that exists, else BERT's tokenizer over `vocab.txt`; and the file that was read.
 pub fn from_folder(folder: &Path, positions: usize) -> Result<(Tokenizer, PathBuf)> {

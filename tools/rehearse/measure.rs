@@ -1,0 +1,90 @@
+//! `rehearse run`: runs a command and notes what it took.
+
+use std::ffi::OsString;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+/// Run a command, and add to a log what it took
+///
+/// The log has a line of JSON per run: time, processor time, largest memory, and the bytes of what its `-o` names.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The log
+    #[arg(long, value_name = "FILE")]
+    log: PathBuf,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+/// A line of the log.
+#[derive(Serialize, Deserialize)]
+pub struct Line {
+    /// The program, without its folder.
+    pub tool: String,
+    /// What it wrote, below the log's folder.
+    pub output: String,
+    pub seconds: f64,
+    /// Of all threads, in the program and in the system.
+    pub processor_seconds: f64,
+    /// The largest resident memory.
+    pub peak_bytes: u64,
+    pub written_bytes: u64,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let [program, words @ ..] = &args.command[..] else { return Ok(ExitCode::SUCCESS) };
+    let program = Path::new(program);
+    let began = Instant::now();
+    let status =
+        Command::new(program).args(words).status().with_context(|| format!("cannot run {}", program.display()))?;
+    let seconds = began.elapsed().as_secs_f64();
+    if !status.success() {
+        return Ok(ExitCode::from(status.code().unwrap_or(128 + status.signal().unwrap_or(0)) as u8));
+    }
+    let output = words.iter().position(|word| word == "-o" || word == "--sheet").and_then(|at| words.get(at + 1));
+    let output = output.map(PathBuf::from).unwrap_or_default();
+    let folder = pipe::place::folder_of(&args.log);
+    let (processor_seconds, peak_bytes) = children();
+    let line = Line {
+        tool: program.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        output: output.strip_prefix(folder).unwrap_or(&output).display().to_string(),
+        seconds,
+        processor_seconds,
+        peak_bytes,
+        written_bytes: bytes(&output),
+    };
+    // One call, so that the lines of several processes do not mix.
+    let text = serde_json::to_string(&line)? + "\n";
+    let log = OpenOptions::new().append(true).create(true).open(&args.log);
+    let cannot = || format!("cannot write {}", args.log.display());
+    log.with_context(cannot)?.write_all(text.as_bytes()).with_context(cannot)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Processor time and largest memory of the only child, which has ended.
+fn children() -> (f64, u64) {
+    // SAFETY: rusage is made of numbers, for which zero is a value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a rusage that lives long enough.
+    unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &mut usage) };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    // Linux counts in units of 1,024 bytes, macOS in bytes.
+    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+    (seconds(usage.ru_utime) + seconds(usage.ru_stime), usage.ru_maxrss as u64 * unit)
+}
+
+/// The size of a file, or of all files in a folder; 0 of anything else.
+fn bytes(path: &Path) -> u64 {
+    match fs::read_dir(path) {
+        Ok(entries) => entries.flatten().map(|entry| bytes(&entry.path())).sum(),
+        Err(_) => path.metadata().map_or(0, |about| about.len()),
+    }
+}
