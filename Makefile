@@ -115,7 +115,7 @@ deb: build
 ## make dist           static programs and the Debian package
 dist: static deb
 
-## make ablations      run the paper's ablations and ours, three seeds each, into runs/ablations/; takes hours (ROWS=... selects)
+## make ablations      run the paper's ablations and ours, three seeds each, into runs/ablations/; takes hours (ROWS=... SEEDS=... select)
 ablations:
 	$(MAKE) reproduce X=ablations
 
@@ -133,6 +133,7 @@ help:
 include pipelines/rehearse.mk
 include pipelines/align.mk
 include pipelines/rounds.mk
+include pipelines/protocol.mk
 
 # The experiment's own value comes first.
 FEATURES ?=

@@ -40,7 +40,7 @@ ema.reference   = ema:0.0167
 dawid-skene.rule = weighted --fit dawid-skene
 
 # Losses of 2025 and 2026 in place of Diffusion-DPO's. They are not among the rows that run by themselves, and have not been run:
-#   make ablations ROWS='BalancedDPO poly-1 sce dmpo-0.01 linear-0.001 smpo guard-0.9 anchor-0.1 timestep-weights'
+#   make ablations ROWS='BalancedDPO poly-1 sce dmpo-0.01 linear-0.001 smpo guard-0.9 anchor-0.1 timestep-weights arena'
 poly-1.train       = --loss poly:1
 sce.train          = --loss sce
 dmpo-0.01.train    = --loss dmpo:0.01
@@ -51,6 +51,9 @@ smpo.labels        = soft
 guard-0.9.train    = --guard sdpo:0.9
 anchor-0.1.train   = --anchor 0.1
 timestep-weights.train = --timestep-weights
+# Pairs weigh the gap to be expected between their two models.
+arena.labels = arena
+arena.rule   = majority --arena $(PAIRS)
 
 # One policy per row and seed. What a row does not set is as in BalancedDPO. DiffusionDPO comes first, because all are compared with
 # it.
@@ -68,7 +71,6 @@ SHOWN = $(or $(filter $(foreach row,DiffusionDPO BalancedDPO,$(row)-$(firstword 
 
 # Each row, over all its seeds, against base and against DiffusionDPO.
 WINRATE_FLAGS = --seeds --against base$(if $(filter DiffusionDPO,$(ROWS)),$(if $(filter-out DiffusionDPO,$(ROWS)),$(comma)DiffusionDPO))
-comma := ,
 
 # Prompts that no pair shows. The sampler is of second order and takes half as many steps: its images score within 0.1 standard
 # deviations of those of mini.mk (`sample --scheduler dpmpp --steps 10` against `ddim`, 20, on `validation`), in two thirds of the time.

@@ -17,11 +17,13 @@ TRAIN_RUN ?= $(RUN)
 SHARDS ?= 1
 
 ifeq ($(wildcard $(MK)),)
-$(error there is no $(MK); experiments: $(patsubst pipelines/%.mk,X=%,$(filter-out %/align.mk %/rounds.mk %/rehearse.mk %/rehearsal.mk,$(wildcard pipelines/*.mk))))
+$(error there is no $(MK); experiments: $(patsubst pipelines/%.mk,X=%,$(filter-out %/align.mk %/rounds.mk %/protocol.mk %/rehearse.mk %/rehearsal.mk,$(wildcard pipelines/*.mk))))
 endif
 
 # $(call value_or,NAME.KEY,DEFAULT): the value of this variable if the experiment sets it, else DEFAULT.
 value_or = $(if $(filter undefined,$(origin $1)),$2,$($1))
+
+comma := ,
 
 # $(call share,N): one Nth of STEPS, and 1 at least, so that a run of another length has the same shape.
 share = $(shell echo $$(($(STEPS) < $1 ? 1 : $(STEPS) / $1)))
@@ -30,6 +32,8 @@ include $(MK)
 
 SCHEDULER ?= ddim
 WINRATE_FLAGS ?=
+# Metrics that judge the images and never vote on a pair.
+HELD_OUT ?=
 # Policies shown in the report; more columns are hard to compare.
 SHOWN ?= $(wordlist 1,4,$(POLICIES))
 # The device that runs the networks, and their arithmetic there; `train` does not accept f16.
@@ -169,9 +173,10 @@ $(call files,$(images)): $D/images/%: $D/prompts.parquet $(base) \
 	    --guidance $(GUIDANCE) --seed $(SEED) $(SAMPLE_FLAGS) $(device_flags) $(output_flags)
 
 $(foreach m,$(models),$(eval $(call files,$D/scored/$m.parquet): $(call files,$D/images/$m.parquet)))
-$(call files,$(scored)): $D/scored/%: $(scorers) $D/settings/score | build
+judged = $(METRICS)$(addprefix $(comma),$(HELD_OUT))
+$(call files,$(scored)): $D/scored/%: $(scorers) $(call settings,judges,METRICS HELD_OUT SCORE_FLAGS) | build
 	$(call keep_stale_parts,$@)
-	$(RUN) $(BIN)/score $D/images/$(model).parquet --models $(MODELS) --metrics $(METRICS) $(SCORE_FLAGS) $(device_flags) $(output_flags)
+	$(RUN) $(BIN)/score $D/images/$(model).parquet --models $(MODELS) --metrics $(judged) $(SCORE_FLAGS) $(device_flags) $(output_flags)
 
 $D/winrate.txt: $(call files,$(scored)) $(call settings,winrate,POLICIES IMAGES WINRATE_FLAGS NOTE) | build
 	{ $(BIN)/winrate $(against) --best-of $(IMAGES) $(WINRATE_FLAGS); $(if $(strip $(NOTE)),echo; printf '%s\n' $(call quoted,$(NOTE));) } >$@.partial

@@ -52,3 +52,9 @@ GUIDANCE     = 4
 SAMPLE_FLAGS =
 
 NOTE = hps, clip, pickscore and aesthetic are stand-ins here: small models in the published layouts, trained by this project on its miniature world.
+
+# `make protocol` judges the two policies, or UNETS, by the scorers that are here.
+PROTOCOL_METRICS     = $(METRICS)
+PROTOCOL_SCORE_FLAGS =
+PROTOCOL_STEPS       = $(SAMPLE_STEPS)
+PROTOCOL_GUIDANCE    = $(GUIDANCE)

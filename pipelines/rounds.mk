@@ -55,9 +55,9 @@ $(rounds:%=$R/%/images.parquet): $R/%/images.parquet: $D/prompts.parquet $R/%/po
 	$(RUN) $(BIN)/sample $D/prompts.parquet --base $(BASE) --unet $R/$*/policy --name round-$* -n $(IMAGES) \
 	    --scheduler $(SCHEDULER) --steps $(SAMPLE_STEPS) --guidance $(GUIDANCE) --seed $(SEED) $(SAMPLE_FLAGS) $(device_flags) -o $@
 
-$(rounds:%=$R/%/scored.parquet): $R/%/scored.parquet: $R/%/images.parquet $(scorers) $D/settings/score | build
+$(rounds:%=$R/%/scored.parquet): $R/%/scored.parquet: $R/%/images.parquet $(scorers) $D/settings/judges | build
 	$(call keep_stale_parts,$@)
-	$(RUN) $(BIN)/score $< --models $(MODELS) --metrics $(METRICS) $(SCORE_FLAGS) $(device_flags) -o $@
+	$(RUN) $(BIN)/score $< --models $(MODELS) --metrics $(judged) $(SCORE_FLAGS) $(device_flags) -o $@
 
 candidates := $(call reverse,$(rounds:%=$R/%/scored.parquet))
 baselines  := $D/scored/$(FIRST).parquet $D/scored/base.parquet

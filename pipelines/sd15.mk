@@ -14,6 +14,10 @@
 #   models/aesthetic/   1.7 GB   hf download openai/clip-vit-large-patch14, and sac+logos+ava1-l14-linearMSE.pth of LAION's predictor
 #   models/safe/        0.3 GB   hf download michellejieli/inappropriate_text_classifier
 #   sd15/               4.3 GB   hf download stable-diffusion-v1-5/stable-diffusion-v1-5
+# and for `make protocol` (protocol.mk) alone:
+#   models/imagereward/ 1.8 GB   hf download RE-N-Y/ImageReward model.safetensors
+#   models/mps/         4.4 GB   hf download RE-N-Y/mpsv1 model.safetensors
+#   unets/              3.4 GB each: one folder per model of UNETS below, as DATA/unets/dpo: hf download mhdang/dpo-sd1.5-text2image-v1
 # Add `--local-dir DATA/...` to each command.
 #
 # Disk space that a run needs in addition: 131 GB for the latents of a million distinct images and of their mirror images (means and
@@ -76,5 +80,9 @@ SCHEDULER    = pndm
 SAMPLE_STEPS = 50
 GUIDANCE     = 7.5
 SAMPLE_FLAGS =
+
+# Models that others trained from SD1.5 and published, as NAME=FOLDER, for `make protocol`: mhdang/dpo-sd1.5-text2image-v1,
+# jacklishufan/diffusion-kto, whynot0128/Linear-DPO, JaydenLu666/SmPO-SD1.5, ylwu/diffusion-dro-sd1.5.
+UNETS = $(foreach n,dpo kto linear-dpo smpo dro,$n=$(DATA)/unets/$n)
 
 NOTE =

@@ -23,3 +23,6 @@ BATCH        = 2
 ACCUMULATION = 32
 # [model] The class that its scheduler_config.json names.
 SCHEDULER    = ddim
+
+# For `make protocol`: sd15.mk's list is of another model, so the policies of this experiment are judged.
+UNETS = $(foreach p,$(POLICIES),$p=$(RUNS)/$(X)/$p)

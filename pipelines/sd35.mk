@@ -42,3 +42,6 @@ ACCUMULATION = 16
 SCHEDULER    = flow
 SAMPLE_STEPS = 40
 GUIDANCE     = 4.5
+
+# For `make protocol`: sd15.mk's list is of another model, so the policies of this experiment are judged.
+UNETS = $(foreach p,$(POLICIES),$p=$(RUNS)/$(X)/$p)

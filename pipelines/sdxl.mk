@@ -30,3 +30,6 @@ ACCUMULATION = 64
 # [dpo] guidance 5. [model] Euler is the scheduler that SDXL is published with.
 GUIDANCE  = 5
 SCHEDULER = euler
+
+# For `make protocol`, as in sd15.mk: mhdang/dpo-sdxl-text2image-v1, whynot0128/Linear-DPO-SDXL, JaydenLu666/SmPO-SDXL, mapo-t2i/mapo-beta.
+UNETS = $(foreach n,dpo-xl linear-dpo-xl smpo-xl mapo,$n=$(DATA)/unets/$n)

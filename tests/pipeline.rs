@@ -271,6 +271,44 @@ fn everything_once_and_only_what_is_needed_again() {
     assert_eq!(world.dir.bytes(&format!("{parts}.1/plan.json")), b"other work");
 }
 
+/// `make protocol` draws from models that are here, and from no other; it trains nothing.
+#[test]
+fn published_models_are_judged_without_training() {
+    let world = World::new();
+    let base = "pipelines/mini/base";
+    let [one, two] = [format!("UNETS=twin={base}"), format!("UNETS=twin={base} other={base}")];
+    let (said, made) = world.make(&["protocol", &one]);
+    let chain =
+        ["prompts prompts", "sample images/base", "score scored/base", "sample images/twin", "score scored/twin"];
+    let expected: Vec<_> = chain.iter().map(|made| format!("{}.parquet", made.replace(' ', " protocol/"))).collect();
+    assert_eq!(made, [&expected[..], &["winrate protocol/table.txt".into()]].concat());
+    // One image per prompt of each set, the judges' columns, and equal images tie.
+    let sets = ["seen", "unseen-pair", "unseen-name", "validation"];
+    says(&said, &["mean score of 1 images", "hps", "twin vs base", "won", "stand-ins"]);
+    for set in sets {
+        let tied = |line: &str| {
+            line.starts_with("twin vs base")
+                && line.contains(&format!(" {set} "))
+                && line.ends_with("0.0 % 100.0 %   0.0 %")
+        };
+        assert_eq!(said.lines().filter(|line| tied(line)).count(), 1, "{set}: {said}");
+    }
+    assert_eq!(world.make(&["protocol", &one]).1, [""; 0]);
+    // Another model is drawn from, and the first ones are not drawn from again.
+    let (said, made) = world.make(&["protocol", &two]);
+    assert_eq!(
+        made,
+        ["sample protocol/images/other.parquet", "score protocol/scored/other.parquet", "winrate protocol/table.txt"]
+    );
+    says(&said, &["other vs base"]);
+    // A name for another folder is another model.
+    let moved = world.command(&["-n", "protocol", "UNETS=twin=nowhere"]).output().unwrap();
+    says(&String::from_utf8(moved.stdout).unwrap(), &["--unet nowhere --name twin"]);
+    let refused = world.command(&["-n", "protocol", "UNETS=base=nowhere"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    says(&String::from_utf8(refused.stderr).unwrap(), &["`base` is the name of"]);
+}
+
 /// Programs that only create the files that the real ones would write. Each notes in `log` its name and, in brackets, every argument.
 fn stand_ins(dir: &Dir) -> String {
     let script = r#"#!/bin/bash

@@ -5,6 +5,8 @@
 //!   cargo bench --bench vote -- 2000000      pairs of the whole program's table
 #![allow(dead_code)]
 
+#[path = "../../tools/vote/arena.rs"]
+mod arena;
 #[path = "../../tools/vote/ballot.rs"]
 mod ballot;
 #[path = "../../tools/vote/decide.rs"]
@@ -48,7 +50,7 @@ fn main() {
     let rate = |rule: Rule| {
         let tally =
             Tally::new(rule, &metrics, vec![1.0, 0.9, 0.8, 1.1], &Scales::new()).expect("a rule over these metrics");
-        let judge = Judge { tally, ties: Ties::Abstain, seed: 0 };
+        let judge = Judge { tally, ties: Ties::Abstain, seed: 0, arena: None };
         let (mut summary, mut n, begun) = (Summary::new(&metrics), 0, Instant::now());
         while begun.elapsed() < Duration::from_millis(300) {
             // Eq. 6, the rule with its pivots, and everything that is counted.

@@ -57,6 +57,12 @@ pub struct Args {
     /// FILE holds {"hps": {"sd": 0.013, "min": 0.22, "max": 0.31}, ...}. The output of `vote --json` for another table works too.
     #[arg(long, help_heading = "Voters", value_name = "data|FILE")]
     pub scales: Option<ScalesFrom>,
+    /// Weigh each pair by the gap to be expected between images of its two models, from PAIRS' model_0 and model_1 (ArenaPO)
+    ///
+    /// PAIRS is the table that was scored. A normal distribution of the quality of each model's images is fitted to the preferences.
+    /// The weights have the mean 1; a pair of unknown models keeps its weight.
+    #[arg(long, value_name = "PAIRS", conflicts_with = "pairs")]
+    pub arena: Option<PathBuf>,
     /// Read tables of scored images and make pairs of each prompt's images
     #[arg(long, value_name = "WHICH", value_parser = named::<Pairs>())]
     pub pairs: Option<Pairs>,
@@ -81,6 +87,7 @@ Examples:
   vote scores.parquet -o hps-only.parquet --rule single:hps
   vote scores.parquet -o labels.parquet --rule weighted --fit dawid-skene \\
        --human-voter
+  vote scores.parquet -o labels.parquet --arena pairs.parquet
   vote scored-images.parquet -o labels.parquet --pairs best-worst
   score pairs.parquet --models models/ --metrics hps,clip -o - \\
        | vote - -o labels.parquet --json
@@ -154,6 +161,9 @@ impl Args {
 
     /// What must be learned from the whole table before the first pair is decided, as the beginning of a sentence.
     pub fn first_pass(&self) -> Option<String> {
+        if self.arena.is_some() {
+            return Some("--arena learns how good each model's images are".into());
+        }
         if self.fit.is_some() {
             return Some("--fit learns how often each voter is right".into());
         }
@@ -194,6 +204,9 @@ impl Args {
             // A table's own scales follow from its data; those of a file would be lost.
             let own = self.scales_file().is_none();
             origin = origin.arg("scales", if own { "data".into() } else { serde_json::to_value(scales)? });
+        }
+        if self.arena.is_some() {
+            origin = origin.arg("weights_by", "arena");
         }
         if let Some(pairs) = self.pairs {
             origin = origin.arg("pairs", pairs.to_string());

@@ -1,5 +1,8 @@
 //! The rule over a batch: one decision per pair, and the voters on whom it depends.
 
+use std::sync::Arc;
+
+use crate::arena::Arena;
 use crate::ballot::Ballot;
 use crate::rule::{Decision, Pair, Reason, Tally, Ties, label};
 
@@ -9,6 +12,8 @@ pub struct Judge {
     pub tally: Tally,
     pub ties: Ties,
     pub seed: u64,
+    /// What pairs weigh by the models that drew their images; `None`: all the same.
+    pub arena: Option<Arc<Arena>>,
 }
 
 #[derive(Clone, Copy)]
@@ -53,6 +58,13 @@ impl Judge {
             }
             Decided { decision, pivots }
         });
-        pairs.collect()
+        let weighed = |(i, mut decided): (usize, Decided)| {
+            if let Some(arena) = &self.arena {
+                let weight = arena.weight(ballot.ids.value(i), decided.decision.preference);
+                decided.decision.weight = (f64::from(decided.decision.weight) * weight) as f32;
+            }
+            decided
+        };
+        pairs.enumerate().map(weighed).collect()
     }
 }

@@ -3,6 +3,7 @@
 //!   vote scores.parquet -o labels.parquet
 //!   score pairs.parquet --models models/ --metrics hps,clip,pickscore,aesthetic -o - | vote - -o labels.parquet
 
+mod arena;
 mod args;
 mod ballot;
 mod ballots;
@@ -20,6 +21,7 @@ mod tournament;
 
 use std::alloc::System;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use pipe::cli::{self, Answer};
@@ -27,6 +29,7 @@ use pipe::memory::Memory;
 use pipe::{ahead::Ahead, progress, rule::Rule, schema, shard, table::Output};
 use serde_json::{Map, Value};
 
+use arena::Arena;
 use args::Args;
 use ballots::Columns;
 use decide::{Decided, Judge};
@@ -49,7 +52,7 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<Answer> {
     let common = &args.common;
-    let read = args.scores.iter().map(|path| path.as_path()).chain(args.scales_file());
+    let read = args.scores.iter().map(|path| path.as_path()).chain(args.scales_file()).chain(args.arena.as_deref());
     let output = args.sharding.output_beside(common, read)?;
     let shard = args.sharding.shard;
     args.check()?;
@@ -58,12 +61,14 @@ fn run(args: Args) -> Result<Answer> {
     let (tally, scales, fit) = learn(&args, &mut source)?;
 
     let metrics = source.metrics().to_vec();
-    let origin = args.origin(&metrics, ties, &scales)?.inputs(source.origins()?);
+    let judge = Judge { tally, ties, seed: common.seed, arena: None };
+    let judge = Judge { arena: arena(&args, &mut source, &judge)?.map(Arc::new), ..judge };
+    let drawn = judge.arena.iter().flat_map(|arena| arena.origins.clone());
+    let origin = args.origin(&metrics, ties, &scales)?.inputs(source.origins()?).inputs(drawn);
     let target = shard::target(output, shard);
     let mut out = Output::create(&target, schema::labels(&metrics), &origin)?;
     let (mut summary, mut rounds) = (Summary::new(&metrics), Rounds::default());
     let (name, bar) = (source.name(), progress::bar("vote", source.rows().map(|n| n as u64), common.quiet));
-    let judge = Judge { tally, ties, seed: common.seed };
     // Three steps, in parallel where there are threads: reading, deciding, writing.
     let waiting = if common.threads.is_some_and(|n| n.get() == 1) { 0 } else { WAITING };
     let ballots = Ahead::new(source.read(Columns::All, shard)?, waiting)?;
@@ -107,11 +112,13 @@ fn run(args: Args) -> Result<Answer> {
     }
     json.extend(summary.json());
     json.extend(fit.as_ref().map(|fit| ("fit".to_owned(), fit.json(&metrics))));
+    json.extend(same.arena.as_ref().map(|arena| ("arena".to_owned(), arena.json())));
     json.extend(args.pairs.map(|_| ("prompts".to_owned(), rounds.json())));
     let json = serde_json::to_string(&Value::Object(json))?;
     out.note("summary", &json);
     out.finish()?;
-    tell(&args, ties, &summary, fit.as_ref(), &rounds, &metrics, json)
+    let learned = fit.iter().map(|fit| fit.text(&metrics)).chain(same.arena.iter().map(|arena| arena.text())).collect();
+    tell(&args, &summary, fit.as_ref(), learned, &rounds, &metrics, json)
 }
 
 /// Opens the tables with their voters and margins, and checks that they have what the rule needs.
@@ -172,12 +179,25 @@ fn learn(args: &Args, source: &mut PairSource) -> Result<(Tally, Scales, Option<
     Ok((Tally::new(args.rule.clone(), &metrics, weights, &scales)?, scales, fit))
 }
 
+/// The models that drew the pairs, with what the preferences say of them.
+fn arena(args: &Args, source: &mut PairSource, judge: &Judge) -> Result<Option<Arena>> {
+    let Some(path) = &args.arena else { return Ok(None) };
+    let mut arena = Arena::read(path)?;
+    for ballot in source.read(Columns::Scores, None)? {
+        let ballot = ballot?;
+        arena
+            .count(judge.decide(&ballot).iter().enumerate().map(|(i, d)| (ballot.ids.value(i), d.decision.preference)));
+    }
+    arena.fit()?;
+    Ok(Some(arena))
+}
+
 /// Prints the summary: text on standard error; JSON on standard output, unless the labels go there.
 fn tell(
     args: &Args,
-    ties: Ties,
     summary: &Summary,
     fit: Option<&Fit>,
+    learned: String,
     rounds: &Rounds,
     metrics: &[String],
     json: String,
@@ -188,9 +208,9 @@ fn tell(
     } else {
         let mut text = match args.by_fronts() {
             true => format!("Pareto fronts: {}", summary.text()),
-            false => format!("rule {}, ties {}: {}", args.rule, ties, summary.text()),
+            false => format!("rule {}, ties {}: {}", args.rule, args.ties.under(&args.rule), summary.text()),
         };
-        text.extend(fit.map(|fit| fit.text(metrics)));
+        text += &learned;
         text.extend(args.pairs.map(|_| rounds.text()));
         common.say(text.trim_end());
     }
