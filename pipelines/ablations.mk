@@ -40,8 +40,7 @@ ema.reference   = ema:0.0167
 dawid-skene.rule = weighted --fit dawid-skene
 
 # Losses of 2025 and 2026 in place of Diffusion-DPO's. They are not among the rows that run by themselves, and have not been run:
-#   make ablations ROWS='BalancedDPO poly-1 sce dmpo-0.01 linear-0.001 smpo guard-0.9 anchor-0.1 timestep-weights arena'
-poly-1.train       = --loss poly:1
+#   make ablations ROWS='BalancedDPO sce dmpo-0.01 linear-0.001 smpo guard-0.9 anchor-0.1 timestep-weights arena'
 sce.train          = --loss sce
 dmpo-0.01.train    = --loss dmpo:0.01
 linear-0.001.train = --loss linear:0.001
@@ -51,6 +50,13 @@ smpo.labels        = soft
 guard-0.9.train    = --guard sdpo:0.9
 anchor-0.1.train   = --anchor 0.1
 timestep-weights.train = --timestep-weights
+# Do the votes of metrics want a smaller `a` of Poly-DPO than people's labels? ViPO says that a > 0 suits labels that contradict each
+# other, and 0 labels that do not. With a = 0 these rows are BalancedDPO and refresh-only.
+#   make ablations ROWS='BalancedDPO refresh-only poly--0.5 poly-0.5 poly-1 poly-2 human-poly--0.5 human-poly-0.5 human-poly-1 human-poly-2'
+$(foreach a,-0.5 0.5 1 2,\
+    $(eval poly-$a.train = --loss poly:$a)\
+    $(eval human-poly-$a.train = --loss poly:$a)\
+    $(eval human-poly-$a.labels = human))
 # Pairs weigh the gap to be expected between their two models.
 arena.labels = arena
 arena.rule   = majority --arena $(PAIRS)

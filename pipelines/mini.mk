@@ -9,6 +9,8 @@ PROMPTS = pipelines/mini/prompts.parquet
 # The paper's four metrics, in the paper's order.
 METRICS     = hps,clip,pickscore,aesthetic
 SCORE_FLAGS =
+# A judge that never votes. mini/judge.py trained it on captions that no pair has.
+HELD_OUT    = imagereward
 
 # A pair with two votes each way abstains. This is the default of `vote`; it is set here because a sixth of the pairs tie.
 VOTE_FLAGS = --ties abstain
@@ -51,10 +53,10 @@ SAMPLE_STEPS = 20
 GUIDANCE     = 4
 SAMPLE_FLAGS =
 
-NOTE = hps, clip, pickscore and aesthetic are stand-ins here: small models in the published layouts, trained by this project on its miniature world.
+NOTE = hps, clip, pickscore, aesthetic and imagereward are stand-ins here: small models in the published layouts, trained by this project on its miniature world.
 
 # `make protocol` judges the two policies, or UNETS, by the scorers that are here.
-PROTOCOL_METRICS     = $(METRICS)
+PROTOCOL_METRICS     = $(HELD_OUT),$(METRICS)
 PROTOCOL_SCORE_FLAGS =
 PROTOCOL_STEPS       = $(SAMPLE_STEPS)
 PROTOCOL_GUIDANCE    = $(GUIDANCE)

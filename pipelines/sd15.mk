@@ -5,8 +5,8 @@
 #   make reproduce X=sd15           run all of it, into runs/sd15/
 #
 # Fetch first, into DATA (default: data/):
-#   pickapic_v2/        335 GB   hf download yuvalkirstain/pickapic_v2 --repo-type dataset --include 'data/train-*'
-#                                (where that is gone: liuhuohuo2/pick-a-pic-v2, the same tables)
+#   pickapic_v2/        335 GB   hf download liuhuohuo2/pick-a-pic-v2 --repo-type dataset --include 'data/train-*'
+#                                (a copy of yuvalkirstain/pickapic_v2, which is reported gone since 2025)
 #   prompts/            small    PartiPrompts.tsv, hpdv2.json (HPD v2's test prompts), pickapic.txt (Pick-a-Pic's test captions)
 #   models/hps/         2.0 GB   hf download xswu/HPSv2 HPS_v2_compressed.pt
 #   models/clip/        3.9 GB   hf download laion/CLIP-ViT-H-14-laion2B-s32B-b79K open_clip_pytorch_model.bin open_clip_config.json

@@ -212,7 +212,10 @@ fn everything_once_and_only_what_is_needed_again() {
             assert_eq!(table.lines().filter(row).count(), 4, "{comparison}, {set}: {table}");
         }
     }
-    says(&table, &["hps", "clip", "pickscore", "aesthetic", " % [", "stand-ins"]);
+    says(&table, &["hps", "clip", "pickscore", "aesthetic", "imagereward (held out)", " % [", "stand-ins"]);
+    // The judge has no vote.
+    let majority = world.dir.get("runs/tiny/labels/majority.parquet");
+    assert!(majority.column_by_name("vote_hps").is_some() && majority.column_by_name("vote_imagereward").is_none());
     let json: serde_json::Value = serde_json::from_slice(&world.bytes("winrate.json")).unwrap();
     assert_eq!(json["comparisons"][0]["all"]["n"], 6);
     let sheet = decode(&world.bytes("sheet.png")).unwrap();
@@ -284,7 +287,7 @@ fn published_models_are_judged_without_training() {
     assert_eq!(made, [&expected[..], &["winrate protocol/table.txt".into()]].concat());
     // One image per prompt of each set, the judges' columns, and equal images tie.
     let sets = ["seen", "unseen-pair", "unseen-name", "validation"];
-    says(&said, &["mean score of 1 images", "hps", "twin vs base", "won", "stand-ins"]);
+    says(&said, &["mean score of 1 images", "imagereward", "hps", "twin vs base", "won", "stand-ins"]);
     for set in sets {
         let tied = |line: &str| {
             line.starts_with("twin vs base")

@@ -4,7 +4,13 @@
 #
 # A bar is dark where one model is ahead by more than noise.
 
-/^ +set +n / && !metrics { for (i = 3; i <= NF; i++) metric[++metrics] = $i }
+/^ +set +n / && !metrics {
+    gsub(/ \(held out\)/, "~(held~out)")
+    for (i = 3; i <= NF; i++) {
+        gsub(/~/, " ", $i)
+        metric[++metrics] = $i
+    }
+}
 
 / vs .* all  / && rows < 3 && !done {
     row[++rows] = substr($0, 1, index($0, "  ") - 1)
