@@ -1,5 +1,8 @@
 //! Adapters: what is trained, what is written, and the numbers of peft (`tests/oracle/lora.py`).
 
+use candle_core::{DType, Device, Tensor};
+use nets::image::decode;
+
 use super::*;
 
 const ADAPTERS: &str = "lora/pytorch_lora_weights.safetensors";
@@ -91,7 +94,7 @@ fn merged_weights_draw_the_same_images_as_base_and_adapters() {
         added.keys().filter_map(|n| n.strip_prefix("unet.")?.strip_suffix(".lora_A.weight")).collect::<Vec<_>>();
     for (name, weight) in &merged {
         let module = name.strip_suffix(".weight").filter(|m| adapted.contains(m));
-        let base = base[name].to_dtype(candle_core::DType::F32).unwrap();
+        let base = base[name].to_dtype(DType::F32).unwrap();
         let expected = module.map_or(base.clone(), |m| {
             let of = |which: &str| added[&format!("unet.{m}.lora_{which}.weight")].clone();
             (base + (of("B").matmul(&of("A")).unwrap() * 2.0).unwrap()).unwrap()
@@ -191,4 +194,111 @@ fn a_run_killed_inside_a_checkpoint_continues() {
         assert_same(&adapters(&dir.path("whole")), &adapters_of);
     }
     assert_eq!(log(&dir.path("all waiting")).len(), 4);
+}
+
+/// The pictures of a line of `sample`.
+fn drawn(dir: &Dir, line: &str) -> Vec<Vec<u8>> {
+    let words = format!("p.txt {line} --steps 2 -n 2 --seed 5 -q -o drawn");
+    dir.tool("sample").args(words.split_whitespace()).ok();
+    let table = dir.get("drawn");
+    (0..table.num_rows()).map(|row| decode(&image(&table, "image", row)).unwrap().data).collect()
+}
+
+#[test]
+fn sample_draws_with_adapters_under_every_name() {
+    let dir = world();
+    dir.write("p.txt", "a fox\na cat\n");
+    train(&dir, "out", "--steps 4 --lr 1e-2 --lora-rank 2 --lora-alpha 4 --merge").ok();
+    let base = format!("--base {}", oracle("base").display());
+    let merged = drawn(&dir, &format!("{base} --unet out"));
+    for lora in ["out", "out/lora", "out/lora/pytorch_lora_weights.safetensors", "out/lora/kohya.safetensors"] {
+        assert!(drawn(&dir, &format!("{base} --lora {lora}")) == merged, "{lora}");
+    }
+    let plain = drawn(&dir, &base);
+    assert!(plain != merged && drawn(&dir, &format!("{base} --lora out --lora-scale 0")) == plain);
+    // diffusers' older names.
+    let peft = adapters(&dir.path("out"));
+    let old = |name: &String| {
+        let (module, end) = name.split_once(".lora_").unwrap();
+        let (block, layer) = module.rsplit_once("attn").unwrap();
+        let (number, layer) = layer.split_once('.').unwrap();
+        let layer = layer.strip_suffix(".0").unwrap_or(layer);
+        let end = if end.starts_with('A') { "down" } else { "up" };
+        format!("{block}attn{number}.processor.{layer}_lora.{end}.weight")
+    };
+    // alpha is the rank where a file does not say it.
+    let twice = |name: &String, t: &Tensor| if name.contains("lora_B") { (t * 2.0).unwrap() } else { t.clone() };
+    let older: Tensors = peft.iter().map(|(n, t)| (old(n), twice(n, t))).collect();
+    let newer: Tensors = peft.iter().map(|(n, t)| (n.clone(), twice(n, t))).collect();
+    write_tensors(&dir.path("older.safetensors"), &older);
+    write_tensors(&dir.path("newer.safetensors"), &newer);
+    let (older, newer) =
+        ["older", "newer"].map(|name| drawn(&dir, &format!("{base} --lora {name}.safetensors"))).into();
+    assert!(older == merged && newer == merged);
+}
+
+#[test]
+fn adapters_of_the_text_encoder_and_of_convolutions_are_added_too() {
+    let dir = world();
+    dir.write("p.txt", "a fox\n");
+    copy(&oracle("base"), &dir.path("changed"));
+    let random = |dims: &[usize], seed: u64| {
+        let mut next = noise(seed);
+        Tensor::from_vec((0..dims.iter().product()).map(|_| next() - 0.5).collect::<Vec<f32>>(), dims, &Device::Cpu)
+            .unwrap()
+    };
+    let mut lora = Tensors::new();
+    // Each adapter, and the same change in the weights of a copy.
+    for (file, module, kohya) in [
+        (
+            "text_encoder/model.safetensors",
+            "text_model.encoder.layers.0.mlp.fc1",
+            "lora_te_text_model_encoder_layers_0_mlp_fc1",
+        ),
+        ("unet/diffusion_pytorch_model.safetensors", "conv_in", "lora_unet_conv_in"),
+    ] {
+        let path = dir.path(&format!("changed/{file}"));
+        let mut all = tensors(&path);
+        let name = format!("{module}.weight");
+        let weight = all[&name].to_dtype(DType::F32).unwrap();
+        let dims = weight.dims().to_vec();
+        let (a, b) = (
+            random(&[&[2, dims[1]], &dims[2..]].concat(), 1),
+            random(&[&[dims[0], 2][..], &vec![1; dims.len() - 2]].concat(), 2),
+        );
+        let product = b.flatten_from(1).unwrap().matmul(&a.flatten_from(1).unwrap()).unwrap();
+        let delta = (product * 0.25).unwrap().reshape(&dims[..]).unwrap(); // alpha 1, rank 2, scale 0.5
+        all.insert(name, (weight + delta).unwrap());
+        write_tensors(&path, &all);
+        lora.insert(format!("{kohya}.lora_down.weight"), a);
+        lora.insert(format!("{kohya}.lora_up.weight"), b);
+        lora.insert(format!("{kohya}.alpha"), Tensor::new(1f32, &Device::Cpu).unwrap());
+    }
+    write_tensors(&dir.path("style.safetensors"), &lora);
+    let base = format!("--base {}", oracle("base").display());
+    let with = drawn(&dir, &format!("{base} --lora style.safetensors --lora-scale 0.5"));
+    let origin = dir.tool("check").arg("drawn").ok();
+    says(origin.text(), &["lora_scale 0.5", "lora "]);
+    let changed = drawn(&dir, "--base changed");
+    let apart = with.iter().flatten().zip(changed.iter().flatten()).map(|(p, q)| p.abs_diff(*q)).max();
+    assert!(apart <= Some(1) && with != drawn(&dir, &base), "{apart:?}");
+
+    let refused = |change: &dyn Fn(&mut Tensors), parts: &[&str]| {
+        let mut other = lora.clone();
+        change(&mut other);
+        write_tensors(&dir.path("other.safetensors"), &other);
+        let words = format!("p.txt {base} --lora other.safetensors -o x");
+        says(&dir.tool("sample").args(words.split_whitespace()).fails(2), &[&["other.safetensors"], parts].concat());
+    };
+    let one = || random(&[2, 2], 3);
+    refused(&|all| drop(all.insert("lora_unet_nowhere.lora_up.weight".into(), one())), &["lora_unet_nowhere"]);
+    refused(&|all| drop(all.insert("lora_unet_conv_in.hada_w1_a".into(), one())), &["hada_w1_a", "LoHa"]);
+    refused(&|all| drop(all.remove("lora_unet_conv_in.lora_up.weight")), &["only a part", "conv_in"]);
+    refused(
+        &|all| drop(all.insert("lora_unet_conv_in.lora_up.weight".into(), random(&[3, 2, 1, 1], 4))),
+        &["conv_in.weight", "do not fit"],
+    );
+    refused(&|all| all.clear(), &["no adapters"]);
+    let words = format!("p.txt {base} --lora nowhere -o x");
+    says(&dir.tool("sample").args(words.split_whitespace()).fails(2), &["--lora nowhere", "there are no adapters"]);
 }

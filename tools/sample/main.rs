@@ -10,14 +10,14 @@ mod rows;
 use std::path::{Path, PathBuf};
 use std::{num::NonZeroUsize, ops::Range, process::ExitCode, sync::Arc};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use draw::{Painter, Settings};
 use nets::drawing::Drawing;
 use nets::process::{Process, Spacing};
 use nets::sampler::{GivenNoise, Noise, Sampling, Scheduler};
-use nets::{conditioning::TimeIds, device, folder, hub, single, weights::Weights, write};
+use nets::{conditioning::TimeIds, device, folder, hub, lora, single, weights::Weights, write};
 use pipe::cli::{Answer, Common, Diffusion, Networks, Sharding, named, number, run};
 use pipe::image_column::ImageColumn;
 use pipe::job::{Job, Keep, Spec};
@@ -44,6 +44,7 @@ Examples:
   sample prompts.parquet --base sd15 --unet policy -o policy.parquet -n 5 \\
          --steps 50 --guidance 7.5
   sample prompts.parquet --base sd15.safetensors -o images.parquet
+  sample prompts.parquet --base sd15 --lora style.safetensors --lora-scale 0.8 -o style.parquet
   sample prompts.parquet --base sdxl --scheduler euler --steps 30 --guidance 5 \\
          --negative 'blurry, text' -o xl.parquet
   echo 'a fox in the snow' | sample - --base sd15 -o fox.parquet
@@ -63,6 +64,12 @@ struct Args {
     /// Checkpoint whose UNet or transformer draws instead of the base's
     #[arg(long, visible_alias = "transformer", value_name = "DIR")]
     unet: Option<PathBuf>,
+    /// Adapters (LoRA) to draw with: a checkpoint of `train --lora-rank`, or a file of diffusers or of kohya's scripts
+    #[arg(long, value_name = "PATH")]
+    lora: Option<PathBuf>,
+    /// How strong these adapters are; 0 draws without them
+    #[arg(long, value_name = "X", requires = "lora", default_value_t = 1.0, allow_hyphen_values = true, value_parser = number("a number", f64::is_finite))]
+    lora_scale: f64,
     /// Images per prompt
     #[arg(short = 'n', long = "images-per-prompt", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     n: u32,
@@ -242,10 +249,35 @@ fn sample(args: Args) -> Result<Answer> {
     Ok(Answer::Yes)
 }
 
+/// The adapters that are drawn with.
+struct Lora {
+    name: String,
+    hash: String,
+    /// How they were made, if `train` made them.
+    origin: Option<Origin>,
+}
+
+impl Lora {
+    fn add(path: &Path, scale: f64, base: &Path, denoiser: &Path) -> Result<Self> {
+        let file = folder::adapters(path).unwrap_or_else(|| path.to_owned());
+        ensure!(
+            file.is_file(),
+            "--lora {}: there are no adapters; name a file, or a checkpoint folder with lora/{}",
+            path.display(),
+            folder::ADAPTERS
+        );
+        lora::add(&file, scale, base, denoiser).context("--lora")?;
+        let name = path.canonicalize().ok().and_then(|path| Some(path.file_stem()?.to_string_lossy().into_owned()));
+        let weights = Weights::open(&file)?;
+        Ok(Self { name: name.unwrap_or_else(|| "lora".into()), hash: weights.hash()?, origin: weights.origin() })
+    }
+}
+
 /// What draws, and the noise and size that it draws with.
 struct Model {
     base: PathBuf,
     unet: PathBuf,
+    lora: Option<Lora>,
     weights: Weights,
     painter: Painter,
     given: Option<GivenNoise>,
@@ -260,6 +292,7 @@ impl Model {
         let base = resolve(&args.base, None)?;
         let unet = args.unet.as_ref().map(|unet| resolve(unet, Some(&base))).transpose()?;
         let unet = folder::denoiser(unet.as_deref().unwrap_or(&base))?;
+        let lora = args.lora.as_ref().map(|path| Lora::add(path, args.lora_scale, &base, &unet)).transpose()?;
         let device = device::open(args.networks.device)?;
         let dtype = device::dtype(args.networks.dtype, &device)?;
         let painter = Painter::open(&base, &unet, args.settings(), dtype, &device)?;
@@ -270,7 +303,7 @@ impl Model {
             ensure!(rows == total, "--latents holds {rows} rows, but {total} images are to be drawn");
         }
         let weights = Weights::open(&unet)?;
-        Ok(Self { base, unet, weights, painter, given, latent })
+        Ok(Self { base, unet, lora, weights, painter, given, latent })
     }
 
     /// Who draws, and the origin of the table without its inputs.
@@ -302,8 +335,14 @@ impl Model {
         if let Some(path) = &args.latents {
             origin = origin.arg("latents", id::file_hash(path)?);
         }
+        if let Some(lora) = &self.lora {
+            origin = origin.arg("lora_scale", args.lora_scale).model("lora", lora.hash.clone());
+        }
         let artist = Artist {
-            name: args.name.clone().unwrap_or_else(|| name_of(args.unet.as_ref().unwrap_or(&args.base), &self.unet)),
+            name: args.name.clone().unwrap_or_else(|| match &self.lora {
+                Some(lora) => lora.name.clone(),
+                None => name_of(args.unet.as_ref().unwrap_or(&args.base), &self.unet),
+            }),
             unet,
             content: origin.to_json(),
             sampler: self.painter.sampler_label(),
@@ -322,8 +361,11 @@ impl Model {
 
     /// How the policy was made, so that `winrate` knows which metrics voted on its labels.
     fn policy(&self) -> Result<Option<InputOrigin>> {
-        let input = |origin| Ok(InputOrigin { sha256: Some(self.weights.hash()?), origin: Some(Box::new(origin)) });
-        self.weights.origin().map(input).transpose()
+        let (origin, hash) = match &self.lora {
+            Some(lora) => (lora.origin.clone(), lora.hash.clone()),
+            None => (self.weights.origin(), self.weights.hash()?),
+        };
+        Ok(origin.map(|origin| InputOrigin { sha256: Some(hash), origin: Some(Box::new(origin)) }))
     }
 
     /// Draws `images`, which are those of `rows` or, with noise from seeds, some of them.

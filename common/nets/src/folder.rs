@@ -163,7 +163,7 @@ pub fn denoiser(path: &Path) -> Result<PathBuf> {
     );
     ensure!(
         adapters(path).is_none(),
-        "{} holds adapters but not a whole denoiser; `train` can also write one with the adapters merged",
+        "{} holds adapters but not a whole denoiser: `sample` draws with adapters too, and `train` can write one with the adapters merged",
         path.display()
     );
     model(path)?;

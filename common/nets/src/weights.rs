@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use crate::foreign::{self, Content};
+use crate::lora::Adapter;
 use crate::single::names::Part;
 use crate::{folder, pickle, write};
 
@@ -51,6 +52,8 @@ enum Stored {
     InMemory(Tensor),
     /// Part of another one, of these dimensions.
     Part(Arc<Stored>, Part, Vec<usize>),
+    /// Another one with an adapter added, in f32.
+    Adapted(Box<Stored>, Arc<Adapter>),
 }
 
 impl Stored {
@@ -59,6 +62,7 @@ impl Stored {
             Self::InFile { info, .. } => &info.shape,
             Self::InMemory(tensor) => tensor.dims(),
             Self::Part(_, _, dims) => dims,
+            Self::Adapted(base, _) => base.dims(),
         }
     }
 
@@ -83,6 +87,10 @@ impl Stored {
         let (file, info, start) = match self {
             Self::InFile { file, info, start } => (file, info, *start),
             Self::InMemory(tensor) => return Ok(tensor.clone()),
+            Self::Adapted(base, adapter) => {
+                let weight = base.read()?.to_dtype(DType::F32)?;
+                return Ok((&weight + adapter.delta()?.reshape(weight.dims())?)?);
+            }
             Self::Part(whole, part, dims) => {
                 let whole = whole.read()?;
                 return Ok(match part {
@@ -116,6 +124,21 @@ static ELSEWHERE: Mutex<BTreeMap<PathBuf, Arc<Open>>> = Mutex::new(BTreeMap::new
 /// From now on the weights of `folder`, which holds none, are what `open` makes of it.
 pub(crate) fn lie_elsewhere(folder: PathBuf, open: impl Fn(&Path) -> Result<Weights> + Send + Sync + 'static) {
     ELSEWHERE.lock().unwrap_or_else(PoisonError::into_inner).insert(folder, Arc::new(open));
+}
+
+/// From now on the weights of `folder` have these adapters, by the names of the tensors that they belong to. `from`: their file,
+/// for messages.
+pub(crate) fn adapt(folder: PathBuf, adapters: BTreeMap<String, Arc<Adapter>>, from: String) {
+    let mut elsewhere = ELSEWHERE.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = elsewhere.get(&folder).cloned();
+    let open = move |path: &Path| {
+        let weights = match &before {
+            Some(open) => open(path)?,
+            None => Weights::of_files(folder::weight_files(path)?, |_| true)?,
+        };
+        weights.adapted(&adapters).with_context(|| from.clone())
+    };
+    elsewhere.insert(folder, Arc::new(open));
 }
 
 impl Weights {
@@ -173,6 +196,24 @@ impl Weights {
             }
         }
         Ok(Self { tensors, ..self })
+    }
+
+    /// The same weights with adapters added, as they are read.
+    fn adapted(mut self, adapters: &BTreeMap<String, Arc<Adapter>>) -> Result<Self> {
+        for (name, adapter) in adapters {
+            let base = self.tensors.remove(name);
+            let base = base.with_context(|| format!("{}: tensor '{name}' is missing", self.name))?;
+            let (weight, [a, b]) = (base.dims(), [adapter.a.dims(), adapter.b.dims()]);
+            let numbers = b[0] * a[1..].iter().product::<usize>();
+            ensure!(
+                numbers == weight.iter().product::<usize>()
+                    && b[2..].iter().all(|side| *side == 1)
+                    && b[0] == weight[0],
+                "the adapter of '{name}' has the shapes {a:?} and {b:?}, which do not fit {weight:?}"
+            );
+            self.tensors.insert(name.clone(), Stored::Adapted(Box::new(base), adapter.clone()));
+        }
+        Ok(self)
     }
 
     pub fn files(&self) -> &[PathBuf] {

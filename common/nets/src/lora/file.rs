@@ -19,7 +19,7 @@ use crate::{denoiser::Config, params::Params, write};
 pub const KOHYA_FILE: &str = "kohya.safetensors";
 
 /// diffusers' metadata key for rank and alpha.
-const PEFT_KEY: &str = "lora_adapter_metadata";
+pub(super) const PEFT_KEY: &str = "lora_adapter_metadata";
 
 pub struct Adapters {
     pub config: LoraConfig,

@@ -37,7 +37,7 @@ pub(super) fn renamed(
 }
 
 /// kohya's name of a module, `lora_unet_down_blocks_...`.
-fn name(module: &str, naming: Naming) -> String {
+pub(super) fn name(module: &str, naming: Naming) -> String {
     let name = match naming {
         Naming::Diffusers => module.to_owned(),
         Naming::Sdxl { layers_per_block } => sdxl_name(module, layers_per_block),

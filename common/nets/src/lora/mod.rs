@@ -5,6 +5,8 @@
 mod adapter;
 mod file;
 pub mod kohya;
+mod load;
 
 pub use adapter::{Adapter, LoraConfig, modules};
 pub use file::{Adapters, KOHYA_FILE, merged, write};
+pub use load::add;

@@ -156,10 +156,8 @@ const SAMPLE: Answers = &[
         "prompt prompts from-file",
         "prompts come from a file or a pipe: echo 'a fox' | sample - --base sd15 -o fox.parquet",
     ),
-    (
-        "lora lora-path lora-weights lora-scale network-weights",
-        "`train --merge` also writes a UNet with the adapters in it, for --unet",
-    ),
+    ("lora-path lora-weights network-weights", "--lora names a file of adapters"),
+    ("lora-weight network-mul", "--lora-scale sets how strong the adapters are"),
     ("num-inference-steps ddim-steps num-steps", "--steps sets the sampling steps"),
     ("guidance-scale cfg-scale cfg scale", "--guidance sets the weight of the prompt"),
     ("negative-prompt", "--negative says what the images should not show"),

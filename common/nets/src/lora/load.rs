@@ -1,0 +1,148 @@
+//! Adapters of diffusers, PEFT and kohya's scripts that a model draws with: added to the weights of its networks as they are read.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Tensor};
+use serde_json::Value;
+
+use super::adapter::Adapter;
+use super::file::PEFT_KEY;
+use super::kohya::{self, Naming};
+use crate::denoiser::Config;
+use crate::weights::{self, Weights};
+
+/// What a file holds of one module.
+#[derive(Default)]
+struct Piece {
+    a: Option<Tensor>,
+    b: Option<Tensor>,
+    alpha: Option<f64>,
+}
+
+/// The ends of the tensors' names, and what they are: PEFT's, diffusers' older ones, kohya's.
+const ENDS: [(&str, char); 9] = [
+    (".lora_A.weight", 'a'),
+    (".lora_B.weight", 'b'),
+    (".lora.down.weight", 'a'),
+    (".lora.up.weight", 'b'),
+    ("_lora.down.weight", 'a'),
+    ("_lora.up.weight", 'b'),
+    (".lora_down.weight", 'a'),
+    (".lora_up.weight", 'b'),
+    (".alpha", '*'),
+];
+
+/// From now on the denoiser in the folder `denoiser`, and the text encoders of the model folder `base`, have the adapters of
+/// `file` in their weights, times `scale`.
+pub fn add(file: &Path, scale: f64, base: &Path, denoiser: &Path) -> Result<()> {
+    let name = file.display();
+    let config = Config::read(denoiser)?;
+    let mut networks = vec![(config.part, denoiser.to_owned())];
+    networks.extend(["text_encoder", "text_encoder_2"].map(|part| (part, base.join(part))));
+    networks.retain(|(_, folder)| folder.is_dir());
+    let known = modules_by_key(&networks, config.kohya_naming())?;
+
+    let mut adapted: BTreeMap<usize, BTreeMap<String, Arc<Adapter>>> = BTreeMap::new();
+    for (key, piece) in pieces(file)? {
+        // diffusers' older files call `to_out.0` `to_out`.
+        let Some((network, module)) = known.get(&key).or_else(|| known.get(&format!("{key}.0"))) else {
+            bail!(
+                "{name} adapts '{key}', which {} does not have: it was made for another kind of model",
+                base.display()
+            )
+        };
+        let (Some(a), Some(b)) = (piece.a, piece.b) else {
+            bail!("{name} holds only a part of the adapter of '{key}'")
+        };
+        let rank = a.dim(0)?;
+        ensure!(
+            rank > 0 && b.dims().get(1) == Some(&rank),
+            "{name}: the adapter of '{key}' has the shapes {:?} and {:?}, which do not fit each other",
+            a.dims(),
+            b.dims()
+        );
+        let scale = scale * piece.alpha.unwrap_or(rank as f64) / rank as f64;
+        adapted.entry(*network).or_default().insert(format!("{module}.weight"), Arc::new(Adapter { a, b, scale }));
+    }
+    ensure!(!adapted.is_empty(), "{name} holds no adapters (LoRA)");
+    for (network, adapters) in adapted {
+        weights::adapt(networks[network].1.clone(), adapters, name.to_string());
+    }
+    Ok(())
+}
+
+/// The network and the module that each name in a file may mean.
+fn modules_by_key(networks: &[(&str, PathBuf)], naming: Option<Naming>) -> Result<HashMap<String, (usize, String)>> {
+    let mut known = HashMap::new();
+    for (i, (part, folder)) in networks.iter().enumerate() {
+        let prefixes: &[&str] = match *part {
+            "text_encoder" => &["lora_te", "lora_te1"],
+            "text_encoder_2" => &["lora_te2"],
+            "unet" => &["lora_unet"],
+            _ => &["lora_transformer", "lora_unet"],
+        };
+        for name in Weights::open(folder)?.names() {
+            let Some(module) = name.strip_suffix(".weight") else { continue };
+            let mut keys = vec![format!("{part}.{module}")];
+            keys.extend(prefixes.iter().map(|prefix| format!("{prefix}_{}", module.replace('.', "_"))));
+            keys.extend(naming.filter(|_| *part == "unet").map(|naming| kohya::name(module, naming)));
+            known.extend(keys.into_iter().map(|key| (key, (i, module.to_owned()))));
+        }
+    }
+    Ok(known)
+}
+
+/// What the file holds, by the names of the modules as they stand there.
+fn pieces(file: &Path) -> Result<BTreeMap<String, Piece>> {
+    let weights = Weights::open(file)?;
+    let alphas = alphas(file)?;
+    let mut pieces: BTreeMap<String, Piece> = BTreeMap::new();
+    for name in weights.names() {
+        let Some((key, kind)) = ENDS.iter().find_map(|(end, kind)| Some((name.strip_suffix(end)?, *kind))) else {
+            bail!(
+                "{}: tensor '{name}' is not of a LoRA as PEFT, diffusers and kohya's scripts write it; other kinds (LoHa, LoKr, DoRA) \
+                 are not read",
+                file.display()
+            )
+        };
+        let key = key.replace(".processor.", "."); // in diffusers' older files
+        let tensor = weights.raw(&name)?.to_dtype(DType::F32)?;
+        let part = key.split('.').next().unwrap_or_default().to_owned();
+        let piece = pieces.entry(key).or_default();
+        match kind {
+            'a' => piece.a = Some(tensor),
+            'b' => piece.b = Some(tensor),
+            _ => {
+                let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+                piece.alpha = Some(f64::from(*values.first().with_context(|| format!("{name} is empty"))?));
+            }
+        }
+        piece.alpha = piece.alpha.or_else(|| alphas.get(&part).copied());
+    }
+    Ok(pieces)
+}
+
+/// The alpha of each network, where diffusers' metadata says it.
+fn alphas(file: &Path) -> Result<HashMap<String, f64>> {
+    let metadata = weights::metadata(file).unwrap_or_default(); // a pickle has none
+    let Some(text) = metadata.get(PEFT_KEY) else { return Ok(HashMap::new()) };
+    let settings: BTreeMap<String, Value> = serde_json::from_str(text)
+        .with_context(|| format!("{}: the metadata key {PEFT_KEY} is not a JSON object", file.display()))?;
+    let alphas = settings.iter().filter_map(|(key, value)| {
+        let part = key.strip_suffix(".lora_alpha")?;
+        Some((part.to_owned(), value.as_f64()?))
+    });
+    let differs = |(key, value): &(&String, &Value)| {
+        key.ends_with("_pattern") && value.as_object().is_some_and(|all| !all.is_empty())
+    };
+    if let Some((key, _)) = settings.iter().find(differs) {
+        bail!(
+            "{}: its metadata has a {key}, which is not read: save the adapters with one rank and alpha",
+            file.display()
+        );
+    }
+    Ok(alphas.collect())
+}
