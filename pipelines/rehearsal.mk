@@ -13,10 +13,11 @@ include pipelines/$(X).mk
 
 # The work of the experiment and of its rehearsal, for the comparison. Pick-a-Pic v2 has 959,040 pairs; 1,576 prompts are safe.
 counts = images=$(IMAGES),steps=$(STEPS),batch=$(shell echo $$(($(BATCH) * $(ACCUMULATION)))),sample-steps=$(SAMPLE_STEPS),resolution=$(RESOLUTION)
-paper := pairs=959040,prompts=1576,$(counts)
-here   = pairs=$(PAIR_COUNT),prompts=$(shell echo $$((3 * $(PROMPT_COUNT)))),$(counts)
+paper := pairs=959040,prompts=1576,checkpoints=2,$(counts)
+here   = checkpoints=1,pairs=$(PAIR_COUNT),prompts=$(shell echo $$((3 * $(PROMPT_COUNT)))),$(counts)
 
 STEPS            = 2
+# None before the last, which the whole experiment keeps beside it.
 CHECKPOINT_STEPS = 2
 BATCH            = 1
 ACCUMULATION     = 1
@@ -28,7 +29,7 @@ RESOLUTION       = $(if $(filter tiny,$(SIZE)),64,256)
 SAMPLE_FLAGS     = --height $(RESOLUTION) --width $(RESOLUTION)
 
 # Gigabytes of memory that each program may take; measured on two cores, and a tenth more.
-BUDGET = prompts=1,score=16,vote=1,encode=3,train=20,sample=8,report=1
+BUDGET = prompts=1,score=16,vote=1,encode=4,train=20,sample=8,report=1
 
 ifeq ($(X),sdxl)
 # All of its 2.6 billion weights with gradients and moments do not fit a machine of 24 GB.

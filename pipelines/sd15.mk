@@ -21,8 +21,8 @@
 # Add `--local-dir DATA/...` to each command.
 #
 # Disk space that a run needs in addition: 131 GB for the latents of a million distinct images and of their mirror images (means and
-# logvars of 4 x 64 x 64 in half precision); 10 GB for three sets of images (0.4 MB each, 1,576 prompts x 5 x 3); 28 GB for the last
-# checkpoints of two policies with moments and reference.
+# logvars of 4 x 64 x 64 in half precision); 10 GB for three sets of images (0.4 MB each, 1,576 prompts x 5 x 3); 48 GB for two
+# policies: of each the last checkpoint and the one before it, with moments (10 GB), and with the refreshed reference (14 GB).
 # Cost: 2 x 2,000 steps x 64 pairs. Diffusion-DPO's authors report 2,000 steps of 2,048 pairs in about 24 hours on 16 A100s, which is
 # 3 pairs per second on one. At that rate a policy takes 12 hours on one A100. Scoring and encoding are done once.
 #

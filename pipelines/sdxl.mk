@@ -5,8 +5,8 @@
 # Fetch in addition to sd15.mk's data: DATA/sdxl, 13.9 GB: hf download stabilityai/stable-diffusion-xl-base-1.0.
 #
 # Disk space that a run needs in addition: latents at 1,024 pixels, 4 times as large as those of SD1.5: 524 GB; 23,640 images of about
-# 1.6 MB: 38 GB; the last checkpoint of two policies (2.6 billion weights in f32, Adafactor's moments, which are small, and the
-# reference once it has been refreshed): 31 GB.
+# 1.6 MB: 38 GB; the last two checkpoints of two policies (2.6 billion weights in f32, Adafactor's moments, which are small, and the
+# reference once it has been refreshed): 62 GB.
 # Cost, on one A100: Diffusion-DPO's authors report about 30 hours for 200 steps of 2,048 pairs on 16, 0.24 pairs per second on one; at
 # that rate a policy of 1,000 steps of 64 pairs takes 74 hours. Encoding takes 4 times SD1.5's 6 hours: 24; sampling, if an image takes
 # longer in the proportion of the pairs (12 to 1), 60; 3 for scoring as before. About 235 hours for two policies, estimated as in

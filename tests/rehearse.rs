@@ -162,6 +162,20 @@ fn a_run_is_measured_and_its_exit_code_passed_on() {
     let line: serde_json::Value = serde_json::from_slice(&dir.bytes("log/measured.jsonl")).unwrap();
     assert_eq!((&line["tool"], &line["output"], &line["written_bytes"]), (&"sh".into(), &"x".into(), &1000.into()));
     assert!(line["seconds"].as_f64().unwrap() > 0.2 && line["peak_bytes"].as_u64().unwrap() > 100_000, "{line}");
+    // What its shell ran before is not counted: 100 MB, which `tail` keeps.
+    let before =
+        "head -c 100000000 /dev/zero | tail -c 100000000 >/dev/null; exec $0 run --log log/measured.jsonl -- true";
+    assert!(
+        Command::new("sh")
+            .args(["-c", before, env!("CARGO_BIN_EXE_rehearse")])
+            .current_dir(dir.path(""))
+            .status()
+            .unwrap()
+            .success()
+    );
+    let log = String::from_utf8(dir.bytes("log/measured.jsonl")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    assert!(line["peak_bytes"].as_u64().unwrap() < 50_000_000, "{line}");
     assert_eq!(run(&["sh", "-c", "exit 7"]).run().code, Some(7));
     assert_eq!(run(&["sh", "-c", "kill $$"]).run().code, Some(143));
     says(&run(&["no-such-program"]).fails(2), &["no-such-program"]);

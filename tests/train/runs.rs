@@ -51,9 +51,16 @@ fn a_dry_run_reports_and_writes_nothing() {
             "12 pairs per step: 4 at once, 3 times",
             "1.200e-7",
             "steps per hour",
+            // Weights and two moments, at the end alone.
+            &format!("disk: {:.2} MB per checkpoint, 1 at once", (12 * numbers) as f64 / 1e6),
         ],
     );
     assert!(!dir.path("out").exists());
+    // A refreshed reference too, in state/; and what is published in half precision is kept there in f32.
+    let more = "--dry-run --json --refresh-every 5 --save-dtype f16 --steps 10 --checkpointing_steps 2 --checkpoints-total-limit 1";
+    let run = train(&dir, "out", more).ok().json();
+    assert_eq!(run["checkpoint_bytes"], (2 + 8 + 4 + 4) * numbers);
+    assert_eq!(run["checkpoints_at_once"], 2);
     // A small network takes four pairs at a time.
     let run = train(&dir, "out", "--dry-run --train_batch_size 10").ok();
     says(run.text(), &["10 pairs per step: 4 at once, 3 times"]);

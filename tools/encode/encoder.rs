@@ -29,9 +29,10 @@ pub struct EncoderFlags {
     /// Store mirrored images too, for the flips of `train --augment`
     #[arg(long, default_value_t = Augment::None, value_parser = named::<Augment>())]
     augment: Augment,
-    /// Images that go through the VAE together
-    #[arg(long, help_heading = "Encoding", value_name = "N", default_value_t = 16)]
-    batch: usize,
+    /// Images that go through the VAE together [default: at most 16, and as many as have 4 million pixels, or 1 million on a CPU, where
+    /// that takes about 3 GB]
+    #[arg(long, help_heading = "Encoding", value_name = "N")]
+    batch: Option<usize>,
 }
 
 /// The networks, and how images are made ready for them.
@@ -41,6 +42,8 @@ pub struct Encoder {
     /// Side of the images, in pixels.
     pub resolution: usize,
     flags: EncoderFlags,
+    /// Images that go through the VAE together.
+    batch: usize,
 }
 
 /// An image made ready for the VAE.
@@ -53,7 +56,7 @@ struct Prepared<'a> {
 
 impl Encoder {
     pub fn open(base: &Path, flags: EncoderFlags, networks: Networks) -> Result<Self> {
-        ensure!(flags.batch > 0, "--batch is 0: no image to encode");
+        ensure!(flags.batch != Some(0), "--batch is 0: no image to encode");
         let device = device::open(networks.device)?;
         let dtype = device::dtype(networks.dtype, &device)?;
         let text = PromptEncoder::open(base, dtype, &device).context("--base")?;
@@ -75,7 +78,9 @@ impl Encoder {
             resolution <= MAX_SIDE,
             "--resolution {resolution} is more than the {MAX_SIDE} pixels a side of the largest image that is read"
         );
-        Ok(Self { vae, text, resolution, flags })
+        let most = if device.is_cpu() { 1 << 20 } else { 1 << 22 };
+        let batch = flags.batch.unwrap_or((most / (resolution * resolution)).clamp(1, 16));
+        Ok(Self { vae, text, resolution, flags, batch })
     }
 
     /// Names and schemas of the tables, whose metadata hold the shapes.
@@ -150,7 +155,7 @@ impl Encoder {
             Ok(Prepared { uid: keys.uids[side].value(i), flipped, pixels, crop })
         };
         let mut batches = vec![];
-        for batch in new.chunks(self.flags.batch) {
+        for batch in new.chunks(self.batch) {
             batches.push(self.posteriors(&batch.par_iter().map(prepare).collect::<Result<Vec<_>>>()?)?);
         }
         Ok(concat_batches(&Arc::new(schema::latents()), &batches)?)

@@ -19,8 +19,9 @@ use pipe::cli::{complain, exit_code};
 
 /// Rehearse an experiment at full size, with random weights
 ///
-/// `make rehearse X=sd15` calls all three: it makes the data folder of the experiment, runs every step of `make reproduce` on it, and
-/// prints what each step took. The images are noise. What is real is the size of everything: memory, disk, formats, time per row.
+/// `make rehearse X=sd15` uses the three commands below: it makes the data folder of the experiment, runs every step of `make reproduce`
+/// on it, and prints what each step took. The images are noise. Memory, disk space, file formats and the time per row are those of
+/// the published models.
 #[derive(Parser)]
 #[command(
     name = "rehearse",

@@ -2,10 +2,10 @@
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -43,8 +43,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let [program, words @ ..] = &args.command[..] else { return Ok(ExitCode::SUCCESS) };
     let program = Path::new(program);
     let began = Instant::now();
-    let status =
-        Command::new(program).args(words).status().with_context(|| format!("cannot run {}", program.display()))?;
+    let child =
+        Command::new(program).args(words).spawn().with_context(|| format!("cannot run {}", program.display()))?;
+    let (status, usage) = wait(&child).with_context(|| format!("cannot wait for {}", program.display()))?;
     let seconds = began.elapsed().as_secs_f64();
     if !status.success() {
         return Ok(ExitCode::from(status.code().unwrap_or(128 + status.signal().unwrap_or(0)) as u8));
@@ -52,13 +53,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let output = words.iter().position(|word| word == "-o" || word == "--sheet").and_then(|at| words.get(at + 1));
     let output = output.map(PathBuf::from).unwrap_or_default();
     let folder = pipe::place::folder_of(&args.log);
-    let (processor_seconds, peak_bytes) = children();
+    let time = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    // Linux counts memory in units of 1,024 bytes, macOS in bytes.
+    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
     let line = Line {
         tool: program.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         output: output.strip_prefix(folder).unwrap_or(&output).display().to_string(),
         seconds,
-        processor_seconds,
-        peak_bytes,
+        processor_seconds: time(usage.ru_utime) + time(usage.ru_stime),
+        peak_bytes: usage.ru_maxrss as u64 * unit,
         written_bytes: bytes(&output),
     };
     // One call, so that the lines of several processes do not mix.
@@ -69,16 +72,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Processor time and largest memory of the only child, which has ended.
-fn children() -> (f64, u64) {
+/// Waits for the end of a child: how it ended, and what it took. (Of all children together, the system would also count those that this
+/// process had before it became this program.)
+fn wait(child: &Child) -> io::Result<(ExitStatus, libc::rusage)> {
+    let mut status = 0;
     // SAFETY: rusage is made of numbers, for which zero is a value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: the pointer is to a rusage that lives long enough.
-    unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &mut usage) };
-    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-    // Linux counts in units of 1,024 bytes, macOS in bytes.
-    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
-    (seconds(usage.ru_utime) + seconds(usage.ru_stime), usage.ru_maxrss as u64 * unit)
+    // SAFETY: both pointers are to values that live long enough.
+    while unsafe { libc::wait4(child.id() as i32, &mut status, 0, &mut usage) } < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    Ok((ExitStatus::from_raw(status), usage))
 }
 
 /// The size of a file, or of all files in a folder; 0 of anything else.

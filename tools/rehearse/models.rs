@@ -13,7 +13,7 @@ use nets::weights::{Shapes, dtype};
 use nets::{denoiser, text, text_classifier, vae, write};
 use pipe::cli::named;
 use pipe::device::Dtype;
-use pipe::text::duration;
+use pipe::text::{bytes, duration};
 use pipe::{atomic, place};
 use serde_json::Value;
 
@@ -75,19 +75,19 @@ pub fn make(args: &Args) -> Result<()> {
     }
     files.extend(safe(args)?);
     let need: u64 = files.iter().map(File::bytes).sum();
-    let free = free(&args.folder)?;
+    let free = place::free(&args.folder)?;
     ensure!(
         need < free,
         "the models take {} and {} has {} left; make room, or put RUNS=DIR on another disk before `make rehearse`",
-        in_words(need),
+        bytes(need),
         args.folder.display(),
-        in_words(free)
+        bytes(free)
     );
     for file in files {
         let began = Instant::now();
         file.write(args.seed)?;
-        let (bytes, took) = (in_words(file.bytes()), duration(began.elapsed().as_secs_f64()));
-        eprintln!("rehearse: {} with random weights: {bytes} in {took}", file.path.display());
+        let (size, took) = (bytes(file.bytes()), duration(began.elapsed().as_secs_f64()));
+        eprintln!("rehearse: {} with random weights: {size} in {took}", file.path.display());
     }
     data::pairs(&args.folder, args.base.side(), args.pairs.into(), args.seed)?;
     data::prompts(&args.folder, args.prompts.into())
@@ -223,22 +223,4 @@ fn json(path: &Path, content: Value) -> Result<()> {
 /// Writes a file unless it exists.
 pub fn keep(path: &Path, content: &[u8]) -> Result<()> {
     if path.exists() { Ok(()) } else { atomic::write(path, content) }
-}
-
-/// Bytes that are left on the disk of a folder that exists or will.
-fn free(folder: &Path) -> Result<u64> {
-    let there = folder.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
-    let about =
-        rustix::fs::statvfs(there).with_context(|| format!("cannot ask how much {} can hold", there.display()))?;
-    Ok(about.f_bavail * about.f_frsize)
-}
-
-/// "14.90 GB", "37.2 MB", "0.6 MB", "812 bytes".
-pub fn in_words(bytes: u64) -> String {
-    match bytes {
-        0..10_000 => format!("{bytes} bytes"),
-        10_000..1_000_000 => format!("{:.2} MB", bytes as f64 / 1e6),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
-    }
 }

@@ -7,10 +7,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::builder::{StringValueParser, TypedValueParser};
 use pipe::stdout::print as put;
-use pipe::text::{duration, table};
+use pipe::text::{bytes, duration, table};
 
 use crate::measure::Line;
-use crate::models::in_words;
 
 /// Print what the steps in a log took, beside what they would take in the whole experiment
 ///
@@ -22,8 +21,8 @@ pub struct Args {
     /// What `rehearse run` wrote
     #[arg(value_name = "LOG")]
     log: PathBuf,
-    /// The counts of the rehearsal: pairs, prompts, images (per prompt), steps, batch (pairs per step), sample-steps, and resolution
-    /// (pixels of a side)
+    /// The counts of the rehearsal: pairs, prompts, images (per prompt), steps, batch (pairs per step), checkpoints (on the
+    /// disk at once), sample-steps, and resolution (pixels of a side)
     #[arg(long, value_name = "NAME=N,...", value_parser = StringValueParser::new().try_map(numbers))]
     here: Numbers,
     /// The same counts of the experiment
@@ -56,7 +55,7 @@ fn numbers(text: String) -> Result<Numbers> {
 fn depends(tool: &str, output: &str) -> [&'static [&'static str]; 2] {
     match (tool, output.split('/').next()) {
         ("encode", _) => [&["pairs", "resolution", "resolution"]; 2],
-        ("train", _) => [&["steps", "batch", "resolution", "resolution"], &[]],
+        ("train", _) => [&["steps", "batch", "resolution", "resolution"], &["checkpoints"]],
         ("sample", _) => [
             &["prompts", "images", "sample-steps", "resolution", "resolution"],
             &["prompts", "images", "resolution", "resolution"],
@@ -86,7 +85,7 @@ pub fn print(args: &Args) -> Result<ExitCode> {
         let full = [line.seconds * time?, line.written_bytes as f64 * size?];
         let all = [line.seconds, line.processor_seconds, line.written_bytes as f64, full[0], full[1]];
         sums.iter_mut().zip(all).for_each(|(sum, x)| *sum += x);
-        let (memory, budget) = (in_words(line.peak_bytes), budget.map_or("-".into(), |gb| format!("{gb} GB")));
+        let (memory, budget) = (bytes(line.peak_bytes), budget.map_or("-".into(), |gb| format!("{gb} GB")));
         rows.push(row(step, all, memory, budget));
     }
     rows.push(row("all".into(), sums, String::new(), String::new()));
@@ -105,8 +104,16 @@ fn row(
     memory: String,
     budget: String,
 ) -> Vec<String> {
-    let bytes = |x: f64| in_words(x as u64);
-    vec![step, duration(seconds), duration(processor), memory, budget, bytes(written), duration(time), bytes(size)]
+    vec![
+        step,
+        duration(seconds),
+        duration(processor),
+        memory,
+        budget,
+        bytes(written as u64),
+        duration(time),
+        bytes(size as u64),
+    ]
 }
 
 /// The last line of each step, in the order in which the steps were first taken.

@@ -120,6 +120,22 @@ impl Checkpoints {
         if self.flags.resumes_latest() { self.prune() } else { Ok(()) }
     }
 
+    /// How many regular checkpoints a run writes from step `done` to step `last`, which has one of its own.
+    pub fn to_come(&self, done: u64, last: u64) -> u64 {
+        let up_to = |step: u64| step.checked_div(self.flags.checkpointing_steps).unwrap_or(0);
+        up_to(last.saturating_sub(1)).saturating_sub(up_to(done))
+    }
+
+    /// How many regular checkpoints are kept at most.
+    pub fn limit(&self) -> Option<usize> {
+        self.flags.checkpoints_total_limit.map(NonZeroUsize::get)
+    }
+
+    /// How many regular checkpoints are there.
+    pub fn there(&self) -> usize {
+        complete_checkpoints(&self.out).into_iter().filter(|(step, _)| self.due(*step)).count()
+    }
+
     fn prune(&self) -> Result<()> {
         let Some(limit) = self.flags.checkpoints_total_limit else { return Ok(()) };
         let all = complete_checkpoints(&self.out);
@@ -174,7 +190,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    fn dtype(&self) -> DType {
+    pub fn dtype(&self) -> DType {
         weights::dtype(self.flags.save_dtype)
     }
 }

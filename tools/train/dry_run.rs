@@ -8,7 +8,7 @@ use nets::optim::UpdateRule;
 use nets::params::count;
 use nets::{folder, weights::Weights};
 use pipe::stdout::print;
-use pipe::text::{count as counted, duration};
+use pipe::text::{bytes, count as counted, duration};
 use serde_json::json;
 
 use crate::{log::peak_memory, run::Run, start::Setup};
@@ -101,6 +101,8 @@ fn json(run: &Run, seconds: f64) -> serde_json::Value {
         "learning_rates_summed": run.learning_rate.sum(),
         "peak_memory_mib": peak_memory(),
         "memory_mib": BTreeMap::from(known_memory(run)),
+        "checkpoint_bytes": run.disk.checkpoint,
+        "checkpoints_at_once": run.disk.at_once,
         "seconds_a_step": seconds,
         "steps_an_hour": 3600.0 / seconds,
         "hours": run.steps() as f64 * seconds / 3600.0,
@@ -127,6 +129,7 @@ fn text(run: &Run, seconds: f64) -> String {
     ];
     lines.extend(known.iter().map(|(name, size)| format!("  {name}: {}", mib(*size))));
     lines.push(format!("  activations, encoders and other frozen networks: {}", mib(rest.max(0.0))));
+    lines.push(format!("disk: {} per checkpoint, {} at once", bytes(run.disk.checkpoint), run.disk.at_once));
     let (per_hour, steps) = (3600.0 / seconds, run.steps());
     let all = duration(steps as f64 * seconds);
     lines.push(format!("{seconds:.2} s per step, {per_hour:.1} steps per hour: {all} for {steps} steps"));

@@ -7,6 +7,7 @@ mod args;
 mod batches;
 mod checkpoints;
 mod data;
+mod disk;
 mod dry_run;
 mod flow;
 mod gradients;
@@ -36,6 +37,7 @@ use std::{process::ExitCode, time::Instant};
 use anyhow::Result;
 use args::Args;
 use batches::Batches;
+use disk::Disk;
 use gradients::{Execution, Gradients};
 use method::{Method, beta_note, small_rate_warning};
 use nets::{device, folder, weights::Weights};
@@ -177,6 +179,11 @@ fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Res
     let (done, steps) = (state.counters.step, setup.optimiser.max_train_steps);
     let mut reporter = Reporter::new(args.log, &args.common, &checkpoints.out, done, steps, world.first());
     reporter.settings = settings.map(|settings| (checkpoints.out.join(SETTINGS), settings));
+    let there = if args.dry_run { 0 } else { checkpoints.there() };
+    let disk = Disk::of(&setup, &state, &checkpoints, &base, there);
+    if lock.is_some() && !args.dry_run {
+        disk.check(&checkpoints.out)?.into_iter().for_each(|note| reporter.say(note));
+    }
     let notes = notes(&setup, &data, &method, &state, args.dry_run)?;
     [world.note(&share), message].into_iter().flatten().chain(notes).for_each(|note| reporter.say(note));
 
@@ -198,6 +205,7 @@ fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Res
         batches,
         gradients: Gradients::default(),
         checkpoints,
+        disk,
         pictures,
         reporter,
         base,

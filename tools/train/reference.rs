@@ -36,6 +36,15 @@ impl ReferenceFlags {
 }
 
 impl ReferenceFlags {
+    /// Whether the reference changes in a run of `steps` steps.
+    pub fn moves_within(&self, steps: u64) -> bool {
+        match self.mode() {
+            Mode::Frozen => false,
+            Mode::Hard(k) => k <= steps,
+            Mode::Ema(_) => true,
+        }
+    }
+
     /// A warning where a run of `steps` steps ends before the reference has changed for one of them.
     pub fn never_note(&self, steps: u64) -> Option<String> {
         let Mode::Hard(k) = self.mode() else { return None };

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use nets::{params, weights::Weights, write};
 use pipe::stop::Stopped;
 
+use crate::disk::Disk;
 use crate::gradients::{Execution, Gradients};
 use crate::log::{Line, mean};
 use crate::pictures::Pictures;
@@ -30,6 +31,7 @@ pub struct Run<'a> {
     pub batches: Batches,
     pub gradients: Gradients,
     pub checkpoints: Checkpoints,
+    pub disk: Disk,
     /// Only in the process that writes.
     pub pictures: Option<Pictures>,
     pub reporter: Reporter,

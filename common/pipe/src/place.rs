@@ -99,6 +99,14 @@ pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// Bytes that the disk of `path` can still take; `path` need not exist. Some file systems of networks do not say, and have no end.
+pub fn free(path: &Path) -> Result<u64> {
+    let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
+    let cannot = || format!("cannot ask how much the disk of {} can take", path.display());
+    let about = rustix::fs::statvfs(there).with_context(cannot)?;
+    Ok(if about.f_blocks == 0 { u64::MAX } else { about.f_bavail * about.f_frsize })
+}
+
 /// Where a path leads, also where nothing is there yet.
 fn leads_to(path: &Path) -> PathBuf {
     let there = || Some(folder_of(path).canonicalize().ok()?.join(path.file_name()?));

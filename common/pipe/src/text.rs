@@ -46,6 +46,16 @@ pub fn percent(part: usize, whole: usize) -> String {
     if whole == 0 { "-".into() } else { format!("{:.1} %", 100.0 * part as f64 / whole as f64) }
 }
 
+/// "14.90 GB", "37.2 MB", "0.62 MB", "812 bytes".
+pub fn bytes(n: u64) -> String {
+    match n {
+        0..10_000 => format!("{n} bytes"),
+        10_000..1_000_000 => format!("{:.2} MB", n as f64 / 1e6),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        _ => format!("{:.2} GB", n as f64 / 1e9),
+    }
+}
+
 /// "12.3 s", "4 min 5 s", "3 h 20 min", "12 days 3 h".
 pub fn duration(seconds: f64) -> String {
     let whole = seconds as u64;
