@@ -67,10 +67,21 @@ CUDA_PACKAGES := nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt=
 	nvidia-cuda-cccl==13.0.85 nvidia-curand==10.4.0.35
 CUDA_FEATURES ?= cuda,cudnn
 
+# A command with the CUDA toolkit in a folder.
+with_cuda = CUDA_HOME=$1 CUDA_PATH=$1 CUDA_ROOT=$1 CUDA_TOOLKIT_ROOT_DIR=$1 CUDA_COMPUTE_CAP=80 PATH="$1/bin:$$PATH"
+
 ## make check-cuda     type-check the CUDA build without a GPU (CUDA_FEATURES=cuda,cudnn); needs g++ and pip, fetches 370 MB
 check-cuda: $(CUDA)/nvidia/cu13/lib64
-	S=$(CUDA)/nvidia/cu13; CUDA_HOME=$$S CUDA_PATH=$$S CUDA_ROOT=$$S CUDA_TOOLKIT_ROOT_DIR=$$S CUDA_COMPUTE_CAP=80 PATH=$$S/bin:$$PATH \
-	  cargo check --workspace --features $(CUDA_FEATURES) --target-dir $(CUDA)/target
+	tests/kernels/ptxas $(CUDA)/nvidia/cu13
+	$(call with_cuda,$(CUDA)/nvidia/cu13) cargo check --workspace --features $(CUDA_FEATURES) --target-dir $(CUDA)/target
+
+GPU_TARGET ?= $(abspath $(CARGO_TARGET_DIR))/gpu
+NULL_CUDA ?= $(GPU_TARGET)/cuda
+## make gpu-ledger     what a step of train asks of a GPU, counted without one: JSON; fails above tests/gpu/budgets.json; compiles once more
+gpu-ledger:
+	@tests/gpu/null/build $(NULL_CUDA)
+	@$(call with_cuda,$(NULL_CUDA)) cargo build --release --workspace --bin train --features cuda,cudnn --target-dir $(GPU_TARGET) >&2
+	@tests/gpu/ledger --bin $(GPU_TARGET)/release --cuda $(NULL_CUDA)
 
 $(CUDA)/nvidia/cu13/lib64:
 	@command -v g++ >/dev/null || { echo 'check-cuda: g++ is missing, which compiles the kernels with nvcc (Debian: apt-get install g++)' >&2; exit 2; }
@@ -128,7 +139,7 @@ pictures: build
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
-.PHONY: build test test-cloud test-cluster test-hardening test-cuda test-kernels check-cuda install static deb dist ablations pictures help
+.PHONY: build test test-cloud test-cluster test-hardening test-cuda test-kernels check-cuda gpu-ledger install static deb dist ablations pictures help
 
 include pipelines/rehearse.mk
 include pipelines/align.mk
