@@ -14,6 +14,9 @@ all weights, clipping, AdamW; f32. `sd15` is the published UNet configuration wi
 its own that runs alone, ours and PyTorch's in turn; a step's seconds, of the clock and of the processors, are medians over
 its steps but the first; memory is the peak of the resident set, or of what the GPU has in use. On a GPU, f32 is f32 on both
 sides (no TF32), and bf16 means f32 weights and moments, a reference in bf16, and torch's autocast. `torch` keeps all activations, `torch+ckpt` recomputes them as ours does from 50 million weights.
+On a GPU, torch is at its best: channels_last, scaled_dot_product_attention (diffusers' own choice), AdamW in one kernel, and algorithms
+of cuDNN that were measured; `torch+plain` is without these. `torch+compile` goes through torch.compile, on either device. Parts of a
+name can be joined: `torch+compile+ckpt`.
 """
 import argparse, json, os, shutil, signal, statistics, subprocess, sys, tempfile, threading, time
 from pathlib import Path
@@ -38,12 +41,17 @@ p.add_argument("--rounds", type=int, default=1)
 p.add_argument("--threads", type=int, default=2)
 p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
 p.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="what networks compute in; the CPU in f32")
-p.add_argument("--sides", default="ours,torch,torch+ckpt")
+p.add_argument("--sides", help="ours, and torch with any of +ckpt +plain +compile, by commas (ours,torch,torch+ckpt; on a GPU ours,torch,torch+compile,torch+ckpt)")
 p.add_argument("--ours", nargs="*", default=[], help="further flags of train, without their dashes: moments=bf16")
 p.add_argument("--bin", type=Path, default=ROOT / "target/release")
 p.add_argument("--keep", type=Path, help="make the model in this folder, or use the one that lies there")
 p.add_argument("--torch-side", help=argparse.SUPPRESS)
 args = p.parse_args()
+args.sides = args.sides or ("ours,torch,torch+ckpt" if args.device == "cpu" else "ours,torch,torch+compile,torch+ckpt")
+for side in args.sides.split(","):
+    first, *parts = side.split("+")
+    if (first, parts) != ("ours", []) and not (first == "torch" and set(parts) <= {"ckpt", "plain", "compile"}):
+        p.error(f"--sides: '{side}' is neither ours nor torch with any of +ckpt +plain +compile")
 
 
 def make_sd35(base):
@@ -99,7 +107,7 @@ def make(folder):
     (folder / "tokens").write_text(str(tokens))
 
 
-def torch_adapters(folder, checkpointing):
+def torch_adapters(folder, parts):
     """The same of a transformer's adapters, on the CPU in f32; the reference is the network without them."""
     import torch, torch.nn.functional as F
     from diffusers import SD3Transformer2DModel
@@ -109,8 +117,10 @@ def torch_adapters(folder, checkpointing):
     torch.set_num_threads(args.threads)
     policy = SD3Transformer2DModel.from_pretrained(folder / "base/transformer", torch_dtype=torch.float32).requires_grad_(False).train()
     policy.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    if checkpointing:
+    if "ckpt" in parts:
         policy.enable_gradient_checkpointing()
+    if "compile" in parts:
+        policy = torch.compile(policy)
     params = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, 1e-8, weight_decay=1e-2)
     inputs, beta, n = load_file(folder / "replay.safetensors"), 5000.0, args.pairs
@@ -134,20 +144,25 @@ def torch_adapters(folder, checkpointing):
         print(json.dumps([time.time() - began, time.process_time() - cpu]), flush=True)
 
 
-def torch_side(folder, checkpointing):
+def torch_side(folder, parts):
     import copy, torch, torch.nn.functional as F
     from diffusers import UNet2DConditionModel
     from safetensors.torch import load_file
 
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.allow_tf32 = False
-    half = args.dtype == "bf16"
+    half, best = args.dtype == "bf16", args.device == "cuda" and "plain" not in parts
+    torch.backends.cudnn.benchmark = best
     open_unet = lambda dtype: UNet2DConditionModel.from_pretrained(folder / "base/unet", torch_dtype=dtype).to(args.device)
     policy = open_unet(torch.float32).train()
     reference = open_unet(torch.bfloat16 if half else torch.float32).requires_grad_(False)
-    if checkpointing:
+    if best:
+        policy, reference = (net.to(memory_format=torch.channels_last) for net in (policy, reference))
+    if "ckpt" in parts:
         policy.enable_gradient_checkpointing()
-    optimizer = torch.optim.AdamW(policy.parameters(), 1e-8, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(policy.parameters(), 1e-8, weight_decay=1e-2, fused=best)
+    if "compile" in parts:
+        policy, reference = torch.compile(policy), torch.compile(reference)
     inputs, beta = load_file(folder / "replay.safetensors", device=args.device), 5000.0
     context = torch.randn(2 * args.pairs, int((folder / "tokens").read_text()), policy.config.cross_attention_dim, device=args.device)
     narrow = lambda *tensors: [t.bfloat16() if half and t.is_floating_point() else t for t in tensors]
@@ -250,7 +265,7 @@ def main(folder):
 
 if args.torch_side:
     side = torch_adapters if args.model == "sd35" else torch_side
-    side(args.keep, args.torch_side == "torch+ckpt")
+    side(args.keep, args.torch_side.split("+")[1:])
 elif args.keep:
     main(args.keep)
 else:
