@@ -7,7 +7,9 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 using Numbers = std::vector<double>;
@@ -16,6 +18,31 @@ using shim::Order;
 
 static float as(float, double x) { return (float)x; }
 static double number(float x) { return x; }
+
+static double number(bf16 x) {
+    uint32_t bits = (uint32_t)x.bits << 16;
+    float wide;
+    memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+// The nearest of the two neighbours.
+static bf16 as(bf16, double x) {
+    float wide = (float)x;
+    uint32_t bits;
+    memcpy(&bits, &wide, sizeof bits);
+    bf16 below{(unsigned short)(bits >> 16)}, above{(unsigned short)((bits >> 16) + 1)};
+    double down = std::fabs(number(below) - x), up = std::fabs(number(above) - x);
+    return down < up || (down == up && below.bits % 2 == 0) ? below : above;
+}
+
+// What a type of activations is called, and how far a result may lie from the exact one: half of its last digit, and what f32 loses.
+template <class T> constexpr const char *TYPE = sizeof(T) == 2 ? "bf16" : "f32";
+template <class T> static double within(double f32) { return sizeof(T) == 2 ? f32 + 1.0 / 256 : f32; }
+#define OF(T, kernel) (choose<T>(kernel##_f32, kernel##_bf16))
+template <class T, class A, class B> static auto choose(A f32, B bf16) {
+    if constexpr (sizeof(T) == 2) return bf16;
+    else return f32;
+}
 
 // Memory of a device.
 template <class T> class Memory {
@@ -44,13 +71,13 @@ template <class T> class Memory {
     }
 };
 
-// Numbers between middle - 1 and middle + 1, which f32 holds exactly.
-static Numbers random_numbers(size_t n, uint64_t seed, double middle = 0) {
+// Numbers between middle - 1 and middle + 1, which a type holds exactly.
+template <class T = float> static Numbers random_numbers(size_t n, uint64_t seed, double middle = 0) {
     Numbers numbers(n);
     uint64_t state = seed * 0x9e3779b97f4a7c15u | 1;
     for (double &x : numbers) {
         state = state * 6364136223846793005u + 1442695040888963407u;
-        x = (double)(float)(middle + (double)(state >> 40) / (1 << 23) - 1);
+        x = number(as(T(), middle + (double)(state >> 40) / (1 << 23) - 1));
     }
     return numbers;
 }
@@ -159,29 +186,33 @@ struct Group {
     }
 };
 
-static void group_norms() {
+template <class T> static void group_norms() {
     for (Group s : {Group{2, 8, 4, 35, 1e-5, true}, Group{2, 6, 3, 70, 0.3, false}, Group{1, 4, 2, 300, 1e-5, true}, Group{3, 6, 3, 1, 0.1, true}}) {
-        Numbers x = random_numbers(s.count(), 1, 2), w = random_numbers(s.channels, 2, 0.5), b = random_numbers(s.channels, 3);
-        Numbers gy = random_numbers(s.count(), 4);
+        Numbers x = random_numbers<T>(s.count(), 1, 2), w = random_numbers(s.channels, 2, 0.5), b = random_numbers(s.channels, 3);
+        Numbers gy = random_numbers<T>(s.count(), 4);
         unsigned blocks = s.batch * s.groups;
         float eps = (float)s.eps;
         for (unsigned threads : {32u, s.silu ? 96u : 512u}) {
-            std::string what = "group_norm " + std::to_string(s.batch) + "x" + std::to_string(s.channels) + "x" + std::to_string(s.pixels) + " in " +
-                               std::to_string(s.groups) + " groups" + (s.silu ? ", silu, " : ", ") + std::to_string(threads) + " threads";
-            check(what, 3e-6, {s.forward(x, w, b)}, [&](Order order) -> Results {
-                Memory<float> dx(x, 1), dw(w, 1), db(b, 1), y(s.count());
-                shim::launch(blocks, threads, order, [&] { group_norm(dx.at, dw.at, db.at, y.at, s.size(), s.pixels, s.groups, eps, s.silu); });
+            std::string what = std::string("group_norm, ") + TYPE<T> + ", " + std::to_string(s.batch) + "x" + std::to_string(s.channels) + "x" +
+                               std::to_string(s.pixels) + " in " + std::to_string(s.groups) + " groups" + (s.silu ? ", silu, " : ", ") +
+                               std::to_string(threads) + " threads";
+            check(what, within<T>(3e-6), {s.forward(x, w, b)}, [&](Order order) -> Results {
+                Memory<T> dx(x, 1), y(s.count());
+                Memory<float> dw(w, 1), db(b, 1);
+                shim::launch(blocks, threads, order,
+                             [&] { OF(T, group_norm)(dx.at, dw.at, db.at, y.at, s.size(), s.pixels, s.groups, eps, s.silu); });
                 return {y.read()};
             });
-            check(what + ", gradient", 1e-5, s.backward(x, w, b, gy), [&](Order order) -> Results {
-                Memory<float> dx(x, 1), dw(w, 1), db(b, 1), dy(gy, 1), gx(s.count()), gw(s.batch * s.channels), gb(s.batch * s.channels);
+            check(what + ", gradient", within<T>(1e-5), s.backward(x, w, b, gy), [&](Order order) -> Results {
+                Memory<T> dx(x, 1), dy(gy, 1), gx(s.count());
+                Memory<float> dw(w, 1), db(b, 1), gw(s.batch * s.channels), gb(s.batch * s.channels);
                 shim::launch(blocks, threads, order, [&] {
-                    group_norm_grad(dx.at, dw.at, db.at, dy.at, gx.at, gw.at, gb.at, s.size(), s.pixels, s.groups, eps, s.silu);
+                    OF(T, group_norm_grad)(dx.at, dw.at, db.at, dy.at, gx.at, gw.at, gb.at, s.size(), s.pixels, s.groups, eps, s.silu);
                 });
                 return {gx.read(), gw.read(), gb.read()};
             });
         }
-        if (s.count() > 1000) continue;
+        if (s.count() > 1000 || sizeof(T) == 2) continue;
         Results formula = s.backward(x, w, b, gy);
         check("group_norm's formula against differences", 1e-7, {differences(x, gy, [&](auto &x) { return s.forward(x, w, b); })},
               [&](Order) -> Results { return {formula[0]}; });
@@ -191,33 +222,78 @@ static void group_norms() {
 // ---- Layer norm ---------------------------------------------------------------------------------------------------------------
 
 // A layer norm of rows of n is a group norm of images with one group, whose n channels have one pixel.
-static void layer_norms() {
-    for (auto [rows, n, eps] : {std::tuple{3, 7, 1e-5}, std::tuple{5, 33, 0.2}, std::tuple{2, 320, 1e-5}}) {
+template <class T> static void layer_norms() {
+    for (auto [rows, n, eps, each] : {std::tuple{3, 7, 1e-5, 1}, std::tuple{5, 33, 0.2, 2}, std::tuple{7, 320, 1e-5, 3}}) {
         Group s{rows, n, 1, 1, eps, false};
-        Numbers x = random_numbers(s.count(), 1, 2), w = random_numbers(n, 2, 0.5), b = random_numbers(n, 3), gy = random_numbers(s.count(), 4);
-        for (unsigned threads : {32, 128}) {
-            std::string what = "layer_norm " + std::to_string(rows) + "x" + std::to_string(n) + ", " + std::to_string(threads) + " threads";
-            check(what, 3e-6, {s.forward(x, w, b)}, [&](Order order) -> Results {
-                Memory<float> dx(x, 1), dw(w, 1), db(b, 1), y(s.count());
-                shim::launch(rows, threads, order, [&] { layer_norm(dx.at, dw.at, db.at, y.at, n, (float)eps); });
-                return {y.read()};
-            });
-            Results expected = s.backward(x, w, b, gy);
-            expected.pop_back(); // the caller sums gy
-            check(what + ", gradient", 1e-5, expected, [&](Order order) -> Results {
-                Memory<float> dx(x, 1), dw(w, 1), dy(gy, 1), gx(s.count()), gw(s.count());
-                shim::launch(rows, threads, order, [&] { layer_norm_grad(dx.at, dw.at, dy.at, gx.at, gw.at, n, (float)eps); });
-                return {gx.read(), gw.read()};
-            });
+        Numbers x = random_numbers<T>(s.count(), 1, 2), w = random_numbers(n, 2, 0.5), b = random_numbers(n, 3), gy = random_numbers<T>(s.count(), 4);
+        std::string what = std::string("layer_norm, ") + TYPE<T> + ", " + std::to_string(rows) + "x" + std::to_string(n);
+        check(what, within<T>(3e-6), {s.forward(x, w, b)}, [&, n = n, eps = eps, rows = rows](Order order) -> Results {
+            Memory<T> dx(x, 1), y(s.count());
+            Memory<float> dw(w, 1), db(b, 1);
+            shim::launch(rows, 128, order, [&] { OF(T, layer_norm)(dx.at, dw.at, db.at, y.at, n, (float)eps); });
+            return {y.read()};
+        });
+        // The gradients of w and b, over the rows of each block.
+        int blocks = (rows + each - 1) / each;
+        Results by_row = s.backward(x, w, b, gy), expected = {by_row[0], Numbers(blocks * n), Numbers(blocks * n)};
+        for (int i = 0; i < rows * n; i++)
+            for (int r : {1, 2}) expected[r][i / n / each * n + i % n] += by_row[r][i];
+        check(what + ", gradient", within<T>(1e-5), expected, [&, n = n, eps = eps, rows = rows, each = each](Order order) -> Results {
+            Memory<T> dx(x, 1), dy(gy, 1), gx(s.count());
+            Memory<float> dw(w, 1), gw(blocks * n), gb(blocks * n);
+            shim::launch(blocks, 64, order, [&] { OF(T, layer_norm_grad)(dx.at, dw.at, dy.at, gx.at, gw.at, gb.at, rows, each, n, (float)eps); });
+            return {gx.read(), gw.read(), gb.read()};
+        });
+    }
+}
+
+// ---- Attention ----------------------------------------------------------------------------------------------------------------
+
+template <class T> static void softmaxes() {
+    struct Case {
+        int rows, m;
+        bool causal;
+        int first, queries;
+    };
+    for (Case s : {Case{3, 77, false, 0, 3}, Case{2, 300, false, 0, 1}, Case{6, 9, true, 2, 3}}) {
+        float scale = 0.3f;
+        Numbers scores = random_numbers(s.rows * s.m, 1), p(scores.size()), gp = random_numbers(scores.size(), 2), gs(scores.size());
+        for (double &x : scores) x *= 32; // so large that half a digit of bf16 would be seen
+        for (int row = 0; row < s.rows; row++) {
+            int seen = s.causal ? s.first + row % s.queries + 1 : s.m;
+            double largest = -1e9, sum = 0;
+            double *of = &scores[row * s.m], *to = &p[row * s.m];
+            for (int i = 0; i < seen; i++) largest = std::max(largest, of[i] * scale);
+            for (int i = 0; i < seen; i++) sum += to[i] = std::exp(of[i] * scale - largest);
+            for (int i = 0; i < seen; i++) to[i] /= sum;
         }
+        std::string what = std::string("softmax, ") + TYPE<T> + ", " + std::to_string(s.rows) + "x" + std::to_string(s.m) + (s.causal ? ", causal" : "");
+        check(what, within<T>(1e-5), {p}, [&](Order order) -> Results {
+            Memory<float> ds(scores, 1);
+            Memory<T> dp(p.size());
+            shim::launch(s.rows, 64, order, [&] { OF(T, softmax)(ds.at, dp.at, s.m, scale, s.causal, s.first, s.queries); });
+            return {dp.read()};
+        });
+        for (double &x : p) x = number(as(T(), x));
+        for (int row = 0; row < s.rows; row++) {
+            double dot = 0;
+            for (int i = row * s.m; i < (row + 1) * s.m; i++) dot += p[i] * gp[i];
+            for (int i = row * s.m; i < (row + 1) * s.m; i++) gs[i] = scale * p[i] * (gp[i] - dot);
+        }
+        check(what + ", gradient", within<T>(1e-5), {gs}, [&](Order order) -> Results {
+            Memory<T> dp(p, 1), out(gs.size());
+            Memory<float> dg(gp, 1);
+            shim::launch(s.rows, 64, order, [&] { OF(T, softmax_grad)(dp.at, dg.at, out.at, s.m, scale); });
+            return {out.read()};
+        });
     }
 }
 
 // ---- Element by element -------------------------------------------------------------------------------------------------------
 
-static void geglus() {
+template <class T> static void geglus() {
     for (auto [rows, width] : {std::pair<size_t, size_t>{3, 5}, {7, 130}}) {
-        Numbers x = random_numbers(rows * 2 * width, 1), gy = random_numbers(rows * width, 2), y, gx(x.size());
+        Numbers x = random_numbers<T>(rows * 2 * width, 1), gy = random_numbers<T>(rows * width, 2), y, gx(x.size());
         for (double &v : x) v *= 4;
         for (size_t i = 0; i < rows * width; i++) {
             size_t hidden = i / width * 2 * width + i % width, gate = hidden + width;
@@ -226,70 +302,183 @@ static void geglus() {
             gx[gate] = gy[i] * x[hidden] * (cdf(x[gate]) + x[gate] * pdf(x[gate]));
         }
         for (unsigned blocks : {1, 5}) {
-            std::string what = "geglu " + std::to_string(rows) + "x" + std::to_string(width) + ", " + std::to_string(blocks) + " blocks";
-            check(what, 2e-6, {y}, [&](Order order) -> Results {
-                Memory<float> dx(x, 1), out(y.size());
-                shim::launch(blocks, 64, order, [&] { geglu(dx.at, out.at, rows * width, width); });
+            std::string what = std::string("geglu, ") + TYPE<T> + ", " + std::to_string(rows) + "x" + std::to_string(width) + ", " + std::to_string(blocks) + " blocks";
+            check(what, within<T>(2e-6), {y}, [&, width = width, rows = rows](Order order) -> Results {
+                Memory<T> dx(x, 1), out(y.size());
+                shim::launch(blocks, 64, order, [&] { OF(T, geglu)(dx.at, out.at, rows * width, width); });
                 return {out.read()};
             });
-            check(what + ", gradient", 2e-6, {gx}, [&](Order order) -> Results {
-                Memory<float> dx(x, 1), dy(gy, 1), out(x.size());
-                shim::launch(blocks, 64, order, [&] { geglu_grad(dx.at, dy.at, out.at, rows * width, width); });
+            check(what + ", gradient", within<T>(2e-6), {gx}, [&, width = width, rows = rows](Order order) -> Results {
+                Memory<T> dx(x, 1), dy(gy, 1), out(x.size());
+                shim::launch(blocks, 64, order, [&] { OF(T, geglu_grad)(dx.at, dy.at, out.at, rows * width, width); });
                 return {out.read()};
             });
         }
     }
 }
 
-static void biases() {
+// ---- Sums ---------------------------------------------------------------------------------------------------------------------
+
+template <class T> static void sums_of_gradients() {
+    for (auto [images, channels, pixels] : {std::tuple{2, 3, 35}, {3, 2, 300}, {5, 7, 1}}) {
+        Numbers x = random_numbers<T>(images * channels * pixels, 1), expected(channels);
+        for (size_t i = 0; i < x.size(); i++) expected[i / pixels % channels] += x[i];
+        check(std::string("channel_sums, ") + TYPE<T> + ", " + std::to_string(images) + "x" + std::to_string(channels) + "x" + std::to_string(pixels), 3e-6,
+              {expected}, [&, images = images, channels = channels, pixels = pixels](Order order) -> Results {
+                  Memory<T> dx(x, 1);
+                  Memory<float> sums(channels);
+                  shim::launch(channels, 64, order, [&] { OF(T, channel_sums)(dx.at, sums.at, images, channels, pixels); });
+                  return {sums.read()};
+              });
+    }
+    for (auto [rows, n, each] : {std::tuple{3, 7, 8}, {21, 40, 8}, {9, 64, 9}}) {
+        int chunks = (rows + each - 1) / each, tiles = (n + 31) / 32;
+        Numbers x = random_numbers<T>(rows * n, 1), expected(chunks * n);
+        for (int i = 0; i < rows * n; i++) expected[i / n / each * n + i % n] += x[i];
+        check(std::string("column_sums, ") + TYPE<T> + ", " + std::to_string(rows) + "x" + std::to_string(n) + " by " + std::to_string(each), 3e-6,
+              {expected}, [&, rows = rows, n = n, each = each](Order order) -> Results {
+                  Memory<T> dx(x, 1);
+                  Memory<float> sums(chunks * n);
+                  shim::launch(chunks * tiles, 256, order, [&] { OF(T, column_sums)(dx.at, sums.at, rows, n, each); });
+                  return {sums.read()};
+              });
+    }
+}
+
+template <class T> static void biases() {
     for (auto [batch, channels, pixels] : {std::tuple<size_t, size_t, size_t>{2, 3, 35}, {5, 7, 1}}) {
-        Numbers y = random_numbers(batch * channels * pixels, 1), b = random_numbers(channels, 2), expected = y;
+        Numbers y = random_numbers<T>(batch * channels * pixels, 1), b = random_numbers(channels, 2), expected = y;
         for (size_t i = 0; i < y.size(); i++) expected[i] += b[i / pixels % channels];
-        check("add_bias " + std::to_string(batch) + "x" + std::to_string(channels) + "x" + std::to_string(pixels), 1e-6, {expected}, [&](Order order) -> Results {
-            Memory<float> dy(y, 1), db(b, 1);
-            shim::launch(2, 64, order, [&] { add_bias(dy.at, db.at, y.size(), pixels, channels); });
-            return {dy.read()};
-        });
+        check(std::string("add_bias, ") + TYPE<T> + ", " + std::to_string(batch) + "x" + std::to_string(channels) + "x" + std::to_string(pixels),
+              within<T>(1e-6), {expected}, [&, channels = channels, pixels = pixels](Order order) -> Results {
+                  Memory<T> dy(y, 1);
+                  Memory<float> db(b, 1);
+                  shim::launch(2, 64, order, [&] { OF(T, add_bias)(dy.at, db.at, y.size(), pixels, channels); });
+                  return {dy.read()};
+              });
     }
 }
 
-static void sums_of_squares() {
-    for (auto [n, blocks, threads] : {std::tuple<size_t, unsigned, unsigned>{1, 1, 32}, {1000, 3, 128}, {4099, 2, 256}}) {
-        Numbers x = random_numbers(n, 1), expected(blocks);
-        for (size_t i = 0; i < n; i++) expected[i / threads % blocks] += x[i] * x[i];
-        check("squares of " + std::to_string(n), 2e-6, {expected}, [&](Order order) -> Results {
-            Memory<float> dx(x, 1), sums(blocks);
-            shim::launch(blocks, threads, order, [&] { squares(dx.at, sums.at, n); });
-            return {sums.read()};
-        });
-    }
+template <class T> static void exchanges() {
+    const size_t a = 2, b = 5, c = 3, d = 7;
+    Numbers x = random_numbers<T>(a * b * c * d, 1), y(x.size());
+    for (size_t i = 0; i < a; i++)
+        for (size_t j = 0; j < b; j++)
+            for (size_t k = 0; k < c; k++)
+                for (size_t l = 0; l < d; l++) y[((i * c + k) * b + j) * d + l] = x[((i * b + j) * c + k) * d + l];
+    check(std::string("exchange, ") + TYPE<T>, 0, {y}, [&](Order order) -> Results {
+        Memory<T> dx(x, 1), out(y.size());
+        shim::launch(2, 64, order, [&] { OF(T, exchange)(dx.at, out.at, x.size(), b, c, d); });
+        return {out.read()};
+    });
 }
 
-static void adamws() {
+// bf16 has 8 binary digits: what lies between two of its numbers goes to the nearer, from the middle to the even one.
+static void rounding() {
+    Numbers x = {1 + 1 / 256.0, 1 + 3 / 256.0, 1 + 1 / 256.0 + 1e-6, 1 + 3 / 256.0 - 1e-6, -1 - 1 / 256.0, 3.3895313892515355e38, 1e-40, 0};
+    Numbers y = {1, 1 + 4 / 256.0, 1 + 2 / 256.0, 1 + 2 / 256.0, -1, 3.3895313892515355e38, 1e-40, 0};
+    for (double &v : y) v = number(as(bf16(), v));
+    check("rounding to bf16", 0, {y}, [&](Order) -> Results {
+        Memory<bf16> out(Numbers(x.size(), 0));
+        Memory<float> b(x);
+        shim::launch(1, 32, Order::Forward, [&] { add_bias_bf16(out.at, b.at, x.size(), 1, x.size()); });
+        return {out.read()};
+    });
+    check("rounding of NaN to bf16", 0, {{1}}, [&](Order) -> Results {
+        Memory<bf16> out(Numbers(1, 0));
+        Memory<float> b(Numbers(1, NAN));
+        shim::launch(1, 32, Order::Forward, [&] { add_bias_bf16(out.at, b.at, 1, 1, 1); });
+        return {{std::isnan(out.read()[0]) ? 1.0 : 0.0}};
+    });
+}
+
+// ---- All tensors at once ------------------------------------------------------------------------------------------------------
+
+constexpr size_t CHUNK_OF_TENSOR = 65536;
+
+// Tensors of these lengths, with `arrays` arrays each, as the kernels get them.
+class Tensors {
+    std::vector<std::unique_ptr<Memory<float>>> memory;
+    std::vector<size_t> lengths;
+    size_t arrays;
+
+  public:
+    std::vector<size_t> table;
+    std::vector<unsigned> places;
+
+    Tensors(const std::vector<size_t> &lengths, const std::vector<Numbers> &numbers) : lengths(lengths), arrays(numbers.size()) {
+        size_t from = 0;
+        for (size_t t = 0; t < lengths.size(); t++) {
+            table.push_back(lengths[t]);
+            for (const Numbers &all : numbers) {
+                memory.push_back(std::make_unique<Memory<float>>(Numbers(all.begin() + from, all.begin() + from + lengths[t]), 1));
+                table.push_back((size_t)memory.back()->at);
+            }
+            for (size_t c = 0; c * CHUNK_OF_TENSOR < lengths[t]; c++) places.push_back((unsigned)t), places.push_back((unsigned)c);
+            from += lengths[t];
+        }
+    }
+
+    unsigned blocks() const { return (unsigned)places.size() / 2; }
+
+    Numbers read(size_t array) const {
+        Numbers all;
+        for (size_t t = 0; t < lengths.size(); t++) {
+            Numbers some = memory[t * arrays + array]->read();
+            all.insert(all.end(), some.begin(), some.end());
+        }
+        return all;
+    }
+};
+
+static void optimisers() {
+    const std::vector<size_t> lengths = {3, CHUNK_OF_TENSOR + 5, 1000};
+    const size_t n = 3 + CHUNK_OF_TENSOR + 5 + 1000;
     const double beta1 = (float)0.9, beta2 = (float)0.995, decay = (float)0.98, rate = (float)0.05, root2 = (float)0.4, eps = (float)1e-3;
-    size_t n = 1003;
-    Numbers p = random_numbers(n, 1), m = random_numbers(n, 2), v = random_numbers(n, 3, 1), g = random_numbers(n, 4);
-    Results expected = {p, m, v};
+    Numbers p = random_numbers(n, 1), m = random_numbers(n, 2), v = random_numbers(n, 3, 1), g = random_numbers(n, 4), scaled = g;
+    Numbers squared(4);
+    for (size_t i = 0; i < n; i++) squared[i < 3 ? 0 : i < 3 + CHUNK_OF_TENSOR ? 1 : i < 8 + CHUNK_OF_TENSOR ? 2 : 3] += g[i] * g[i];
+    for (double &x : scaled) x *= (float)0.3;
+    Results expected = {p, m, v, g};
     for (size_t i = 0; i < n; i++) {
         double &m = expected[1][i], &v = expected[2][i], &p = expected[0][i];
         m = beta1 * m + (1 - beta1) * g[i];
         v = beta2 * v + (1 - beta2) * g[i] * g[i];
         p = decay * p - rate * m / (std::sqrt(v) / root2 + eps);
     }
+    check("squares", 5e-6, {squared}, [&](Order order) -> Results {
+        Tensors all(lengths, {g});
+        Memory<float> sums(all.blocks());
+        shim::launch(all.blocks(), 256, order, [&] { squares(all.table.data(), all.places.data(), sums.at); });
+        return {sums.read(), all.read(0)};
+    });
+    check("scale", 1e-7, {scaled}, [&](Order order) -> Results {
+        Tensors all(lengths, {g});
+        shim::launch(all.blocks(), 64, order, [&] { scale(all.table.data(), all.places.data(), 0.3f); });
+        return {all.read(0)};
+    });
     check("adamw", 2e-6, expected, [&](Order order) -> Results {
-        Memory<float> dp(p, 1), dm(m, 1), dv(v, 1), dg(g, 1);
-        shim::launch(3, 64, order, [&] {
-            adamw(dp.at, dm.at, dv.at, dg.at, n, (float)beta1, (float)beta2, (float)decay, (float)rate, (float)root2, (float)eps);
+        Tensors all(lengths, {p, m, v, g});
+        shim::launch(all.blocks(), 64, order, [&] {
+            adamw(all.table.data(), all.places.data(), (float)beta1, (float)beta2, (float)decay, (float)rate, (float)root2, (float)eps);
         });
-        return {dp.read(), dm.read(), dv.read()};
+        return {all.read(0), all.read(1), all.read(2), all.read(3)};
     });
 }
 
+template <class T> static void both() {
+    group_norms<T>();
+    layer_norms<T>();
+    softmaxes<T>();
+    geglus<T>();
+    biases<T>();
+    exchanges<T>();
+    sums_of_gradients<T>();
+}
+
 int main() {
-    group_norms();
-    layer_norms();
-    geglus();
-    biases();
-    sums_of_squares();
-    adamws();
+    both<float>();
+    both<bf16>();
+    rounding();
+    optimisers();
 }

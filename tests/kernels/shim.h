@@ -21,6 +21,7 @@ struct Index {
 };
 extern Index threadIdx, blockIdx, blockDim, gridDim;
 
+inline int min(int a, int b) { return a < b ? a : b; }
 inline float normcdff(float x) { return 0.5f * erfcf(-x * 0.70710678118654752f); }
 inline float __uint_as_float(unsigned bits) {
     float x;

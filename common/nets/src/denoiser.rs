@@ -206,7 +206,7 @@ impl<'a> Pass<'a> {
 
 /// The backward pass from `y`, whose gradient is `gy`.
 pub(crate) fn backward_from(y: &Tensor, gy: &Tensor) -> Result<GradStore> {
-    Ok((y * gy.to_dtype(y.dtype())?)?.sum_all()?.backward()?)
+    Ok(ops::backward_from(y, &gy.to_dtype(y.dtype())?)?)
 }
 
 pub(crate) fn gradient(store: &mut GradStore, var: &Var) -> Result<Tensor> {

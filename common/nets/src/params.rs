@@ -59,7 +59,7 @@ pub fn global_norm(grads: &Grads) -> Result<f64> {
 pub fn clip(grads: &mut Grads, norm: f64, max_norm: f64) -> Result<()> {
     let factor = max_norm / (norm + 1e-6);
     if factor < 1.0 {
-        grads.values_mut().try_for_each(|grad| ops::scale(grad, factor))?;
+        ops::scale(grads.values(), factor)?;
     }
     Ok(())
 }

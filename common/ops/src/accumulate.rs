@@ -69,14 +69,31 @@ fn sum_of(var: &Tensor) -> Result<Option<Tensor>> {
     })
 }
 
-/// On a GPU the first gradient is the sum itself, which saves making zeros and adding to them.
-fn add_beside(var: &Tensor, g: Tensor) -> Result<()> {
+/// Adds the gradients that parameters among the operands of an operation get to their sums, and returns the others: candle would make
+/// zeros for each and add to them. Not on the CPU, where kernels add in place.
+pub(crate) fn take_sums<const N: usize>(
+    operands: [&Tensor; N],
+    mut grads: [Option<Tensor>; N],
+) -> Result<[Option<Tensor>; N]> {
+    for (operand, grad) in operands.into_iter().zip(&mut grads) {
+        if !operand.device().is_cpu()
+            && let Some(g) = grad.take()
+        {
+            *grad = add_beside(operand, g)?;
+        }
+    }
+    Ok(grads)
+}
+
+/// On a GPU the first gradient is the sum itself, which saves making zeros and adding to them. Returns the gradient of a tensor whose
+/// gradient nobody asked for.
+fn add_beside(var: &Tensor, g: Tensor) -> Result<Option<Tensor>> {
     WANTED.with_borrow_mut(|wanted| {
-        let Some((_, sum)) = wanted.as_mut().and_then(|all| all.get_mut(&var.id())) else { return Ok(()) };
+        let Some((_, sum)) = wanted.as_mut().and_then(|all| all.get_mut(&var.id())) else { return Ok(Some(g)) };
         *sum = Some(match sum.take() {
             Some(before) => (before + g)?,
             None => g.contiguous()?,
         });
-        Ok(())
+        Ok(None)
     })
 }

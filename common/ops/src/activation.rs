@@ -7,8 +7,8 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
-use super::cuda::{self, launch};
-use super::kernel::{Gradient, Kernel, Operand, apply1};
+use super::cuda::{self, Number, launch, of_type};
+use super::kernel::{Gradient, Kernel, Operand, apply1, has_passes};
 use super::{arithmetic::CHUNK, math};
 
 /// x sigmoid(x), of any shape.
@@ -36,7 +36,8 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     if x.dim(D::Minus1)? % 2 != 0 {
         bail!("geglu: the last dimension of {:?} is odd", x.shape())
     }
-    apply1(Geglu, &x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
+    let wide = if has_passes::<Geglu, 1>(x) { x.clone() } else { x.to_dtype(DType::F32)? };
+    apply1(Geglu, &wide)?.to_dtype(x.dtype())
 }
 
 #[derive(Clone, Copy)]
@@ -117,7 +118,7 @@ fn geglu_row_grad(gx: &mut [f32], x: &[f32], gy: &[f32]) {
 
 impl Kernel<1> for Geglu {
     const NAME: &'static str = "geglu";
-    const CUDA: &'static [DType] = &[DType::F32];
+    const CUDA: &'static [DType] = &[DType::F32, DType::BF16];
 
     fn shape(&self, [x]: [&[usize]; 1]) -> Vec<usize> {
         let mut shape = x.to_vec();
@@ -152,22 +153,28 @@ impl Kernel<1> for Geglu {
 
     #[cfg(feature = "cuda")]
     fn forward_cuda(&self, [x]: [cuda::Operand; 1]) -> Result<CudaStorage> {
-        let (device, width) = (cuda::device(x), x.1.dims()[x.1.dims().len() - 1] / 2);
-        let x = cuda::view(x)?;
-        let n = x.len() / 2;
-        let y = cuda::room(device, n)?;
-        launch!(device, "geglu", cuda::grid(n), x, y.as_view(), n, width)?;
-        Ok(cuda::storage(y, device))
+        fn of<T: Number>(x: cuda::Operand) -> Result<CudaStorage> {
+            let (device, width) = (cuda::device(x), x.1.dims()[x.1.dims().len() - 1] / 2);
+            let x = cuda::view::<T>(x)?;
+            let n = x.len() / 2;
+            let y = cuda::room::<T>(device, n)?;
+            launch!(device, T::kernel("geglu"), cuda::grid(n), x, y.as_view(), n, width)?;
+            Ok(cuda::storage(y, device))
+        }
+        of_type!(cuda::dtype(x), of(x))
     }
 
     #[cfg(feature = "cuda")]
     fn backward_cuda(&self, [x]: [&Tensor; 1], gy: &Tensor) -> Result<[Option<Tensor>; 1]> {
-        let (shape, width) = (x.shape(), x.dim(D::Minus1)? / 2);
-        cuda::with_views([x, gy], |device, [x, gy]| {
-            let (gx, n) = (cuda::room(device, x.len())?, gy.len());
-            launch!(device, "geglu_grad", cuda::grid(n), x, gy, gx.as_view(), n, width)?;
-            Ok([Some(cuda::tensor(gx, device, shape))])
-        })
+        fn of<T: Number>(x: &Tensor, gy: &Tensor) -> Result<Tensor> {
+            let (shape, width) = (x.shape(), x.dim(D::Minus1)? / 2);
+            cuda::with_views::<T, 2, _>([x, gy], |device, [x, gy]| {
+                let (gx, n) = (cuda::room::<T>(device, x.len())?, gy.len());
+                launch!(device, T::kernel("geglu_grad"), cuda::grid(n), x, gy, gx.as_view(), n, width)?;
+                Ok(cuda::tensor(gx, device, shape))
+            })
+        }
+        Ok([Some(of_type!(x.dtype(), of(x, gy))?)])
     }
 }
 

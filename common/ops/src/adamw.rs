@@ -1,4 +1,4 @@
-//! One step of AdamW on one tensor, in place, as torch's.
+//! One step of AdamW, in place, as torch's.
 
 use candle_core::{Result, Tensor, bail};
 use half::bf16;
@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::arithmetic::CHUNK;
 #[cfg(feature = "cuda")]
-use super::cuda::{self, launch};
+use super::cuda::{Table, launch};
 use super::values::{Values, with_values, with_values_mut};
 
 /// Numbers of a step that are the same for all tensors.
@@ -24,7 +24,27 @@ pub struct AdamWStep {
     pub eps: f32,
 }
 
+/// A parameter, its moments, its gradient, and the seed for the rounding of bf16 moments.
+pub struct Moved<'a> {
+    pub p: &'a Tensor,
+    pub m: &'a Tensor,
+    pub v: &'a Tensor,
+    pub g: &'a Tensor,
+    pub seed: u32,
+}
+
 impl AdamWStep {
+    /// [`AdamWStep::apply`] for many parameters on one device: a GPU moves all of them at once.
+    pub fn apply_all(&self, all: &[Moved]) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(first) = all.first()
+            && first.p.device().is_cuda()
+        {
+            return self.on_gpu(&all.iter().map(|t| [t.p, t.m, t.v, t.g]).collect::<Vec<_>>());
+        }
+        all.iter().try_for_each(|t| self.apply(t.p, t.m, t.v, t.g, t.seed))
+    }
+
     /// Changes a parameter `p` and its moments by the gradient `g`, all of one shape:
     /// m += (1 - beta1) (g - m), v = beta2 v + (1 - beta2) g^2, p = decay p - rate m / (sqrt(v) / root2 + eps).
     ///
@@ -37,7 +57,7 @@ impl AdamWStep {
     pub fn apply(&self, p: &Tensor, m: &Tensor, v: &Tensor, g: &Tensor, seed: u32) -> Result<()> {
         #[cfg(feature = "cuda")]
         if p.device().is_cuda() {
-            return self.on_gpu([p, m, v], g);
+            return self.on_gpu(&[[p, m, v, g]]);
         }
         let on_cpu = |g: &[f32], values: [Values; 3]| match values {
             [Values::F32(p), Values::F32(m), Values::F32(v)] => {
@@ -60,13 +80,14 @@ impl AdamWStep {
         with_values([g], |[g]| with_values_mut([p, m, v], |values| on_cpu(g, values)))??
     }
 
+    /// `all`: p, m, v and g of each tensor.
     #[cfg(feature = "cuda")]
-    fn on_gpu(&self, [p, m, v]: [&Tensor; 3], g: &Tensor) -> Result<()> {
-        cuda::check_in_place([p, m, v])?;
-        cuda::with_views([p, m, v, g], |device, [p, m, v, g]| {
-            let (n, Self { beta1, beta2, decay, rate, root2, eps }) = (g.len(), *self);
-            launch!(device, "adamw", cuda::grid(n), p, m, v, g, n, beta1, beta2, decay, rate, root2, eps)
-        })
+    fn on_gpu(&self, all: &[[&Tensor; 4]]) -> Result<()> {
+        let Some([p, ..]) = all.first() else { return Ok(()) };
+        let device = p.device().as_cuda_device()?;
+        let table = Table::new(device, all)?;
+        let ((rows, places), Self { beta1, beta2, decay, rate, root2, eps }) = (table.views(), *self);
+        launch!(device, "adamw", table.grid(), rows, places, beta1, beta2, decay, rate, root2, eps)
     }
 }
 

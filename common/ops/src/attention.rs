@@ -6,6 +6,8 @@ use rayon::prelude::*;
 
 use super::kernel::{Gradient, Kernel, Operand, apply3};
 use super::matrix::{Mat, Shared, even, gemm};
+#[cfg(feature = "cuda")]
+use super::{attention_cuda, cuda};
 use super::{math, precomputed::with_backward};
 
 /// Which keys a query may see.
@@ -113,12 +115,18 @@ impl Chunks {
     }
 
     fn attention(self, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if cuda::fused(q) && k.dtype() == q.dtype() && v.dtype() == q.dtype() {
+            let (heads, mask) = (self.heads, self.mask);
+            let y = attention_cuda::forward([&q.detach(), &k.detach(), &v.detach()], heads, mask)?;
+            return with_backward(y, [q, k, v], move |qkv, go, _| attention_cuda::backward(qkv, go, heads, mask));
+        }
         let y = self.forward(&q.detach(), &k.detach(), &v.detach())?;
         with_backward(y, [q, k, v], move |[q, k, v], go, _| self.backward(q, k, v, go))
     }
 }
 
-fn scale(d: usize) -> f64 {
+pub(crate) fn scale(d: usize) -> f64 {
     1.0 / (d as f64).sqrt()
 }
 

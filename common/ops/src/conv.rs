@@ -8,7 +8,14 @@ use rayon::prelude::*;
 
 use super::kernel::{Gradient, Kernel, Operand, apply3};
 use super::matrix::{Mat, Shared, gemm};
-use super::{arithmetic::add_bias, math, precomputed::with_backward, winograd};
+use super::{
+    arithmetic::{add_bias, bias_gradient},
+    math,
+    precomputed::with_backward,
+    winograd,
+};
+#[cfg(feature = "cudnn")]
+use super::{conv_cudnn, cuda};
 
 /// `x` (B, C, H, W), `weight` (O, C, k, k), `bias` (O) -> (B, O, H', W').
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
@@ -20,9 +27,9 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, padding
 }
 
 #[derive(Clone, Copy)]
-struct Conv {
-    stride: usize,
-    padding: usize,
+pub(crate) struct Conv {
+    pub stride: usize,
+    pub padding: usize,
 }
 
 impl Conv {
@@ -415,13 +422,25 @@ impl Kernel<3> for Conv {
     fn composed(&self, operands: [&Tensor; 3]) -> Result<Tensor> {
         let ([x, weight, bias], conv) = (operands, *self);
         let w = weight.detach().to_dtype(x.dtype())?;
+        #[cfg(feature = "cudnn")]
+        if cuda::fused(x) {
+            let y = conv_cudnn::forward(self, &x.detach(), &w, &bias.detach())?;
+            return with_backward(y, operands, move |[x, weight, bias], gy, wanted| {
+                let gx = wanted[0].then(|| conv_cudnn::input_gradient(&conv, x, &w, gy)).transpose()?;
+                let gw = wanted[1]
+                    .then(|| conv_cudnn::weight_gradient(&conv, x, &w, gy)?.to_dtype(weight.dtype()))
+                    .transpose()?;
+                let gb = wanted[2].then(|| bias_gradient(gy, gy.dim(2)? * gy.dim(3)?, bias.dtype())).transpose()?;
+                Ok([gx, gw, gb])
+            });
+        }
         let y = x.detach().conv2d(&w, conv.padding, conv.stride, 1, 1)?;
         let pixels = y.dim(2)? * y.dim(3)?;
         let y = add_bias(y, &bias.detach(), pixels)?;
         with_backward(y, operands, move |[x, weight, bias], gy, wanted| {
             let gx = wanted[0].then(|| conv.input_gradient(x, weight, gy)).transpose()?;
             let gw = wanted[1].then(|| conv.weight_gradient(x, weight, gy)).transpose()?;
-            let gb = wanted[2].then(|| gy.to_dtype(bias.dtype())?.sum((0, 2, 3))).transpose()?;
+            let gb = wanted[2].then(|| bias_gradient(gy, gy.dim(2)? * gy.dim(3)?, bias.dtype())).transpose()?;
             Ok([gx, gw, gb])
         })
     }

@@ -1,20 +1,59 @@
 //! What the launches of `kernels.cu` share. NVRTC compiles that file when the first kernel is asked for. The launches themselves
 //! stand in the file of their operation.
 //!
-//! Every function here fails where an operand is not f32, not on the GPU or (in a forward pass) not contiguous, and where the
-//! driver refuses a launch.
+//! Every function here fails where an operand has another type, is not on the GPU or (in a forward pass) not contiguous, and where
+//! the driver refuses a launch.
 
 use std::sync::OnceLock;
 
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
+use candle_core::cuda_backend::CudaDType;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DevicePtr, DeviceRepr, DeviceSlice};
 use candle_core::cuda_backend::cudarc::nvrtc::compile_ptx;
 use candle_core::{
-    CudaDevice, CudaStorage, Layout, Result, Shape, Storage, Tensor, backend::BackendStorage, bail, op::BackpropOp,
+    CudaDevice, CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, backend::BackendStorage, bail,
+    op::BackpropOp,
 };
+use half::bf16;
+
+use super::kernel::is_composed;
 
 /// Threads per block of the elementwise kernels, and their largest number of blocks.
 const THREADS: u32 = 256;
 const BLOCKS: u32 = 2048;
+
+/// Whether a tensor may go through kernels that no GPU has confirmed yet.
+pub(crate) fn fused(x: &Tensor) -> bool {
+    x.device().is_cuda() && matches!(x.dtype(), DType::F32 | DType::BF16) && !is_composed()
+}
+
+/// A type of activations that the kernels take.
+pub(crate) trait Number: CudaDType + DeviceRepr {
+    /// The end of a kernel's name.
+    const NAME: &'static str;
+
+    fn kernel(name: &str) -> String {
+        format!("{name}_{}", Self::NAME)
+    }
+}
+
+impl Number for f32 {
+    const NAME: &'static str = "f32";
+}
+
+impl Number for bf16 {
+    const NAME: &'static str = "bf16";
+}
+
+/// Calls a function that is generic over a [`Number`] for the type of a tensor.
+macro_rules! of_type {
+    ($dtype:expr, $f:ident($($arg:expr),*)) => {
+        match $dtype {
+            candle_core::DType::BF16 => $f::<half::bf16>($($arg),*),
+            _ => $f::<f32>($($arg),*),
+        }
+    };
+}
+pub(crate) use of_type;
 
 /// The compiled kernels, as PTX.
 pub(crate) fn kernels() -> Result<&'static str> {
@@ -28,9 +67,9 @@ pub(crate) fn kernels() -> Result<&'static str> {
 
 /// Launches a kernel of this name with (blocks, threads) and these arguments, each a view or a number.
 macro_rules! launch {
-    ($device:expr, $name:literal, $grid:expr, $($arg:expr),+ $(,)?) => {{
+    ($device:expr, $name:expr, $grid:expr, $($arg:expr),+ $(,)?) => {{
         use candle_core::cuda_backend::{WrapErr, cudarc::driver::{LaunchConfig, PushKernelArg}};
-        let function = $device.get_or_load_custom_func($name, "balanced-dpo", $crate::cuda::kernels()?)?;
+        let function = $device.get_or_load_custom_func(&$name, "balanced-dpo", $crate::cuda::kernels()?)?;
         let (blocks, threads) = $grid;
         let mut call = function.builder();
         $(let arg = $arg; call.arg(&arg);)+
@@ -53,17 +92,21 @@ pub(crate) fn device<'a>((storage, _): Operand<'a>) -> &'a CudaDevice {
     storage.device()
 }
 
-pub(crate) fn view<'a>((storage, layout): Operand<'a>) -> Result<CudaView<'a, f32>> {
+pub(crate) fn dtype((storage, _): Operand) -> DType {
+    storage.dtype()
+}
+
+pub(crate) fn view<'a, T: CudaDType>((storage, layout): Operand<'a>) -> Result<CudaView<'a, T>> {
     match layout.contiguous_offsets() {
-        Some((from, to)) => Ok(storage.as_cuda_slice::<f32>()?.slice(from..to)),
+        Some((from, to)) => Ok(storage.as_cuda_slice::<T>()?.slice(from..to)),
         None => bail!("an operand of a kernel is not contiguous"),
     }
 }
 
-/// Runs `f` over contiguous f32 tensors on one GPU.
-pub(crate) fn with_views<const N: usize, R>(
+/// Runs `f` over contiguous tensors of one type on one GPU.
+pub(crate) fn with_views<T: CudaDType, const N: usize, R>(
     tensors: [&Tensor; N],
-    f: impl FnOnce(&CudaDevice, [CudaView<f32>; N]) -> Result<R>,
+    f: impl FnOnce(&CudaDevice, [CudaView<T>; N]) -> Result<R>,
 ) -> Result<R> {
     let mut held = Vec::with_capacity(N);
     for tensor in tensors {
@@ -77,29 +120,73 @@ pub(crate) fn with_views<const N: usize, R>(
             _ => bail!("a GPU's kernel met a tensor of another device"),
         }
     }
-    let Ok(views) = <[CudaView<f32>; N]>::try_from(views) else { bail!("a kernel got too few operands") };
+    let Ok(views) = <[CudaView<T>; N]>::try_from(views) else { bail!("a kernel got too few operands") };
     f(tensors[0].device().as_cuda_device()?, views)
 }
 
 /// Memory for `n` numbers, not yet written.
-pub(crate) fn room(device: &CudaDevice, n: usize) -> Result<CudaSlice<f32>> {
+pub(crate) fn room<T: DeviceRepr>(device: &CudaDevice, n: usize) -> Result<CudaSlice<T>> {
     // SAFETY: whoever asks for it launches a kernel that writes all of it.
-    unsafe { device.alloc::<f32>(n) }
+    unsafe { device.alloc::<T>(n) }
 }
 
 /// A tensor of these numbers, without history.
-pub(crate) fn tensor(numbers: CudaSlice<f32>, device: &CudaDevice, shape: impl Into<Shape>) -> Tensor {
+pub(crate) fn tensor<T: CudaDType>(numbers: CudaSlice<T>, device: &CudaDevice, shape: impl Into<Shape>) -> Tensor {
     Tensor::from_storage(Storage::Cuda(storage(numbers, device)), shape, BackpropOp::none(), false)
 }
 
-pub(crate) fn storage(numbers: CudaSlice<f32>, device: &CudaDevice) -> CudaStorage {
+pub(crate) fn storage<T: CudaDType>(numbers: CudaSlice<T>, device: &CudaDevice) -> CudaStorage {
     CudaStorage::wrap_cuda_slice(numbers, device.clone())
 }
 
-/// Checks that tensors which a kernel changes in place are contiguous: the kernel would change a copy otherwise.
-pub(crate) fn check_in_place<const N: usize>(tensors: [&Tensor; N]) -> Result<()> {
-    match tensors.iter().all(|t| t.is_contiguous()) {
-        true => Ok(()),
-        false => bail!("a tensor that is changed in place is not contiguous"),
+/// Many tensors for kernels that work on all of them in one launch: see `kernels.cu`.
+pub(crate) struct Table {
+    /// For each tensor its length, and the addresses of its arrays.
+    rows: CudaSlice<u64>,
+    /// The tensor and the chunk of each block.
+    places: CudaSlice<u32>,
+    /// The tensor of each block.
+    pub tensors: Vec<usize>,
+}
+
+/// Numbers that a block of such a kernel works on.
+const CHUNK: usize = 65536;
+
+impl Table {
+    /// `all` has for each tensor its arrays, which are f32, contiguous and equally long.
+    pub fn new<const N: usize>(device: &CudaDevice, all: &[[&Tensor; N]]) -> Result<Self> {
+        let (mut rows, mut places, mut tensors) = (vec![], vec![], vec![]);
+        for (i, arrays) in all.iter().enumerate() {
+            let n = arrays[0].elem_count();
+            rows.push(n as u64);
+            for array in arrays {
+                let (storage, layout) = array.storage_and_layout();
+                let (Storage::Cuda(cuda), true) = (&*storage, array.elem_count() == n) else {
+                    bail!("tensors of one step of the optimiser lie on several devices, or differ in length")
+                };
+                rows.push(address(&view::<f32>((cuda, layout))?));
+            }
+            for chunk in 0..n.div_ceil(CHUNK) {
+                places.extend([i as u32, chunk as u32]);
+                tensors.push(i);
+            }
+        }
+        Ok(Self { rows: device.clone_htod(&rows)?, places: device.clone_htod(&places)?, tensors })
     }
+
+    /// The first two arguments of the kernels.
+    pub fn views(&self) -> (CudaView<'_, u64>, CudaView<'_, u32>) {
+        (self.rows.as_view(), self.places.as_view())
+    }
+
+    /// Blocks and threads.
+    pub fn grid(&self) -> (u32, u32) {
+        (self.tensors.len() as u32, THREADS)
+    }
+}
+
+/// The kernels that get it run on the one stream of the device, in order.
+pub(crate) fn address<T>(view: &CudaView<T>) -> u64 {
+    let stream = DeviceSlice::stream(view).clone();
+    view.device_ptr(&stream).0
 }

@@ -1,8 +1,12 @@
 //! An operation in all its forms, and the one adapter that hands it to candle.
 
+use std::sync::OnceLock;
+
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp3, DType, Device, Error, Layout, Result, Shape, Tensor};
 
 use super::accumulate::add_to_sum;
+#[cfg(feature = "cuda")]
+use super::accumulate::take_sums;
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::values::{values, with_values};
@@ -91,12 +95,19 @@ pub(crate) fn apply3<K: Kernel<3>>(kernel: K, [a, b, c]: [&Tensor; 3]) -> Result
     }
 }
 
-fn has_passes<K: Kernel<N>, const N: usize>(x: &Tensor) -> bool {
+/// Whether a kernel takes a tensor as it is.
+pub(crate) fn has_passes<K: Kernel<N>, const N: usize>(x: &Tensor) -> bool {
     match x.device() {
         Device::Cpu => x.dtype() == DType::F32,
-        Device::Cuda(_) => K::CUDA.contains(&x.dtype()),
+        Device::Cuda(_) => K::CUDA.contains(&x.dtype()) && (x.dtype() == DType::F32 || !is_composed()),
         Device::Metal(_) => false,
     }
+}
+
+/// Whether a GPU goes the way that a GPU has confirmed, and no newer one: `BDPO_GPU=composed` in the environment.
+pub(crate) fn is_composed() -> bool {
+    static COMPOSED: OnceLock<bool> = OnceLock::new();
+    *COMPOSED.get_or_init(|| std::env::var_os("BDPO_GPU").is_some_and(|way| way == "composed"))
 }
 
 /// What candle asks of an operation, for any number of operands.
@@ -136,7 +147,7 @@ impl<K: Kernel<N>, const N: usize> Op<N> for K {
     fn backward(&self, operands: [&Tensor; N], gy: &Tensor) -> Result<[Option<Tensor>; N]> {
         #[cfg(feature = "cuda")]
         if gy.device().is_cuda() {
-            return self.backward_cuda(operands, gy);
+            return take_sums(operands, self.backward_cuda(operands, gy)?);
         }
         gradients(operands, gy, |ready, gy, grads| Kernel::backward(self, ready, gy, grads))
     }

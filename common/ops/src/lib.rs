@@ -17,13 +17,19 @@ mod adamw;
 mod adapted;
 mod arithmetic;
 mod attention;
+#[cfg(feature = "cuda")]
+mod attention_cuda;
 mod conv;
+#[cfg(feature = "cudnn")]
+mod conv_cudnn;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod frozen;
 mod gate;
 mod kernel;
 mod linear;
+#[cfg(feature = "cuda")]
+mod linear_cuda;
 mod math;
 mod matrix;
 #[cfg(feature = "nccl")]
@@ -31,7 +37,10 @@ pub mod nccl;
 mod norm;
 mod pool;
 mod precomputed;
+#[cfg(feature = "cuda")]
+mod product;
 mod rotary;
+mod seed;
 mod shape;
 #[cfg(test)]
 mod tests;
@@ -40,7 +49,7 @@ mod winograd;
 
 pub use accumulate::{Sums, accumulate, accumulate_store};
 pub use activation::{geglu, gelu, gelu_tanh, quick_gelu, silu};
-pub use adamw::{AdamWStep, rounding_seed};
+pub use adamw::{AdamWStep, Moved, rounding_seed};
 pub use adapted::linear_adapted;
 pub use arithmetic::{add_to, map_in_place, scale, sum_of_squares, sums_of_squares};
 pub use attention::{Mask, attention};
@@ -51,6 +60,7 @@ pub use linear::linear;
 pub use norm::{Activation, group_norm, layer_norm, modulated_layer_norm, rms_norm};
 pub use pool::Pool;
 pub use rotary::rotate;
+pub use seed::backward_from;
 pub use shape::{from_tokens, pad_bottom_right, to_tokens, upsample_nearest};
 pub use values::{with_values, write};
 

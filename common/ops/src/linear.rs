@@ -3,9 +3,16 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::kernel::{Gradient, Kernel, Operand, apply3};
+#[cfg(feature = "cuda")]
+use super::linear_cuda;
 use super::matrix::{Mat, Shared, even, gemm};
-use super::{arithmetic::add_bias, precomputed::with_backward};
+use super::{
+    arithmetic::{add_bias, bias_gradient},
+    precomputed::with_backward,
+};
 
 /// Rows and output features of a task. Each task packs its part of the weight and of the rows for itself, which costs the less the
 /// larger both are; with few rows or few features, all threads have work.
@@ -113,12 +120,24 @@ impl Kernel<3> for Linear {
     fn composed(&self, operands: [&Tensor; 3]) -> Result<Tensor> {
         let matrix = |w: &Tensor, x: &Tensor| w.reshape((w.dim(0)?, ()))?.to_dtype(x.dtype()); // (out, in)
         let [x, weight, bias] = operands;
+        #[cfg(feature = "cuda")]
+        if cuda::fused(x) {
+            let w = matrix(&weight.detach(), x)?;
+            let y = linear_cuda::forward(&x.detach(), &w, &bias.detach())?;
+            return with_backward(y, operands, move |[x, weight, bias], gy, wanted| {
+                let gx = wanted[0].then(|| linear_cuda::input_gradient(x, &w, gy)).transpose()?;
+                let gw =
+                    wanted[1].then(|| linear_cuda::weight_gradient(x, &w, gy)?.reshape(weight.shape())).transpose()?;
+                let gb = wanted[2].then(|| bias_gradient(&rows(gy)?, 1, bias.dtype())).transpose()?;
+                Ok([gx, gw.map(|g| g.to_dtype(weight.dtype())).transpose()?, gb])
+            });
+        }
         let y = composed_product(x, &matrix(weight, x)?.t()?, bias)?;
         with_backward(y, operands, move |[x, weight, bias], gy, wanted| {
             let (x2, gy) = (rows(x)?, rows(gy)?);
             let gx = || gy.matmul(&matrix(weight, x)?)?.reshape(x.shape());
             let gw = || gy.t()?.matmul(&x2)?.to_dtype(weight.dtype())?.reshape(weight.shape());
-            let gb = || gy.to_dtype(bias.dtype())?.sum(0);
+            let gb = || bias_gradient(&gy, 1, bias.dtype());
             Ok([wanted[0].then(gx).transpose()?, wanted[1].then(gw).transpose()?, wanted[2].then(gb).transpose()?])
         })
     }

@@ -6,10 +6,13 @@ use candle_core::{D, DType, Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-#[cfg(feature = "cuda")]
-use super::cuda::{self, launch};
-use super::kernel::{Gradient, Kernel, Operand, apply3};
+use super::kernel::{Gradient, Kernel, Operand, apply3, has_passes};
 use super::math;
+#[cfg(feature = "cuda")]
+use super::{
+    arithmetic::column_sums,
+    cuda::{self, Number, launch, of_type},
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -69,8 +72,10 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     in_f32(RmsNorm { eps: eps as f32 }, [x, weight, &none])
 }
 
-fn in_f32(kernel: impl Kernel<3>, [x, weight, bias]: [&Tensor; 3]) -> Result<Tensor> {
-    let (wide, weight, bias) = (x.to_dtype(DType::F32)?, weight.to_dtype(DType::F32)?, bias.to_dtype(DType::F32)?);
+fn in_f32<K: Kernel<3>>(kernel: K, [x, weight, bias]: [&Tensor; 3]) -> Result<Tensor> {
+    // A kernel that takes a narrow type computes in f32 all the same.
+    let wide = if has_passes::<K, 3>(x) { x.clone() } else { x.to_dtype(DType::F32)? };
+    let (weight, bias) = (weight.to_dtype(DType::F32)?, bias.to_dtype(DType::F32)?);
     apply3(kernel, [&wide, &weight, &bias])?.to_dtype(x.dtype())
 }
 
@@ -136,6 +141,9 @@ const GROUP_THREADS: u32 = 512;
 /// Threads of a block that works on one row of tokens, on a GPU.
 #[cfg(feature = "cuda")]
 const ROW_THREADS: u32 = 128;
+/// Rows of tokens whose gradients of the weight a block adds up there.
+#[cfg(feature = "cuda")]
+const EACH: usize = 16;
 
 struct GroupNorm {
     groups: usize,
@@ -156,7 +164,7 @@ impl GroupNorm {
 
 impl Kernel<3> for GroupNorm {
     const NAME: &'static str = "group_norm";
-    const CUDA: &'static [DType] = &[DType::F32];
+    const CUDA: &'static [DType] = &[DType::F32, DType::BF16];
 
     fn forward(&self, [x, w, b]: [Operand; 3]) -> Vec<f32> {
         let (batch, channels) = (x.dims[0], x.dims[1]);
@@ -228,31 +236,44 @@ impl Kernel<3> for GroupNorm {
     }
 
     #[cfg(feature = "cuda")]
-    fn forward_cuda(&self, [x, w, b]: [cuda::Operand; 3]) -> Result<CudaStorage> {
-        let (device, (grid, size, pixels, silu)) = (cuda::device(x), self.launch(x.1.dims()));
-        let y = cuda::room(device, x.1.shape().elem_count())?;
-        let (x, w, b, groups) = (cuda::view(x)?, cuda::view(w)?, cuda::view(b)?, self.groups as i32);
-        launch!(device, "group_norm", grid, x, w, b, y.as_view(), size, pixels, groups, self.eps, silu)?;
-        Ok(cuda::storage(y, device))
+    fn forward_cuda(&self, operands: [cuda::Operand; 3]) -> Result<CudaStorage> {
+        fn of<T: Number>(norm: &GroupNorm, [x, w, b]: [cuda::Operand; 3]) -> Result<CudaStorage> {
+            let (device, (grid, size, pixels, silu)) = (cuda::device(x), norm.launch(x.1.dims()));
+            let y = cuda::room::<T>(device, x.1.shape().elem_count())?;
+            let (x, w, b, groups) =
+                (cuda::view::<T>(x)?, cuda::view::<f32>(w)?, cuda::view::<f32>(b)?, norm.groups as i32);
+            launch!(device, T::kernel("group_norm"), grid, x, w, b, y.as_view(), size, pixels, groups, norm.eps, silu)?;
+            Ok(cuda::storage(y, device))
+        }
+        of_type!(cuda::dtype(operands[0]), of(self, operands))
     }
 
     #[cfg(feature = "cuda")]
     fn backward_cuda(&self, [x, w, b]: [&Tensor; 3], gy: &Tensor) -> Result<[Option<Tensor>; 3]> {
-        let (grid, size, pixels, silu) = self.launch(x.dims());
-        let (shape, by_image) = (x.shape(), (x.dim(0)?, x.dim(1)?));
-        let [gx, gw, gb] = cuda::with_views([x, w, b, gy], |device, [x, w, b, gy]| {
-            let n = by_image.0 * by_image.1;
-            let (gx, gw, gb) = (cuda::room(device, x.len())?, cuda::room(device, n)?, cuda::room(device, n)?);
-            let (to_x, to_w, to_b) = (gx.as_view(), gw.as_view(), gb.as_view());
-            let (groups, eps) = (self.groups as i32, self.eps);
-            launch!(device, "group_norm_grad", grid, x, w, b, gy, to_x, to_w, to_b, size, pixels, groups, eps, silu)?;
-            Ok([
-                cuda::tensor(gx, device, shape),
-                cuda::tensor(gw, device, by_image),
-                cuda::tensor(gb, device, by_image),
-            ])
-        })?;
-        Ok([Some(gx), Some(gw.sum(0)?), Some(gb.sum(0)?)])
+        fn of<T: Number>(norm: &GroupNorm, [x, w, b, gy]: [&Tensor; 4]) -> Result<[Option<Tensor>; 3]> {
+            let (grid, size, pixels, silu) = norm.launch(x.dims());
+            let (shape, batch, channels) = (x.shape(), x.dim(0)?, x.dim(1)?);
+            let (groups, eps, n) = (norm.groups as i32, norm.eps, batch * channels);
+            let all = cuda::with_views::<T, 2, _>([x, gy], |device, [x, gy]| {
+                let [gx, gw, gb] = cuda::with_views::<f32, 2, _>([w, b], |_, [w, b]| {
+                    let (gx, gw, gb) =
+                        (cuda::room::<T>(device, x.len())?, cuda::room(device, n)?, cuda::room(device, n)?);
+                    let (to_x, to_w, to_b) = (gx.as_view(), gw.as_view(), gb.as_view());
+                    let name = T::kernel("group_norm_grad");
+                    launch!(device, name, grid, x, w, b, gy, to_x, to_w, to_b, size, pixels, groups, eps, silu)?;
+                    // Over the images.
+                    let [gw, gb] = [gw, gb].map(|g| column_sums::<f32>(device, g.as_view(), [batch, channels]));
+                    Ok([
+                        cuda::tensor(gx, device, shape),
+                        cuda::tensor(gw?, device, channels),
+                        cuda::tensor(gb?, device, channels),
+                    ])
+                })?;
+                Ok([Some(gx), Some(gw), Some(gb)])
+            });
+            all
+        }
+        of_type!(x.dtype(), of(self, [x, w, b, gy]))
     }
 }
 
@@ -303,7 +324,7 @@ fn layer_norm_row_grad(
 
 impl Kernel<3> for LayerNorm {
     const NAME: &'static str = "layer_norm";
-    const CUDA: &'static [DType] = &[DType::F32];
+    const CUDA: &'static [DType] = &[DType::F32, DType::BF16];
 
     fn forward(&self, [x, w, b]: [Operand; 3]) -> Vec<f32> {
         let (width, size) = Self::sizes(x, w);
@@ -357,28 +378,39 @@ impl Kernel<3> for LayerNorm {
     }
 
     #[cfg(feature = "cuda")]
-    fn forward_cuda(&self, [x, w, b]: [cuda::Operand; 3]) -> Result<CudaStorage> {
-        let (device, x, w, b) = (cuda::device(x), cuda::view(x)?, cuda::view(w)?, cuda::view(b)?);
-        let (y, n) = (cuda::room(device, x.len())?, w.len());
-        let grid = ((x.len() / n) as u32, ROW_THREADS);
-        launch!(device, "layer_norm", grid, x, w, b, y.as_view(), n as i32, self.eps)?;
-        Ok(cuda::storage(y, device))
+    fn forward_cuda(&self, operands: [cuda::Operand; 3]) -> Result<CudaStorage> {
+        fn of<T: Number>(norm: &LayerNorm, [x, w, b]: [cuda::Operand; 3]) -> Result<CudaStorage> {
+            let (device, x, w, b) =
+                (cuda::device(x), cuda::view::<T>(x)?, cuda::view::<f32>(w)?, cuda::view::<f32>(b)?);
+            let (y, n) = (cuda::room::<T>(device, x.len())?, w.len());
+            let grid = ((x.len() / n) as u32, ROW_THREADS);
+            launch!(device, T::kernel("layer_norm"), grid, x, w, b, y.as_view(), n as i32, norm.eps)?;
+            Ok(cuda::storage(y, device))
+        }
+        of_type!(cuda::dtype(operands[0]), of(self, operands))
     }
 
     #[cfg(feature = "cuda")]
     fn backward_cuda(&self, [x, w, _]: [&Tensor; 3], gy: &Tensor) -> Result<[Option<Tensor>; 3]> {
-        let (shape, n) = (x.shape(), w.elem_count());
-        let rows = x.elem_count() / n;
-        let [gx, gw] = cuda::with_views([x, w, gy], |device, [x, w, gy]| {
-            let (gx, gw) = (cuda::room(device, x.len())?, cuda::room(device, x.len())?);
-            let grid = (rows as u32, ROW_THREADS);
-            launch!(device, "layer_norm_grad", grid, x, w, gy, gx.as_view(), gw.as_view(), n as i32, self.eps)?;
-            Ok([cuda::tensor(gx, device, shape), cuda::tensor(gw, device, (rows, n))])
-        })?;
-        // Sums over rows as products: candle's own sum over the first dimension has few threads.
-        let ones = Tensor::ones((1, rows), DType::F32, x.device())?;
-        let over_rows = |g: &Tensor| ones.matmul(&g.reshape((rows, n))?)?.reshape(n);
-        Ok([Some(gx), Some(over_rows(&gw)?), Some(over_rows(&gy.contiguous()?)?)])
+        fn of<T: Number>(norm: &LayerNorm, [x, w, gy]: [&Tensor; 3]) -> Result<[Option<Tensor>; 3]> {
+            let (shape, n) = (x.shape(), w.elem_count());
+            let rows = x.elem_count() / n;
+            let blocks = rows.div_ceil(EACH);
+            let [gx, gw, gb] = cuda::with_views::<T, 2, _>([x, gy], |device, [x, gy]| {
+                cuda::with_views::<f32, 1, _>([w], |_, [w]| {
+                    let gx = cuda::room::<T>(device, x.len())?;
+                    let (gw, gb) = (cuda::room(device, blocks * n)?, cuda::room(device, blocks * n)?);
+                    let (to_x, to_w, to_b) = (gx.as_view(), gw.as_view(), gb.as_view());
+                    let (name, grid) = (T::kernel("layer_norm_grad"), (blocks as u32, ROW_THREADS));
+                    let (all, each, n_) = (rows as i32, EACH as i32, n as i32);
+                    launch!(device, name, grid, x, w, gy, to_x, to_w, to_b, all, each, n_, norm.eps)?;
+                    let [gw, gb] = [gw, gb].map(|g| column_sums::<f32>(device, g.as_view(), [blocks, n]));
+                    Ok([cuda::tensor(gx, device, shape), cuda::tensor(gw?, device, n), cuda::tensor(gb?, device, n)])
+                })
+            })?;
+            Ok([Some(gx), Some(gw), Some(gb)])
+        }
+        of_type!(x.dtype(), of(self, [x, w, gy]))
     }
 }
 

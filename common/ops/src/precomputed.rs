@@ -5,40 +5,72 @@ use std::sync::Mutex;
 
 use candle_core::{CpuStorage, CudaStorage, Layout, Result, Shape, Storage, Tensor, backend::BackendStorage, bail};
 
+use super::accumulate::take_sums;
 use super::kernel::{Adapter, Op};
 
 /// Gives `y`, which was computed from `operands` without history, the backward pass `backward`. That takes the operands, the
 /// gradient of `y` (all without history), and which gradients are wanted; what it returns beyond those is dropped.
 pub(crate) fn with_backward(
-    y: Tensor,
+    y: impl Into<Computed>,
     operands: [&Tensor; 3],
     backward: impl Fn([&Tensor; 3], &Tensor, [bool; 3]) -> Result<[Option<Tensor>; 3]> + Send + Sync + 'static,
 ) -> Result<Tensor> {
+    let y = y.into();
     if operands.iter().all(|t| !t.track_op()) {
-        return Ok(y);
+        return Ok(y.tensor());
     }
-    // candle takes the storage alone, in which the result must begin at the first number.
-    let starts = y.layout().contiguous_offsets().is_some_and(|(from, _)| from == 0);
-    let y = Mutex::new(Some(if starts { y } else { y.force_contiguous()? }));
-    operands[0].apply_op3(operands[1], operands[2], Adapter(Precomputed { y, backward }))
+    operands[0].apply_op3(operands[1], operands[2], Adapter(Precomputed { y: Mutex::new(Some(y)), backward }))
+}
+
+/// A result.
+pub(crate) enum Computed {
+    Tensor(Tensor),
+    /// What a tensor would hold, all of it: candle would copy it out of a tensor.
+    #[cfg(feature = "cuda")]
+    Cuda(CudaStorage, Shape),
+}
+
+impl From<Tensor> for Computed {
+    fn from(y: Tensor) -> Self {
+        Computed::Tensor(y)
+    }
+}
+
+impl Computed {
+    fn tensor(self) -> Tensor {
+        match self {
+            Computed::Tensor(y) => y,
+            #[cfg(feature = "cuda")]
+            Computed::Cuda(y, shape) => {
+                Tensor::from_storage(Storage::Cuda(y), shape, candle_core::op::BackpropOp::none(), false)
+            }
+        }
+    }
 }
 
 struct Precomputed<B> {
     /// Handed over in the forward pass, which runs once.
-    y: Mutex<Option<Tensor>>,
+    y: Mutex<Option<Computed>>,
     backward: B,
 }
 
 impl<B> Precomputed<B> {
-    fn result<S: BackendStorage>(&self, of: impl Fn(&Storage) -> Option<&S>) -> Result<(S, Shape)> {
-        let Ok(Some(y)) = self.y.lock().map(|mut y| y.take()) else {
-            bail!("a precomputed result was asked for twice")
-        };
-        let (storage, layout) = y.storage_and_layout();
-        match of(&storage) {
-            Some(storage) => Ok((storage.try_clone(layout)?, layout.shape().clone())),
-            None => bail!("a precomputed result lies on another device than its operands"),
+    fn take(&self) -> Result<Computed> {
+        match self.y.lock().map(|mut y| y.take()) {
+            Ok(Some(y)) => Ok(y),
+            _ => bail!("a precomputed result was asked for twice"),
         }
+    }
+}
+
+/// candle takes the storage alone, in which the result must begin at the first number.
+fn storage<S: BackendStorage>(y: Tensor, of: impl Fn(&Storage) -> Option<&S>) -> Result<(S, Shape)> {
+    let starts = y.layout().contiguous_offsets().is_some_and(|(from, _)| from == 0);
+    let y = if starts { y } else { y.force_contiguous()? };
+    let (storage, layout) = y.storage_and_layout();
+    match of(&storage) {
+        Some(storage) => Ok((storage.try_clone(layout)?, layout.shape().clone())),
+        None => bail!("a precomputed result lies on another device than its operands"),
     }
 }
 
@@ -49,11 +81,17 @@ where
     const NAME: &'static str = "precomputed";
 
     fn cpu(&self, _: [(&CpuStorage, &Layout); 3]) -> Result<(CpuStorage, Shape)> {
-        self.result(|storage| if let Storage::Cpu(storage) = storage { Some(storage) } else { None })
+        storage(self.take()?.tensor(), |storage| if let Storage::Cpu(storage) = storage { Some(storage) } else { None })
     }
 
     fn cuda(&self, _: [(&CudaStorage, &Layout); 3]) -> Result<(CudaStorage, Shape)> {
-        self.result(|storage| if let Storage::Cuda(storage) = storage { Some(storage) } else { None })
+        match self.take()? {
+            #[cfg(feature = "cuda")]
+            Computed::Cuda(y, shape) => Ok((y, shape)),
+            Computed::Tensor(y) => {
+                storage(y, |storage| if let Storage::Cuda(storage) = storage { Some(storage) } else { None })
+            }
+        }
     }
 
     fn backward(&self, operands: [&Tensor; 3], gy: &Tensor) -> Result<[Option<Tensor>; 3]> {
@@ -61,7 +99,7 @@ where
         let [a, b, c] = operands.map(Tensor::detach);
         let [ga, gb, gc] = (self.backward)([&a, &b, &c], &gy.detach(), wanted)?;
         // candle adds up whatever it is given, wanted or not.
-        Ok([ga.filter(|_| wanted[0]), gb.filter(|_| wanted[1]), gc.filter(|_| wanted[2])])
+        take_sums(operands, [ga.filter(|_| wanted[0]), gb.filter(|_| wanted[1]), gc.filter(|_| wanted[2])])
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 pub use adafactor::AdafactorConfig;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Var};
-use ops::{AdamWStep, rounding_seed};
+use ops::{AdamWStep, Moved, rounding_seed};
 pub use schedule::LrSchedule;
 
 use crate::params::{Grads, Params};
@@ -76,16 +76,25 @@ impl Optimizer {
             let key = format!("{prefix}.{name}");
             self.moments.get(&key).with_context(|| format!("the optimiser has no moment '{key}'"))
         };
+        let gradient = |name: &str| {
+            let g = grads.get(name).with_context(|| format!("there is no gradient for '{name}'"))?;
+            Ok::<_, anyhow::Error>(g.contiguous()?)
+        };
+        if let UpdateRule::AdamW(c) = self.rule {
+            let grads = params.keys().map(|name| gradient(name)).collect::<Result<Vec<_>>>()?;
+            let all = params.iter().zip(&grads).map(|((name, p), g)| {
+                Ok(Moved { p, m: moment("m", name)?, v: moment("v", name)?, g, seed: rounding_seed(name, t) })
+            });
+            return Ok(c.at(t, lr).apply_all(&all.collect::<Result<Vec<_>>>()?)?);
+        }
         for (name, p) in params {
-            let g = grads.get(name).with_context(|| format!("there is no gradient for '{name}'"))?.contiguous()?;
+            let g = gradient(name)?;
             match self.rule {
-                UpdateRule::AdamW(c) => {
-                    c.at(t, lr).apply(p, moment("m", name)?, moment("v", name)?, &g, rounding_seed(name, t))?
-                }
                 UpdateRule::Adafactor(c) if p.rank() < 2 => adafactor::step(c, p, moment("v", name)?, &g, t, lr)?,
                 UpdateRule::Adafactor(c) => {
                     adafactor::step_factored(c, p, moment("row", name)?, moment("col", name)?, &g, t, lr)?
                 }
+                UpdateRule::AdamW(_) => {}
             }
         }
         Ok(())
