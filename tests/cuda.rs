@@ -95,6 +95,8 @@ fn attention() {
         let batch = if n > 1024 { 1 } else { 2 };
         let shapes: &[&[usize]] = &[&[batch, n, width], &[batch, m, width], &[batch, m, width]];
         same("attention", shapes, 3, |x| ops::attention(&x[0], &x[1], &x[2], heads, mask));
+        // Large scores, of which bf16 would keep too few digits.
+        same("attention of large queries", shapes, 3, |x| ops::attention(&(&x[0] * 8.0)?, &x[1], &x[2], heads, mask));
     }
 }
 
