@@ -2,7 +2,8 @@
 # policy of the round before, which is also its reference.
 #
 #   make rounds X=mini ROUNDS=2        after `make reproduce`, into runs/mini/rounds/
-#   make rounds ... VOTE_FLAGS='--pairs pareto' ROUND_IMAGES=16     CaPO's pairs in place of the best against the worst
+#   make rounds ... ROUND_VOTE='--pairs pareto' ROUND_IMAGES=16     CaPO's pairs in place of the best against the worst
+#   make rounds ... ROUND_VOTE='--rule zsum' ROUND_TRAIN='--learning-rate 3e-5'     the rounds alone, not the policy FIRST
 #
 # Round 1 starts from the policy FIRST. Its own images give pairs that pairs.parquet cannot give: they follow the policy as it moves.
 
@@ -12,6 +13,9 @@ FIRST         ?= $(lastword $(POLICIES))
 ROUND_PROMPTS ?= 400
 ROUND_IMAGES  ?= 4
 ROUND_STEPS   ?= $(STEPS)
+# Flags of `vote` and `train` in the rounds; a flag of ROUND_TRAIN replaces an earlier one.
+ROUND_VOTE    ?= $(VOTE_FLAGS)
+ROUND_TRAIN   ?=
 
 R      := $D/rounds
 rounds := $(shell seq $(ROUNDS))
@@ -34,12 +38,13 @@ $(rounds:%=$R/%/drawn.parquet): $R/%/drawn.parquet: $R/prompts.parquet \
 	$(RUN) $(BIN)/sample $R/prompts.parquet --base $(BASE) --unet $(call before,$*) --name round-$* -n $(ROUND_IMAGES) \
 	    --scheduler $(SCHEDULER) --steps $(SAMPLE_STEPS) --guidance $(GUIDANCE) --seed $* $(SAMPLE_FLAGS) $(device_flags) -o $@
 
-$(rounds:%=$R/%/votes.parquet): $R/%/votes.parquet: $R/%/drawn.parquet $(scorers) $D/settings/score | build
-	$(RUN) $(BIN)/score $< --models $(MODELS) --metrics $(METRICS) $(SCORE_FLAGS) $(device_flags) -o - \
-	    | $(BIN)/vote - --pairs best-worst $(VOTE_FLAGS) -o $@
+$(rounds:%=$R/%/votes.parquet): $R/%/votes.parquet: $R/%/drawn.parquet $(scorers) $D/settings/score \
+    $(call settings,rounds-vote,ROUND_VOTE) | build
+	$(RUN) $(BIN)/score $< --models $(MODELS) --metrics $(METRICS) $(SCORE_FLAGS) $(device_flags) -o $(@D)/drawn-scored.parquet
+	$(BIN)/vote $(@D)/drawn-scored.parquet --pairs best-worst $(ROUND_VOTE) -o $@
 
 $(rounds:%=$R/%/policy/started): $R/%/policy/started: $R/%/drawn.parquet $R/%/votes.parquet $(base) \
-    $(call settings,rounds-train,ROUND_STEPS $(filter-out STEPS,$(train_settings)))
+    $(call settings,rounds-train,ROUND_STEPS ROUND_TRAIN $(filter-out STEPS,$(train_settings)))
 	$(start)
 
 $(rounds:%=$R/%/policy/$(unet)): $R/%/policy/$(unet): $R/%/policy/started | build
@@ -47,7 +52,7 @@ $(rounds:%=$R/%/policy/$(unet)): $R/%/policy/$(unet): $R/%/policy/started | buil
 	    --policy $(call before,$*) --reference $(call before,$*) \
 	    --max-train-steps $(ROUND_STEPS) --lr-warmup-steps $(WARMUP) --learning-rate $(LEARNING_RATE) --beta-dpo $(BETA) \
 	    --train-batch-size $(BATCH) --gradient-accumulation-steps $(ACCUMULATION) \
-	    --resolution $(RESOLUTION) --augment $(AUGMENT) --seed $(SEED) $(TRAIN_FLAGS) $(train_device_flags) \
+	    --resolution $(RESOLUTION) --augment $(AUGMENT) --seed $(SEED) $(TRAIN_FLAGS) $(ROUND_TRAIN) $(train_device_flags) \
 	    --checkpointing-steps $(CHECKPOINT_STEPS) --checkpoints-total-limit 1 --resume-from-checkpoint latest
 
 $(rounds:%=$R/%/images.parquet): $R/%/images.parquet: $D/prompts.parquet $R/%/policy/$(unet) $D/settings/sample | build

@@ -15,6 +15,12 @@ beta-2000.train          = --beta-dpo 2000
 steps-300.train     = --max-train-steps 300 --lr-warmup-steps 75
 steps-300.reference = hard:150
 
+# Pairs on which the three metrics that read the text agree, with a higher rate. It does not run by itself.
+text-unanimous.labels    = text-unanimous
+text-unanimous.rule      = unanimous --metrics hps,clip,pickscore
+text-unanimous.train     = --max-train-steps 80 --lr-warmup-steps 20 --learning-rate 3e-5
+text-unanimous.reference = hard:40
+
 # ablations.mk defines two of the rows: majority-only never refreshes the reference, K-30 refreshes it twice as often.
 include pipelines/ablations.mk
 
