@@ -45,6 +45,13 @@ const WORKS: &[Work] = &[
         older: None,
         again: "--resume-from-checkpoint latest",
     },
+    Work {
+        command: "train few.parquet --labels labels.parquet --base base --resolution 16 --max-train-steps 2 --lr 1e-4 \
+                  --train-batch-size 2 --checkpointing-steps 1 --lora-rank 2 --merge --reference-mode ema:0.05 -o out",
+        other: "--lr 2e-4",
+        older: None,
+        again: "--resume-from-checkpoint latest",
+    },
 ];
 
 const fn work(command: &'static str, other: &'static str) -> Work {

@@ -241,6 +241,26 @@ fn what_is_wrong_is_named_or_left_out_and_counted() {
             "[{\"prompt\": \"a\", \"winner\": \"/dev/zero\", \"loser\": \"images/0.png\"}]",
             &["/dev/zero is not a file"],
         ),
+        (
+            "twice.json",
+            "[{\"prompt\": \"a\", \"winner\": \"images/0.png\", \"loser\": \"images/1.png\", \"winner\": \"images/2.png\"}]",
+            &["\"winner\"", "twice"],
+        ),
+        (
+            "twice.jsonl",
+            "{\"prompt\": \"a\", \"winner\": \"images/0.png\", \"winner\": \"images/1.png\", \"loser\": \"images/2.png\"}",
+            &["object 0", "\"winner\"", "twice"],
+        ),
+        (
+            "twice.csv",
+            "prompt,winner,loser,winner\na,images/0.png,images/1.png,images/2.png\n",
+            &["column 3", "'winner'", "as another"],
+        ),
+        (
+            "true.json",
+            "[{\"prompt\": true, \"winner\": \"images/0.png\", \"loser\": \"images/1.png\"}]",
+            &["element 0", "prompt"],
+        ),
         ("w.csv", "a,b\n1,2\n", &["no list of pairs", "prompt,winner,loser"]),
         ("empty.json", "", &["is empty"]),
     ] {

@@ -214,6 +214,10 @@ fn what_is_wrong_is_named() {
     says(&fails(b"Prompt\tNote\na\tb\nc\td\te\n"), &["src: line 3", "3 fields", "header has 2"]);
     says(&fails(b"[\"a\", {\"text\": \"b\"}]"), &["src, element 1", "'prompt'"]);
     says(&fails(b"[\"a\", \"b\""), &["src begins like JSON"]);
+    says(&fails(b"{\"prompt\": \"a\", \"set\": \"s\", \"prompt\": \"b\"}"), &["src", "\"prompt\"", "twice"]);
+    says(&fails(b"[{\"prompt\": \"a\", \"prompt\": \"b\"}]"), &["src", "\"prompt\"", "twice"]);
+    says(&fails(b"[{\"prompt\": true}]"), &["src, element 0", "'prompt'"]);
+    says(&fails(b"prompt,style,Prompt\na,b,c\n"), &["src", "column 2", "'Prompt'", "as another"]);
     says(&fails(b"{\"anime\": [\"a\"]}"), &["src, element 0", "'prompt'"]);
     says(&fails(b"id,text\n1,a cat\n2,\"a cat, a dog\"\n"), &["src", "CSV", "id, text", "`prompt`"]);
     says(&fails(b"id;text\n1;a cat\n2;a dog\n"), &["src", "CSV", "id, text"]);

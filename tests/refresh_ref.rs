@@ -120,3 +120,47 @@ fn the_policy_is_not_replaced() {
     refresh(&dir, "policy", "base", &["--rate", "0.5", "-o", "base"]).ok();
     assert_eq!(dir.list(), ["base", "policy"]);
 }
+
+/// Damage does not pass from one checkpoint into the next.
+#[test]
+fn numbers_that_are_none_are_refused() {
+    let dir = models();
+    let file = |model: &str| dir.path(&format!("{model}/unet/diffusion_pytorch_model.safetensors"));
+    let name = "time_embedding.linear_1.weight";
+    for (model, dtype, value) in [
+        ("policy", DType::F32, f32::NAN),
+        ("policy", DType::F16, f32::INFINITY),
+        ("base", DType::BF16, f32::NAN),
+        ("base", DType::F32, f32::NEG_INFINITY),
+        ("policy", DType::I64, 7.0),
+    ] {
+        let whole = std::fs::read(file(model)).unwrap();
+        let mut all = f32s(&tensors(&file(model)));
+        let shape = all[name].shape().clone();
+        let mut numbers = values(&all[name]);
+        *numbers.last_mut().unwrap() = value;
+        let changed = Tensor::from_vec(numbers, &shape, &candle_core::Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+        all.insert(name.into(), changed);
+        write_tensors(&file(model), &all);
+        let error = refresh(&dir, "policy", "base", &["--rate", "0.5"]).fails(2);
+        let what = if dtype == DType::I64 { "holds I64, expected floats" } else { "NaN or infinity" };
+        says(&error, &[model, name, what]);
+        assert_eq!(dir.list(), ["base", "policy"]);
+        std::fs::write(file(model), whole).unwrap();
+    }
+}
+
+#[test]
+fn a_changed_byte_is_found_by_the_checksum() {
+    let dir = models();
+    refresh(&dir, "policy", "base", &["--rate", "0.5", "-o", "made"]).ok();
+    let file = "made/unet/diffusion_pytorch_model.safetensors";
+    let mut bytes = dir.bytes(file);
+    let last = bytes.len() - 4; // a low bit: still a number
+    bytes[last] ^= 1;
+    dir.write(file, bytes);
+    for (policy, reference) in [("made", "base"), ("policy", "made")] {
+        says(&refresh(&dir, policy, reference, &["--rate", "0.5"]).fails(2), &[file, "is damaged", "checksum"]);
+    }
+    assert_eq!(dir.list(), ["base", "made", "policy"]);
+}

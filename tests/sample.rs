@@ -610,6 +610,44 @@ fn noise_that_is_no_number_is_refused() {
     assert_eq!(dir.list(), ["noise", "prompts.txt"]);
 }
 
+/// What came out of a training that diverged, or was damaged since, draws nothing.
+#[test]
+fn damaged_weights_draw_nothing() {
+    let dir = world();
+    copy(&oracle("policy"), &dir.path("policy"));
+    let file = "policy/unet/diffusion_pytorch_model.safetensors";
+    let whole = tensors(&dir.path(file));
+    let mut bad = whole.clone();
+    bad.insert("conv_out.bias".into(), Tensor::full(f32::NAN, 4, &candle_core::Device::Cpu).unwrap());
+    write_tensors(&dir.path(file), &bad);
+    says(&sample(&dir, "prompts.txt", "out", "--unet policy").fails(2), &[file, "'conv_out.bias'", "NaN"]);
+    write_tensors(&dir.path(file), &whole);
+    dir.tool("refresh-ref").args(["--policy", "policy", "--reference", "policy", "-o", "made"]).ok();
+    let file = "made/unet/diffusion_pytorch_model.safetensors";
+    let mut bytes = dir.bytes(file);
+    let last = bytes.len() - 4;
+    bytes[last] ^= 1;
+    dir.write(file, bytes);
+    says(&sample(&dir, "prompts.txt", "out", "--unet made").fails(2), &[file, "is damaged", "checksum"]);
+    assert_eq!(dir.list(), ["made", "policy", "prompts.txt"]);
+}
+
+/// A named pipe in the place of a file would be waited for without end.
+#[test]
+fn a_model_lies_in_files() {
+    let dir = world();
+    for (name, file) in
+        [("a", "scheduler/scheduler_config.json"), ("b", "text_encoder/config.json"), ("c", "vae/config.json")]
+    {
+        copy(&oracle("base"), &dir.path(name));
+        let path = dir.path(&format!("{name}/{file}"));
+        let _ = std::fs::remove_file(&path);
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let error = sample(&dir, "prompts.txt", "out", &format!("--base {name}")).fails(2);
+        says(&error, &[&format!("{name}/{file}"), "a named pipe"]);
+    }
+}
+
 #[test]
 fn outputs_in_the_place_of_inputs_are_refused() {
     let dir = world();

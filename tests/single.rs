@@ -334,5 +334,15 @@ fn a_model_card_says_what_the_weights_and_the_win_rates_say() {
         );
         says(&text, &[link]);
     }
+    let weights = if dir.path("policy/unet").exists() {
+        "policy/unet/diffusion_pytorch_model.safetensors"
+    } else {
+        "policy/pytorch_lora_weights.safetensors"
+    };
+    let mut bytes = dir.bytes(weights);
+    let last = bytes.len() - 4;
+    bytes[last] ^= 1;
+    dir.write(weights, bytes);
+    says(&dir.tool("report").args(card).fails(2), &[weights, "is damaged", "checksum"]);
     says(&dir.tool("report").args(["--card", "x.md", "--policy", &base]).fails(2), &["does not say how it was made"]);
 }

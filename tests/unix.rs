@@ -382,6 +382,38 @@ fn signals_save_and_leave() {
     }
 }
 
+/// Other programs open a table by the ending of its name, and ours are Parquet.
+#[test]
+fn a_table_is_not_called_something_else() {
+    let dir = Dir::new();
+    let scores_of = |x: f32| vec![Some(x); 3];
+    dir.put("scores.parquet", &scores(&[None; 3], &[("hps", &scores_of(0.25), &scores_of(0.5))]));
+    dir.write("prompts.txt", "a fox\n");
+    let mut commands = vec!["vote scores.parquet", "prompts prompts.txt"];
+    #[cfg(feature = "nets")]
+    {
+        use util::world::{copy, oracle, pairs};
+        dir.put("pairs.parquet", &pairs(3));
+        copy(&oracle("base"), &dir.path("base"));
+        commands.extend([
+            "score pairs.parquet --metrics colourfulness",
+            "sample prompts.txt --base base --steps 1",
+            "pairs pairs.parquet",
+        ]);
+    }
+    let before = dir.list();
+    for command in commands {
+        let (tool, args) = split(command);
+        for ending in ["feather", "arrow", "csv", "FEATHER"] {
+            let error = dir.tool(tool).args(&args).args(["-o", &format!("x.{ending}")]).fails(2);
+            says(&error, &["Parquet", "x.parquet", &format!("x.{ending}")]);
+        }
+        assert_eq!(dir.list(), before, "{tool}");
+        dir.tool(tool).args(&args).args(["-o", "x.parquet"]).ok();
+        std::fs::remove_file(dir.path("x.parquet")).unwrap();
+    }
+}
+
 #[test]
 fn underscores_are_dashes() {
     for (tool, flag) in [("winrate", "--best_of=1"), ("vote", "--metrics=hps"), ("prompts", "--max=1")] {

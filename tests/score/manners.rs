@@ -131,7 +131,7 @@ fn outputs_that_make_no_sense_are_refused() {
     let over = dir.tool("score").args(["pairs.parquet", "--metrics", "aesthetic", "--model", &model, "-o", "head.pth"]);
     says(&over.fails(2), &["head.pth is also an input"]);
     std::fs::remove_file(dir.path("head.pth")).unwrap();
-    dir.write("kept.parquet.partial", "what a killed run left");
+    dir.write("kept.parquet.partial", "PAR1 is how what a killed run left begins");
     colourfulness(&dir, "pairs.parquet", "kept.parquet").ok();
     std::fs::create_dir(dir.path("busy.parquet.partial")).unwrap();
     dir.write("busy.parquet.partial/mine.txt", "of somebody else");
@@ -139,6 +139,13 @@ fn outputs_that_make_no_sense_are_refused() {
     colourfulness(&dir, "pairs.parquet", "scores.parquet").ok();
     let vote = dir.tool("vote").args(["scores.parquet", "--metrics", "colourfulness", "-o", "busy.parquet"]);
     says(&vote.fails(2), &["busy.parquet.partial"]);
+    // A file of somebody's, whose name is that of the unfinished output.
+    dir.write("out.parquet.partial", "my notes\n");
+    says(&colourfulness(&dir, "pairs.parquet", "out.parquet").fails(2), &["out.parquet.partial", "no table", "rename"]);
+    let vote = dir.tool("vote").args(["scores.parquet", "--metrics", "colourfulness", "-o", "out.parquet"]);
+    says(&vote.fails(2), &["out.parquet.partial", "no table", "rename"]);
+    assert_eq!(dir.bytes("out.parquet.partial"), b"my notes\n");
+    std::fs::remove_file(dir.path("out.parquet.partial")).unwrap();
     assert_eq!(dir.list(), ["busy.parquet.partial", "kept.parquet", "pairs.parquet", "scores.parquet"]);
     assert_eq!(dir.bytes("busy.parquet.partial/mine.txt"), b"of somebody else");
     let threads = dir.tool("score").args(["pairs.parquet", "-o", "x", "--threads", "4294967295"]).exits(2);

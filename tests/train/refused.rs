@@ -172,6 +172,24 @@ fn models_that_do_not_fit_are_named() {
     assert!(!tool.fails(2).contains("candle_core::"));
 }
 
+/// A start that holds no numbers would be trained for hours.
+#[test]
+fn weights_that_are_no_numbers_are_named() {
+    let dir = world();
+    let file = "bad/unet/diffusion_pytorch_model.safetensors";
+    for (start, value) in [
+        ("--policy bad", f32::NAN),
+        ("--policy bad --lora_rank 2", f32::NEG_INFINITY),
+        ("--reference bad", f32::INFINITY),
+    ] {
+        copy(&oracle("policy"), &dir.path("bad"));
+        let mut all = tensors(&dir.path(file));
+        all.insert("conv_out.bias".into(), candle_core::Tensor::full(value, 4, &candle_core::Device::Cpu).unwrap());
+        write_tensors(&dir.path(file), &all);
+        says(&train(&dir, "out", start).fails(2), &[file, "'conv_out.bias'", "NaN or infinity"]);
+    }
+}
+
 #[test]
 fn adapters_are_not_a_whole_unet() {
     let dir = world();

@@ -10,6 +10,8 @@ use serde_json::Value;
 pub enum Field {
     Text(String),
     Number(f64),
+    /// Yes or no, which is a number and no text.
+    Truth(bool),
     Bytes(Vec<u8>),
     /// The content of a file.
     File(PathBuf),
@@ -62,7 +64,7 @@ impl Field {
     fn of(value: Value) -> Option<Self> {
         match value {
             Value::String(text) => Some(Self::Text(text)),
-            Value::Bool(yes) => Some(Self::Number(f64::from(u8::from(yes)))),
+            Value::Bool(yes) => Some(Self::Truth(yes)),
             Value::Number(number) => number.as_f64().map(Self::Number),
             Value::Array(list) => list.into_iter().map(Self::of).collect::<Option<_>>().map(Self::List),
             Value::Null | Value::Object(_) => None,
@@ -73,6 +75,7 @@ impl Field {
     pub fn number(&self) -> Option<f64> {
         match self {
             Self::Number(number) => Some(*number),
+            Self::Truth(yes) => Some(f64::from(u8::from(*yes))),
             Self::Text(text) => text.trim().parse().ok(),
             _ => None,
         }

@@ -12,10 +12,10 @@ use arrow::datatypes::DataType;
 use pipe::column::Rows;
 use pipe::delimited::Delimited;
 use pipe::origin::InputOrigin;
+use pipe::strict::Strict;
 use pipe::table::{self, Inputs};
 use pipe::{id, place};
 use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
-use serde_json::Value;
 
 use crate::pair::Reader;
 use crate::record::{Field, Record};
@@ -152,7 +152,9 @@ fn records(rows: &Rows, unread: &str) -> Result<Vec<Record>> {
             }
             _ if kind.is_floating() || *kind == DataType::Boolean => {
                 let numbers = rows.f32_or_null(name)?;
-                let number = |i: usize| numbers.is_valid(i).then(|| Field::Number(numbers.value(i).into()));
+                let field =
+                    |x: f32| if *kind == DataType::Boolean { Field::Truth(x != 0.0) } else { Field::Number(x.into()) };
+                let number = |i: usize| numbers.is_valid(i).then(|| field(numbers.value(i)));
                 (0..rows.len()).for_each(|i| put(i, number(i)));
             }
             _ => {
@@ -190,7 +192,7 @@ fn array(name: &str, text: impl Read, reader: &Reader, take: &mut Take) -> Resul
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
             let mut i = 0;
-            while let Some(value) = elements.next_element::<Value>()? {
+            while let Some(Strict(value)) = elements.next_element()? {
                 let mut record = Record::new(format!("{}, element {i} (from 0)", self.name));
                 let more = record.push_json(value).and_then(|()| (self.take)(self.reader, Ok(record)));
                 if !matches!(more, Ok(true)) {
@@ -224,10 +226,10 @@ fn array(name: &str, text: impl Read, reader: &Reader, take: &mut Take) -> Resul
 
 /// JSON objects, one after the other.
 fn lines(name: &str, text: impl Read, reader: &Reader, take: &mut Take) -> Result<bool> {
-    for (i, value) in serde_json::Deserializer::from_reader(text).into_iter::<Value>().enumerate() {
+    for (i, value) in serde_json::Deserializer::from_reader(text).into_iter::<Strict>().enumerate() {
         let place = format!("{name}, object {i} (from 0)");
         let mut record = Record::new(place.clone());
-        record.push_json(value.with_context(|| format!("{place} is not JSON"))?)?;
+        record.push_json(value.with_context(|| format!("{place} is not JSON"))?.0)?;
         if !take(reader, Ok(record))? {
             return Ok(false);
         }
@@ -309,8 +311,8 @@ fn member(record: &mut Record, field: &str, bytes: Vec<u8>) -> Result<()> {
     let place = record.place.clone();
     match &*ending {
         "json" => {
-            let value = serde_json::from_slice(&bytes).map_err(Error::from);
-            record.push_json(value.with_context(|| format!("{place}: {field} is not JSON"))?)
+            let value: Result<Strict, _> = serde_json::from_slice(&bytes);
+            record.push_json(value.with_context(|| format!("{place}: {field} is not JSON"))?.0)
         }
         "txt" | "text" | "cls" | "caption" => {
             let text = String::from_utf8(bytes).with_context(|| format!("{place}: {field} is not UTF-8 text"))?;

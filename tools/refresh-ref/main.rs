@@ -102,7 +102,7 @@ fn refresh(args: Args) -> Result<Answer> {
     let dtype = args.save_dtype.map(weights::dtype);
     let mut moved: BTreeMap<String, Tensor> = BTreeMap::new();
     for name in policy.names() {
-        let theta = policy.raw(&name)?.to_dtype(DType::F32)?.to_device(&device)?;
+        let theta = policy.floats(&name)?.to_dtype(DType::F32)?.to_device(&device)?;
         let theta_ref = reference.get(&name, theta.dims()).context("policy and reference differ in architecture")?;
         let next = match args.rate {
             1.0 => theta, // exactly, not up to rounding

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use nets::folder;
-use nets::weights::Weights;
+use nets::weights::{self, Weights};
 use pipe::origin::Origin;
 use pipe::place;
 use pipe::winrates::{Side, Winrates};
@@ -42,6 +42,9 @@ pub fn markdown(flags: &CardFlags, title: Option<&str>, files: &[PathBuf], sheet
     let origin = weights.origin();
     let origin =
         origin.with_context(|| format!("{} does not say how it was made: `train` did not write it", weights.name))?;
+    for file in weights.files() {
+        weights::check(file)?;
+    }
     let name = policy.file_name().map_or_else(|| "policy".into(), |name| name.to_string_lossy().into_owned());
     let results = files.iter().map(|path| winrates::read(path)).collect::<Result<Vec<_>>>()?;
     let lora = adapters.is_some();
@@ -91,8 +94,8 @@ struct Network {
 impl Network {
     fn of(policy: &Path) -> Self {
         let part = folder::DENOISERS.into_iter().find(|part| policy.join(part).is_dir()).unwrap_or(folder::DENOISER);
-        let text = std::fs::read(policy.join(part).join("config.json")).unwrap_or_default();
-        let config: Value = serde_json::from_slice(&text).unwrap_or_default();
+        let text = nets::json::text(&policy.join(part).join("config.json")).unwrap_or_default();
+        let config: Value = serde_json::from_str(&text).unwrap_or_default();
         let class = config.get("_class_name").and_then(Value::as_str).unwrap_or("UNet2DConditionModel").to_owned();
         Self { part, name: if part == folder::DENOISER { "UNet" } else { part }, class }
     }

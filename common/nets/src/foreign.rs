@@ -1,11 +1,12 @@
 //! Files that lie where weights should and are something else, named by their first bytes, with what to do about it.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use pipe::foreign::named_text;
+
+use crate::file;
 
 /// How a file begins, and the end of the sentence "FILE is ...".
 const KINDS: [(&[u8], &str); 13] = [
@@ -38,7 +39,7 @@ pub enum Content {
 pub fn content(path: &Path) -> Result<Content> {
     let cannot = || format!("cannot read {}", path.display());
     let mut begin = vec![];
-    File::open(path).with_context(cannot)?.take(1024).read_to_end(&mut begin).with_context(cannot)?;
+    file::open(path)?.take(1024).read_to_end(&mut begin).with_context(cannot)?;
     let name = path.display();
     ensure!(!begin.is_empty(), "{name} is empty");
     // A safetensors file begins with the length of its header, which is JSON. That length may begin as a pickle does.

@@ -1,10 +1,12 @@
 //! JSON files: the configurations of models and the indices of their weights.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{io::Read, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+use crate::file;
 
 /// The longest JSON file that is read, in bytes. The longest published one, a tokenizer of 256,000 tokens, has 35 MB.
 const LONGEST: u64 = 256 << 20;
@@ -27,8 +29,7 @@ pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
 pub fn text(path: &Path) -> Result<String> {
     let cannot = || format!("cannot read {}", path.display());
     let mut text = String::new();
-    let read =
-        File::open(path).with_context(cannot)?.take(LONGEST + 1).read_to_string(&mut text).with_context(cannot)?;
+    let read = file::open(path)?.take(LONGEST + 1).read_to_string(&mut text).with_context(cannot)?;
     ensure!(
         read as u64 <= LONGEST,
         "{} is longer than the {LONGEST} bytes that are read of a JSON file",

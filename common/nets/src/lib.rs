@@ -11,6 +11,7 @@ pub mod config;
 pub mod denoiser;
 pub mod device;
 pub mod drawing;
+mod file;
 pub mod folder;
 pub mod foreign;
 pub mod hub;

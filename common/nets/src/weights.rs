@@ -1,12 +1,13 @@
 //! Reading weights: named tensors from safetensors files (any float type, whole or in shards) and torch's zip pickles.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::{fs::File, io::Read};
+use std::{fs::File, ops::Range};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use pipe::id;
 use pipe::origin::{self, Origin};
@@ -16,7 +17,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use crate::foreign::{self, Content};
 use crate::lora::Adapter;
 use crate::single::names::Part;
-use crate::{folder, pickle, write};
+use crate::{file, folder, pickle, write};
 
 /// The second half of the rows before the first.
 pub(crate) fn exchanged(x: &Tensor) -> Result<Tensor> {
@@ -83,16 +84,23 @@ impl Stored {
         Ok(Self::Part(whole.clone(), part, part_dims))
     }
 
-    fn read(&self) -> Result<Tensor> {
+    /// Reads the tensor. If its numbers are to be `finite`, they are looked at while they are in a core's cache.
+    fn read(&self, finite: bool) -> Result<Tensor> {
         let (file, info, start) = match self {
             Self::InFile { file, info, start } => (file, info, *start),
-            Self::InMemory(tensor) => return Ok(tensor.clone()),
+            Self::InMemory(tensor) => {
+                let is_finite = |tensor: &Tensor| -> Result<bool> {
+                    Ok(ops::sum_of_squares(&tensor.to_dtype(DType::F32)?)?.is_finite())
+                };
+                ensure!(!finite || !tensor.dtype().is_float() || is_finite(tensor)?, NOT_FINITE);
+                return Ok(tensor.clone());
+            }
             Self::Adapted(base, adapter) => {
-                let weight = base.read()?.to_dtype(DType::F32)?;
+                let weight = base.read(finite)?.to_dtype(DType::F32)?;
                 return Ok((&weight + adapter.delta()?.reshape(weight.dims())?)?);
             }
             Self::Part(whole, part, dims) => {
-                let whole = whole.read()?;
+                let whole = whole.read(finite)?;
                 return Ok(match part {
                     Part::Whole | Part::Pixel => whole,
                     Part::Rows { from, count, .. } => whole.narrow(0, dims[0] / count * from, dims[0])?.contiguous()?,
@@ -104,16 +112,37 @@ impl Stored {
         if info.dtype == Dtype::F32 {
             let mut values = vec![0f32; info.shape.iter().product()];
             // In pieces on all threads: a network of gigabytes may be read at every step.
-            let piece = 1 << 20;
-            values.par_chunks_mut(piece).enumerate().try_for_each(|(i, values)| {
-                file.read_exact_at(bytemuck::cast_slice_mut(values), start + 4 * (i * piece) as u64)
+            values.par_chunks_mut(PIECE).enumerate().try_for_each(|(i, values)| {
+                file.read_exact_at(bytemuck::cast_slice_mut(values), start + 4 * (i * PIECE) as u64)?;
+                ensure!(!finite || !holds(values, |x| x.to_bits(), 0x7f80_0000), NOT_FINITE);
+                Ok(())
             })?;
             return Ok(Tensor::from_vec(values, &info.shape[..], &Device::Cpu)?);
         }
         let mut bytes = vec![0u8; info.data_offsets.1 - info.data_offsets.0];
         file.read_exact_at(&mut bytes, start)?;
+        let exponent = match info.dtype {
+            Dtype::F16 => Some(0x7c00),
+            Dtype::BF16 => Some(0x7f80),
+            _ => None, // f64 is not written by those who train
+        };
+        let half = |bytes: &[u8; 2]| u32::from(u16::from_le_bytes(*bytes));
+        let found = exponent.filter(|_| finite).is_some_and(|exponent| {
+            bytes.par_chunks(2 * PIECE).any(|piece| holds(piece.as_chunks().0, half, exponent))
+        });
+        ensure!(!found, NOT_FINITE);
         Ok(Tensor::from_raw_buffer(&bytes, info.dtype.try_into()?, &info.shape, &Device::Cpu)?)
     }
+}
+
+/// Numbers that are read at once, which stay in a core's cache.
+const PIECE: usize = 1 << 16;
+
+const NOT_FINITE: &str = "it holds NaN or infinity: the file is damaged, or the training that wrote it has diverged";
+
+/// Whether all bits of the `exponent` are set in any number: those of NaN and infinity are.
+fn holds<T>(values: &[T], bits: impl Fn(&T) -> u32, exponent: u32) -> bool {
+    values.iter().fold(false, |found, x| found | (bits(x) & exponent == exponent))
 }
 
 type Open = dyn Fn(&Path) -> Result<Weights> + Send + Sync;
@@ -234,24 +263,34 @@ impl Weights {
 
     /// A tensor on the CPU, in the type in which it is stored.
     pub fn raw(&self, name: &str) -> Result<Tensor> {
-        let stored = self.tensors.get(name).with_context(|| format!("{}: tensor '{name}' is missing", self.name))?;
-        stored.read().with_context(|| format!("{}: cannot read tensor '{name}'", self.name))
+        self.read(name, false)
     }
 
-    /// A float tensor of the given shape. A stored (out, in) serves for (out, in, 1, 1) and the other way round.
-    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        if let Some(imagined) = &self.imagined {
-            let mut asked = imagined.asked.lock().unwrap_or_else(PoisonError::into_inner);
-            asked.insert(name.to_owned(), shape.to_vec());
-            return Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)?);
-        }
-        let tensor = self.raw(name)?;
+    fn read(&self, name: &str, finite: bool) -> Result<Tensor> {
+        let stored = self.tensors.get(name).with_context(|| format!("{}: tensor '{name}' is missing", self.name))?;
+        stored.read(finite).with_context(|| format!("{}: cannot read tensor '{name}'", self.name))
+    }
+
+    /// The same of floats, which are numbers: NaN and infinity are refused.
+    pub fn floats(&self, name: &str) -> Result<Tensor> {
+        let tensor = self.read(name, true)?;
         ensure!(
             tensor.dtype().is_float(),
             "{}: tensor '{name}' holds {:?}, expected floats",
             self.name,
             tensor.dtype()
         );
+        Ok(tensor)
+    }
+
+    /// Floats of the given shape. A stored (out, in) serves for (out, in, 1, 1) and the other way round.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        if let Some(imagined) = &self.imagined {
+            let mut asked = imagined.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            asked.insert(name.to_owned(), shape.to_vec());
+            return Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)?);
+        }
+        let tensor = self.floats(name)?;
         let first_two = |dims: &[usize]| dims.iter().copied().take(2).collect::<Vec<_>>();
         let same = tensor.dims() == shape
             || (tensor.elem_count() == shape.iter().product::<usize>()
@@ -289,7 +328,7 @@ pub fn dtype(dtype: pipe::device::Dtype) -> DType {
 }
 
 /// SHA-256 of a weight file in hexadecimal. Each file is read once per process, whoever asks; one that has been replaced or
-/// changed since then is read again.
+/// changed since then is read again. A file that does not have the checksum that it carries is refused.
 pub fn file_hash(path: &Path) -> Result<String> {
     /// Device, inode, size, time of the last change (s, ns).
     type Version = (u64, u64, u64, i64, i64);
@@ -301,7 +340,10 @@ pub fn file_hash(path: &Path) -> Result<String> {
     if let Some(hash) = known.get(&version) {
         return Ok(hash.clone());
     }
-    let hash = id::file_hash(path)?;
+    let hash = match foreign::content(path) {
+        Ok(Content::Safetensors) => Checked::hash(path)?,
+        _ => id::file_hash(path)?,
+    };
     known.insert(version, hash.clone());
     Ok(hash)
 }
@@ -320,23 +362,69 @@ pub fn metadata(path: &Path) -> Result<HashMap<String, String>> {
 
 /// Checks a safetensors file against the checksum that it carries. Returns whether it carries one.
 pub fn check(path: &Path) -> Result<bool> {
-    let Header { mut file, metadata, end } = header(path)?;
-    let Some(sum) = metadata.metadata().as_ref().and_then(|all| all.get(write::CHECKSUM)) else { return Ok(false) };
-    let damaged = || format!("{} is damaged: its numbers do not have the checksum that it carries", path.display());
-    let mut bytes = vec![0; end as usize];
-    file.read_exact_at(&mut bytes, 0).with_context(damaged)?;
-    let at = write::digits(&bytes, sum).with_context(damaged)?;
-    bytes[at..at + sum.len()].fill(b'0');
-    let mut found = crc32c::crc32c(&bytes);
-    bytes.resize(1 << 20, 0); // long enough for fast reading, and in the cache
-    loop {
-        match file.read(&mut bytes).with_context(|| format!("cannot read {}", path.display()))? {
-            0 => break,
-            n => found = crc32c::crc32c_append(found, &bytes[..n]),
-        }
+    let mut file = Checked::open(path)?;
+    let mut bytes = vec![0; 1 << 20]; // long enough for fast reading, and in the cache
+    while file.read(&mut bytes).with_context(|| format!("cannot read {}", path.display()))? > 0 {}
+    file.end(path)
+}
+
+/// A safetensors file whose checksum is computed while its bytes pass by.
+struct Checked {
+    file: File,
+    /// The checksum that it carries, and the place of its digits, which count as zeros.
+    carried: Option<(String, Range<u64>)>,
+    at: u64,
+    sum: u32,
+}
+
+impl Checked {
+    fn open(path: &Path) -> Result<Self> {
+        let Header { mut file, metadata, end } = header(path)?;
+        let sum = metadata.metadata().as_ref().and_then(|all| all.get(write::CHECKSUM));
+        let place = |sum: &String| {
+            let mut bytes = vec![0; end as usize];
+            file.read_exact_at(&mut bytes, 0)?;
+            let at = write::digits(&bytes, sum).context("its checksum is not where it should be")? as u64;
+            Ok::<_, Error>((sum.clone(), at..at + sum.len() as u64))
+        };
+        let carried = sum.map(place).transpose().with_context(|| damaged(path))?;
+        file.rewind()?;
+        Ok(Self { file, carried, at: 0, sum: 0 })
     }
-    ensure!(format!("{found:08x}") == *sum, damaged());
-    Ok(true)
+
+    /// The file's SHA-256.
+    fn hash(path: &Path) -> Result<String> {
+        let mut file = Self::open(path)?;
+        let hash = id::hash_of(&mut file).with_context(|| format!("cannot read {}", path.display()))?;
+        file.end(path)?;
+        Ok(hash)
+    }
+
+    /// Whether the file, which was read to its end, carries a checksum. That must be the right one.
+    fn end(self, path: &Path) -> Result<bool> {
+        let is_right = self.carried.as_ref().is_none_or(|(sum, _)| format!("{:08x}", self.sum) == *sum);
+        ensure!(is_right, damaged(path));
+        Ok(self.carried.is_some())
+    }
+}
+
+impl Read for Checked {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read(bytes)?;
+        if let Some((_, digits)) = &self.carried {
+            let within = |at: u64| (at.clamp(self.at, self.at + n as u64) - self.at) as usize;
+            let (from, to) = (within(digits.start), within(digits.end));
+            let zeros = vec![b'0'; to - from];
+            let parts = [&bytes[..from], &zeros, &bytes[to..n]];
+            self.sum = parts.into_iter().fold(self.sum, crc32c::crc32c_append);
+        }
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+fn damaged(path: &Path) -> String {
+    format!("{} is damaged: its numbers do not have the checksum that it carries", path.display())
 }
 
 /// A safetensors file of which the header has been read.
@@ -348,7 +436,7 @@ struct Header {
 
 fn header(path: &Path) -> Result<Header> {
     let damaged = || format!("{} is not a whole safetensors file", path.display());
-    let mut file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut file = file::open(path)?;
     let size = file.metadata()?.len();
     let mut length = [0; 8];
     file.read_exact(&mut length).with_context(damaged)?;
@@ -427,6 +515,10 @@ mod tests {
         file.set_modified(time).unwrap();
         assert_eq!(hash(), first);
         file.set_modified(time + std::time::Duration::from_secs(1)).unwrap();
+        let error = Weights::open(&path).unwrap().hash().unwrap_err().to_string();
+        assert!(error.contains("is damaged"), "{error}");
+        let ones = Tensor::ones(3, DType::F32, &Device::Cpu).unwrap();
+        write::tensors(&path, &BTreeMap::from([("a".to_string(), ones)]), Default::default()).unwrap();
         assert_eq!(hash(), id::file_hash(&path).unwrap());
         assert_ne!(hash(), first);
     }

@@ -1,7 +1,9 @@
 //! Text whose fields are separated: CSV as in RFC 4180, with commas, semicolons or bars, and TSV, in which a quote is a quote.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use csv_core::{ReadFieldResult, Reader, ReaderBuilder};
+
+use crate::text::shown;
 
 const DELIMITERS: [u8; 4] = [b'\t', b',', b';', b'|'];
 
@@ -20,6 +22,8 @@ pub struct Delimited<'a> {
     /// The names of the columns, without the spaces around them.
     pub header: Vec<String>,
     records: Records<'a>,
+    /// A column whose name another one has; it is the first error.
+    twice: Option<usize>,
 }
 
 impl<'a> Delimited<'a> {
@@ -30,7 +34,9 @@ impl<'a> Delimited<'a> {
             let mut records = Records::new(text, delimiter);
             let header = records.next()?.ok()?.fields;
             let header: Vec<String> = header.iter().map(|name| name.trim().to_owned()).collect();
-            (header.len() > 1 && header.iter().any(|name| known(name))).then_some(Self { header, records })
+            let low: Vec<String> = header.iter().map(|name| name.to_lowercase()).collect();
+            let twice = (0..low.len()).find(|&i| !low[i].is_empty() && low[..i].contains(&low[i]));
+            (header.len() > 1 && header.iter().any(|name| known(name))).then_some(Self { header, records, twice })
         })
     }
 }
@@ -40,6 +46,11 @@ impl Iterator for Delimited<'_> {
 
     /// The next record, with as many fields as the header: the last ones may be left out.
     fn next(&mut self) -> Option<Self::Item> {
+        if let Some(i) = self.twice.take() {
+            self.records.ended = true;
+            let name = shown(&self.header[i]);
+            return Some(Err(anyhow!("column {i} (from 0) is called '{name}', as another is")));
+        }
         let record = self.records.next()?;
         Some(record.and_then(|mut record| {
             let (line, n, columns) = (record.line, record.fields.len(), self.header.len());

@@ -58,8 +58,8 @@ pub fn file_hash(path: &Path) -> Result<String> {
     File::open(path).and_then(hash_of).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// The same of a file that is open.
-pub(crate) fn hash_of(mut file: File) -> io::Result<String> {
+/// The same of what is read.
+pub fn hash_of(mut file: impl Read) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {

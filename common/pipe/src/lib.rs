@@ -39,6 +39,7 @@ pub mod shard;
 pub mod shown;
 pub mod stdout;
 pub mod stop;
+pub mod strict;
 pub mod table;
 pub mod take;
 pub mod text;

@@ -113,6 +113,7 @@ impl Parts {
         let new_parent = new_parent.map(Path::to_owned);
         if folder.is_file() {
             lock::file(&folder, &base)?; // what a killed run of a tool without parts left
+            place::refuse_partial_of_others(&base)?;
             fs::remove_file(&folder).with_context(|| format!("cannot write {}", base.display()))?;
         }
         let lock = lock::Folder::lock(&folder, &base)?;

@@ -2,6 +2,7 @@
 //! output is never one of the inputs.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::{env, ffi::OsStr};
@@ -42,6 +43,24 @@ pub fn partial_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     path.with_file_name(name)
+}
+
+/// Refuses to write the table `path` where the file that it would be until it is whole is somebody's: what a run that was killed
+/// left of a table is empty, or begins as one.
+pub(crate) fn refuse_partial_of_others(path: &Path) -> Result<()> {
+    let partial = partial_path(path);
+    let mut begin = vec![];
+    if partial.is_file() {
+        let cannot = || format!("cannot read {}", partial.display());
+        File::open(&partial).with_context(cannot)?.take(4).read_to_end(&mut begin).with_context(cannot)?;
+    }
+    ensure!(
+        begin.is_empty() || begin == b"PAR1",
+        "cannot write {}: until it is whole it is called {}, and a file of that name exists, which is no table; rename that",
+        path.display(),
+        partial.display()
+    );
+    Ok(())
 }
 
 /// Whether a path names an object rather than a file: `s3://`, `gs://`, `http://` or `https://`.

@@ -47,7 +47,7 @@ impl Adapters {
             .with_context(|| format!("{} holds no adapters of a UNet or a transformer", file.display()))?;
         for name in weights.names() {
             if let Some(inner) = name.strip_prefix(&prefix) {
-                tensors.insert(inner.to_owned(), weights.raw(&name)?.to_dtype(DType::F32)?);
+                tensors.insert(inner.to_owned(), weights.floats(&name)?.to_dtype(DType::F32)?);
             }
         }
         let modules = modules(tensors.keys());
@@ -124,7 +124,7 @@ pub fn merged(
 ) -> Result<BTreeMap<String, Tensor>> {
     let mut all = BTreeMap::new();
     for name in base.names() {
-        all.insert(name.clone(), base.raw(&name)?.to_dtype(DType::F32)?);
+        all.insert(name.clone(), base.floats(&name)?.to_dtype(DType::F32)?);
     }
     for module in modules(adapters.keys()) {
         let delta = Adapter::of(&module, adapters, config)?.delta()?.to_device(&Device::Cpu)?;

@@ -3,14 +3,14 @@
 //! Hugging Face's fast tokenizer (NFC, lower case) serves Stable Diffusion and PickScore; open_clip's (ftfy, HTML
 //! entities, lower case) serves HPS and CLIP. The styles differ in special tokens, padding and how a long text ends.
 
-use std::{fs, panic::catch_unwind, path::Path, sync::LazyLock};
+use std::{panic::catch_unwind, path::Path, sync::LazyLock};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use regex::Regex;
 use serde_json::{Value, json};
 use tokenizers::{AddedToken, Model, ModelWrapper, Tokenizer as Hf, models::bpe::BPE};
 
-use crate::clean;
+use crate::{clean, file};
 
 pub mod unigram;
 pub mod wordpiece;
@@ -57,9 +57,9 @@ impl Tokenizer {
         let hf = if has("tokenizer.json") {
             from_json(&folder.join("tokenizer.json"))
         } else if has("vocab.json") && has("merges.txt") {
-            read(&folder.join("vocab.json")).and_then(|vocab| {
+            file::text(&folder.join("vocab.json")).and_then(|vocab| {
                 let vocab = serde_json::from_str(&vocab).context("vocab.json")?;
-                clip(vocab, &read(&folder.join("merges.txt"))?)
+                clip(vocab, &file::text(&folder.join("merges.txt"))?)
             })
         } else {
             clip(builtin_vocab(), MERGES)
@@ -153,10 +153,6 @@ pub(crate) fn beginning(text: &str) -> &str {
     &text[..end.unwrap_or(0)]
 }
 
-fn read(path: &Path) -> Result<String> {
-    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
-}
-
 struct Specials {
     bos: String,
     eos: String,
@@ -179,8 +175,8 @@ impl Specials {
         for name in ["special_tokens_map.json", "tokenizer_config.json"] {
             let path = folder.join(name);
             if path.is_file() {
-                let parsed: Value =
-                    serde_json::from_str(&read(&path)?).with_context(|| format!("cannot read {}", path.display()))?;
+                let parsed: Value = serde_json::from_str(&file::text(&path)?)
+                    .with_context(|| format!("cannot read {}", path.display()))?;
                 files.push(parsed);
             }
         }

@@ -1,5 +1,7 @@
 //! Against open_clip and transformers; the ids are made by tests/oracle/tokens.py.
 
+use std::fs;
+
 use std::path::PathBuf;
 
 use serde::Deserialize;

@@ -9,7 +9,7 @@ use tokenizers::{
     pre_tokenizers::bert::BertPreTokenizer, processors::bert::BertProcessing,
 };
 
-use crate::json;
+use crate::{file, json};
 
 /// The vocabulary of google-bert/bert-base-uncased (Apache-2.0). The folders of BLIP's judges do not hold it.
 pub const UNCASED: &str = include_str!("bert_vocab.txt");
@@ -24,8 +24,7 @@ pub fn from_folder(folder: &Path, positions: usize) -> Result<(Tokenizer, PathBu
     let cased = folder.join("tokenizer_config.json");
     let cased = cased.is_file() && json::read::<serde_json::Value>(&cased)?["do_lower_case"] == false;
     let cannot = || format!("cannot read {}", vocabulary.display());
-    let text = std::fs::read_to_string(&vocabulary).with_context(cannot)?;
-    let tokenizer = bert(&text, !cased).with_context(cannot)?;
+    let tokenizer = bert(&file::text(&vocabulary)?, !cased).with_context(cannot)?;
     Ok((cut(tokenizer, positions)?, vocabulary))
 }
 

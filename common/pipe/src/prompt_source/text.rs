@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::{Entry, NAMES};
 use crate::delimited::{Delimited, header_of, one_column};
 use crate::schema::prompts as col;
+use crate::strict::Strict;
 use crate::text::shown;
 
 /// The entries of a text that `name` calls.
@@ -85,14 +86,14 @@ fn of_table(name: &str, table: Delimited) -> Result<Vec<Entry>> {
 fn json(text: &str) -> Option<Result<Vec<Value>>> {
     let begin = text.trim_start();
     if let Some(inside) = begin.strip_prefix('[') {
-        let parsed = serde_json::from_str(begin);
+        let parsed = serde_json::from_str::<Vec<Strict>>(begin);
         let looks = inside.trim_start().starts_with(['"', '{', ']']);
-        return (parsed.is_ok() || looks).then(|| Ok(parsed?));
+        return (parsed.is_ok() || looks).then(|| Ok(parsed?.into_iter().map(|Strict(value)| value).collect()));
     }
     let inside = begin.strip_prefix('{')?;
     inside.trim_start().starts_with('"').then(|| {
-        let values = serde_json::Deserializer::from_str(begin).into_iter().collect::<Result<_, _>>();
-        Ok(values?)
+        let values = serde_json::Deserializer::from_str(begin).into_iter();
+        Ok(values.map(|value| value.map(|Strict(value)| value)).collect::<Result<_, _>>()?)
     })
 }
 

@@ -58,10 +58,15 @@ impl Output {
             true => StreamWriter::try_new(BufWriter::new(stream(path, &name)?), &schema)
                 .map(|writer| Body::Stream(Box::new(writer)))
                 .map_err(Error::from),
-            false => parquet(AtomicFile::create(path)?, &schema).map(|writer| Body::Parquet(Box::new(writer))),
+            false => parquet(Self::file(path)?, &schema).map(|writer| Body::Parquet(Box::new(writer))),
         };
         let body = body.with_context(|| format!("cannot write {name}"))?;
         Ok(Self { name, body, schema, notes: vec![], rows: 0 })
+    }
+
+    fn file(path: &Path) -> Result<AtomicFile> {
+        place::refuse_partial_of_others(&place::file_behind(path)?)?;
+        AtomicFile::create(path)
     }
 
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {

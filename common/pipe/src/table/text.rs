@@ -2,7 +2,7 @@
 
 use std::{fs::File, io::Read, sync::Arc};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, UInt64Array};
 use arrow::datatypes::{Field, Schema};
 
@@ -40,9 +40,6 @@ pub(super) fn read(begin: &[u8], file: &mut File) -> Result<Option<RecordBatch>>
     let Some(table) = Delimited::with_column(text, |name| TEXTS.contains(&name)) else { return Ok(None) };
     ensure!(bytes.len() as u64 <= LONGEST, "a text of more than {} MiB; write it as Parquet", LONGEST >> 20);
     let header = table.header.clone();
-    if let Some((i, name)) = header.iter().enumerate().find(|(i, name)| header[..*i].contains(name)) {
-        bail!("column {i} (from 0) is called '{name}', as another is");
-    }
     let mut columns: Vec<Vec<Option<String>>> = vec![vec![]; header.len()];
     for record in table {
         let fields = record?.fields.into_iter().map(|field| (!field.is_empty()).then_some(field));
