@@ -16,6 +16,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use crate::foreign::{self, Content};
 use crate::lora::Adapter;
+use crate::pickle::Place;
 use crate::single::names::Part;
 use crate::{file, folder, pickle, write};
 
@@ -44,11 +45,12 @@ pub type Shapes = BTreeMap<String, Vec<usize>>;
 
 enum Stored {
     /// Read when it is asked for. The file is not mapped: pages of a mapped file count as this program's memory once they
-    /// have been touched. `start`: the offset of the tensor's first byte.
+    /// have been touched. `start`: the offset of the tensor's first byte. `crc32`: the checksum of its bytes, if it has one.
     InFile {
         file: Arc<File>,
         info: TensorInfo,
         start: u64,
+        crc32: Option<u32>,
     },
     InMemory(Tensor),
     /// Part of another one, of these dimensions.
@@ -86,8 +88,8 @@ impl Stored {
 
     /// Reads the tensor. If its numbers are to be `finite`, they are looked at while they are in a core's cache.
     fn read(&self, finite: bool) -> Result<Tensor> {
-        let (file, info, start) = match self {
-            Self::InFile { file, info, start } => (file, info, *start),
+        let (file, info, start, crc32) = match self {
+            Self::InFile { file, info, start, crc32 } => (file, info, *start, *crc32),
             Self::InMemory(tensor) => {
                 let is_finite = |tensor: &Tensor| -> Result<bool> {
                     Ok(ops::sum_of_squares(&tensor.to_dtype(DType::F32)?)?.is_finite())
@@ -109,6 +111,11 @@ impl Stored {
                 });
             }
         };
+        let sound = |bytes: &[u8]| {
+            let same = crc32.is_none_or(|sum| sum == crc32fast::hash(bytes));
+            ensure!(same, "its numbers do not have the checksum that the file has of them: the file is damaged");
+            Ok(())
+        };
         if info.dtype == Dtype::F32 {
             let mut values = vec![0f32; info.shape.iter().product()];
             // In pieces on all threads: a network of gigabytes may be read at every step.
@@ -117,10 +124,12 @@ impl Stored {
                 ensure!(!finite || !holds(values, |x| x.to_bits(), 0x7f80_0000), NOT_FINITE);
                 Ok(())
             })?;
+            sound(bytemuck::cast_slice(&values))?;
             return Ok(Tensor::from_vec(values, &info.shape[..], &Device::Cpu)?);
         }
         let mut bytes = vec![0u8; info.data_offsets.1 - info.data_offsets.0];
         file.read_exact_at(&mut bytes, start)?;
+        sound(&bytes)?;
         let exponent = match info.dtype {
             Dtype::F16 => Some(0x7c00),
             Dtype::BF16 => Some(0x7f80),
@@ -197,7 +206,7 @@ impl Weights {
         self.imagined.map(|all| all.asked.into_inner().unwrap_or_else(PoisonError::into_inner)).unwrap_or_default()
     }
 
-    /// The tensors in `files` whose names are `wanted`; those of pickles are read at once.
+    /// The tensors in `files` whose names are `wanted`; those of pickles that are not whole storages are read at once.
     pub(crate) fn of_files(files: Vec<PathBuf>, wanted: impl Fn(&str) -> bool) -> Result<Self> {
         let name = files.first().map(|file| file.display().to_string()).unwrap_or_default();
         let mut tensors = BTreeMap::new();
@@ -205,7 +214,11 @@ impl Weights {
             match foreign::content(file)? {
                 Content::Safetensors => tensors.extend(stored(file)?.into_iter().filter(|(name, _)| wanted(name))),
                 Content::Pickle => {
-                    let read = pickle::read_some(file, &wanted)?;
+                    let (places, read) = pickle::open_some(file, &wanted)?;
+                    let opened = Arc::new(File::open(file).with_context(|| format!("cannot read {}", file.display()))?);
+                    tensors.extend(places.into_iter().map(|(name, Place { info, start, crc32 })| {
+                        (name, Stored::InFile { file: opened.clone(), info, start, crc32: Some(crc32) })
+                    }));
                     tensors.extend(read.into_iter().map(|(name, tensor)| (name, Stored::InMemory(tensor))))
                 }
             }
@@ -456,7 +469,7 @@ fn stored(path: &Path) -> Result<Vec<(String, Stored)>> {
     let file = Arc::new(file);
     let place = |(name, info): (String, &TensorInfo)| {
         let start = end + info.data_offsets.0 as u64;
-        (name, Stored::InFile { file: file.clone(), info: info.clone(), start })
+        (name, Stored::InFile { file: file.clone(), info: info.clone(), start, crc32: None })
     };
     Ok(metadata.tensors().into_iter().map(place).collect())
 }
@@ -497,6 +510,29 @@ mod tests {
             let key = (sum - 9..sum - 3).contains(&at);
             assert!(if key { !check(&path).unwrap() } else { check(&path).is_err() }, "byte {at}");
         }
+    }
+
+    #[test]
+    fn tensors_of_a_pickle_are_read_when_they_are_asked_for_and_their_checksums_compared() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pytorch_model.bin");
+        let values = [1f32, 2., 3.];
+        let tensors: [(&str, DType, &[usize]); 2] = [("a", DType::F32, &[3, 1]), ("b", DType::F32, &[3])];
+        let write = |_: &str, file: &mut dyn std::io::Write| Ok(file.write_all(bytemuck::cast_slice(&values))?);
+        pickle::write::stream(&path, &tensors, Some("state_dict"), write).unwrap();
+        let weights = Weights::open(dir.path()).unwrap();
+        assert!(weights.tensors.values().all(|stored| matches!(stored, Stored::InFile { .. })));
+        assert_eq!(weights.get("a", &[3, 1]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap(), values);
+        assert_eq!(pickle::read(&path).unwrap()["b"].to_vec1::<f32>().unwrap(), values);
+        // One bit of `b`: the last of the two storages.
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(12).rposition(|w| w == bytemuck::cast_slice::<f32, u8>(&values)).unwrap();
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let weights = Weights::open(dir.path()).unwrap();
+        assert!(weights.raw("a").is_ok());
+        let error = format!("{:#}", weights.raw("b").unwrap_err());
+        assert!(error.contains("pytorch_model.bin") && error.contains("'b'") && error.contains("checksum"), "{error}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::{fs::File, path::Path, rc::Rc};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{Device, Tensor, WithDType};
 use half::{bf16, f16};
+use safetensors::tensor::{Dtype, TensorInfo};
 use zip::{CompressionMethod, ZipArchive, read::ZipFile, result::ZipError};
 
 use machine::{Heap, Id, Storage, Value, View};
@@ -26,7 +27,24 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
 
 /// [`read`], of the tensors whose names are `wanted`.
 pub fn read_some(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
-    read_archive(path, wanted).with_context(|| format!("cannot read {}", path.display()))
+    read_archive(path, wanted, None).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Where the numbers of a tensor lie in its file, and the checksum of their bytes.
+pub struct Place {
+    pub info: TensorInfo,
+    pub start: u64,
+    pub crc32: u32,
+}
+
+/// [`read_some`], without the tensors that fill a storage of floats, as all weights do: of these only the places.
+pub fn open_some(
+    path: &Path,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<(BTreeMap<String, Place>, BTreeMap<String, Tensor>)> {
+    let mut places = BTreeMap::new();
+    let read = read_archive(path, wanted, Some(&mut places));
+    Ok((places, read.with_context(|| format!("cannot read {}", path.display()))?))
 }
 
 /// The shapes of all tensors.
@@ -35,7 +53,11 @@ pub fn shapes(path: &Path) -> Result<BTreeMap<String, Vec<usize>>> {
     Ok(views.into_iter().map(|(name, view)| (name, view.shape.clone())).collect())
 }
 
-fn read_archive(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Tensor>> {
+fn read_archive(
+    path: &Path,
+    wanted: impl Fn(&str) -> bool,
+    mut places: Option<&mut BTreeMap<String, Place>>,
+) -> Result<BTreeMap<String, Tensor>> {
     let (mut archive, folder, mut views) = views(path)?;
     views.retain(|name, _| wanted(name));
     let mut by_storage: BTreeMap<&str, Vec<(&str, &View)>> = BTreeMap::new();
@@ -46,6 +68,12 @@ fn read_archive(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<S
     let mut tensors = BTreeMap::new();
     for (key, views) in by_storage {
         let file = format!("{folder}data/{key}");
+        if let (Some(places), [(name, view)]) = (&mut places, &views[..])
+            && let Some(place) = place(&mut archive, &file, view)
+        {
+            places.insert((*name).to_owned(), place);
+            continue;
+        }
         let all = views_of(&mut archive, &file, &views).with_context(|| format!("tensor '{}'", views[0].0))?;
         tensors.extend(views.iter().map(|(name, _)| (*name).to_owned()).zip(all));
     }
@@ -137,6 +165,22 @@ fn tensors_of(heap: &Heap, whole: Id) -> Result<BTreeMap<String, Rc<View>>> {
         .collect();
     ensure!(!tensors.is_empty(), "it holds no tensors by name, neither at its top nor under 'state_dict'");
     Ok(tensors)
+}
+
+/// The place of a tensor that fills a storage of floats in `file`.
+fn place(archive: &mut Archive, file: &str, view: &View) -> Option<Place> {
+    let (dtype, width) = match view.storage.class {
+        "torch.FloatStorage" => (Dtype::F32, 4),
+        "torch.HalfStorage" => (Dtype::F16, 2),
+        "torch.BFloat16Storage" => (Dtype::BF16, 2),
+        _ => return None,
+    };
+    let count = view.shape.iter().product::<usize>();
+    let bytes = count.checked_mul(width)?;
+    let entry = stored(archive, file).ok()?; // who reads it says what is wrong with it
+    let fills = contiguous(view) && count == view.storage.len && entry.size() == bytes as u64;
+    let info = TensorInfo { dtype, shape: view.shape.clone(), data_offsets: (0, bytes) };
+    fills.then_some(Place { info, start: entry.data_start()?, crc32: entry.crc32() })
 }
 
 /// The tensors that are views into one storage, in the order of `views`.
