@@ -139,7 +139,7 @@ fn check(source: &PairSource, rule: &Rule, ties: Ties) -> Result<()> {
     let human = *rule == Rule::Human;
     ensure!(
         !source.metrics().is_empty() || human,
-        "{}: no metric to vote (a metric m has the columns m_0 and m_1); run `score` first",
+        "{}: no metric to vote (a metric m has the columns m_0 and m_1, and judges vote only if --metrics names them); run `score` first",
         source.name()
     );
     ensure!(source.metrics().len() <= 64, "{}: {} voters; 64 is the most", source.name(), source.metrics().len());
