@@ -708,3 +708,14 @@ fn images_as_datasets_writes_them_are_the_same_images() {
     assert!(bytes.iter().map(|b| b.unwrap().to_vec()).eq(pngs(&a)));
     assert_eq!(column_text(&a, "image_uid"), column_text(&b, "image_uid"));
 }
+
+#[test]
+fn an_unknown_way_of_a_gpu_is_refused() {
+    let dir = Dir::new();
+    dir.write("p.txt", "a fox\n");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sample"));
+    command.arg(dir.path("p.txt")).arg("--base").arg(oracle("base")).arg("-o").arg(dir.path("x"));
+    let output = command.args(["--device", "cuda"]).env("BDPO_GPU", "fast").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    says(&String::from_utf8(output.stderr).unwrap(), &["BDPO_GPU", "fast", "`composed`"]);
+}

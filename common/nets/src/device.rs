@@ -11,6 +11,11 @@ pub fn open(device: device::Device) -> Result<Device> {
     match device {
         device::Device::Cpu => Ok(Device::Cpu),
         device::Device::Cuda(n) => {
+            let way = std::env::var_os("BDPO_GPU").unwrap_or_default();
+            ensure!(
+                way.is_empty() || way == "composed",
+                "BDPO_GPU is {way:?} in the environment; `composed` is the only value that is known: set that, or nothing"
+            );
             ensure!(candle_core::utils::cuda_is_available(), "this build has no CUDA (cargo's feature `cuda`)");
             cuda(n).with_context(|| format!("cannot use CUDA device {n}"))
         }
