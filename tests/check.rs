@@ -124,6 +124,16 @@ fn changed_bytes_are_seen_where_there_is_a_checksum_or_a_page_breaks() {
         bytes[at] ^= 1;
         dir.write(file, &bytes);
     }
+    // A pickle has a checksum of each tensor, which stands in a zip archive behind its name and an extra field.
+    let mut bytes = fs::read(repository("tests/fixtures/pickle/state_dict.pt")).unwrap();
+    dir.write("flipped.pt", &bytes);
+    dir.tool("check").arg("flipped.pt").ok();
+    let name = b"state_dict/data/0";
+    let at = bytes.windows(name.len()).position(|part| part == name).unwrap();
+    let extra = usize::from(u16::from_le_bytes([bytes[at - 2], bytes[at - 1]]));
+    bytes[at + name.len() + extra] ^= 1;
+    dir.write("flipped.pt", &bytes);
+    says(dir.tool("check").arg("flipped.pt").exits(1).text(), &["flipped.pt: NOT whole"]);
     let mut bytes = dir.bytes("scores.parquet");
     bytes[4..60].fill(0);
     dir.write("scores.parquet", &bytes);
@@ -144,6 +154,19 @@ fn what_is_missing_is_named() {
     missing("policy/unet", "policy", &["neither unet/, transformer/ nor lora/"]);
     missing("policy/state/optimizer.safetensors", "policy", &["state/optimizer.safetensors is missing"]);
     missing("lora/lora/pytorch_lora_weights.safetensors", "lora", &["pytorch_lora_weights.safetensors"]);
+    let kohya = dir.bytes("lora/lora/kohya.safetensors");
+    dir.write("lora/lora/kohya.safetensors", &kohya[..100]);
+    says(dir.tool("check").arg("lora").exits(1).text(), &["lora: NOT whole", "kohya.safetensors: "]);
+    dir.write("lora/lora/kohya.safetensors", &kohya);
+    let tables = "--images base.images policy.images --images-in folder -o beside.html";
+    dir.tool("report").args(tables.split(' ')).ok();
+    dir.tool("check").arg("beside.html").ok();
+    let first = fs::read_dir(dir.path("beside-images")).unwrap().next().unwrap().unwrap().path();
+    fs::remove_file(first).unwrap();
+    says(
+        dir.tool("check").arg("beside.html").exits(1).text(),
+        &["beside.html: NOT whole", "1 of its images", "beside-images/shown-"],
+    );
     missing("latents/captions.parquet", "latents", &["captions.parquet is missing"]);
     copy(&repository("pipelines/mini/base"), &dir.path("mini"));
     missing("mini/vae/diffusion_pytorch_model.safetensors", "mini", &["vae", "holds no weights"]);
@@ -190,6 +213,7 @@ fn what_is_not_read_here_is_not_called_damaged() {
     }
     for (name, bytes, kind) in [
         ("pairs.jsonl", &b"{\"winner\": \"a.png\"}\n{\"winner\": \"b.png\"}\n"[..], "lines of JSON"),
+        ("one.jsonl", b"{\"winner\": \"a.png\"}\n", "lines of JSON"),
         ("pairs.json", b"[{\"prompt\": \"a\"}]", "list in JSON"),
         ("pairs.csv", b"winner,loser,prompt\na.png,b.png,a fox\n", "list for `pairs`"),
     ] {
@@ -222,6 +246,12 @@ fn a_folder_of_several_things_is_looked_into() {
     says(dir.tool("check").arg("run").exits(1).text(), &["run: NOT whole", "  ! parts: ", "--shard 1/2"]);
     fs::create_dir(dir.path("empty")).unwrap();
     says(dir.tool("check").arg("empty").exits(1).text(), &["empty: unknown"]);
+    // What leads nowhere is no reason to be silent.
+    fs::create_dir(dir.path("links")).unwrap();
+    dir.put("links/pairs.parquet", &pairs(2));
+    dir.tool("check").arg("links").ok();
+    std::os::unix::fs::symlink(dir.path("gone"), dir.path("links/scores.parquet")).unwrap();
+    says(dir.tool("check").arg("links").exits(1).text(), &["links: NOT whole", "scores.parquet: "]);
     std::os::unix::fs::symlink(dir.path("run"), dir.path("run/deep/loop")).unwrap();
     dir.tool("check").arg("run").exits(1);
 }

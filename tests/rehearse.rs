@@ -120,7 +120,8 @@ fn models_are_in_the_published_layouts_and_follow_the_seed() {
     assert!(values(&clip["ln_final.weight"]).iter().all(|x| *x == 1.0));
 
     let before = tree(&dir.path("a"));
-    assert_eq!(models("a", "1").ok().err, "", "what exists is kept");
+    assert_eq!(models("a", "0").ok().err, "", "what exists is kept");
+    says(&models("a", "1").fails(2), &["another rehearsal", "\"seed\":1", "make clean-rehearse"]);
     assert!(tree(&dir.path("a")) == before);
     models("b", "0").ok();
     assert!(tree(&dir.path("b")) == before, "the same seed");

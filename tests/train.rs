@@ -498,6 +498,15 @@ fn every_tensor_has_a_gradient_and_the_checkpoint_is_complete() {
     assert!(!metadata["origin"].contains(env!("CARGO_MANIFEST_DIR")));
     // Published weights may be rounded; a resumption continues from unrounded ones.
     train(&dir, "half", "--steps 3 --save-dtype f16").ok();
+    copy(&dir.path("out"), &dir.path("large"));
+    let file = dir.path("large/unet/diffusion_pytorch_model.safetensors");
+    let mut large = tensors(&file);
+    let bias = large["conv_in.bias"].ones_like().unwrap();
+    large.insert("conv_in.bias".into(), (bias * 1e5).unwrap());
+    write_tensors(&file, &large);
+    let error =
+        dir.tool("refresh-ref").args("--policy large --reference large --save-dtype f16 -o x".split(' ')).fails(2);
+    says(&error, &["x/unet/", "'conv_in.bias' does not fit f16"]);
     let half = weights(&dir.path("half"));
     assert!(half.values().all(|t| t.dtype() == candle_core::DType::F16));
     let (max, _) = distance(&half, &ours);

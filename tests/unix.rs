@@ -201,7 +201,7 @@ fn every_tool_is_here() {
     let mut tools: Vec<_> =
         manifest.split("[[bin]]\nname = \"").skip(1).map(|s| s.split('"').next().unwrap()).collect();
     let mut here: Vec<_> = COMMANDS.iter().map(|command| split(command).0).collect();
-    tools.retain(|tool| *tool != "check"); // it only prints
+    tools.retain(|tool| !["check", "rehearse"].contains(tool)); // one only prints, the other is make's
     tools.sort();
     here.sort();
     assert_eq!(tools, here);

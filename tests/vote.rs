@@ -304,6 +304,13 @@ fn pairs_weigh_what_their_models_let_one_expect() {
     assert_eq!(column_f32(&dir.get("parts/part-00001-of-00002.parquet"), "weight"), weight[n / 2..]);
     let error = dir.tool("vote").args(["-", "-o", "-", "--arena", "pairs.parquet"]).stdin(stream(&table)).fails(2);
     says(&error, &["--arena learns", "standard input can be read only once"]);
+    let mut exchanged = columns.clone();
+    let last = exchanged.len() - 1;
+    (exchanged[last - 1].1, exchanged[last].1) = (columns[last].1.clone(), columns[last - 1].1.clone());
+    let exchanged = self::table(exchanged.iter().map(|(name, c)| (name.as_str(), c.clone())).collect());
+    dir.put("twice.parquet", &arrow::compute::concat_batches(&pairs.schema(), [&pairs, &exchanged]).unwrap());
+    let error = dir.tool("vote").args(["s.parquet", "-o", "x.parquet", "--arena", "twice.parquet"]).fails(2);
+    says(&error, &["twice.parquet, row ", "stands twice"]);
     dir.put("nobody.parquet", &without(&pairs, "model_1"));
     let error = dir.tool("vote").args(["s.parquet", "-o", "x.parquet", "--arena", "nobody.parquet"]).fails(2);
     says(&error, &["nobody.parquet", "'model_1' is missing"]);

@@ -352,7 +352,8 @@ fn thousands_of_prompts_load_as_one_scrolls() {
     let folder = dir.path("a #1?-images");
     let count = || std::fs::read_dir(&folder).unwrap().count();
     let files = count();
-    std::fs::write(folder.join("mine.png"), "a file of the user").unwrap();
+    let mine = ["mine.png", "shown-mine.png", "shown-table.parquet"].map(|name| folder.join(name));
+    mine.iter().for_each(|path| std::fs::write(path, "a file of the user").unwrap());
     std::fs::rename(dir.path("a #1?.html"), dir.path("many.html")).unwrap();
     let Some(mut browser) = Browser::open(&dir, "many.html", (1200, 900)) else { return };
     assert_eq!(browser.number("document.querySelectorAll('#rows .row').length"), MANY as f64);
@@ -372,7 +373,7 @@ fn thousands_of_prompts_load_as_one_scrolls() {
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
     // A page of fewer prompts removes what it does not show, and nothing else.
     dir.tool("report").args(tables).args(["--images-in", "folder", "--prompts", "3", "-o", "a #1?.html"]).ok();
-    assert!(count() < files && count() <= 1 + 3 * 2 * 2 && folder.join("mine.png").exists());
+    assert!(count() < files && count() <= 3 + 3 * 2 * 2 && mine.iter().all(|path| path.exists()));
 }
 
 #[test]
@@ -381,6 +382,8 @@ fn images_in_a_folder_need_a_page_that_is_a_file() {
     let run = |args: &[&str]| dir.tool("report").args(["--images-in", "folder"]).args(args).fails(2);
     says(&run(&["--images", "a.parquet", "-o", "-"]), &["--images-in", "--output"]);
     says(&run(&["--images", "a.parquet", "--sheet", "s.png"]), &["--images-in", "--output"]);
+    dir.write("page-images", "a file of the user");
+    says(&run(&["--images", "a.parquet", "-o", "page.html"]), &["page-images", "not a folder"]);
     dir.write("log.jsonl", step(1, false));
     says(&run(&["--logs", "log.jsonl", "-o", "r.html"]), &["--images"]);
 }

@@ -235,6 +235,12 @@ fn sample_draws_with_adapters_under_every_name() {
     let (older, newer) =
         ["older", "newer"].map(|name| drawn(&dir, &format!("{base} --lora {name}.safetensors"))).into();
     assert!(older == merged && newer == merged);
+    // rsLoRA divides alpha by the root of the rank: with rank 2, alpha 4 / sqrt(2).
+    let rs = "{\"unet.lora_alpha\": 4.0, \"unet.r\": 2, \"unet.use_rslora\": true}";
+    let metadata = [("lora_adapter_metadata".to_owned(), rs.to_owned())].into();
+    nets::write::tensors(&dir.path("rs.safetensors"), &peft, metadata).unwrap();
+    let by_root = drawn(&dir, &format!("{base} --lora rs.safetensors"));
+    assert!(by_root != merged && by_root == drawn(&dir, &format!("{base} --lora out --lora-scale 1.4142135623730951")));
 }
 
 #[test]
@@ -299,6 +305,16 @@ fn adapters_of_the_text_encoder_and_of_convolutions_are_added_too() {
         &["conv_in.weight", "do not fit"],
     );
     refused(&|all| all.clear(), &["no adapters"]);
+    let nan = |dims: &[usize]| (random(dims, 1) * f64::NAN).unwrap();
+    refused(
+        &|all| drop(all.insert("lora_unet_conv_in.lora_up.weight".into(), nan(&[8, 2, 1, 1]))),
+        &["conv_in.lora_up", "NaN"],
+    );
+    refused(
+        &|all| drop(all.insert("lora_unet_conv_in.lora_down.weight".into(), random(&[4], 1))),
+        &["conv_in.lora_down", "matrix"],
+    );
+    refused(&|all| drop(all.insert("unet.conv_in.lora_A.weight".into(), random(&[2, 4, 3, 3], 1))), &["only a part"]);
     let words = format!("p.txt {base} --lora nowhere -o x");
     says(&dir.tool("sample").args(words.split_whitespace()).fails(2), &["--lora nowhere", "there are no adapters"]);
 }

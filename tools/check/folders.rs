@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use nets::lora::KOHYA_FILE;
 use nets::{folder, weights as nets_weights};
 use pipe::schema::{images, pairs};
 use pipe::table::{BATCH, Inputs, has_parts};
@@ -43,7 +44,7 @@ const DEEPEST: usize = 8;
 pub fn several(path: &Path, quick: bool) -> Result<Finding> {
     let (mut finding, mut whole, mut others) = (Finding::new("folder"), 0, 0);
     for (name, inner) in things_in(path, String::new(), 0)? {
-        let found = look::of(&inner, quick)?;
+        let found = look::of(&inner, quick).unwrap_or_else(|error| Finding::not_whole("", &error));
         match found.unknown {
             _ if !found.problems.is_empty() => {
                 finding.problems.extend(found.problems.iter().map(|problem| format!("{name}: {problem}")));
@@ -66,15 +67,18 @@ pub fn several(path: &Path, quick: bool) -> Result<Finding> {
 
 /// The files in a folder, and its folders that are one thing each, by their names from there.
 fn things_in(folder: &Path, prefix: String, depth: usize) -> Result<Vec<(String, PathBuf)>> {
-    let mut entries = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    let cannot = || format!("cannot read {}", folder.display());
+    let entries = fs::read_dir(folder).with_context(cannot)?.map(|entry| Ok(entry.with_context(cannot)?.path()));
+    let mut entries = entries.collect::<Result<Vec<_>>>()?;
     entries.sort();
     let mut things = vec![];
     for path in entries {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let name = format!("{prefix}{name}");
-        if path.is_file() || (path.is_dir() && is_one_thing(&path)) {
-            things.push((name, path));
-        } else if path.is_dir() && !path.is_symlink() && depth < DEEPEST {
+        let is_inner = path.is_dir() && !is_one_thing(&path);
+        if !is_inner || depth == DEEPEST {
+            things.push((name, path)); // also what is neither a file nor a folder
+        } else if !path.is_symlink() {
             things.extend(things_in(&path, name + "/", depth + 1)?);
         }
     }
@@ -143,6 +147,11 @@ fn checkpoint(path: &Path, quick: bool) -> Result<Finding> {
             weights::folder(folder, quick)
         };
         finding.with_part(&name, part);
+        let kohya = folder.join(KOHYA_FILE);
+        if name == "lora" && kohya.exists() {
+            let part = weights::file(&kohya, quick).unwrap_or_else(|error| Finding::not_whole("", &error));
+            finding.problems.extend(part.problems.into_iter().map(|problem| format!("{KOHYA_FILE}: {problem}")));
+        }
         if name != "lora" && !folder.join("config.json").is_file() {
             finding.problem(format!("{name}/config.json is missing"));
         }

@@ -19,25 +19,38 @@ pub fn look_at(path: &Path) -> Result<Option<Finding>> {
     let read = std::os::unix::fs::FileExt::read_at(&file, &mut begin, 0).unwrap_or(0);
     let begin = begin[..read].to_ascii_lowercase();
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-    let look: fn(&str) -> Finding = match () {
+    let look: fn(&str, &Path) -> Finding = match () {
         () if file.metadata()?.len() > LONGEST => return Ok(None),
-        () if begin.starts_with(b"{") || (begin.starts_with(b"[") && ending == "json") => json,
+        () if begin.starts_with(b"{") && ending == "jsonl" => {
+            |text, _| if is_log(text) { log(text) } else { lines(text) }
+        }
+        () if begin.starts_with(b"{") || (begin.starts_with(b"[") && ending == "json") => |text, _| json(text),
         () if begin.starts_with(b"<!doctype html") || begin.starts_with(b"<html") => page,
-        () if ending == "md" && begin.starts_with(b"---") => card,
-        () if ending == "toml" => settings,
-        () if ending == "txt" && read > 0 => prompts,
+        () if ending == "md" && begin.starts_with(b"---") => |text, _| card(text),
+        () if ending == "toml" => |text, _| settings(text),
+        () if ending == "txt" && read > 0 => |text, _| prompts(text),
         () => return Ok(None),
     };
-    Ok(Some(look(&String::from_utf8_lossy(&fs::read(path)?))))
+    Ok(Some(look(&String::from_utf8_lossy(&fs::read(path)?), path)))
 }
 
-fn page(text: &str) -> Finding {
+fn page(text: &str, path: &Path) -> Finding {
     let ours = text.contains("name=\"generator\" content=\"balanced-dpo report\"");
     let mut finding = Finding::new(if ours { "page of `report`" } else { "web page" });
     if !ours {
         finding.problem("`report` did not write it; a failed download leaves such a page: download the file again");
     } else if !text.trim_end().ends_with("</html>") {
         finding.problem("its end is missing");
+    }
+    // Images in a folder beside it (`report --images-in folder`).
+    let names = text.split("/shown-").skip(1).filter_map(|rest| Some(format!("shown-{}", rest.split_once('"')?.0)));
+    let is_usual = path.extension().is_some_and(|ending| ending == "html");
+    let page = if is_usual { path.with_extension("") } else { path.to_owned() };
+    let folder = page.display().to_string() + "-images";
+    let lost = |name: &String| !fs::metadata(Path::new(&folder).join(name)).is_ok_and(|file| file.len() > 0);
+    let lost: Vec<_> = names.filter(lost).collect();
+    if let Some(first) = lost.first().filter(|_| ours) {
+        finding.problem(format!("{} of its images are missing or empty, {folder}/{first} first", lost.len()));
     }
     finding
 }
@@ -76,7 +89,7 @@ fn prompts(text: &str) -> Finding {
 fn json(text: &str) -> Finding {
     let first = text.lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok());
     match first {
-        Some(line) if line.get("step").is_some() && line.get("loss").is_some() => return log(text),
+        Some(_) if is_log(text) => return log(text),
         Some(Value::Object(_)) if text.trim_end().contains('\n') => return lines(text),
         _ => {}
     }
@@ -94,6 +107,11 @@ fn json(text: &str) -> Finding {
             Err(error) => Finding::not_whole("JSON", &error.into()),
         },
     }
+}
+
+fn is_log(text: &str) -> bool {
+    let first = text.lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok());
+    first.is_some_and(|line| line.get("step").is_some() && line.get("loss").is_some())
 }
 
 /// Lines of JSON, such as lists for `pairs` and `prompts`.

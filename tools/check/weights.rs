@@ -25,6 +25,9 @@ pub fn file(path: &Path, quick: bool) -> Result<Finding> {
         Err(error) => return Ok(Finding::not_whole("weights", &error)),
     };
     let mut finding = about(&weights);
+    if !quick {
+        numbers(&weights, &mut finding);
+    }
     let ours = fs::File::open(path).is_ok() && weights::metadata(path).is_ok();
     if ours && !quick {
         match weights::check(path) {
@@ -43,6 +46,9 @@ pub fn folder(path: &Path, quick: bool) -> Finding {
     match Weights::open(path) {
         Ok(weights) => {
             let mut finding = about(&weights);
+            if !quick {
+                numbers(&weights, &mut finding);
+            }
             for file in weights.files().iter().filter(|file| !quick && weights::metadata(file).is_ok()) {
                 if let Err(error) = weights::check(file) {
                     finding.problems.extend(Finding::not_whole("", &error).problems);
@@ -52,6 +58,12 @@ pub fn folder(path: &Path, quick: bool) -> Finding {
         }
         Err(error) => Finding::not_whole("weights", &error),
     }
+}
+
+/// Reads every tensor: a network's floats are numbers, and a pickle has a checksum of each.
+fn numbers(weights: &Weights, finding: &mut Finding) {
+    let bad = weights.names().into_iter().find_map(|name| weights.numbers(&name).err());
+    finding.problems.extend(bad.into_iter().flat_map(|error| Finding::not_whole("", &error).problems));
 }
 
 fn about(weights: &Weights) -> Finding {

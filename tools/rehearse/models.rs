@@ -52,6 +52,29 @@ pub struct Args {
     seed: u64,
 }
 
+impl Args {
+    /// Refuses a folder whose files were made with other settings: they would be kept.
+    fn same_as_before(&self) -> Result<()> {
+        let (path, now) = (self.folder.join("made-with.json"), self.settings().to_string());
+        let Ok(before) = std::fs::read_to_string(&path) else {
+            return atomic::write(&path, now.as_bytes());
+        };
+        ensure!(
+            before == now,
+            "{} holds the models of another rehearsal, {before}, and this one is {now}: remove the folder (make clean-rehearse), or name another",
+            self.folder.display()
+        );
+        Ok(())
+    }
+
+    fn settings(&self) -> Value {
+        serde_json::json!({
+            "base": self.base.to_string(), "base_dtype": self.base_dtype.to_string(), "size": self.size.to_string(),
+            "metrics": self.metrics, "pairs": self.pairs, "prompts": self.prompts, "seed": self.seed,
+        })
+    }
+}
+
 /// A weight file that does not exist yet.
 struct File {
     path: PathBuf,
@@ -69,6 +92,7 @@ enum Format {
 
 pub fn make(args: &Args) -> Result<()> {
     ensure!(args.base_dtype != Dtype::Bf16, "--base-dtype: these models are published in f32 and f16");
+    args.same_as_before()?;
     let mut files = base(args)?;
     for metric in &args.metrics {
         files.extend(scorer(args, metric)?);

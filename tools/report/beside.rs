@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::{fs, io};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use pipe::{atomic, id, place};
 
-/// Names of our files begin so. Other files in the folder are not touched.
+/// Names of our files begin so, and go on with 32 hexadecimal digits. Other files in the folder are not touched.
 const PREFIX: &str = "shown-";
 
-/// The folder `NAME-images` of the page `NAME.html`.
+/// The folder `NAME-images` of the page `NAME.html`, `NAME.htm-images` of `NAME.htm`.
 pub struct Beside {
     folder: PathBuf,
     /// The files of this page.
@@ -20,10 +20,14 @@ pub struct Beside {
 
 impl Beside {
     pub fn of(page: &Path) -> Result<Self> {
-        let mut name =
-            page.file_stem().with_context(|| format!("{} is not the name of a file", page.display()))?.to_owned();
+        let is_usual = page.extension().is_some_and(|ending| ending == "html");
+        let name = if is_usual { page.file_stem() } else { page.file_name() };
+        let mut name = name.with_context(|| format!("{} is not the name of a file", page.display()))?.to_owned();
         name.push("-images");
-        Ok(Self { folder: place::folder_of(page).join(name), names: Mutex::default() })
+        let folder = place::folder_of(page).join(name);
+        let free = folder.is_dir() || folder.symlink_metadata().is_err();
+        ensure!(free, "{} is not a folder, and the page's images belong into one: rename it", folder.display());
+        Ok(Self { folder, names: Mutex::default() })
     }
 
     pub fn name(&self) -> String {
@@ -46,7 +50,7 @@ impl Beside {
         let remove = || -> io::Result<()> {
             for entry in fs::read_dir(&self.folder)? {
                 let entry = entry?;
-                let is_old = entry.file_name().to_str().is_some_and(|n| n.starts_with(PREFIX) && !names.contains(n));
+                let is_old = entry.file_name().to_str().is_some_and(|name| is_ours(name) && !names.contains(name));
                 if is_old {
                     fs::remove_file(entry.path())?;
                 }
@@ -55,6 +59,14 @@ impl Beside {
         };
         remove().with_context(|| format!("cannot remove old images from {}", self.folder.display()))
     }
+}
+
+fn is_ours(name: &str) -> bool {
+    let parts = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('.'));
+    parts.is_some_and(|(digits, kind)| {
+        let is_digits = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        is_digits && ["png", "jpeg", "webp"].contains(&kind)
+    })
 }
 
 /// A part of an address, so that a browser reads every character of a file's name as itself.

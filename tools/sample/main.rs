@@ -44,7 +44,8 @@ Examples:
   sample prompts.parquet --base sd15 --unet policy -o policy.parquet -n 5 \\
          --steps 50 --guidance 7.5
   sample prompts.parquet --base sd15.safetensors -o images.parquet
-  sample prompts.parquet --base sd15 --lora style.safetensors --lora-scale 0.8 -o style.parquet
+  sample prompts.parquet --base sd15 --lora style.safetensors \\
+         --lora-scale 0.8 -o style.parquet
   sample prompts.parquet --base sdxl --scheduler euler --steps 30 --guidance 5 \\
          --negative 'blurry, text' -o xl.parquet
   echo 'a fox in the snow' | sample - --base sd15 -o fox.parquet
@@ -65,10 +66,10 @@ struct Args {
     #[arg(long, visible_alias = "transformer", value_name = "DIR")]
     unet: Option<PathBuf>,
     /// Adapters (LoRA) to draw with: a checkpoint of `train --lora-rank`, or a file of diffusers or of kohya's scripts
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, help_heading = "LoRA", value_name = "PATH")]
     lora: Option<PathBuf>,
     /// How strong these adapters are; 0 draws without them
-    #[arg(long, value_name = "X", requires = "lora", default_value_t = 1.0, allow_hyphen_values = true, value_parser = number("a number", f64::is_finite))]
+    #[arg(long, help_heading = "LoRA", value_name = "X", requires = "lora", default_value_t = 1.0, allow_hyphen_values = true, value_parser = number("a number", f64::is_finite))]
     lora_scale: f64,
     /// Images per prompt
     #[arg(short = 'n', long = "images-per-prompt", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]

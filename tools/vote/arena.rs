@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use arrow::array::Array;
+use arrow::array::{Array, StringArray};
 use pipe::origin::InputOrigin;
 use pipe::pairs::PairKeys;
 use pipe::schema::pairs;
@@ -42,17 +42,23 @@ impl Arena {
         inputs
             .require(&[&[pairs::CAPTION], &pairs::MODEL[..]].concat(), "--arena reads which models drew the images")?;
         let columns = [&PairKeys::columns(&inputs)[..], &pairs::MODEL].concat();
+        let known = |models: &StringArray, i: usize| models.is_valid(i) && !models.value(i).is_empty();
         let (mut numbers, mut drawn_by) = (BTreeMap::<String, u32>::new(), HashMap::new());
         for rows in inputs.read(Some(&columns), 0..usize::MAX, BATCH)? {
             let rows = rows?;
             let ids = PairKeys::of(&rows, rows.text_or_null(pairs::CAPTION)?)?.ids;
             let [model_0, model_1] = [rows.text_or_null(pairs::MODEL[0])?, rows.text_or_null(pairs::MODEL[1])?];
-            for i in (0..rows.len()).filter(|&i| model_0.is_valid(i) && model_1.is_valid(i)) {
+            for i in (0..rows.len()).filter(|&i| known(&model_0, i) && known(&model_1, i)) {
                 let models = [model_0.value(i), model_1.value(i)].map(|model| {
                     let next = numbers.len() as u32;
                     *numbers.entry(model.to_owned()).or_insert(next)
                 });
-                drawn_by.insert(ids.value(i).to_owned(), models);
+                let before = drawn_by.insert(ids.value(i).to_owned(), models);
+                ensure!(
+                    before.is_none_or(|before| before == models),
+                    "{}: this pair stands twice, by other models",
+                    rows.at(i)
+                );
             }
         }
         let mut models = vec![String::new(); numbers.len()];

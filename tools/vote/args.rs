@@ -61,7 +61,7 @@ pub struct Args {
     ///
     /// PAIRS is the table that was scored. A normal distribution of the quality of each model's images is fitted to the preferences.
     /// The weights have the mean 1; a pair of unknown models keeps its weight.
-    #[arg(long, value_name = "PAIRS", conflicts_with = "pairs")]
+    #[arg(long, help_heading = "Voters", value_name = "PAIRS", conflicts_with = "pairs")]
     pub arena: Option<PathBuf>,
     /// Read tables of scored images and make pairs of each prompt's images
     #[arg(long, value_name = "WHICH", value_parser = named::<Pairs>())]

@@ -100,7 +100,10 @@ impl Tally {
         let w = match (&rule, scale(&rule)) {
             (Rule::Single(name), _) => {
                 let m = metrics.iter().position(|m| m == name).with_context(|| {
-                    format!("--rule {rule}: there is no metric '{name}' (there are: {})", metrics.join(", "))
+                    format!(
+                        "--rule {rule}: there is no metric '{name}' (there are: {}; judges vote only if --metrics names them)",
+                        metrics.join(", ")
+                    )
                 })?;
                 (0..metrics.len()).map(|k| f64::from(u8::from(k == m))).collect()
             }

@@ -133,13 +133,16 @@ impl Stored {
         let exponent = match info.dtype {
             Dtype::F16 => Some(0x7c00),
             Dtype::BF16 => Some(0x7f80),
-            _ => None, // f64 is not written by those who train
+            _ => None,
         };
         let half = |bytes: &[u8; 2]| u32::from(u16::from_le_bytes(*bytes));
         let found = exponent.filter(|_| finite).is_some_and(|exponent| {
             bytes.par_chunks(2 * PIECE).any(|piece| holds(piece.as_chunks().0, half, exponent))
         });
-        ensure!(!found, NOT_FINITE);
+        // All networks compute in f32 at most, so an f64 beyond its range would become infinity.
+        let fits = |bytes: &[u8; 8]| (f64::from_le_bytes(*bytes) as f32).is_finite();
+        let beyond = info.dtype == Dtype::F64 && finite && !bytes.as_chunks().0.iter().all(fits);
+        ensure!(!found && !beyond, NOT_FINITE);
         Ok(Tensor::from_raw_buffer(&bytes, info.dtype.try_into()?, &info.shape, &Device::Cpu)?)
     }
 }
@@ -282,6 +285,11 @@ impl Weights {
     fn read(&self, name: &str, finite: bool) -> Result<Tensor> {
         let stored = self.tensors.get(name).with_context(|| format!("{}: tensor '{name}' is missing", self.name))?;
         stored.read(finite).with_context(|| format!("{}: cannot read tensor '{name}'", self.name))
+    }
+
+    /// The same of any type, where floats are numbers: NaN and infinity are refused.
+    pub fn numbers(&self, name: &str) -> Result<Tensor> {
+        self.read(name, true)
     }
 
     /// The same of floats, which are numbers: NaN and infinity are refused.

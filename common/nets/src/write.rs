@@ -24,7 +24,14 @@ pub fn tensors(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: BTreeM
         let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
         Ok(match tensor.dtype() {
             DType::F32 => put(&mut file, flat.to_vec1()?, f32::to_le_bytes),
-            DType::F16 => put(&mut file, flat.to_vec1()?, half::f16::to_le_bytes),
+            DType::F16 => {
+                let values: Vec<half::f16> = flat.to_vec1()?;
+                ensure!(
+                    values.iter().all(|x| x.is_finite()),
+                    "tensor '{name}' does not fit f16, whose largest number is 65504: store it as f32 or bf16"
+                );
+                put(&mut file, values, half::f16::to_le_bytes)
+            }
             DType::I32 => put(&mut file, flat.to_vec1()?, i32::to_le_bytes),
             DType::I64 => put(&mut file, flat.to_vec1()?, i64::to_le_bytes),
             _ => put(&mut file, flat.to_vec1()?, half::bf16::to_le_bytes),

@@ -1,6 +1,6 @@
 //! Adapters of diffusers, PEFT and kohya's scripts that a model draws with: added to the weights of its networks as they are read.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +20,8 @@ struct Piece {
     a: Option<Tensor>,
     b: Option<Tensor>,
     alpha: Option<f64>,
+    /// Whether alpha is divided by the root of the rank (rsLoRA).
+    by_root: bool,
 }
 
 /// The ends of the tensors' names, and what they are: PEFT's, diffusers' older ones, kohya's.
@@ -64,7 +66,8 @@ pub fn add(file: &Path, scale: f64, base: &Path, denoiser: &Path) -> Result<()> 
             a.dims(),
             b.dims()
         );
-        let scale = scale * piece.alpha.unwrap_or(rank as f64) / rank as f64;
+        let over = if piece.by_root { (rank as f64).sqrt() } else { rank as f64 };
+        let scale = scale * piece.alpha.unwrap_or(rank as f64) / over;
         adapted.entry(*network).or_default().insert(format!("{module}.weight"), Arc::new(Adapter { a, b, scale }));
     }
     ensure!(!adapted.is_empty(), "{name} holds no adapters (LoRA)");
@@ -98,7 +101,7 @@ fn modules_by_key(networks: &[(&str, PathBuf)], naming: Option<Naming>) -> Resul
 /// What the file holds, by the names of the modules as they stand there.
 fn pieces(file: &Path) -> Result<BTreeMap<String, Piece>> {
     let weights = Weights::open(file)?;
-    let alphas = alphas(file)?;
+    let settings = Settings::of(file)?;
     let mut pieces: BTreeMap<String, Piece> = BTreeMap::new();
     for name in weights.names() {
         let Some((key, kind)) = ENDS.iter().find_map(|(end, kind)| Some((name.strip_suffix(end)?, *kind))) else {
@@ -109,40 +112,65 @@ fn pieces(file: &Path) -> Result<BTreeMap<String, Piece>> {
             )
         };
         let key = key.replace(".processor.", "."); // in diffusers' older files
-        let tensor = weights.raw(&name)?.to_dtype(DType::F32)?;
+        let tensor = weights.floats(&name)?.to_dtype(DType::F32)?;
+        ensure!(
+            kind == '*' || tensor.rank() >= 2,
+            "{}: '{name}' has shape {:?}, expected a matrix",
+            file.display(),
+            tensor.dims()
+        );
         let part = key.split('.').next().unwrap_or_default().to_owned();
         let piece = pieces.entry(key).or_default();
-        match kind {
-            'a' => piece.a = Some(tensor),
-            'b' => piece.b = Some(tensor),
+        let twice = match kind {
+            'a' => piece.a.replace(tensor).is_some(),
+            'b' => piece.b.replace(tensor).is_some(),
             _ => {
                 let values = tensor.flatten_all()?.to_vec1::<f32>()?;
                 piece.alpha = Some(f64::from(*values.first().with_context(|| format!("{name} is empty"))?));
+                false
             }
-        }
-        piece.alpha = piece.alpha.or_else(|| alphas.get(&part).copied());
+        };
+        ensure!(!twice, "{}: it holds two adapters of one module, one as '{name}'", file.display());
+        piece.alpha = piece.alpha.or_else(|| settings.alphas.get(&part).copied());
+        piece.by_root = settings.by_root.contains(&part);
     }
     Ok(pieces)
 }
 
-/// The alpha of each network, where diffusers' metadata says it.
-fn alphas(file: &Path) -> Result<HashMap<String, f64>> {
-    let metadata = weights::metadata(file).unwrap_or_default(); // a pickle has none
-    let Some(text) = metadata.get(PEFT_KEY) else { return Ok(HashMap::new()) };
-    let settings: BTreeMap<String, Value> = serde_json::from_str(text)
-        .with_context(|| format!("{}: the metadata key {PEFT_KEY} is not a JSON object", file.display()))?;
-    let alphas = settings.iter().filter_map(|(key, value)| {
-        let part = key.strip_suffix(".lora_alpha")?;
-        Some((part.to_owned(), value.as_f64()?))
-    });
-    let differs = |(key, value): &(&String, &Value)| {
-        key.ends_with("_pattern") && value.as_object().is_some_and(|all| !all.is_empty())
-    };
-    if let Some((key, _)) = settings.iter().find(differs) {
-        bail!(
-            "{}: its metadata has a {key}, which is not read: save the adapters with one rank and alpha",
-            file.display()
-        );
+/// What diffusers' metadata says of each network.
+#[derive(Default)]
+struct Settings {
+    alphas: HashMap<String, f64>,
+    by_root: HashSet<String>,
+}
+
+impl Settings {
+    fn of(file: &Path) -> Result<Self> {
+        let metadata = weights::metadata(file).unwrap_or_default(); // a pickle has none
+        let Some(text) = metadata.get(PEFT_KEY) else { return Ok(Self::default()) };
+        let name = file.display();
+        let all: BTreeMap<String, Value> = serde_json::from_str(text)
+            .with_context(|| format!("{name}: the metadata key {PEFT_KEY} is not a JSON object"))?;
+        let mut settings = Self::default();
+        for (key, value) in &all {
+            let Some((part, what)) = key.split_once('.') else { continue };
+            match what {
+                "lora_alpha" => {
+                    let alpha = value
+                        .as_f64()
+                        .with_context(|| format!("{name}: its metadata has the {key} {value}, expected a number"))?;
+                    settings.alphas.insert(part.to_owned(), alpha);
+                }
+                "use_rslora" if value == true => drop(settings.by_root.insert(part.to_owned())),
+                "use_dora" if value == true => bail!("{name}: its adapters are DoRA's, which are not read"),
+                "rank_pattern" | "alpha_pattern" if value.as_object().is_some_and(|all| !all.is_empty()) => {
+                    bail!(
+                        "{name}: its metadata has a {key}, which is not read: save the adapters with one rank and alpha"
+                    )
+                }
+                _ => {}
+            }
+        }
+        Ok(settings)
     }
-    Ok(alphas.collect())
 }

@@ -147,10 +147,12 @@ fn items<'a>(tool: &str, command: &'a Command, words: Vec<String>) -> Vec<Item<'
 
 /// The words of a launch line that was pasted in quotes, as one word.
 fn unquoted(words: Vec<String>) -> Vec<String> {
-    match &words[..] {
-        [line] if line.contains(".py") && line.contains(" -") => line.split_whitespace().map(str::to_owned).collect(),
-        _ => words,
-    }
+    let is_line = |word: &String| !word.starts_with('-') && word.contains(" --") && !Path::new(word).exists();
+    let taken_apart = |word: String| match is_line(&word) {
+        true => word.split_whitespace().map(str::to_owned).collect(),
+        false => vec![word],
+    };
+    words.into_iter().flat_map(taken_apart).collect()
 }
 
 /// `--rank`, `-o`, but not `-1` or `-`.
