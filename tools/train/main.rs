@@ -37,6 +37,7 @@ use std::{process::ExitCode, time::Instant};
 use anyhow::Result;
 use args::Args;
 use batches::Batches;
+use candle_core::Device;
 use disk::Disk;
 use gradients::{Execution, Gradients};
 use method::{Method, beta_note, small_rate_warning};
@@ -138,6 +139,11 @@ fn notes(setup: &Setup, data: &TrainingData, method: &Method, state: &State, dry
     Ok(notes.into_iter().flatten().collect())
 }
 
+fn open_data(args: &Args, device: &Device) -> Result<TrainingData> {
+    let (seed, steps) = (args.common.seed, args.optimiser.max_train_steps);
+    TrainingData::open(&args.data, args.visits, &args.models, seed, steps, device)
+}
+
 /// Opens everything that the run needs. Each part takes its own flags.
 fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Result<Run<'a>> {
     args.common.quiet |= !world.first();
@@ -147,14 +153,7 @@ fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Res
     let compute = device::dtype(args.networks.dtype, &device)?;
     world.attach(&device)?;
     let lock = if world.first() { args.lock_outputs()? } else { None };
-    let data = TrainingData::open(
-        &args.data,
-        args.visits,
-        &args.models,
-        args.common.seed,
-        args.optimiser.max_train_steps,
-        &device,
-    )?;
+    let data = open_data(&args, &device)?;
     args.batch = data.batch(args.batch)?;
     let method = Method::open(&args.method, &args.models.base, &device)?;
 
@@ -179,13 +178,11 @@ fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Res
     let (done, steps) = (state.counters.step, setup.optimiser.max_train_steps);
     let mut reporter = Reporter::new(args.log, &args.common, &checkpoints.out, done, steps, world.first());
     reporter.settings = settings.map(|settings| (checkpoints.out.join(SETTINGS), settings));
-    let there = if args.dry_run { 0 } else { checkpoints.there() };
-    let disk = Disk::of(&setup, &state, &checkpoints, &base, there);
-    if lock.is_some() && !args.dry_run {
-        disk.check(&checkpoints.out)?.into_iter().for_each(|note| reporter.say(note));
-    }
+    let disk = Disk::of(&setup, &state, &checkpoints, &base, if args.dry_run { 0 } else { checkpoints.there() });
+    let writes = lock.is_some() && !args.dry_run;
+    let space = if writes { disk.check(&checkpoints.out)? } else { None };
     let notes = notes(&setup, &data, &method, &state, args.dry_run)?;
-    [world.note(&share), message].into_iter().flatten().chain(notes).for_each(|note| reporter.say(note));
+    [space, world.note(&share), message].into_iter().flatten().chain(notes).for_each(|note| reporter.say(note));
 
     let mut batches = Batches::new(data, share, steps, &method.process, &device, args.loader);
     batches.go_to(done, state.counters.skipped)?;

@@ -2,7 +2,7 @@
 //! convolutions share one workspace. Sums are f32; f32 numbers are multiplied as f32.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::cudnn::{
@@ -98,26 +98,25 @@ fn run<T: Number>(
         let data = ConvBackwardData { conv: &how, dx: &of_x, w: &of_w, dy: &of_y };
         let filter = ConvBackwardFilter { conv: &how, x: &of_x, dw: &of_w, dy: &of_y };
         let key = Key { wanted, dtype: T::DTYPE, x, w, stride: conv.stride, padding: conv.padding };
+        let plan = || {
+            Ok::<_, CudnnError>(match wanted {
+                Wanted::Y => {
+                    let best = forward.pick_algorithm()?;
+                    (Algorithm::Forward(best), forward.get_workspace_size(best)?)
+                }
+                Wanted::X => {
+                    let best = data.pick_algorithm()?;
+                    (Algorithm::Data(best), data.get_workspace_size(best)?)
+                }
+                Wanted::W => {
+                    let best = filter.pick_algorithm()?;
+                    (Algorithm::Filter(best), filter.get_workspace_size(best)?)
+                }
+            })
+        };
         let (algorithm, bytes) = match plans.get(&key) {
-            Some(plan) => *plan,
-            None => {
-                let plan = match wanted {
-                    Wanted::Y => {
-                        let best = forward.pick_algorithm()?;
-                        (Algorithm::Forward(best), forward.get_workspace_size(best)?)
-                    }
-                    Wanted::X => {
-                        let best = data.pick_algorithm()?;
-                        (Algorithm::Data(best), data.get_workspace_size(best)?)
-                    }
-                    Wanted::W => {
-                        let best = filter.pick_algorithm()?;
-                        (Algorithm::Filter(best), filter.get_workspace_size(best)?)
-                    }
-                };
-                plans.insert(key, plan);
-                plan
-            }
+            Some(known) => *known,
+            None => *plans.entry(key).or_insert(plan()?),
         };
         let room = workspace.as_ref().map_or(0, CudaSlice::len);
         if bytes > room {
@@ -138,16 +137,19 @@ fn run<T: Number>(
     for shape in shapes {
         dims(shape)?;
     }
+    with_library(device, |library| call(library).map_err(candle_core::Error::wrap))
+}
+
+/// Runs `f` with cuDNN on this device, which is opened once per thread.
+fn with_library(device: &CudaDevice, f: impl FnOnce(&mut Library) -> Result<()>) -> Result<()> {
     LIBRARIES.with_borrow_mut(|libraries| {
         let stream = device.cuda_stream();
-        let ordinal = stream.context().ordinal();
-        if !libraries.contains_key(&ordinal) {
-            let cudnn = Cudnn::new(stream).map_err(candle_core::Error::wrap)?;
-            libraries.insert(ordinal, Library { cudnn, plans: HashMap::new(), workspace: None });
-        }
-        match libraries.get_mut(&ordinal) {
-            Some(library) => call(library).map_err(candle_core::Error::wrap),
-            None => Ok(()),
+        match libraries.entry(stream.context().ordinal()) {
+            Entry::Occupied(mut known) => f(known.get_mut()),
+            Entry::Vacant(free) => {
+                let cudnn = Cudnn::new(stream).map_err(candle_core::Error::wrap)?;
+                f(free.insert(Library { cudnn, plans: HashMap::new(), workspace: None }))
+            }
         }
     })
 }

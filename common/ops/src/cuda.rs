@@ -15,7 +15,7 @@ use candle_core::{
 };
 use half::bf16;
 
-use super::kernel::is_composed;
+use super::way::is_composed;
 
 /// Threads per block of the elementwise kernels, and their largest number of blocks.
 const THREADS: u32 = 256;

@@ -1,7 +1,5 @@
 //! An operation in all its forms, and the one adapter that hands it to candle.
 
-use std::sync::OnceLock;
-
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp3, DType, Device, Error, Layout, Result, Shape, Tensor};
 
 use super::accumulate::add_to_sum;
@@ -10,6 +8,7 @@ use super::accumulate::take_sums;
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::values::{values, with_values};
+use super::way::is_composed;
 
 /// A differentiable operation on N tensors.
 ///
@@ -102,12 +101,6 @@ pub(crate) fn has_passes<K: Kernel<N>, const N: usize>(x: &Tensor) -> bool {
         Device::Cuda(_) => K::CUDA.contains(&x.dtype()) && (x.dtype() == DType::F32 || !is_composed()),
         Device::Metal(_) => false,
     }
-}
-
-/// Whether a GPU goes the way that a GPU has confirmed, and no newer one: `BDPO_GPU=composed` in the environment.
-pub(crate) fn is_composed() -> bool {
-    static COMPOSED: OnceLock<bool> = OnceLock::new();
-    *COMPOSED.get_or_init(|| std::env::var_os("BDPO_GPU").is_some_and(|way| way == "composed"))
 }
 
 /// What candle asks of an operation, for any number of operands.

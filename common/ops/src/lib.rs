@@ -45,6 +45,7 @@ mod shape;
 #[cfg(test)]
 mod tests;
 mod values;
+mod way;
 mod winograd;
 
 pub use accumulate::{Sums, accumulate, accumulate_store};
