@@ -17,7 +17,9 @@ use crate::weights::{self, Weights};
 /// What a file holds of one module.
 #[derive(Default)]
 struct Piece {
+    /// (rank, in), or (rank, in, k, k) of a convolution.
     a: Option<Tensor>,
+    /// (out, rank), or (out, rank, 1, 1).
     b: Option<Tensor>,
     alpha: Option<f64>,
     /// Whether alpha is divided by the root of the rank (rsLoRA).
@@ -38,7 +40,8 @@ const ENDS: [(&str, char); 9] = [
 ];
 
 /// From now on the denoiser in the folder `denoiser`, and the text encoders of the model folder `base`, have the adapters of
-/// `file` in their weights, times `scale`.
+/// `file` in their weights: W + scale (alpha / rank) B A. Fails where the file is damaged, is of another kind, or adapts a module
+/// that the model does not have.
 pub fn add(file: &Path, scale: f64, base: &Path, denoiser: &Path) -> Result<()> {
     let name = file.display();
     let config = Config::read(denoiser)?;
