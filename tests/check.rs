@@ -234,12 +234,8 @@ fn a_folder_of_several_things_is_looked_into() {
     copy(&repository("pipelines/mini/scorers/clip"), &dir.path("run/clip"));
     dir.write("run/README.md", "# Notes\n");
     let seen = [
-        "run: whole, folder",
-        "  pairs.parquet: whole, pairs",
-        "  deep/er/more.parquet: whole, pairs",
-        "  parts: whole, pairs",
-        "  clip: whole, network",
-        "  1 file of kinds that are not read here",
+        "run: whole, folder", "  pairs.parquet: whole, pairs", "  deep/er/more.parquet: whole, pairs",
+        "  parts: whole, pairs", "  clip: whole, network", "  1 file of kinds that are not read here",
     ];
     says(dir.tool("check").arg("run").ok().text(), &seen);
     fs::remove_file(dir.path("run/parts/part-00001-of-00002.parquet")).unwrap();

@@ -34,8 +34,7 @@ const WORKS: &[Work] = &[
     work("sample prompts.parquet --base base --steps 1 --batch 2 -o out", "--seed 3"),
     work("encode pairs.parquet --base base --resolution 16 -o out", "--resolution 8"),
     over(
-        "encode pairs.parquet --base base --resolution 16 -o out",
-        "--resolution 8",
+        "encode pairs.parquet --base base --resolution 16 -o out", "--resolution 8",
         "encode few.parquet --base base --resolution 16 -o out",
     ),
     Work {

@@ -51,17 +51,9 @@ fn pictures_are_those_that_sample_draws_and_change_nothing_else() {
     let picture = |step: &str, i: usize| pixels(&dir.bytes(&format!("drawn/pictures/{step}/0{i}.png")));
     for (step, unet) in [("base", "base"), ("step-000002", "drawn/checkpoint-2"), ("step-000004", "drawn")] {
         let images = format!("{step}.images");
-        let sample = dir.tool("sample").args([
-            "prompts.txt",
-            "--base",
-            "base",
-            "--unet",
-            unet,
-            "--steps",
-            "5",
-            "--guidance",
-            "3",
-        ]);
+        let sample = dir
+            .tool("sample")
+            .args(["prompts.txt", "--base", "base", "--unet", unet, "--steps", "5", "--guidance", "3"]);
         sample
             .args(["--seed", "3", "--scheduler", "ddim", "--height", "16", "--width", "16", "-o", &images])
             .args(["--batch", "1"])
@@ -98,19 +90,9 @@ fn win_rates_of_the_pictures_are_those_of_score_and_winrate() {
     assert_eq!((&line["step"], &line["n"]), (&4.into(), &5.into()));
     dir.write("all.txt", "one\ntwo\nfox, flat style\nowl, 3d style\na third one\n");
     for unet in ["base", "out"] {
-        let sample = dir.tool("sample").args([
-            "all.txt",
-            "--base",
-            "base",
-            "--unet",
-            unet,
-            "--steps",
-            "3",
-            "--guidance",
-            "7.5",
-            "--seed",
-            "3",
-        ]);
+        let sample = dir
+            .tool("sample")
+            .args(["all.txt", "--base", "base", "--unet", unet, "--steps", "3", "--guidance", "7.5", "--seed", "3"]);
         sample.args(["--height", "16", "--width", "16", "-o", &format!("{unet}.images")]).ok();
         dir.tool("score").args([&format!("{unet}.images"), "--models", &scorers, "-o", &format!("{unet}.scored")]).ok();
     }

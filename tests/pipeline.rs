@@ -14,23 +14,11 @@ use util::*;
 
 /// The chain in the order of `make -n`: each program, and the file that it makes.
 const CHAIN: [&str; 17] = [
-    "score scores.parquet",
-    "vote labels/human.parquet",
-    "vote labels/majority.parquet",
-    "encode latents",
-    "train DiffusionDPO",
-    "train BalancedDPO",
-    "prompts prompts.parquet",
-    "sample images/base.parquet",
-    "sample images/DiffusionDPO.parquet",
-    "sample images/BalancedDPO.parquet",
-    "score scored/base.parquet",
-    "score scored/DiffusionDPO.parquet",
-    "score scored/BalancedDPO.parquet",
-    "winrate winrate.txt",
-    "winrate winrate.json",
-    "report report.html",
-    "report sheet.png",
+    "score scores.parquet", "vote labels/human.parquet", "vote labels/majority.parquet", "encode latents",
+    "train DiffusionDPO", "train BalancedDPO", "prompts prompts.parquet", "sample images/base.parquet",
+    "sample images/DiffusionDPO.parquet", "sample images/BalancedDPO.parquet", "score scored/base.parquet",
+    "score scored/DiffusionDPO.parquet", "score scored/BalancedDPO.parquet", "winrate winrate.txt",
+    "winrate winrate.json", "report report.html", "report sheet.png",
 ];
 
 /// The experiment of the mini world, made tiny.
@@ -231,22 +219,13 @@ fn everything_once_and_only_what_is_needed_again() {
 
     // What depends on a lost file is made again, with the same bytes, and nothing else is.
     let results = [
-        "scores.parquet",
-        "labels/majority.parquet",
-        "images/BalancedDPO.parquet",
-        "winrate.json",
-        "report.html",
+        "scores.parquet", "labels/majority.parquet", "images/BalancedDPO.parquet", "winrate.json", "report.html",
         "sheet.png",
     ];
     let first = results.map(|name| world.bytes(name));
     let balanced = [
-        "train BalancedDPO",
-        "sample images/BalancedDPO.parquet",
-        "score scored/BalancedDPO.parquet",
-        "winrate winrate.txt",
-        "winrate winrate.json",
-        "report report.html",
-        "report sheet.png",
+        "train BalancedDPO", "sample images/BalancedDPO.parquet", "score scored/BalancedDPO.parquet",
+        "winrate winrate.txt", "winrate winrate.json", "report report.html", "report sheet.png",
     ];
     for (lost, needed) in [
         ("labels/majority.parquet", [&["vote labels/majority.parquet"], &balanced[..]].concat()),
@@ -352,13 +331,8 @@ fn what_takes_hours_is_done_once() {
     let bin = stand_ins(&dir);
     // What Stable Diffusion's experiments start from.
     for file in [
-        "sdxl/model_index.json",
-        "sdxl/unet/weights",
-        "models/hps/weights",
-        "prompts/pickapic.txt",
-        "prompts/PartiPrompts.tsv",
-        "prompts/hpdv2.json",
-        "pickapic_v2/data/train-00000.parquet",
+        "sdxl/model_index.json", "sdxl/unet/weights", "models/hps/weights", "prompts/pickapic.txt",
+        "prompts/PartiPrompts.tsv", "prompts/hpdv2.json", "pickapic_v2/data/train-00000.parquet",
     ] {
         std::fs::create_dir_all(dir.path(&format!("data/{file}")).parent().unwrap()).unwrap();
         dir.write(&format!("data/{file}"), "");

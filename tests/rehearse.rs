@@ -10,24 +10,11 @@ use nets::{denoiser, image, pickle, text, vae, weights};
 use util::{world::*, *};
 
 const STEPS: [&str; 18] = [
-    "all",
-    "score scores.parquet",
-    "vote labels/human.parquet",
-    "vote labels/majority.parquet",
-    "encode latents",
-    "train DiffusionDPO",
-    "train BalancedDPO",
-    "prompts prompts.parquet",
-    "sample images/base.parquet",
-    "sample images/DiffusionDPO.parquet",
-    "sample images/BalancedDPO.parquet",
-    "score scored/base.parquet",
-    "score scored/DiffusionDPO.parquet",
-    "score scored/BalancedDPO.parquet",
-    "winrate",
-    "winrate winrate.json",
-    "report report.html",
-    "report sheet.png",
+    "all", "score scores.parquet", "vote labels/human.parquet", "vote labels/majority.parquet", "encode latents",
+    "train DiffusionDPO", "train BalancedDPO", "prompts prompts.parquet", "sample images/base.parquet",
+    "sample images/DiffusionDPO.parquet", "sample images/BalancedDPO.parquet", "score scored/base.parquet",
+    "score scored/DiffusionDPO.parquet", "score scored/BalancedDPO.parquet", "winrate", "winrate winrate.json",
+    "report report.html", "report sheet.png",
 ];
 
 /// `make` on a rehearsal with small networks: exit code, standard output, standard error.

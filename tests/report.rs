@@ -182,25 +182,10 @@ fn whole_experiment() -> Dir {
 }
 
 const WHOLE: [&str; 19] = [
-    "--winrates",
-    "winrate.json",
-    "--images",
-    "base.parquet",
-    "dpo.parquet",
-    "balanced.parquet",
-    "--scored",
-    "base-scored.parquet",
-    "dpo-scored.parquet",
-    "balanced-scored.parquet",
-    "--logs",
-    "dpo/log.jsonl",
-    "balanced/log.jsonl",
-    "--labels",
-    "majority.parquet",
-    "human.parquet",
-    "--note",
-    "</style><script>alert('note')</script>",
-    "-o",
+    "--winrates", "winrate.json", "--images", "base.parquet", "dpo.parquet", "balanced.parquet", "--scored",
+    "base-scored.parquet", "dpo-scored.parquet", "balanced-scored.parquet", "--logs", "dpo/log.jsonl",
+    "balanced/log.jsonl", "--labels", "majority.parquet", "human.parquet", "--note",
+    "</style><script>alert('note')</script>", "-o",
 ];
 
 fn page(dir: &Dir, args: &[&str]) -> (String, Html) {
@@ -408,13 +393,8 @@ fn curves_show_steps_and_refreshes() {
     let panels = all(&html, "#training .panel");
     let headings: Vec<_> = panels.iter().map(|p| words(within(*p, ".heading")[0])).collect();
     let expected = [
-        "loss",
-        "implicit accuracy",
-        "drift from the base",
-        "dpo, squared error",
-        "dpo, policy to reference, %",
-        "balanced, squared error",
-        "balanced, policy to reference, %",
+        "loss", "implicit accuracy", "drift from the base", "dpo, squared error", "dpo, policy to reference, %",
+        "balanced, squared error", "balanced, policy to reference, %",
     ];
     assert_eq!(headings, expected);
     // One run has two refreshes; each panel that shows the run shows them.

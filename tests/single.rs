@@ -233,14 +233,7 @@ fn readmes_lines_draw_the_pictures_of_sample_in_diffusers() {
     dir.put("pairs.parquet", &pairs);
     dir.put("labels.parquet", &labels(&pairs, |_| (1.0, 1.0)));
     let run = [
-        "pairs.parquet",
-        "--labels",
-        "labels.parquet",
-        "--base",
-        &base,
-        "--max_train_steps",
-        "4",
-        "--learning_rate",
+        "pairs.parquet", "--labels", "labels.parquet", "--base", &base, "--max_train_steps", "4", "--learning_rate",
         "1e-4",
     ];
     dir.tool("train").args(run).args(["--train_batch_size", "2", "-o", "policy"]).ok();

@@ -35,9 +35,7 @@ fn has_worked(dir: &Dir, folder: &str) {
     let used = column_f32(&labels, "weight").iter().filter(|weight| **weight > 0.0).count();
     assert!(labels.num_rows() == 40 && used > 20, "{used} pairs");
     for made in [
-        "aligned/lora/pytorch_lora_weights.safetensors",
-        "aligned/lora/kohya.safetensors",
-        "aligned/config.toml",
+        "aligned/lora/pytorch_lora_weights.safetensors", "aligned/lora/kohya.safetensors", "aligned/config.toml",
         "report.html",
     ] {
         assert!(dir.path(&file(made)).exists(), "{made}");

@@ -396,8 +396,7 @@ fn a_table_is_not_called_something_else() {
         dir.put("pairs.parquet", &pairs(3));
         copy(&oracle("base"), &dir.path("base"));
         commands.extend([
-            "score pairs.parquet --metrics colourfulness",
-            "sample prompts.txt --base base --steps 1",
+            "score pairs.parquet --metrics colourfulness", "sample prompts.txt --base base --steps 1",
             "pairs pairs.parquet",
         ]);
     }

@@ -378,28 +378,12 @@ fn require_answers_by_exit_code() {
     dir.put("worse.parquet", &two("worse", &vec![vec![0.0, 0.0]; 4]));
     dir.tool("winrate")
         .args([
-            "policy.parquet",
-            "worse.parquet",
-            "base.parquet",
-            "--best-of",
-            "2",
-            "--metrics",
-            "hps",
-            "--require",
-            "0.5",
+            "policy.parquet", "worse.parquet", "base.parquet", "--best-of", "2", "--metrics", "hps", "--require", "0.5",
         ])
         .ok();
     dir.tool("winrate")
         .args([
-            "policy.parquet",
-            "base.parquet",
-            "worse.parquet",
-            "--best-of",
-            "2",
-            "--metrics",
-            "hps",
-            "--require",
-            "0.6",
+            "policy.parquet", "base.parquet", "worse.parquet", "--best-of", "2", "--metrics", "hps", "--require", "0.6",
         ])
         .ok();
 }

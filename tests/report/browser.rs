@@ -255,19 +255,8 @@ fn a_screen_reader_finds_a_name_for_everything() {
     let nodes: Vec<_> = tree["nodes"].as_array().unwrap().iter().filter(|node| node["ignored"] == false).collect();
     let role = |node: &Value| node["role"]["value"].as_str().unwrap_or_default().to_owned();
     let named = [
-        "image",
-        "button",
-        "link",
-        "combobox",
-        "checkbox",
-        "radio",
-        "searchbox",
-        "slider",
-        "table",
-        "region",
-        "form",
-        "navigation",
-        "heading",
+        "image", "button", "link", "combobox", "checkbox", "radio", "searchbox", "slider", "table", "region", "form",
+        "navigation", "heading",
     ];
     let mut seen = HashSet::new();
     for node in nodes.iter().filter(|node| named.contains(&&*role(node))) {

@@ -257,8 +257,7 @@ fn adapters_of_the_text_encoder_and_of_convolutions_are_added_too() {
     // Each adapter, and the same change in the weights of a copy.
     for (file, module, kohya) in [
         (
-            "text_encoder/model.safetensors",
-            "text_model.encoder.layers.0.mlp.fc1",
+            "text_encoder/model.safetensors", "text_model.encoder.layers.0.mlp.fc1",
             "lora_te_text_model_encoder_layers_0_mlp_fc1",
         ),
         ("unet/diffusion_pytorch_model.safetensors", "conv_in", "lora_unet_conv_in"),

@@ -339,14 +339,9 @@ fn an_incomplete_model_is_named() {
         error
     };
     for part in [
-        "unet/config.json",
-        "unet/diffusion_pytorch_model.safetensors",
-        "vae/config.json",
-        "vae/diffusion_pytorch_model.safetensors",
-        "text_encoder/config.json",
-        "text_encoder/model.safetensors",
-        "scheduler/scheduler_config.json",
-        "tokenizer/merges.txt",
+        "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json", "text_encoder/model.safetensors",
+        "scheduler/scheduler_config.json", "tokenizer/merges.txt",
     ] {
         let error = broken(&|dir| std::fs::remove_file(dir.path("base").join(part)).unwrap());
         let folder = part.split('/').next().unwrap();

@@ -143,9 +143,7 @@ fn a_resumed_run_from_the_cache_is_the_same() {
     let args = ["pairs.parquet", "-o", "cache", "--resolution", "16", "--augment", "pair-flip", "-q", "--base"];
     dir.tool("encode").args(args).args([oracle("base")]).ok();
     for rest in [
-        "",
-        "--use_adafactor --reference-mode ema:0.1",
-        "--lora-rank 2 --refresh-every 2",
+        "", "--use_adafactor --reference-mode ema:0.1", "--lora-rank 2 --refresh-every 2",
         "--guard sdpo --moments bf16",
     ] {
         let (kind, published) = match rest.contains("lora") {

@@ -77,17 +77,8 @@ impl Size {
 }
 
 const WIDTHS: [&str; 12] = [
-    "addition_time_embed_dim",
-    "block_out_channels",
-    "cross_attention_dim",
-    "dim",
-    "embed_dim",
-    "head_width",
-    "hidden_dim",
-    "hidden_size",
-    "intermediate_size",
-    "projection_class_embeddings_input_dim",
-    "projection_dim",
+    "addition_time_embed_dim", "block_out_channels", "cross_attention_dim", "dim", "embed_dim", "head_width",
+    "hidden_dim", "hidden_size", "intermediate_size", "projection_class_embeddings_input_dim", "projection_dim",
     "width",
 ];
 const LAYERS: [&str; 4] = ["layers", "n_layers", "num_hidden_layers", "transformer_layers_per_block"];

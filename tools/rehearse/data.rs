@@ -17,12 +17,9 @@ use crate::models::keep;
 const TABLE: &str = "pickapic_v2/data/train-00000-of-00001.parquet";
 
 const PROMPTS: [&str; 6] = [
-    "a lighthouse in a storm, oil painting",
-    "two red apples on a blue table, photograph",
-    "the old town at night, seen from the river",
-    "a fox that reads a newspaper in the tram",
-    "a glass house in a birch forest, early morning",
-    "portrait of a clockmaker, 35mm, soft light",
+    "a lighthouse in a storm, oil painting", "two red apples on a blue table, photograph",
+    "the old town at night, seen from the river", "a fox that reads a newspaper in the tram",
+    "a glass house in a birch forest, early morning", "portrait of a clockmaker, 35mm, soft light",
 ];
 
 fn prompt(i: usize) -> String {

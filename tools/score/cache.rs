@@ -74,8 +74,20 @@ impl Cache {
         Ok(Some(self.lengths.iter().map(|&n| numbers.by_ref().take(n).collect()).collect()))
     }
 
+    /// Keeps the vectors that were missing and have been found since. Returns how many there are.
+    pub fn keep(&mut self, found: &Found) -> Result<usize> {
+        let mut kept = 0;
+        for (key, _) in &found.missing {
+            if let Some(vectors) = found.vectors.get(key) {
+                self.put(*key, vectors)?;
+                kept += 1;
+            }
+        }
+        Ok(kept)
+    }
+
     /// Keeps the vectors of a key that is not here.
-    pub fn put(&mut self, key: Key, vectors: &Vectors) -> Result<()> {
+    fn put(&mut self, key: Key, vectors: &Vectors) -> Result<()> {
         const CANNOT: &str = "cannot write a temporary file beside the output";
         if self.lengths.is_empty() {
             self.lengths = vectors.iter().map(Vec::len).collect();

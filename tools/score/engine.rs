@@ -2,17 +2,16 @@
 //! once.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 use anyhow::{Context, Error, Result, bail, ensure};
-use nets::image::Preprocess;
-use nets::scorer::{Model, Picture, preprocesses};
+use nets::scorer::{Model, Picture, distinct};
 use pipe::id::{Key, key};
 use pipe::{column::Rows, stop};
 use rayon::prelude::*;
 
 use crate::cache::{self, Cache, Found, Vectors};
-use crate::models::Scorers;
+use crate::panel::{Member, Panel};
 use crate::rows::{Kind, Place, Places};
 
 /// Images, and captions, for which memory is reserved at the start, some 20 MiB: they fill 2^17 places of a hash table. A
@@ -23,8 +22,7 @@ const ROOM: usize = 7 << 14;
 const PAIRS: usize = 2 * ROOM;
 
 pub struct Engine {
-    pub scorers: Scorers,
-    preprocesses: Vec<Preprocess>,
+    pub panel: Panel,
     kind: Kind,
     batch: usize,
     parallel: Parallel,
@@ -79,20 +77,12 @@ struct Pair {
 
 impl Engine {
     /// `folder`: where vectors that may be needed again are kept while the program runs.
-    pub fn new(
-        scorers: Scorers,
-        kind: Kind,
-        folder: &Path,
-        batch: usize,
-        parallel: Parallel,
-        bad: Bad,
-    ) -> Result<Self> {
-        let is_joint = scorers.iter().any(|(_, s)| matches!(s.model, Model::Joint(_)));
+    pub fn new(panel: Panel, kind: Kind, folder: &Path, batch: usize, parallel: Parallel, bad: Bad) -> Result<Self> {
+        let is_joint = panel.members.iter().any(|m| m.is_joint);
         let image_bytes = if is_joint { cache::BYTES_JOINT } else { cache::BYTES };
-        let scores = Vec::with_capacity(PAIRS * scorers.len());
+        let scores = Vec::with_capacity(PAIRS * panel.members.len());
         Ok(Self {
-            preprocesses: preprocesses(scorers.iter().map(|(_, s)| s)),
-            scorers,
+            panel,
             kind,
             batch,
             parallel,
@@ -124,10 +114,10 @@ impl Engine {
         self.add_pairs(rows, &places, &self.new_pairs(&keys, &pair_keys))?;
         let score = |pair: &Option<Key>, metric: usize| {
             let row = *self.known.get(pair.as_ref()?)? as usize;
-            Some(self.scores[row * self.scorers.len() + metric]).filter(|s| !s.is_nan())
+            Some(self.scores[row * self.panel.members.len() + metric]).filter(|s| !s.is_nan())
         };
         let all: Vec<Vec<Option<f32>>> =
-            (0..self.scorers.len()).map(|m| pair_keys.iter().map(|p| score(p, m)).collect()).collect();
+            (0..self.panel.members.len()).map(|m| pair_keys.iter().map(|p| score(p, m)).collect()).collect();
         let unread = pair_keys.iter().zip(&all[0]).filter(|(pair, score)| pair.is_some() && score.is_none());
         self.counts.undecodable += unread.count();
         Ok(all)
@@ -165,14 +155,39 @@ impl Engine {
 
     /// Scores pairs and remembers their scores.
     fn add_pairs(&mut self, rows: &Rows, places: &[Place], pairs: &[Pair]) -> Result<()> {
-        let images = self.embed_images(rows, places, pairs)?;
-        let captions = self.embed_captions(places, pairs)?;
-        let readable: Vec<&Pair> = pairs.iter().filter(|p| images.contains_key(&p.image)).collect();
-        let scores = self.score_pairs(places, &readable, &images, &captions)?;
+        if pairs.is_empty() {
+            return Ok(());
+        }
+        let mut images = self.images.look_up(pairs.iter().map(|p| (p.image, p.place)))?;
+        let mut captions = self.captions.look_up(pairs.iter().map(|p| (p.caption, p.place)))?;
+        let mut scores = vec![vec![]; self.panel.members.len()];
+        for turn in self.panel.round() {
+            self.panel.bring(&turn)?;
+            self.embed_images(rows, places, &turn, &mut images)?;
+            self.embed_captions(places, &turn, &mut captions)?;
+            let readable: Vec<&Pair> = pairs.iter().filter(|p| images.vectors.contains_key(&p.image)).collect();
+            for m in turn {
+                scores[m] = self.score_pairs(m, places, &readable, &images.vectors, &captions.vectors)?;
+            }
+        }
+        self.counts.images_embedded += self.images.keep(&images)?;
+        self.counts.captions_embedded += self.captions.keep(&captions)?;
+        self.remember(rows, places, pairs, &images.vectors, &scores)
+    }
+
+    /// Notes the scores of `pairs`. `scores`: one list per metric, of the pairs whose image is among `images`.
+    fn remember(
+        &mut self,
+        rows: &Rows,
+        places: &[Place],
+        pairs: &[Pair],
+        images: &HashMap<Key, Vectors>,
+        scores: &[Vec<f32>],
+    ) -> Result<()> {
         let mut readable = 0;
         for pair in pairs {
             let read = images.contains_key(&pair.image);
-            for ((name, _), scores) in self.scorers.iter().zip(&scores) {
+            for (Member { name, .. }, scores) in self.panel.members.iter().zip(scores) {
                 let score = if read { scores[readable] } else { f32::NAN };
                 let place = &places[pair.place];
                 ensure!(
@@ -189,59 +204,53 @@ impl Engine {
         Ok(())
     }
 
-    /// The scores of pairs of which the image could be read: one list per metric.
+    /// The scores by metric `m` of pairs of which the image could be read.
     fn score_pairs(
         &self,
+        m: usize,
         places: &[Place],
         pairs: &[&Pair],
         images: &HashMap<Key, Vectors>,
         captions: &HashMap<Key, Vectors>,
-    ) -> Result<Vec<Vec<f32>>> {
-        let mut all = vec![];
-        for (m, (_, scorer)) in self.scorers.iter().enumerate() {
-            let image = |pair: &Pair| &images[&pair.image][m][..];
-            all.push(match &scorer.model {
-                Model::Towers(towers) => {
-                    pairs.iter().map(|p| towers.score(image(p), &captions[&p.caption][m])).collect()
-                }
-                Model::Joint(joint) => {
-                    let batches: Vec<&[&Pair]> = pairs.chunks(self.batch).collect();
-                    let score = |batch: &&[&Pair]| -> Result<Vec<f32>> {
-                        stop::check()?;
-                        let texts: Vec<&str> =
-                            batch.iter().map(|p| places[p.place].caption.unwrap_or_default()).collect();
-                        joint.scores(&batch.iter().map(|p| image(p)).collect::<Vec<_>>(), &texts)
-                    };
-                    let scores: Vec<Vec<f32>> = match self.parallel {
-                        Parallel::Batches => batches.par_iter().map(score).collect::<Result<_>>()?,
-                        Parallel::Decoding => batches.iter().map(score).collect::<Result<_>>()?,
-                    };
-                    scores.concat()
-                }
-            });
-        }
-        Ok(all)
+    ) -> Result<Vec<f32>> {
+        let image = |pair: &Pair| &images[&pair.image][m][..];
+        let joint = match &self.panel.members[m].scorer()?.model {
+            Model::Towers(towers) => {
+                return Ok(pairs.iter().map(|p| towers.score(image(p), &captions[&p.caption][m])).collect());
+            }
+            Model::Joint(joint) => joint,
+        };
+        let batches: Vec<&[&Pair]> = pairs.chunks(self.batch).collect();
+        let score = |batch: &&[&Pair]| -> Result<Vec<f32>> {
+            stop::check()?;
+            let texts: Vec<&str> = batch.iter().map(|p| places[p.place].caption.unwrap_or_default()).collect();
+            joint.scores(&batch.iter().map(|p| image(p)).collect::<Vec<_>>(), &texts)
+        };
+        let scores: Vec<Vec<f32>> = match self.parallel {
+            Parallel::Batches => batches.par_iter().map(score).collect::<Result<_>>()?,
+            Parallel::Decoding => batches.iter().map(score).collect::<Result<_>>()?,
+        };
+        Ok(scores.concat())
     }
 
-    /// The vectors of the pairs' images, out of the cache or the models. An image that cannot be read has none, where such
-    /// images are skipped.
-    fn embed_images(&mut self, rows: &Rows, places: &[Place], pairs: &[Pair]) -> Result<HashMap<Key, Vectors>> {
-        let Found { mut vectors, missing } = self.images.look_up(pairs.iter().map(|p| (p.image, p.place)))?;
-        let this = &*self;
+    /// Adds the vectors of the `missing` images by the members whose turn it is. An image that cannot be read has none, where
+    /// such images are skipped.
+    fn embed_images(&mut self, rows: &Rows, places: &[Place], turn: &Range<usize>, images: &mut Found) -> Result<()> {
+        let members = &self.panel.members[turn.clone()];
+        let preprocesses = distinct(members.iter().filter_map(|m| m.preprocess));
         let decode = |chunk: &[(Key, usize)]| -> Vec<Result<Picture>> {
-            let decode =
-                |&(_, i): &(Key, usize)| Picture::decode(places[i].image.unwrap_or_default(), &this.preprocesses);
+            let decode = |&(_, i): &(Key, usize)| Picture::decode(places[i].image.unwrap_or_default(), &preprocesses);
             chunk.par_iter().map(decode).collect()
         };
-        let chunks: Vec<&[(Key, usize)]> = missing.chunks(self.batch).collect();
+        let chunks: Vec<&[(Key, usize)]> = images.missing.chunks(self.batch).collect();
         let embedded: Vec<Vec<Embedded>> = match self.parallel {
-            Parallel::Batches => chunks.par_iter().map(|c| this.embed(decode(c))).collect::<Result<_>>()?,
+            Parallel::Batches => chunks.par_iter().map(|c| embed(members, decode(c))).collect::<Result<_>>()?,
             Parallel::Decoding => {
                 let mut all = vec![];
                 let mut ready = chunks.first().map(|c| decode(c)).unwrap_or_default();
                 for next in 1..=chunks.len() {
                     let (done, decoded) = rayon::join(
-                        || this.embed(std::mem::take(&mut ready)),
+                        || embed(members, std::mem::take(&mut ready)),
                         || chunks.get(next).map(|c| decode(c)).unwrap_or_default(),
                     );
                     all.push(done?);
@@ -250,13 +259,15 @@ impl Engine {
                 all
             }
         };
-        for (embedded, &(key, i)) in embedded.into_iter().flatten().zip(&missing) {
+        let metrics = self.panel.members.len();
+        for (embedded, &(key, i)) in embedded.into_iter().flatten().zip(&images.missing) {
             match embedded {
-                Embedded::Seen { vectors: of_image, black } => {
-                    self.counts.images_embedded += 1;
-                    self.counts.black += usize::from(black);
-                    self.images.put(key, &of_image)?;
-                    vectors.insert(key, of_image);
+                Embedded::Seen { vectors, black } => {
+                    let of_image = images.vectors.entry(key).or_insert_with(|| {
+                        self.counts.black += usize::from(black);
+                        vec![vec![]; metrics]
+                    });
+                    of_image[turn.clone()].clone_from_slice(&vectors);
                 }
                 Embedded::Unreadable(error) if self.bad == Bad::Refuse => {
                     let place = &places[i];
@@ -265,43 +276,20 @@ impl Engine {
                 Embedded::Unreadable(_) => {}
             }
         }
-        Ok(vectors)
+        Ok(())
     }
 
-    fn embed(&self, pictures: Vec<Result<Picture>>) -> Result<Vec<Embedded>> {
-        stop::check()?;
-        let good: Vec<&Picture> = pictures.iter().flatten().collect();
-        let mut by_scorer = vec![];
-        for (_, scorer) in &self.scorers {
-            by_scorer.push(scorer.image_features(&good)?.into_iter());
-        }
-        let embedded = pictures.into_iter().map(|picture| match picture {
-            Ok(picture) => Embedded::Seen {
-                vectors: by_scorer.iter_mut().map(|v| v.next().unwrap_or_default()).collect(),
-                black: picture.rgb.is_black(),
-            },
-            Err(error) => Embedded::Unreadable(error),
-        });
-        Ok(embedded.collect())
-    }
-
-    /// The vectors of the pairs' captions, out of the cache or the models.
-    fn embed_captions(&mut self, places: &[Place], pairs: &[Pair]) -> Result<HashMap<Key, Vectors>> {
-        let Found { mut vectors, missing } = self.captions.look_up(pairs.iter().map(|p| (p.caption, p.place)))?;
-        let texts: Vec<&str> = missing.iter().filter_map(|&(_, i)| places[i].caption).collect();
-        let mut all: Vec<Vectors> = vec![vec![]; texts.len()];
-        for (_, scorer) in &self.scorers {
+    /// Adds the vectors of the `missing` captions by the members whose turn it is.
+    fn embed_captions(&self, places: &[Place], turn: &Range<usize>, captions: &mut Found) -> Result<()> {
+        let texts: Vec<&str> = captions.missing.iter().filter_map(|&(_, i)| places[i].caption).collect();
+        for m in turn.clone() {
             stop::check()?;
-            for (of_caption, vector) in all.iter_mut().zip(scorer.caption_features(&texts)?) {
-                of_caption.push(vector);
+            let vectors = self.panel.members[m].scorer()?.caption_features(&texts)?;
+            for (&(key, _), vector) in captions.missing.iter().zip(vectors) {
+                captions.vectors.entry(key).or_insert_with(|| vec![vec![]; self.panel.members.len()])[m] = vector;
             }
         }
-        self.counts.captions_embedded += texts.len();
-        for (&(key, _), of_caption) in missing.iter().zip(all) {
-            self.captions.put(key, &of_caption)?;
-            vectors.insert(key, of_caption);
-        }
-        Ok(vectors)
+        Ok(())
     }
 
     fn count(&mut self, places: &[Place], images: &[Option<Key>], keys: &[Option<[Key; 2]>]) {
@@ -317,6 +305,24 @@ impl Engine {
             self.counts.identical_pairs += same.count();
         }
     }
+}
+
+/// The vectors of pictures by each of the `members`.
+fn embed(members: &[Member], pictures: Vec<Result<Picture>>) -> Result<Vec<Embedded>> {
+    stop::check()?;
+    let good: Vec<&Picture> = pictures.iter().flatten().collect();
+    let mut by_scorer = vec![];
+    for member in members {
+        by_scorer.push(member.scorer()?.image_features(&good)?.into_iter());
+    }
+    let embedded = pictures.into_iter().map(|picture| match picture {
+        Ok(picture) => Embedded::Seen {
+            vectors: by_scorer.iter_mut().map(|v| v.next().unwrap_or_default()).collect(),
+            black: picture.rgb.is_black(),
+        },
+        Err(error) => Embedded::Unreadable(error),
+    });
+    Ok(embedded.collect())
 }
 
 enum Embedded {

@@ -7,6 +7,7 @@ mod cache;
 mod engine;
 mod models;
 mod options;
+mod panel;
 mod rows;
 mod summary;
 mod verify;
@@ -20,8 +21,9 @@ use clap::Parser;
 use engine::{Bad, Engine, Parallel};
 use models::ModelFlags;
 use nets::device;
-use nets::scorer::{self, Metric};
+use nets::scorer;
 use options::Choices;
+use panel::Panel;
 use pipe::cli::{Answer, Common, Networks, Sharding, run};
 use pipe::job::{Job, Keep, Spec};
 use pipe::memory::Memory;
@@ -104,13 +106,13 @@ fn score(args: Args) -> Result<Answer> {
     let models = files.iter().flat_map(|model| [Some(&model.tower), model.head.as_ref()]).flatten();
     place::refuse_inputs(&output, models)?;
     let scratch = scratch_folder(&args, &output)?;
-    let scorers = models::open(&metrics, &files, &options)?;
+    let panel = Panel::open(&metrics, &files, &options)?;
     let range = inputs.range(args.sharding.shard)?;
-    let origin = origin(&args, &metrics, &scorers, &options).inputs(inputs.origins_of(&range)?);
+    let origin = origin(&args, &panel, &options).inputs(inputs.origins_of(&range)?);
     let (batch, on_cpu) = (options.batch, options.device.is_cpu());
     let parallel = if on_cpu { Parallel::Batches } else { Parallel::Decoding };
     let bad = if args.skip_bad { Bad::Skip } else { Bad::Refuse };
-    let mut engine = Engine::new(scorers, kind, &scratch, batch, parallel, bad)?;
+    let mut engine = Engine::new(panel, kind, &scratch, batch, parallel, bad)?;
     if let Some(n) = args.verify {
         return verify::verify(&mut engine, kind, &inputs, &output, n as usize, &args.common);
     }
@@ -180,10 +182,10 @@ fn part_rows(on_cpu: bool, batch: usize) -> usize {
 }
 
 /// The origin: what decides the scores. Batch size, threads and device do not.
-fn origin(args: &Args, metrics: &[&Metric], scorers: &models::Scorers, options: &scorer::Options) -> Origin {
-    let names: Vec<&str> = metrics.iter().map(|m| m.name).collect();
-    let mut origin = Origin::new("score").arg("metrics", names);
-    for choice in scorer::choices(|m| metrics.iter().any(|asked| asked.name == m.name)) {
+fn origin(args: &Args, panel: &Panel, options: &scorer::Options) -> Origin {
+    let names: Vec<&str> = panel.members.iter().map(|m| m.name).collect();
+    let mut origin = Origin::new("score").arg("metrics", &names[..]);
+    for choice in scorer::choices(|m| names.contains(&m.name)) {
         if let Some(value) = choice.of(&options.chosen) {
             origin = origin.arg(&choice.name.replace('-', "_"), value);
         }
@@ -192,5 +194,5 @@ fn origin(args: &Args, metrics: &[&Metric], scorers: &models::Scorers, options: 
     if options.dtype != DType::F32 {
         origin = origin.arg("dtype", options.dtype.as_str());
     }
-    scorers.iter().fold(origin, |origin, (name, scorer)| origin.model(name, scorer.id.as_str()))
+    panel.members.iter().fold(origin, |origin, member| origin.model(member.name, member.id.as_str()))
 }

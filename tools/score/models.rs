@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use nets::hub;
-use nets::scorer::{self, Metric, ModelFiles, Needs, Options, Scorer};
+use nets::scorer::{self, Metric, ModelFiles, Needs};
 use pipe::cli::Hub;
 
 #[derive(clap::Args, Clone, Debug)]
@@ -18,8 +18,6 @@ pub struct ModelFlags {
     #[command(flatten)]
     hub: Hub,
 }
-
-pub type Scorers = Vec<(&'static str, Scorer)>;
 
 pub fn metrics(names: &[String]) -> Result<Vec<&'static Metric>> {
     let mut metrics: Vec<&Metric> = vec![];
@@ -92,16 +90,8 @@ fn in_folder(folder: &Path, name: &str) -> Result<PathBuf> {
     Ok(tower)
 }
 
-pub fn open(metrics: &[&'static Metric], files: &[ModelFiles], options: &Options) -> Result<Scorers> {
-    let open = |(metric, files): (&&'static Metric, &ModelFiles)| {
-        let scorer = (metric.open)(files, options).with_context(|| described(metric))?;
-        Ok((metric.name, scorer))
-    };
-    metrics.iter().zip(files).map(open).collect()
-}
-
 /// The metric and its flags, in front of an error about its model.
-fn described(metric: &Metric) -> String {
+pub fn described(metric: &Metric) -> String {
     let name = metric.name;
     let paths = if metric.needs == Needs::TowerAndHead { "TOWER,HEAD" } else { "TOWER" };
     let choices: String = metric.choices.iter().map(|choice| format!(", --{}", choice.name)).collect();

@@ -53,7 +53,7 @@ pub fn verify(
         "--verify draws rows at random; name the table as a Parquet file"
     );
     let scored = Inputs::open(&[out.to_owned()]).context("--verify needs the table that -o names")?;
-    let metrics: Vec<String> = engine.scorers.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let metrics: Vec<String> = engine.panel.members.iter().map(|m| m.name.to_owned()).collect();
     let columns = kind.score_columns(&metrics);
     let names: Vec<&str> = columns.iter().map(String::as_str).collect();
     scored.require(&names, "choose the metrics that it has with --metrics")?;

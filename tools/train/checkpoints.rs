@@ -162,32 +162,37 @@ impl Checkpoints {
         if dtype != DType::F32 {
             kept.extend(detached(&state.policy.params).map(|(n, t)| (format!("policy.{n}"), t)));
         }
-        self.publish(folder, state, &origin)?;
+        let waiting = self.publish(folder, state, &origin)?;
         let saved = Saved { counters: state.counters.clone(), origin, merged: self.merge, summed: true };
         let text = serde_json::to_string(&saved)?;
         write::tensors(&folder.join(STATE), &kept, [(Saved::KEY.to_owned(), text)].into())?;
-        saved.published().try_for_each(|which| adopt(folder, &which))
+        waiting.into_iter().try_for_each(|(which, files)| adopt(folder, &which, &files))
     }
 
-    /// Writes the weights under the names at which they wait for their state/.
-    fn publish(&self, folder: &Path, state: &State, origin: &Origin) -> Result<()> {
+    /// Writes the weights under the names at which they wait for their state/. Returns the files that wait.
+    fn publish(&self, folder: &Path, state: &State, origin: &Origin) -> Result<Vec<(Published, Vec<&'static str>)>> {
         let rounded = |tensors: BTreeMap<String, candle_core::Tensor>| {
             let tensors = tensors.into_iter().map(|(n, t)| Ok((n, t.to_dtype(self.dtype())?)));
             tensors.collect::<Result<BTreeMap<_, _>>>()
         };
-        let next = folder.join(state.counters.whole().next());
+        let of_whole = state.counters.whole();
+        let next = folder.join(of_whole.next());
         let Some(config) = &state.counters.lora else {
-            return write::model(&next, &self.unet, &rounded(whole(&state.policy))?, origin);
+            write::model(&next, &self.unet, &rounded(whole(&state.policy))?, origin)?;
+            return Ok(vec![(of_whole, of_whole.files.to_vec())]);
         };
         let trained: BTreeMap<_, _> = detached(&state.policy.params).collect();
         let adapters = rounded(trained.clone())?;
         let spec = ModelSpec::open(&self.unet, &self.base)?.lora("LoRA");
-        lora::write(&folder.join(LORA.next()), config, &state.policy.denoiser.config, &adapters, &spec, origin)?;
+        let denoiser = &state.policy.denoiser.config;
+        let files = lora::write(&folder.join(LORA.next()), config, denoiser, &adapters, &spec, origin)?;
+        let mut waiting = vec![(LORA, files)];
         if self.merge {
             let merged = lora::merged(&Weights::open(&self.unet)?, config, &trained)?;
             write::model(&next, &self.unet, &rounded(merged)?, origin)?;
+            waiting.push((of_whole, of_whole.files.to_vec()));
         }
-        Ok(())
+        Ok(waiting)
     }
 
     pub fn dtype(&self) -> DType {
@@ -329,15 +334,11 @@ impl Counters {
     }
 }
 
-/// Renames the waiting weights into place.
-fn adopt(folder: &Path, which: &Published) -> Result<()> {
+/// Renames the waiting `files` into place. One that has vanished is an error.
+fn adopt(folder: &Path, which: &Published, files: &[&str]) -> Result<()> {
     let (next, now) = (folder.join(which.next()), folder.join(which.folder));
     fs::create_dir_all(&now).with_context(|| format!("cannot write {}", now.display()))?;
-    for file in which.files {
-        if next.join(file).exists() {
-            atomic::rename(&next.join(file), &now.join(file))?;
-        }
-    }
+    files.iter().try_for_each(|file| atomic::rename(&next.join(file), &now.join(file)))?;
     remove(&next)
 }
 
@@ -355,7 +356,8 @@ fn complete(folder: &Path) -> Result<Saved> {
         };
         if let Err(error) = belong(which.folder) {
             belong(&which.next()).map_err(|_| error)?;
-            adopt(folder, &which)?;
+            let there = |file: &&str| folder.join(which.next()).join(file).exists();
+            adopt(folder, &which, &which.files.into_iter().filter(there).collect::<Vec<_>>())?;
         }
     }
     Ok(saved)

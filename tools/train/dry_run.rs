@@ -7,6 +7,7 @@ use candle_core::DType;
 use nets::optim::UpdateRule;
 use nets::params::count;
 use nets::{folder, weights::Weights};
+use pipe::memory;
 use pipe::stdout::print;
 use pipe::text::{bytes, count as counted, duration};
 use serde_json::json;
@@ -25,8 +26,8 @@ pub fn report(mut run: Run, as_json: bool) -> Result<()> {
 /// Refuses, before anything is loaded, a run whose weights, gradients and moments alone are more than this machine's memory: measuring
 /// it would end the program without a word.
 pub fn foresee(setup: &Setup) -> Result<()> {
-    let memory = total_memory();
-    if !setup.device.is_cpu() || memory == 0 {
+    let total = memory::of_machine();
+    if !setup.device.is_cpu() || total == 0 {
         return Ok(());
     }
     let models = &setup.models;
@@ -47,24 +48,16 @@ pub fn foresee(setup: &Setup) -> Result<()> {
         None => ": --lora-rank trains adapters, --use-adafactor has small moments, --moments bf16 halves AdamW's",
     };
     ensure!(
-        all <= memory,
+        all <= total,
         "{n} weights take {} without reference, activations and encoders (weights {}, gradients {}, moments {}), and this machine has \
          {}{advice}",
         gib(all),
         gib(policy),
         gib(gradients),
         gib(moments),
-        gib(memory)
+        gib(total)
     );
     Ok(())
-}
-
-/// Bytes of memory of this machine; 0 where the system does not say.
-fn total_memory() -> usize {
-    let about = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = about.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")).and_then(|line| line.trim().parse::<usize>().ok());
-    kib.unwrap_or(0) * 1024
 }
 
 /// Seconds that a step takes: the second of two, because the first warms up.

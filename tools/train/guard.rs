@@ -1,42 +1,13 @@
 //! Diffusion-SDPO's safeguard (arXiv 2511.03317): pushing the loser away must not raise the winner's error.
 
-use std::fmt;
-use std::str::FromStr;
-
-/// Whether the loser's gradient is scaled down.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Guard {
-    None,
-    /// The winner's error falls by at least the share `mu` of what it would fall by without the loser.
-    Sdpo {
-        mu: f64,
-    },
-}
-
-impl FromStr for Guard {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        let mu = match s.split_once(':') {
-            None if s == "none" => return Ok(Guard::None),
-            None if s == "sdpo" => 0.0,
-            Some(("sdpo", mu)) => mu.parse().map_err(|_| format!("'{mu}' is not a number"))?,
-            _ => return Err("expected none, sdpo or sdpo:MU".into()),
-        };
-        if (0.0..=1.0).contains(&mu) {
-            Ok(Guard::Sdpo { mu })
-        } else {
-            Err(format!("MU must lie between 0 and 1, it is {mu}"))
-        }
-    }
-}
-
-impl fmt::Display for Guard {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Guard::None => f.write_str("none"),
-            Guard::Sdpo { mu } => write!(f, "sdpo:{mu}"),
-        }
+pipe::names! {
+    /// Whether the loser's gradient is scaled down.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub enum Guard {
+        /// Both gradients stay as they are
+        None = "none",
+        /// The winner's error falls by at least the share MU of what it would fall by without the loser; 0 if it is not given
+        Sdpo(f64 = 0.0) = "sdpo[:MU]" where |mu| (0.0..=1.0).contains(mu) => "MU lies between 0 and 1",
     }
 }
 
@@ -53,7 +24,7 @@ impl Guard {
     /// <g_w, g_l>.
     pub fn factor(self, ww: f64, wl: f64) -> f64 {
         match self {
-            Guard::Sdpo { mu } if wl > 0.0 => ((1.0 - mu) * ww / wl).min(1.0),
+            Guard::Sdpo(mu) if wl > 0.0 => ((1.0 - mu) * ww / wl).min(1.0),
             _ => 1.0,
         }
     }
@@ -85,14 +56,14 @@ mod tests {
             dot(rw, direction) // d e_w / d step
         };
         assert!(change(Guard::None) > 0.0);
-        assert!(change(Guard::Sdpo { mu: 0.0 }).abs() < 1e-12);
+        assert!(change(Guard::Sdpo(0.0)).abs() < 1e-12);
         let alone = -dot(rw, rw);
-        assert!((change(Guard::Sdpo { mu: 0.9 }) - 0.9 * alone).abs() < 1e-12);
+        assert!((change(Guard::Sdpo(0.9)) - 0.9 * alone).abs() < 1e-12);
     }
 
     #[test]
     fn the_factor_never_exceeds_1() {
-        let guard = Guard::Sdpo { mu: 0.0 };
+        let guard = Guard::Sdpo(0.0);
         assert_eq!((guard.factor(1.0, -2.0), guard.factor(3.0, 2.0), guard.factor(1.0, 2.0)), (1.0, 1.0, 0.5));
         assert_eq!(guard.apply([-1.0, 1.0], 1.0, 2.0), [-1.0, 1.0]);
         assert_eq!(guard.apply([1.0, 0.0], 1.0, 2.0), [1.0, 0.0]);
@@ -100,8 +71,8 @@ mod tests {
 
     #[test]
     fn guards_are_parsed() {
-        assert_eq!("sdpo:0.9".parse(), Ok(Guard::Sdpo { mu: 0.9 }));
-        assert_eq!(("none".parse(), "sdpo".parse()), (Ok(Guard::None), Ok(Guard::Sdpo { mu: 0.0 })));
+        assert_eq!("sdpo:0.9".parse(), Ok(Guard::Sdpo(0.9)));
+        assert_eq!(("none".parse(), "sdpo".parse()), (Ok(Guard::None), Ok(Guard::Sdpo(0.0))));
         assert!("sdpo:2".parse::<Guard>().is_err() && "sdp".parse::<Guard>().is_err());
     }
 }

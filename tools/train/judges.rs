@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
 use nets::image::Preprocess;
-use nets::scorer::{METRICS, Model, ModelFiles, Options, Picture as Decoded, Scorer, preprocesses};
+use nets::scorer::{METRICS, Model, ModelFiles, Options, Picture as Decoded, Scorer, distinct};
 use pipe::prompt_source::Prompt;
 use pipe::winrates::wilson;
 use serde_json::{Value, json};
@@ -51,7 +51,7 @@ impl Judges {
         };
         let scorers = there.map(open).collect::<Result<Vec<_>>>()?;
         ensure!(!scorers.is_empty(), "--sample-models {}: it holds the folder of no metric", models.display());
-        Ok(Self { preprocesses: preprocesses(scorers.iter().map(|(_, s)| s)), scorers, base: vec![] })
+        Ok(Self { preprocesses: distinct(scorers.iter().filter_map(|(_, s)| s.preprocess)), scorers, base: vec![] })
     }
 
     pub fn keep_base(&mut self, pictures: &[Picture], prompts: &[Prompt]) -> Result<()> {

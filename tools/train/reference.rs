@@ -1,7 +1,7 @@
 //! The reference: where its weights are kept, and how it follows the policy (Algorithm 1, line 14).
 
 use std::time::{SystemTime, UNIX_EPOCH};
-use std::{collections::BTreeMap, fs, path::Path, str::FromStr};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
@@ -13,9 +13,8 @@ use pipe::cli::named;
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Method")]
 pub struct ReferenceFlags {
-    /// `frozen` (plain Diffusion-DPO), `hard:K` (the reference becomes the policy after every K-th optimiser step) or
-    /// `ema:RATE` (after every step the reference moves this share of the way to the policy)
-    #[arg(long, value_name = "MODE", default_value = "frozen")]
+    /// How the reference follows the policy
+    #[arg(long, value_name = "MODE", default_value_t = Mode::Frozen, value_parser = named::<Mode>())]
     reference_mode: Mode,
     /// The same as --reference-mode hard:K (0: frozen)
     #[arg(long, value_name = "K", conflicts_with = "reference_mode")]
@@ -33,9 +32,7 @@ impl ReferenceFlags {
             Some(k) => Mode::Hard(k),
         }
     }
-}
 
-impl ReferenceFlags {
     /// Whether the reference changes in a run of `steps` steps.
     pub fn moves_within(&self, steps: u64) -> bool {
         match self.mode() {
@@ -57,41 +54,16 @@ impl ReferenceFlags {
     }
 }
 
-/// When and how far the reference moves.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Mode {
-    Frozen,
-    Hard(u64),
-    Ema(f64),
-}
-
-impl FromStr for Mode {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        let wrong = |what: &str| format!("{what}, not '{s}'");
-        match s.split_once(':') {
-            None if s == "frozen" => Ok(Mode::Frozen),
-            Some(("hard", k)) => match k.parse() {
-                Ok(0) | Err(_) => Err(wrong("hard:K takes a number of steps above 0")),
-                Ok(k) => Ok(Mode::Hard(k)),
-            },
-            Some(("ema", rate)) => match rate.parse() {
-                Ok(rate) if rate > 0.0 && rate <= 1.0 => Ok(Mode::Ema(rate)),
-                _ => Err(wrong("ema:RATE takes a share above 0 and up to 1")),
-            },
-            _ => Err("expected frozen, hard:K or ema:RATE".into()),
-        }
-    }
-}
-
-impl std::fmt::Display for Mode {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        match self {
-            Mode::Frozen => write!(f, "frozen"),
-            Mode::Hard(k) => write!(f, "hard:{k}"),
-            Mode::Ema(rate) => write!(f, "ema:{rate}"),
-        }
+pipe::names! {
+    /// When and how far the reference moves.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub enum Mode {
+        /// Never: plain Diffusion-DPO
+        Frozen = "frozen",
+        /// It becomes the policy after every K-th optimiser step
+        Hard(u64) = "hard:K" where |k| *k > 0 => "K is a number of steps above 0",
+        /// After every step it moves this share of the way to the policy
+        Ema(f64) = "ema:RATE" where |rate| *rate > 0.0 && *rate <= 1.0 => "RATE is a share above 0 and up to 1",
     }
 }
 

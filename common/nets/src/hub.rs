@@ -158,17 +158,8 @@ mod tests {
         assert_eq!(split("org/name"), Some(("org/name", "main")));
         assert_eq!(split("stable-diffusion-v1-5/sd.1_5@fp16"), Some(("stable-diffusion-v1-5/sd.1_5", "fp16")));
         for path in [
-            "name",
-            "./org/name",
-            "/org/name",
-            "a/b/c",
-            "../name",
-            "org/",
-            "org/name@",
-            "runs dir/x",
-            "a/b@../../x",
-            "a/b@/x",
-            "a/b@x//y",
+            "name", "./org/name", "/org/name", "a/b/c", "../name", "org/", "org/name@", "runs dir/x", "a/b@../../x",
+            "a/b@/x", "a/b@x//y",
         ] {
             assert_eq!(split(path), None, "{path}");
         }
@@ -189,36 +180,23 @@ mod tests {
     #[test]
     fn one_format_of_each_weight() {
         let files = [
-            "README.md",
-            "model_index.json",
-            "v1-5-pruned.ckpt",
-            "safety_checker/config.json",
-            "tokenizer/merges.txt",
+            "README.md", "model_index.json", "v1-5-pruned.ckpt", "safety_checker/config.json", "tokenizer/merges.txt",
             "text_encoder_2/model.fp16-00001-of-00002.safetensors",
-            "text_encoder_2/model.fp16-00002-of-00002.safetensors",
-            "text_encoder_2/model.safetensors.index.fp16.json",
-            "unet/config.json",
-            "unet/diffusion_pytorch_model.bin",
-            "unet/diffusion_pytorch_model.fp16.safetensors",
-            "unet/diffusion_pytorch_model.safetensors",
-            "vae/diffusion_pytorch_model-00001-of-00002.safetensors",
+            "text_encoder_2/model.fp16-00002-of-00002.safetensors", "text_encoder_2/model.safetensors.index.fp16.json",
+            "unet/config.json", "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors",
+            "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model-00001-of-00002.safetensors",
             "vae/diffusion_pytorch_model-00002-of-00002.safetensors",
-            "vae/diffusion_pytorch_model.safetensors.index.json",
-            "vae/diffusion_pytorch_model.bin",
+            "vae/diffusion_pytorch_model.safetensors.index.json", "vae/diffusion_pytorch_model.bin",
         ]
         .map(String::from);
         let wanted: Vec<_> = wanted(&files).into_iter().collect();
         assert_eq!(
             wanted,
             [
-                "model_index.json",
-                "text_encoder_2/model.fp16-00001-of-00002.safetensors",
+                "model_index.json", "text_encoder_2/model.fp16-00001-of-00002.safetensors",
                 "text_encoder_2/model.fp16-00002-of-00002.safetensors",
-                "text_encoder_2/model.safetensors.index.fp16.json",
-                "tokenizer/merges.txt",
-                "unet/config.json",
-                "unet/diffusion_pytorch_model.safetensors",
-                "vae/diffusion_pytorch_model-00001-of-00002.safetensors",
+                "text_encoder_2/model.safetensors.index.fp16.json", "tokenizer/merges.txt", "unet/config.json",
+                "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model-00001-of-00002.safetensors",
                 "vae/diffusion_pytorch_model-00002-of-00002.safetensors",
                 "vae/diffusion_pytorch_model.safetensors.index.json",
             ]

@@ -212,13 +212,7 @@ mod tests {
     #[test]
     fn nothing_in_a_name_is_run_or_drawn() {
         let names = [
-            "=cmd|' /C calc'!A0",
-            "<img src=x>",
-            "[1](x) **a** `b` &lt;",
-            "a\n| b |\u{1b}[31m",
-            "[2cm]",
-            "-1.5",
-            "_x_y",
+            "=cmd|' /C calc'!A0", "<img src=x>", "[1](x) **a** `b` &lt;", "a\n| b |\u{1b}[31m", "[2cm]", "-1.5", "_x_y",
         ];
         let rows = names.map(|name| vec![name.into()]).to_vec();
         let grid = Grid { head: vec!["@SUM(1)".into()], rows, left: 1, ..Grid::default() };
@@ -228,13 +222,8 @@ mod tests {
         assert_eq!(lines(Format::Csv)[5..], ["[2cm]", "-1.5", "_x_y"]);
         let markdown = lines(Format::Markdown)[4..].join("\n");
         let expected = [
-            "| =cmd\\|' /C calc'!A0 |",
-            "| &lt;img src=x> |",
-            "| [1\\](x) \\*\\*a\\*\\* \\`b\\` \\&lt; |",
-            "| a\\\\n\\| b \\|\\\\u{1b}[31m |",
-            "| [2cm] |",
-            "| -1.5 |",
-            "| \\_x_y |",
+            "| =cmd\\|' /C calc'!A0 |", "| &lt;img src=x> |", "| [1\\](x) \\*\\*a\\*\\* \\`b\\` \\&lt; |",
+            "| a\\\\n\\| b \\|\\\\u{1b}[31m |", "| [2cm] |", "| -1.5 |", "| \\_x_y |",
         ];
         assert_eq!(markdown, expected.join("\n"));
         assert!(lines(Format::Latex).contains(&"{}[2cm] \\\\".to_owned()));

@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{Write, stderr};
 use std::sync::OnceLock;
-use std::{thread, time::Duration};
+use std::{fs, thread, time::Duration};
 
 use signal_hook::low_level::exit;
 
@@ -27,6 +27,24 @@ thread_local! {
 /// Notes the program's name.
 pub(crate) fn of(tool: &'static str) {
     let _ = TOOL.set(tool);
+}
+
+/// Bytes of memory of this machine, or of the container if that may use less; 0 where the system does not say.
+pub fn of_machine() -> usize {
+    let limit = fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|limit| limit.trim().parse().ok());
+    bytes_in("/proc/meminfo", "MemTotal:").min(limit.unwrap_or(usize::MAX))
+}
+
+/// Bytes of memory that this program holds; 0 where the system does not say.
+pub fn resident() -> usize {
+    bytes_in("/proc/self/status", "VmRSS:")
+}
+
+/// The size behind `name` in a table of the kernel, which counts in KiB.
+fn bytes_in(table: &str, name: &str) -> usize {
+    let table = fs::read_to_string(table).unwrap_or_default();
+    let size = table.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse().ok());
+    size.unwrap_or(0) * 1024
 }
 
 fn or_end(block: *mut u8, size: usize) -> *mut u8 {

@@ -15,9 +15,9 @@ pub struct Form {
 }
 
 impl Form {
-    /// The form without what follows the colon: `quorum` of `quorum:K`.
+    /// The form without what follows: `quorum` of `quorum:K`, `cuda` of `cuda[:N]`.
     pub fn name(&self) -> &'static str {
-        name(self.form)
+        name_of(self.form)
     }
 
     /// Whether `text` begins with this form's name or one of its aliases.
@@ -27,8 +27,13 @@ impl Form {
 }
 
 /// What stands before the first colon.
-pub fn name(text: &str) -> &str {
+fn name(text: &str) -> &str {
     text.split_once(':').map_or(text, |(name, _)| name)
+}
+
+#[doc(hidden)]
+pub fn name_of(form: &str) -> &str {
+    name(form).trim_end_matches('[')
 }
 
 /// A type with a table of its forms. [`names!`](crate::names!) implements it for an enum; `pipe::cli::named` makes a flag of it.
@@ -59,20 +64,25 @@ pub trait Names: FromStr<Err = String> + Display {
 ///         /// The image that more metrics prefer.
 ///         Majority = "majority" | "most",
 ///         /// At least K metrics.
-///         Quorum(usize) = "quorum:K",
+///         Quorum(usize) = "quorum:K" where |k| *k > 0 => "K is at least 1",
+///         /// The sum of the scores, of which the loser's counts less.
+///         Sum(f64 = 1.0) = "sum[:WEIGHT]",
 ///     }
 /// }
 /// assert_eq!("most".parse(), Ok(Rule::Majority));
 /// assert_eq!(Rule::Quorum(3).to_string(), "quorum:3");
-/// assert!("quorum:x".parse::<Rule>().is_err());
+/// assert!("quorum:x".parse::<Rule>().is_err() && "quorum:0".parse::<Rule>().is_err());
+/// assert_eq!("sum".parse(), Ok(Rule::Sum(1.0)));
 /// ```
 ///
 /// The first string is the name that is printed; further ones, after `|`, are read as well. A value's doc comment is its help
-/// line. A variant with a field is written `name:FIELD`; the field's type parses and prints it.
+/// line. A variant with a field is written `name:FIELD`; the field's type parses and prints it. A field with a default may be left
+/// out, and one with a condition (`where`) is refused if it does not hold.
 #[macro_export]
 macro_rules! names {
     ($(#[$meta:meta])* $vis:vis enum $enum:ident {
-        $($(#[doc = $help:literal])* $value:ident $(($data:ty))? = $form:literal $(| $alias:literal)*),+ $(,)?
+        $($(#[doc = $help:literal])* $value:ident $(($data:ty $(= $default:expr)?))? = $form:literal
+            $(| $alias:literal)* $(where $holds:expr => $condition:literal)?),+ $(,)?
     }) => {
         $(#[$meta])*
         $vis enum $enum { $($(#[doc = $help])* $value $(($data))?),+ }
@@ -85,7 +95,7 @@ macro_rules! names {
             }),+];
 
             fn name(&self) -> &'static str {
-                match self { $($enum::$value { .. } => $crate::names::name($form)),+ }
+                match self { $($enum::$value { .. } => $crate::names::name_of($form)),+ }
             }
         }
 
@@ -107,7 +117,7 @@ macro_rules! names {
                 let mut forms = <Self as $crate::names::Names>::FORMS.iter();
                 let rest = text.split_once(':').map(|(_, rest)| rest);
                 $(if forms.next().is_some_and(|form| form.is_named_by(text)) {
-                    return $crate::names!(@parse $enum::$value, $form, rest $(, $data)?);
+                    return $crate::names!(@parse $enum::$value, $form, rest $(, $data, [$($default)?])? $(, $holds => $condition)?);
                 })+
                 let _ = (forms, rest);
                 Err(format!("'{text}' is not known; expected {}", <Self as $crate::names::Names>::list()))
@@ -121,11 +131,17 @@ macro_rules! names {
             Some(_) => Err(format!("nothing follows `{}`", $form)),
         }
     };
-    (@parse $enum:ident :: $value:ident, $form:literal, $rest:ident, $data:ty) => {
+    (@default $enum:ident :: $value:ident, $form:literal) => { Err(format!("expected `{}`", $form)) };
+    (@default $enum:ident :: $value:ident, $form:literal, $default:expr) => { Ok($enum::$value($default)) };
+    (@parse $enum:ident :: $value:ident, $form:literal, $rest:ident, $data:ty, [$($default:expr)?]
+        $(, $holds:expr => $condition:literal)?) => {
         match $rest.map(|rest| (rest, rest.parse::<$data>())) {
+            $(Some((rest, Ok(data))) if !{ let holds: fn(&$data) -> bool = $holds; holds(&data) } => {
+                Err(format!("'{rest}' does not fit `{}`: {}", $form, $condition))
+            })?
             Some((_, Ok(data))) => Ok($enum::$value(data)),
             Some((rest, Err(why))) => Err(format!("'{rest}' does not fit `{}`: {why}", $form)),
-            None => Err(format!("expected `{}`", $form)),
+            None => $crate::names!(@default $enum::$value, $form $(, $default)?),
         }
     };
 }
@@ -140,26 +156,30 @@ mod tests {
             Plain = "plain" | "simple" | "bare",
             /// Two lines
             /// of help.
-            Counted(u8) = "counted:N",
+            Counted(u8) = "counted:N" where |n| *n < 9 => "N is below 9",
+            Spoken(usize = 7) = "spoken[:TIMES]",
         }
     }
 
     #[test]
     fn a_value_is_read_as_it_is_printed() {
-        for (word, text) in [(Word::Plain, "plain"), (Word::Counted(3), "counted:3")] {
+        for (word, text) in [(Word::Plain, "plain"), (Word::Counted(3), "counted:3"), (Word::Spoken(2), "spoken:2")] {
             assert_eq!(word.to_string(), text);
             assert_eq!(text.parse(), Ok(word));
         }
         assert_eq!(["simple", "bare"].map(str::parse), [Ok(Word::Plain), Ok(Word::Plain)]);
+        assert_eq!("spoken".parse(), Ok(Word::Spoken(7)));
         assert_eq!(Word::FORMS[1].help, " Two lines of help.");
     }
 
     #[test]
     fn an_error_says_what_is_expected() {
         let error = |text: &str| text.parse::<Word>().unwrap_err();
-        assert_eq!(error("odd"), "'odd' is not known; expected `plain` or `counted:N`");
+        assert_eq!(error("odd"), "'odd' is not known; expected `plain`, `counted:N` or `spoken[:TIMES]`");
         assert_eq!(error("plain:1"), "nothing follows `plain`");
         assert_eq!(error("counted"), "expected `counted:N`");
         assert!(error("counted:300").starts_with("'300' does not fit `counted:N`: "), "{}", error("counted:300"));
+        assert_eq!(error("counted:9"), "'9' does not fit `counted:N`: N is below 9");
+        assert!(error("spoken[").contains("is not known") && error("spoken:").contains("does not fit"));
     }
 }

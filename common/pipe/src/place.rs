@@ -135,26 +135,8 @@ fn leads_to(path: &Path) -> PathBuf {
 /// Refuses names of other kinds of files for a table, which other programs would not open.
 pub(crate) fn refuse_other_kind(table: &Path) -> Result<()> {
     const OTHERS: [&str; 20] = [
-        "arrow",
-        "arrows",
-        "csv",
-        "feather",
-        "gif",
-        "htm",
-        "html",
-        "ipc",
-        "jpeg",
-        "jpg",
-        "json",
-        "jsonl",
-        "md",
-        "ndjson",
-        "png",
-        "safetensors",
-        "tsv",
-        "txt",
-        "webp",
-        "xlsx",
+        "arrow", "arrows", "csv", "feather", "gif", "htm", "html", "ipc", "jpeg", "jpg", "json", "jsonl", "md",
+        "ndjson", "png", "safetensors", "tsv", "txt", "webp", "xlsx",
     ];
     let ending = table.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase);
     let other = ending.is_some_and(|ending| OTHERS.contains(&&ending[..]));

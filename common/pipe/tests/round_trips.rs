@@ -48,21 +48,7 @@ fn text() -> impl Strategy<Value = String> {
 /// A text with what terminals, spreadsheets and markup take for theirs.
 fn hostile() -> impl Strategy<Value = String> {
     const PARTS: &[&str] = &[
-        "\u{1b}[2J",
-        "\n",
-        "\r",
-        "\u{202e}",
-        "\u{2028}",
-        "\"",
-        "\"\"",
-        ",",
-        "=1+1",
-        "@",
-        "|",
-        "'",
-        " ",
-        "-1.5",
-        "<b>",
+        "\u{1b}[2J", "\n", "\r", "\u{202e}", "\u{2028}", "\"", "\"\"", ",", "=1+1", "@", "|", "'", " ", "-1.5", "<b>",
         "\t",
     ];
     let part = prop_oneof![prop::sample::select(PARTS).prop_map(String::from), text()];

@@ -78,15 +78,9 @@ pub fn picture(_: &Path, bytes: &[u8]) {
 pub fn config(folder: &Path, bytes: &[u8]) {
     let models = models(folder);
     for file in [
-        "base/unet/config.json",
-        "base/vae/config.json",
-        "base/text_encoder/config.json",
-        "base/scheduler/scheduler_config.json",
-        "clip/config.json",
-        "prepared/preprocessor_config.json",
-        "open_clip/open_clip_config.json",
-        "safe/config.json",
-        "shards/diffusion_pytorch_model.safetensors.index.json",
+        "base/unet/config.json", "base/vae/config.json", "base/text_encoder/config.json",
+        "base/scheduler/scheduler_config.json", "clip/config.json", "prepared/preprocessor_config.json",
+        "open_clip/open_clip_config.json", "safe/config.json", "shards/diffusion_pytorch_model.safetensors.index.json",
     ] {
         put(&models, file, bytes);
     }
@@ -145,8 +139,7 @@ fn score(metric: &str, tower: &Path) -> Result<()> {
     let options = Options { device: Device::Cpu, dtype: DType::F32, batch: 2, chosen: BTreeMap::new() };
     let files = ModelFiles { tower: tower.to_owned(), head: None };
     let scorer = (scorer::named(metric)?.open)(&files, &options)?;
-    let preprocesses = scorer::preprocesses([&scorer].into_iter());
-    let picture = Picture::decode(&fs::read(fixture("preprocess/tiny.png"))?, &preprocesses)?;
+    let picture = Picture::decode(&fs::read(fixture("preprocess/tiny.png"))?, scorer.preprocess.as_slice())?;
     scorer.image_features(&[&picture])?;
     scorer.caption_features(&["a cat"])?;
     Ok(())

@@ -7,6 +7,7 @@ use nets::image::{Rgb, png};
 use nets::scorer::{Joint, Scorer, Towers};
 
 use super::*;
+use crate::panel::Presence;
 
 /// What the scorers were asked, by the images' first bytes.
 type Asked = Arc<Mutex<(Vec<u8>, Vec<(u8, String)>)>>;
@@ -60,13 +61,18 @@ fn rows(pairs: &[(u8, u8, &str)]) -> Rows {
     Rows { table: "pairs".into(), first: 0, batch: RecordBatch::try_from_iter(columns).unwrap() }
 }
 
-fn engine(asked: &Asked, batch: usize, parallel: Parallel) -> Engine {
-    let scorer = |id: &str, model| Scorer { id: id.into(), preprocess: None, model };
-    let scorers = vec![
-        ("first", scorer("first", Model::Towers(Box::new(First)))),
-        ("reader", scorer("reader", Model::Joint(Box::new(Reader(asked.clone()))))),
+fn member(name: &'static str, model: impl Fn() -> Model + Send + Sync + 'static) -> Member {
+    Member::new(name, move || Ok(Scorer { id: name.into(), preprocess: None, model: model() })).unwrap()
+}
+
+fn engine(asked: &Asked, batch: usize, parallel: Parallel, presence: Presence) -> Engine {
+    let asked = asked.clone();
+    let members = vec![
+        member("first", || Model::Towers(Box::new(First))),
+        member("reader", move || Model::Joint(Box::new(Reader(asked.clone())))),
     ];
-    Engine::new(scorers, Kind::Pairs, &std::env::temp_dir(), batch, parallel, Bad::Skip).unwrap()
+    let panel = Panel::of(members, presence);
+    Engine::new(panel, Kind::Pairs, &std::env::temp_dir(), batch, parallel, Bad::Skip).unwrap()
 }
 
 #[test]
@@ -84,16 +90,16 @@ fn a_joint_scorer_sees_each_image_once_and_each_pair_once_in_any_batch_and_on_an
         all.dedup();
         all
     };
-    for (batch, parallel, threads) in [
-        (1, Parallel::Batches, 1),
-        (1, Parallel::Batches, 3),
-        (2, Parallel::Decoding, 2),
-        (4, Parallel::Batches, 2),
-        (100, Parallel::Decoding, 1),
+    for (batch, parallel, threads, presence) in [
+        (1, Parallel::Batches, 1, Presence::All),
+        (1, Parallel::Batches, 3, Presence::InTurns),
+        (2, Parallel::Decoding, 2, Presence::All),
+        (4, Parallel::Batches, 2, Presence::InTurns),
+        (100, Parallel::Decoding, 1, Presence::All),
     ] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let asked = Asked::default();
-        let mut engine = engine(&asked, batch, parallel);
+        let mut engine = engine(&asked, batch, parallel, presence);
         let mut score = |rows: &Rows| pool.install(|| engine.score(rows)).unwrap();
         assert_eq!(score(&table), expected, "batches of {batch}");
         assert_eq!(score(&table), expected, "batches of {batch}, again");
@@ -121,8 +127,60 @@ fn a_score_that_is_not_a_number_names_row_and_metric() {
             if image[0] == 5.0 { f32::NAN } else { image[0] }
         }
     }
-    let mut engine = engine(&Asked::default(), 2, Parallel::Batches);
-    engine.scorers[0].1.model = Model::Towers(Box::new(Damaged));
+    let mut engine = engine(&Asked::default(), 2, Parallel::Batches, Presence::All);
+    engine.panel.members[0] = member("first", || Model::Towers(Box::new(Damaged)));
     let error = engine.score(&rows(&[(4, 6, "x"), (6, 5, "x")])).unwrap_err().to_string();
     assert!(error.contains("row 1") && error.contains("'jpg_1': first gives NaN"), "{error}");
+}
+
+#[test]
+fn scorers_that_take_turns_are_never_in_memory_together_and_the_last_stays_for_the_next_part() {
+    /// Counts the scorers in memory, and every opening.
+    struct Counted(&'static Counter);
+    #[derive(Default)]
+    struct Counter(Mutex<(usize, usize, Vec<&'static str>)>);
+    impl Towers for Counted {
+        fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>> {
+            First.image_features(pictures)
+        }
+        fn score(&self, image: &[f32], caption: &[f32]) -> f32 {
+            First.score(image, caption)
+        }
+    }
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.0.0.lock().unwrap().0 -= 1;
+        }
+    }
+    for (presence, most, opened) in
+        [(Presence::All, 3, vec!["a", "b", "c"]), (Presence::InTurns, 1, vec!["a", "b", "c", "b", "a", "b", "c"])]
+    {
+        let counter: &'static Counter = Box::leak(Box::default());
+        let mut members = vec![];
+        for name in ["a", "b", "c"] {
+            members.push(member(name, move || {
+                let mut counts = counter.0.lock().unwrap();
+                counts.0 += 1;
+                counts.1 = counts.1.max(counts.0);
+                counts.2.push(name);
+                Model::Towers(Box::new(Counted(counter)))
+            }));
+        }
+        let panel = Panel::of(members, presence);
+        {
+            let mut counts = counter.0.lock().unwrap();
+            counts.1 = counts.0; // they were opened together
+        }
+        let folder = std::env::temp_dir();
+        let mut engine = Engine::new(panel, Kind::Pairs, &folder, 2, Parallel::Batches, Bad::Skip).unwrap();
+        for part in [[(3, 4, "x"), (0, 9, "y")], [(5, 3, "x"), (7, 8, "z")]] {
+            let scores = engine.score(&rows(&part)).unwrap();
+            let expected: Vec<_> =
+                part.iter().flat_map(|p| [p.0, p.1]).map(|i| (i > 0).then_some(f32::from(i))).collect();
+            assert_eq!(scores, vec![expected; 3]);
+        }
+        let counts = counter.0.lock().unwrap();
+        assert_eq!((counts.1, &counts.2), (most, &opened), "{presence:?}");
+        assert_eq!((engine.counts.images_embedded, engine.counts.undecodable), (6, 1));
+    }
 }

@@ -95,13 +95,15 @@ pub fn write(
     tensors: &BTreeMap<String, Tensor>,
     spec: &BTreeMap<String, String>,
     origin: &Origin,
-) -> Result<()> {
+) -> Result<Vec<&'static str>> {
+    let mut files = vec![];
     let origin = (origin::KEY.to_owned(), origin.to_json());
     if let Some(naming) = denoiser.kohya_naming() {
         let plain = [("ss_network_alpha", config.alpha.to_string()), ("ss_network_dim", config.rank.to_string())];
         let metadata =
             plain.map(|(k, v)| (k.to_owned(), v)).into_iter().chain([origin.clone()]).chain(spec.clone()).collect();
         write::tensors(&folder.join(KOHYA_FILE), &kohya::renamed(tensors, config, naming)?, metadata)?;
+        files.push(KOHYA_FILE);
     }
 
     let part = denoiser.part;
@@ -113,7 +115,9 @@ pub fn write(
     });
     let settings = (PEFT_KEY.to_owned(), settings.to_string());
     let peft = tensors.iter().map(|(name, t)| (format!("{part}.{name}"), t.clone())).collect();
-    write::tensors(&folder.join(ADAPTERS), &peft, spec.clone().into_iter().chain([origin, settings]).collect())
+    write::tensors(&folder.join(ADAPTERS), &peft, spec.clone().into_iter().chain([origin, settings]).collect())?;
+    files.push(ADAPTERS);
+    Ok(files)
 }
 
 /// All weights of a base in f32, with the adapters added to the layers they belong to.

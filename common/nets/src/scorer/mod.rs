@@ -25,7 +25,7 @@ mod picture;
 
 pub use clip_model::{Layout, shapes};
 pub use metric::{Band, Choice, Metric, ModelFiles, Needs, Options, Role};
-pub use model::{Joint, Model, Scorer, Towers, preprocesses};
+pub use model::{Joint, Model, Scorer, Towers, distinct};
 pub use picture::Picture;
 
 /// All metrics, in the order in which tables list them.

@@ -65,10 +65,10 @@ impl Scorer {
     }
 }
 
-/// The distinct preprocessings of some scorers.
-pub fn preprocesses<'a>(scorers: impl Iterator<Item = &'a Scorer>) -> Vec<Preprocess> {
+/// These preprocessings, each once.
+pub fn distinct(preprocesses: impl Iterator<Item = Preprocess>) -> Vec<Preprocess> {
     let mut all = vec![];
-    for preprocess in scorers.filter_map(|s| s.preprocess) {
+    for preprocess in preprocesses {
         if !all.contains(&preprocess) {
             all.push(preprocess);
         }
