@@ -420,6 +420,36 @@ fn different_scorers_are_refused() {
     assert_eq!(dir.tool("winrate").args(BOTH).ok().err, "");
 }
 
+/// Two tables whose prompts have the same ids may be of different prompts.
+#[test]
+fn another_text_under_the_same_prompt_id_is_refused() {
+    let dir = dir();
+    let base = dir.get("base.parquet");
+    let other = |prompt: usize| {
+        let text = |row: usize| if row / 2 == prompt { "a\u{1b}[2Jcat".into() } else { format!("prompt {}", row / 2) };
+        let index = base.schema().index_of("prompt").unwrap();
+        let mut columns = base.columns().to_vec();
+        columns[index] = texts((0..base.num_rows()).map(text));
+        RecordBatch::try_new(base.schema(), columns).unwrap()
+    };
+    let reversed: arrow::array::UInt32Array = (0..8).rev().collect();
+    // Side by side, in another order, and through a pipe.
+    dir.put("base.parquet", &other(2));
+    let expected = ["prompt_id '0000000000000002'", "'prompt 2' in policy.parquet", "'a\\u{1b}[2Jcat' in base.parquet"];
+    says(&dir.tool("winrate").args(BOTH).fails(2), &expected);
+    dir.put("base.parquet", &arrow::compute::take_record_batch(&other(2), &reversed).unwrap());
+    says(&dir.tool("winrate").args(BOTH).fails(2), &expected);
+    let run = dir.tool("winrate").args(["policy.parquet", "-", "--best-of", "2"]).stdin(stream(&other(0))).fails(2);
+    says(&run, &["prompt_id '0000000000000000'", "in standard input"]);
+    // Within one table.
+    let mixed = arrow::compute::concat_batches(&base.schema(), [&other(1).slice(0, 3), &base.slice(3, 5)]).unwrap();
+    dir.put("base.parquet", &mixed);
+    says(
+        &dir.tool("winrate").args(BOTH).fails(2),
+        &["'a\\u{1b}[2Jcat' in base.parquet and 'prompt 1' in base.parquet"],
+    );
+}
+
 #[test]
 fn other_seeds_give_a_note() {
     let dir = dir();

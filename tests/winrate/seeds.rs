@@ -108,6 +108,21 @@ fn seeds_may_hold_their_prompts_in_another_order() {
     says(&error, &["(set ", "is in policy-0.parquet but not in policy-2.parquet"]);
 }
 
+/// The same table twice, by its name, by a link or as a copy, is one seed.
+#[test]
+fn a_seed_that_is_named_twice_is_refused() {
+    let (dir, args) = three_seeds();
+    std::os::unix::fs::symlink(dir.path("policy-0.parquet"), dir.path("link.parquet")).unwrap();
+    // A copy whose rows stand in another order.
+    let order: arrow::array::UInt32Array = (0..80).map(|row| (row + 2) % 80).collect();
+    dir.put("copy.parquet", &arrow::compute::take_record_batch(&dir.get("policy-0.parquet"), &order).unwrap());
+    for again in ["policy-0.parquet", "link.parquet", "copy.parquet"] {
+        let args = args.iter().map(|arg| if arg == "policy-2.parquet" { again } else { arg });
+        let error = dir.tool("winrate").args(args).fails(2);
+        says(&error, &[&format!("policy-0.parquet and {again} hold the same scores of 'policy'"), "count twice"]);
+    }
+}
+
 #[test]
 fn seeds_that_cannot_be_paired_are_refused() {
     let (dir, args) = three_seeds();

@@ -234,7 +234,9 @@ fn count_by(args: &Args, inputs: &mut [Inputs], metrics: &[String], side_by_side
     let threads = args.common.threads.or_else(|| available_parallelism().ok()).map_or(1, NonZeroUsize::get);
     let bootstrap = Bootstrap { seed: args.common.seed, resamples: args.resamples, threads };
     let mut groups = Groups::new(&models, args.by, &pairs, metrics.len(), bootstrap)?;
+    let mut contents = seeds::Contents::new(models.len());
     let mut each = |prompts: &[&Prompt]| {
+        contents.add(prompts);
         pooled.iter_mut().for_each(|pooling| pooling.add(prompts));
         groups.add(prompts)
     };
@@ -242,6 +244,9 @@ fn count_by(args: &Args, inputs: &mut [Inputs], metrics: &[String], side_by_side
         true if !walk::side_by_side(&mut tables, &mut each)? => return Ok(None),
         true => {}
         false => walk::joined(tables, &mut each)?,
+    }
+    if args.seeds {
+        contents.refuse_alike(&models)?;
     }
     groups.close()?;
     Ok(Some(Counted { models, pairs, groups, pooled }))

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
+use anyhow::{Result, ensure};
 use pipe::id::Key;
-use pipe::moments;
+use pipe::{moments, scored, text::shown};
 
 use crate::stats;
 
 pub struct Prompt {
     pub key: Key,
-    /// The text, cut if it is long, and the set: for messages.
-    pub name: Box<str>,
+    pub id: Box<str>,
+    pub text: Box<str>,
+    pub set: Option<Arc<str>>,
     /// Its value in the column by which prompts are grouped.
     pub group: Option<Arc<str>>,
     /// A hash of the seeds of the images that count; `None` if the table does not have them.
@@ -22,6 +24,16 @@ pub struct Prompt {
 }
 
 impl Prompt {
+    /// The text, cut if it is long, and the set: for messages.
+    pub fn name(&self) -> String {
+        scored::prompt_name(&scored::short(&self.text), self.set.as_deref())
+    }
+
+    /// Fails where this prompt of `table` has another text than `other` of the table `elsewhere`, whose prompt_id is the same.
+    pub fn refuse_other_text(&self, table: &str, other: &Self, elsewhere: &str) -> Result<()> {
+        refuse_other_text(&self.id, (&self.text, table), (&other.text, elsewhere))
+    }
+
     /// Its images' scores; those without one are left out, and there is at least one.
     pub fn scores(&self, metric: usize) -> impl Iterator<Item = f32> + Clone + '_ {
         self.scores[metric * self.images..][..self.images].iter().copied().filter(|x| !x.is_nan())
@@ -41,4 +53,17 @@ impl Prompt {
     pub fn dominates(&self, other: &Self, value: fn(&Self, usize) -> f64) -> bool {
         (0..self.scores.len() / self.images).all(|metric| value(self, metric) > value(other, metric))
     }
+}
+
+/// Two texts and their tables.
+pub fn refuse_other_text(id: &str, (text, table): (&str, &str), (other, elsewhere): (&str, &str)) -> Result<()> {
+    ensure!(
+        text == other,
+        "prompt_id '{}' is '{}' in {table} and '{}' in {elsewhere}; a win rate needs the same prompts: sample both models from one \
+         prompts table",
+        shown(id),
+        shown(text),
+        shown(other)
+    );
+    Ok(())
 }

@@ -11,7 +11,7 @@ use pipe::scored::{self, ScoredRows};
 use pipe::shown;
 use pipe::table::{BATCH, Inputs};
 
-use crate::prompt::Prompt;
+use crate::prompt::{Prompt, refuse_other_text};
 
 const NEEDED: [&str; 4] = [prompts::PROMPT_ID, prompts::PROMPT, images::K, images::MODEL];
 const HINT: &str = "`winrate` reads what `score` writes of an images table";
@@ -71,7 +71,9 @@ pub struct Reading<'a> {
 /// A prompt with images that follow one another in a table.
 pub struct Found {
     pub key: Key,
-    name: Box<str>,
+    id: Box<str>,
+    text: Box<str>,
+    set: Option<Arc<str>>,
     group: Option<Arc<str>>,
     /// k and seed of each image.
     images: Vec<(u64, Option<u64>)>,
@@ -108,7 +110,11 @@ impl<'a> Reading<'a> {
             let again = found.is_some() && i > 0 && same(&rows.prompt_ids, i) && same(&rows.sets, i);
             let key = if again { None } else { Some(key_of(rows, i)) };
             match (&mut found, key) {
-                (Some(found), key) if key.is_none_or(|key| key == found.key) => found.push(rows, i),
+                (Some(found), key) if key.is_none_or(|key| key == found.key) => {
+                    let text = rows.prompts.value(i);
+                    refuse_other_text(&found.id, (&found.text, &self.table), (text, &self.table))?;
+                    found.push(rows, i);
+                }
                 (None, Some(key)) => found = Some(Found::of(key, rows, i, self.wanted.by)),
                 _ => return Ok(found),
             }
@@ -134,9 +140,10 @@ fn key_of(rows: &ScoredRows, i: usize) -> Key {
 
 impl Found {
     fn of(key: Key, rows: &ScoredRows, i: usize, by: By) -> Self {
-        let value = |column: &StringArray| column.is_valid(i).then(|| column.value(i).to_owned());
-        let name = scored::prompt_name(&scored::short(rows.prompts.value(i)), value(&rows.sets).as_deref()).into();
-        let mut found = Self { key, name, group: value(by.of(rows)).map(Arc::from), images: vec![], scores: vec![] };
+        let value = |column: &StringArray| column.is_valid(i).then(|| Arc::from(column.value(i)));
+        let (id, text) = (rows.prompt_ids.value(i).into(), rows.prompts.value(i).into());
+        let (set, group) = (value(&rows.sets), value(by.of(rows)));
+        let mut found = Self { key, id, text, set, group, images: vec![], scores: vec![] };
         found.push(rows, i);
         found
     }
@@ -146,14 +153,18 @@ impl Found {
         self.scores.extend(rows.scores_of(i).map(|x| x.unwrap_or(f32::NAN)));
     }
 
-    /// Takes more images of the same prompt.
-    pub fn append(&mut self, other: Self) {
+    /// Takes more images of the same prompt of `table`.
+    pub fn append(&mut self, other: Self, table: &str) -> Result<()> {
+        refuse_other_text(&self.id, (&self.text, table), (&other.text, table))?;
         self.images.extend(other.images);
         self.scores.extend(other.scores);
+        Ok(())
     }
 
     fn close(self, table: &str, wanted: Wanted) -> Result<Prompt> {
-        let Self { key, name, group, images, scores } = self;
+        let Self { key, id, text, set, group, images, scores } = self;
+        let prompt = Prompt { key, id, text, set, group, seeds: None, scores: [].into(), images: wanted.images };
+        let name = prompt.name();
         let (has, n, metrics) = (images.len(), wanted.images, wanted.metrics);
         let mut order: Vec<usize> = (0..has).collect();
         order.sort_by_key(|&i| images[i].0);
@@ -174,12 +185,11 @@ impl Found {
         });
         let of = |m: usize| order.iter().map(move |&i| i * metrics.len() + m);
         let scores = (0..metrics.len()).flat_map(of).map(|i| scores[i]).collect();
-        let prompt = Prompt { key, name, group, seeds, scores, images: n };
+        let prompt = Prompt { seeds, scores, ..prompt };
         for (m, metric) in metrics.iter().enumerate() {
             ensure!(
                 prompt.scores(m).next().is_some(),
-                "{table}: prompt {} has no image with a score of {metric}; score it again, or leave {metric} out with --metrics",
-                prompt.name
+                "{table}: prompt {name} has no image with a score of {metric}; score it again, or leave {metric} out with --metrics"
             );
         }
         Ok(prompt)

@@ -1,8 +1,10 @@
 //! Several training seeds of a model: how far a win rate could differ with other seeds and other prompts.
 
-use anyhow::{Result, ensure};
-use pipe::moments;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use anyhow::{Result, bail, ensure};
 use pipe::winrates::{ByMetric, Change, Joint, Pooled, PooledCell, PooledShare};
+use pipe::{moments, text::shown};
 
 use crate::prompt::Prompt;
 use crate::stats::{Z, student, wilson};
@@ -24,6 +26,40 @@ pub fn models(tables: &[Model]) -> Vec<Tables<'_>> {
         }
     }
     models
+}
+
+/// A hash of the scores of each table. Two tables of a model that are alike are one training seed that was named twice.
+pub struct Contents(Vec<DefaultHasher>);
+
+impl Contents {
+    pub fn new(tables: usize) -> Self {
+        Self(vec![DefaultHasher::new(); tables])
+    }
+
+    /// Takes one prompt of all tables.
+    pub fn add(&mut self, prompts: &[&Prompt]) {
+        for (hash, prompt) in self.0.iter_mut().zip(prompts) {
+            prompt.scores.iter().for_each(|score| score.to_bits().hash(hash));
+        }
+    }
+
+    pub fn refuse_alike(&self, tables: &[Model]) -> Result<()> {
+        let hashes: Vec<u64> = self.0.iter().map(Hasher::finish).collect();
+        for Tables { model, seeds } in models(tables) {
+            for (i, &a) in seeds.iter().enumerate() {
+                if let Some(&b) = seeds[i + 1..].iter().find(|&&b| hashes[a] == hashes[b]) {
+                    bail!(
+                        "{} and {} hold the same scores of '{}', image by image: one training seed, which would count twice; name \
+                         the table of each seed once",
+                        tables[a].table,
+                        tables[b].table,
+                        shown(model)
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What is counted of two models, seed by seed.

@@ -33,6 +33,9 @@ pub fn side_by_side(tables: &mut [Reading], each: Each) -> Result<bool> {
         let prompts =
             found.into_iter().zip(&*tables).map(|(found, table)| table.close(found)).collect::<Result<Vec<_>>>();
         let Ok(prompts) = prompts else { return Ok(false) };
+        for (prompt, table) in prompts.iter().zip(&*tables).skip(1) {
+            prompts[0].refuse_other_text(&tables[0].table, prompt, &table.table)?;
+        }
         each(&prompts.iter().collect::<Vec<_>>())?;
     }
 }
@@ -53,6 +56,9 @@ pub fn joined(tables: Vec<Reading>, each: Each) -> Result<()> {
     for other in &tables[1..] {
         first.refuse_more_than(other)?;
         other.refuse_more_than(first)?;
+        for (prompt, theirs) in first.prompts.iter().filter_map(|prompt| Some((prompt, other.get(prompt)?))) {
+            prompt.refuse_other_text(&first.table, theirs, &other.table)?;
+        }
     }
     for prompt in &first.prompts {
         each(&tables.iter().filter_map(|table| table.get(prompt)).collect::<Vec<_>>())?;
@@ -65,7 +71,7 @@ impl Whole {
         let (mut all, mut index): (Vec<Found>, _) = (vec![], HashMap::new());
         while let Some(found) = reading.next()? {
             match index.get(&found.key) {
-                Some(&place) => all[place as usize].append(found),
+                Some(&place) => all[place as usize].append(found, &reading.table)?,
                 None => {
                     index.insert(found.key, all.len() as u32);
                     all.push(found);
@@ -87,7 +93,7 @@ impl Whole {
         let Some(prompt) = self.prompts.iter().find(|prompt| other.get(prompt).is_none()) else { return Ok(()) };
         bail!(
             "prompt {} is in {} but not in {}; a win rate needs the same prompts: sample both models from one prompts table",
-            prompt.name,
+            prompt.name(),
             self.table,
             other.table
         )
