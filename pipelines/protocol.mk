@@ -27,7 +27,16 @@ $(foreach u,$(UNETS),$(eval folder.$(firstword $(subst =, ,$u)) := $(patsubst $(
 protocol: $P/table.txt
 	@cat $<
 
-$P/prompts.parquet: $(PROMPTS) $(call settings,protocol-prompts,PROTOCOL_PROMPT_FLAGS) | build
+# Before any work: models that are not made here must be there and whole, or in the hub's cache.
+protocol_given := $(BASE) $(filter-out $(POLICIES:%=$D/%),$(foreach n,$(drawn_by),$(folder.$n)))
+protocol-models: | build
+	@for model in $(protocol_given); do \
+	    part=$$model; [[ $$model == '$(BASE)' || ! -d $$model/$(DENOISER) ]] || part=$$model/$(DENOISER); \
+	    $(BIN)/check -q --quick "$$part" || [[ $$? == 1 && ! -e $$model ]] || \
+	        { echo "protocol: $$model cannot be drawn from: \`check $$part\` says what is missing" >&2; exit 2; }; \
+	done
+
+$P/prompts.parquet: $(PROMPTS) $(call settings,protocol-prompts,PROTOCOL_PROMPT_FLAGS) | build protocol-models
 	@mkdir -p $P
 	$(BIN)/prompts $(PROMPTS) $(PROTOCOL_PROMPT_FLAGS) -o $@
 
@@ -58,4 +67,4 @@ $P/table.txt: $(protocol_scored) $(call settings,protocol-table,UNETS PROTOCOL_I
 	  $(if $(strip $(NOTE)),echo; printf '%s\n' $(call quoted,$(NOTE));) } >$@.partial
 	mv $@.partial $@
 
-.PHONY: protocol
+.PHONY: protocol protocol-models

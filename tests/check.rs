@@ -215,11 +215,78 @@ fn what_is_not_read_here_is_not_called_damaged() {
         ("pairs.jsonl", &b"{\"winner\": \"a.png\"}\n{\"winner\": \"b.png\"}\n"[..], "lines of JSON"),
         ("one.jsonl", b"{\"winner\": \"a.png\"}\n", "lines of JSON"),
         ("pairs.json", b"[{\"prompt\": \"a\"}]", "list in JSON"),
-        ("pairs.csv", b"winner,loser,prompt\na.png,b.png,a fox\n", "list for `pairs`"),
     ] {
         dir.write(name, bytes);
         says(dir.tool("check").arg(name).ok().text(), &[&format!("{name}: whole, {kind}")]);
     }
+}
+
+/// Lists name images, which lie beside them or below --root.
+#[test]
+fn images_that_a_list_names_must_be_there() {
+    let dir = Dir::new();
+    fs::create_dir_all(dir.path("lists/in")).unwrap();
+    let image = |name: &str| drop(dir.write(name, image(&pairs(1), "jpg_0", 0)));
+    let lists: [(&str, &str); 6] = [
+        ("pairs.csv", "winner,loser,prompt\nin/a.png,in/b.png,a fox\nin/c.png,in/a.png,a cat\n"),
+        ("chosen.tsv", "prompt\tChosen\tRejected\na fox\tin/a.png\tin/b.png\na cat\tin/c.png\tin/a.png\n"),
+        ("sides.csv", "prompt,image_0,image_1,label_0\na fox,in/a.png,in/b.png,1\na cat,in/c.png,in/a.png,0\n"),
+        (
+            "pairs.jsonl",
+            "{\"prompt\": \"x\", \"path1\": \"in/a.png\", \"path2\": \"in/b.png\"}\n{\"path1\": \"in/c.png\", \"path2\": \"in/a.png\"}\n",
+        ),
+        (
+            "pairs.json",
+            "[{\"winner\": \"in/a.png\", \"loser\": \"in/b.png\"},\n {\"w\": \"in/c.png\", \"l\": \"in/a.png\"}]",
+        ),
+        (
+            "hpd.json",
+            "[{\"image_path\": [\"in/a.png\", \"in/b.png\", \"in/c.png\", \"in/a.png\"], \"rank\": [1, 2, 3, 4]}]",
+        ),
+    ];
+    for (name, text) in lists {
+        let file = dir.write(&format!("lists/{name}"), text).display().to_string();
+        let check = |args: &[&str]| dir.tool("check").arg(&file).args(args);
+        for (there, said) in [
+            (&[][..], "4 of the 4 images that it names are missing or empty, first in/a.png, in/b.png, in/c.png"),
+            (&["a"], "2 of the 4 images that it names are missing or empty, first in/b.png, in/c.png"),
+            (&["a", "b"], "1 of the 4 images that it names are missing or empty, first in/c.png"),
+        ] {
+            there.iter().for_each(|image_of| image(&format!("lists/in/{image_of}.png")));
+            let run = check(&[]).exits(1);
+            says(run.text(), &[&format!("{name}: NOT whole"), said, "--root"]);
+            check(&["--quick"]).ok();
+        }
+        dir.write("lists/in/c.png", b"");
+        says(check(&[]).exits(1).text(), &["1 of the 4 images", "in/c.png"]);
+        image("lists/in/c.png");
+        says(check(&[]).ok().text(), &[&format!("{name}: whole"), "4 images, all of which are there"]);
+        says(check(&["--root", "elsewhere"]).exits(1).text(), &["4 of the 4 images", "begin in elsewhere"]);
+        fs::rename(dir.path("lists/in"), dir.path("in")).unwrap();
+        check(&["--root", "."]).ok();
+        fs::create_dir(dir.path("lists/in")).unwrap();
+        fs::remove_dir_all(dir.path("in")).unwrap();
+    }
+}
+
+#[test]
+fn a_model_is_found_by_its_hub_id_and_needs_no_safety_checker() {
+    let dir = Dir::new();
+    let snapshot = dir.path("hub/models--org--tiny/snapshots/main");
+    copy(&oracle("base"), &snapshot);
+    let check = |id: &str| {
+        let mut tool = dir.tool("check").arg(id);
+        tool.command.env("HF_HUB_CACHE", dir.path("hub"));
+        tool
+    };
+    let index = "model_index.json";
+    let mut parts: serde_json::Value = serde_json::from_slice(&fs::read(snapshot.join(index)).unwrap()).unwrap();
+    parts["safety_checker"] = serde_json::json!(["stable_diffusion", "StableDiffusionSafetyChecker"]);
+    fs::write(snapshot.join(index), parts.to_string()).unwrap();
+    says(check("org/tiny").ok().text(), &["org/tiny: whole, model", "without safety_checker"]);
+    fs::remove_dir_all(snapshot.join("vae")).unwrap();
+    says(check("org/tiny").exits(1).text(), &["org/tiny: NOT whole", "vae/config.json is missing"]);
+    says(&check("org/other").exits(2).err, &["org/other does not exist", "hub"]);
 }
 
 #[test]

@@ -27,16 +27,6 @@ struct World {
     bin: String,
 }
 
-/// `make` in the repository, without the environment of a `make` that may have started this test.
-fn make(args: &[&str]) -> Command {
-    let mut make = Command::new("make");
-    make.current_dir(env!("CARGO_MANIFEST_DIR")).args(args);
-    for inherited in ["MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "CARGO_TARGET_DIR"] {
-        make.env_remove(inherited);
-    }
-    make
-}
-
 impl World {
     fn new() -> Self {
         let dir = Dir::new();
@@ -286,6 +276,20 @@ fn published_models_are_judged_without_training() {
     // A name for another folder is another model.
     let moved = world.command(&["-n", "protocol", "UNETS=twin=nowhere"]).output().unwrap();
     says(&String::from_utf8(moved.stdout).unwrap(), &["--unet nowhere --name twin"]);
+    // One that is not there, or has no weights, is noticed before any work.
+    std::fs::create_dir_all(world.dir.path("empty/unet")).unwrap();
+    let empty = world.dir.path("empty").display().to_string();
+    for lost in ["nowhere", "org/nowhere", &empty] {
+        let table = world.bytes("protocol/table.txt");
+        std::fs::remove_file(world.dir.path("runs/tiny/protocol/prompts.parquet")).unwrap();
+        let two = format!("UNETS=twin={base} lost={lost}");
+        let refused = world.command(&["protocol", &two]).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2));
+        says(&String::from_utf8(refused.stderr).unwrap(), &[&format!("protocol: {lost} cannot be drawn from")]);
+        assert!(!world.dir.path("runs/tiny/protocol/prompts.parquet").exists());
+        assert_eq!(world.bytes("protocol/table.txt"), table);
+        world.make(&["protocol", &format!("UNETS=twin={base} other={base}")]);
+    }
     let refused = world.command(&["-n", "protocol", "UNETS=base=nowhere"]).output().unwrap();
     assert_eq!(refused.status.code(), Some(2));
     says(&String::from_utf8(refused.stderr).unwrap(), &["`base` is the name of"]);

@@ -18,15 +18,10 @@ const STEPS: [&str; 18] = [
 ];
 
 /// `make` on a rehearsal with small networks: exit code, standard output, standard error.
-fn make(dir: &Dir, args: &[&str]) -> (Option<i32>, String, String) {
+fn rehearsal(dir: &Dir, args: &[&str]) -> (Option<i32>, String, String) {
     let bin = Path::new(env!("CARGO_BIN_EXE_rehearse")).parent().unwrap();
-    let mut make = Command::new("make");
-    make.current_dir(env!("CARGO_MANIFEST_DIR")).args(args);
-    make.args([format!("RUNS={}", dir.path("runs").display()), format!("BIN={}", bin.display()), "SIZE=tiny".into()]);
-    for inherited in ["MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "CARGO_TARGET_DIR"] {
-        make.env_remove(inherited);
-    }
-    let output = make.output().unwrap();
+    let here = [format!("RUNS={}", dir.path("runs").display()), format!("BIN={}", bin.display()), "SIZE=tiny".into()];
+    let output = make(args).args(here).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
@@ -36,7 +31,7 @@ fn every_experiment_of_the_paper_runs_and_says_what_its_steps_took() {
     for (x, encoders) in [("sd15", 1), ("sd21", 1), ("sdxl", 2)] {
         let dir = Dir::new();
         let rehearse = format!("X={x}");
-        let (code, said, complained) = make(&dir, &["rehearse", &rehearse]);
+        let (code, said, complained) = rehearsal(&dir, &["rehearse", &rehearse]);
         assert_eq!(code, Some(0), "{x}: {said}{complained}");
         let table = said.rsplit_once("in full: time  ").unwrap().1;
         let rows = table.lines().skip(1).take_while(|line| !line.is_empty());
@@ -63,16 +58,16 @@ fn every_experiment_of_the_paper_runs_and_says_what_its_steps_took() {
 
         // A second call runs no program; a budget that is too small is an error that names the step.
         let measured = dir.bytes(&format!("{here}/measured.jsonl"));
-        let (code, again, _) = make(&dir, &["rehearse", &rehearse]);
+        let (code, again, _) = rehearsal(&dir, &["rehearse", &rehearse]);
         assert_eq!((code, again.rsplit_once("in full: time  ").unwrap().1), (Some(0), table));
-        let (code, over, _) = make(&dir, &["rehearse", &rehearse, "BUDGET=train=0.001,sample=20"]);
+        let (code, over, _) = rehearsal(&dir, &["rehearse", &rehearse, "BUDGET=train=0.001,sample=20"]);
         assert_eq!(code, Some(2));
         says(&over, &["more memory than its budget: train DiffusionDPO, train BalancedDPO\n"]);
         assert_eq!(dir.bytes(&format!("{here}/measured.jsonl")), measured);
-        make(&dir, &["clean-rehearse", &rehearse]);
+        rehearsal(&dir, &["clean-rehearse", &rehearse]);
         assert!(!dir.path(&here).exists());
     }
-    let (code, _, complained) = make(&Dir::new(), &["rehearse", "X=mini"]);
+    let (code, _, complained) = rehearsal(&Dir::new(), &["rehearse", "X=mini"]);
     assert_eq!(code, Some(2));
     says(&complained, &["X=sd15, sd21 or sdxl"]);
 }
@@ -164,7 +159,14 @@ fn a_run_is_measured_and_its_exit_code_passed_on() {
     let log = String::from_utf8(dir.bytes("log/measured.jsonl")).unwrap();
     let line: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
     assert!(line["peak_bytes"].as_u64().unwrap() < 50_000_000, "{line}");
-    assert_eq!(run(&["sh", "-c", "exit 7"]).run().code, Some(7));
+    let failed = run(&["sh", "-c", "echo oh no >&2; exit 7"]).exits(7);
+    says(
+        &failed.err,
+        &["oh no\nrehearse: `sh -c echo oh no >&2; exit 7` failed with exit code 7", "last line of log/measured.jsonl"],
+    );
+    let log = String::from_utf8(dir.bytes("log/measured.jsonl")).unwrap();
+    says(log.lines().last().unwrap(), &["\"exit_code\":7"]);
+    assert_eq!(log.matches("exit_code").count(), 1);
     assert_eq!(run(&["sh", "-c", "kill $$"]).run().code, Some(143));
     says(&run(&["no-such-program"]).fails(2), &["no-such-program"]);
     let counts = "pairs=4";
@@ -172,6 +174,8 @@ fn a_run_is_measured_and_its_exit_code_passed_on() {
         let args = ["table", "log/measured.jsonl", "--here", counts, "--paper", "pairs=400", "--budget", budget];
         dir.tool("rehearse").args(args)
     };
+    says(table("sh=1").exits(1).text(), &["failed: sh (exit code 143)"]);
+    run(&["sh", "-c", "true"]).ok(); // the same step again
     says(table("sh=1").ok().text(), &["sh x", "1000 bytes", "0.10 MB"]); // a hundred times as many pairs
     says(table("sh=0.0001").exits(1).text(), &["more memory than its budget: sh x"]);
     says(&table("sh").run().err, &["--budget", "NAME=NUMBER"]);

@@ -212,6 +212,16 @@ impl Run {
     }
 }
 
+/// `make` in the repository, without the environment of a `make` that may have started this test.
+pub fn make(args: &[&str]) -> Command {
+    let mut make = Command::new("make");
+    make.current_dir(env!("CARGO_MANIFEST_DIR")).args(args);
+    for inherited in ["MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "CARGO_TARGET_DIR"] {
+        make.env_remove(inherited);
+    }
+    make
+}
+
 /// An Arrow stream, whole.
 pub fn read_stream(bytes: &[u8]) -> RecordBatch {
     let reader = StreamReader::try_new(bytes, None).unwrap();

@@ -13,23 +13,24 @@ use pipe::text::count;
 use serde_json::Value;
 
 use crate::finding::Finding;
-use crate::{look, tables, texts, weights};
+use crate::look::{self, How};
+use crate::{tables, texts, weights};
 
 /// `None`: the folder is none of these; it may hold the parts of a table.
-pub fn look_into(path: &Path, quick: bool) -> Result<Option<Finding>> {
+pub fn look_into(path: &Path, how: How) -> Result<Option<Finding>> {
     let has = |name: &str| path.join(name).exists();
     Ok(if has("plan.json") {
         Some(unfinished(path))
     } else if has("model_index.json") {
-        Some(model(path, quick))
+        Some(model(path, how))
     } else if has("state") || has("lora") || folder::DENOISERS.iter().any(|part| has(part)) {
-        Some(checkpoint(path, quick)?)
+        Some(checkpoint(path, how)?)
     } else if has("latents.parquet") || has("captions.parquet") {
-        Some(encoded(path, quick)?)
+        Some(encoded(path, how)?)
     } else if has(folder::ADAPTERS) {
-        Some(weights::file(&path.join(folder::ADAPTERS), quick)?)
+        Some(weights::file(&path.join(folder::ADAPTERS), how)?)
     } else if has("config.json") {
-        let mut finding = weights::folder(path, quick);
+        let mut finding = weights::folder(path, how);
         finding.kind = "network".into();
         Some(finding)
     } else {
@@ -41,10 +42,10 @@ pub fn look_into(path: &Path, quick: bool) -> Result<Option<Finding>> {
 const DEEPEST: usize = 8;
 
 /// A folder of several things, each of which is looked at. Links to folders are not followed.
-pub fn several(path: &Path, quick: bool) -> Result<Finding> {
+pub fn several(path: &Path, how: How) -> Result<Finding> {
     let (mut finding, mut whole, mut others) = (Finding::new("folder"), 0, 0);
     for (name, inner) in things_in(path, String::new(), 0)? {
-        let found = look::of(&inner, quick).unwrap_or_else(|error| Finding::not_whole("", &error));
+        let found = look::of(&inner, how).unwrap_or_else(|error| Finding::not_whole("", &error));
         match found.unknown {
             _ if !found.problems.is_empty() => {
                 finding.problems.extend(found.problems.iter().map(|problem| format!("{name}: {problem}")));
@@ -87,7 +88,7 @@ fn things_in(folder: &Path, prefix: String, depth: usize) -> Result<Vec<(String,
 
 /// Whether a folder is a model, a checkpoint, a table in parts and so on.
 fn is_one_thing(path: &Path) -> bool {
-    has_parts(path) || !matches!(look_into(path, true), Ok(None))
+    has_parts(path) || !matches!(look_into(path, How { quick: true, root: None }), Ok(None))
 }
 
 /// `OUT.partial/`.
@@ -100,7 +101,7 @@ fn unfinished(path: &Path) -> Finding {
 }
 
 /// A model as diffusers stores it: the parts that model_index.json names.
-fn model(path: &Path, quick: bool) -> Finding {
+fn model(path: &Path, how: How) -> Finding {
     let text = fs::read(path.join("model_index.json")).unwrap_or_default();
     let Ok(Value::Object(index)) = serde_json::from_slice(&text) else {
         let mut finding = Finding::new("model");
@@ -112,6 +113,10 @@ fn model(path: &Path, quick: bool) -> Finding {
     let parts = index.iter().filter(|(_, of)| of.as_array().is_some_and(|of| of.iter().all(Value::is_string)));
     for (name, _) in parts {
         let part = path.join(name);
+        if !part.exists() && ["safety_checker", "feature_extractor"].contains(&&**name) {
+            finding.holds.push(format!("without {name}, which is not needed here"));
+            continue;
+        }
         let needed: &[&str] = match &**name {
             "scheduler" => &["scheduler_config.json"],
             "feature_extractor" | "image_processor" => &["preprocessor_config.json"],
@@ -127,14 +132,14 @@ fn model(path: &Path, quick: bool) -> Finding {
                 finding.problem(format!("{name}/ holds neither vocab.json with merges.txt nor tokenizer.json"));
             }
         } else if needed == ["config.json"] && lost.is_empty() {
-            finding.with_part(name, weights::folder(&part, quick));
+            finding.with_part(name, weights::folder(&part, how));
         }
     }
     finding
 }
 
 /// What `train` or `refresh-ref` writes.
-fn checkpoint(path: &Path, quick: bool) -> Result<Finding> {
+fn checkpoint(path: &Path, how: How) -> Result<Finding> {
     let mut finding = Finding::new("checkpoint");
     let state = path.join("state/optimizer.safetensors");
     let published = folder::DENOISERS.iter().chain(&["lora"]).map(|part| path.join(part)).filter(|part| part.is_dir());
@@ -142,14 +147,14 @@ fn checkpoint(path: &Path, quick: bool) -> Result<Finding> {
     for folder in &published {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         let part = if name == "lora" {
-            weights::file(&folder.join(folder::ADAPTERS), quick)?
+            weights::file(&folder.join(folder::ADAPTERS), how)?
         } else {
-            weights::folder(folder, quick)
+            weights::folder(folder, how)
         };
         finding.with_part(&name, part);
         let kohya = folder.join(KOHYA_FILE);
         if name == "lora" && kohya.exists() {
-            let part = weights::file(&kohya, quick).unwrap_or_else(|error| Finding::not_whole("", &error));
+            let part = weights::file(&kohya, how).unwrap_or_else(|error| Finding::not_whole("", &error));
             finding.problems.extend(part.problems.into_iter().map(|problem| format!("{KOHYA_FILE}: {problem}")));
         }
         if name != "lora" && !folder.join("config.json").is_file() {
@@ -163,7 +168,7 @@ fn checkpoint(path: &Path, quick: bool) -> Result<Finding> {
     }
     if state.is_file() {
         finding.kind = "checkpoint of `train`".into();
-        finding.with_part("state", weights::file(&state, quick)?);
+        finding.with_part("state", weights::file(&state, how)?);
         finding.problems.extend(of_other_step(&state, finding.origin.as_ref()));
     } else if path.join("state").is_dir() {
         finding.problem("state/optimizer.safetensors is missing: no run can continue from here");
@@ -172,7 +177,7 @@ fn checkpoint(path: &Path, quick: bool) -> Result<Finding> {
     }
     let log = path.join("log.jsonl");
     if log.is_file()
-        && let Some(log) = texts::look_at(&log)?
+        && let Some(log) = texts::look_at(&log, how)?
     {
         finding.with_part("log.jsonl", log);
     }
@@ -182,7 +187,7 @@ fn checkpoint(path: &Path, quick: bool) -> Result<Finding> {
     older.sort();
     for path in older {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Finding { problems, .. } = checkpoint(&path, quick)?;
+        let Finding { problems, .. } = checkpoint(&path, how)?;
         finding.holds.push(format!("{name}: {}", if problems.is_empty() { "whole" } else { "NOT whole" }));
         finding.problems.extend(problems.into_iter().map(|problem| format!("{name}: {problem}")));
     }
@@ -200,16 +205,16 @@ fn of_other_step(state: &Path, published: Option<&pipe::origin::Origin>) -> Opti
 /// The tables of `encode`.
 const ENCODED: [&str; 3] = ["latents", "captions", "pairs"];
 
-fn encoded(path: &Path, quick: bool) -> Result<Finding> {
+fn encoded(path: &Path, how: How) -> Result<Finding> {
     let mut finding = Finding::new("folder of `encode`");
     for name in ENCODED {
         let table = path.join(name).with_extension("parquet");
         match table.exists() {
-            true => finding.with_part(name, tables::look_at(&table, quick)?),
+            true => finding.with_part(name, tables::look_at(&table, how)?),
             false => finding.problem(format!("{name}.parquet is missing")),
         }
     }
-    if finding.is_whole() && !quick {
+    if finding.is_whole() && !how.quick {
         let table = |name: &str| Inputs::open_one(&path.join(name).with_extension("parquet"));
         let uids = texts_of(table("latents")?, images::IMAGE_UID)?;
         let captions = texts_of(table("captions")?, pairs::CAPTION)?;

@@ -3,12 +3,24 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use nets::hub;
 use pipe::table;
 
 use crate::finding::Finding;
 use crate::{folders, pictures, tables, texts, weights};
 
-pub fn of(path: &Path, quick: bool) -> Result<Finding> {
+/// How closely one looks.
+#[derive(Clone, Copy)]
+pub struct How<'a> {
+    /// Only at headers and footers.
+    pub quick: bool,
+    /// Where relative paths in lists begin.
+    pub root: Option<&'a Path>,
+}
+
+/// `path`: also a model's hub id, which means what the hub's cache holds of it.
+pub fn of(path: &Path, how: How) -> Result<Finding> {
+    let (asked, path) = (path, &*hub::resolve(path, false)?);
     let cannot = || format!("cannot read {}", path.display());
     let about = path.metadata().with_context(cannot)?;
     ensure!(about.is_dir() || about.is_file(), "{} is neither a file nor a folder", path.display());
@@ -18,29 +30,29 @@ pub fn of(path: &Path, quick: bool) -> Result<Finding> {
     } else {
         std::fs::File::open(path).with_context(cannot)?;
     }
-    let mut finding = look(path, quick).unwrap_or_else(|error| Finding::not_whole("", &error));
-    finding.path = path.to_owned();
+    let mut finding = look(path, how).unwrap_or_else(|error| Finding::not_whole("", &error));
+    finding.path = asked.to_owned();
     Ok(finding)
 }
 
-fn look_at(path: &Path, quick: bool) -> Result<Finding> {
+fn look_at(path: &Path, how: How) -> Result<Finding> {
     if weights::is_weights(path) {
-        return weights::file(path, quick);
+        return weights::file(path, how);
     }
     if let Some(finding) = pictures::look_at(path)? {
         return Ok(finding);
     }
-    match texts::look_at(path)? {
+    match texts::look_at(path, how)? {
         Some(finding) => Ok(finding),
-        None if tables::is_table(path)? => tables::look_at(path, quick),
+        None if tables::is_table(path)? => tables::look_at(path, how),
         None => Ok(Finding::unknown("", "it is nothing that is read or written here")),
     }
 }
 
-fn look_into(path: &Path, quick: bool) -> Result<Finding> {
-    match folders::look_into(path, quick)? {
+fn look_into(path: &Path, how: How) -> Result<Finding> {
+    match folders::look_into(path, how)? {
         Some(finding) => Ok(finding),
-        None if table::has_parts(path) => tables::look_at(path, quick),
-        None => folders::several(path, quick),
+        None if table::has_parts(path) => tables::look_at(path, how),
+        None => folders::several(path, how),
     }
 }

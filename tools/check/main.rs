@@ -5,6 +5,7 @@
 
 mod finding;
 mod folders;
+mod lists;
 mod look;
 mod pictures;
 mod tables;
@@ -17,6 +18,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Result, ensure};
 use clap::Parser;
 use finding::Finding;
+use look::How;
 use pipe::cli::{Answer, Common, complain, run};
 use pipe::memory::Memory;
 use pipe::stdout::print;
@@ -25,19 +27,23 @@ use serde_json::json;
 /// Say of files and folders whether they are whole, what they are, what made them, and what is missing
 ///
 /// Knows every table (also in parts), folders of `encode`, checkpoints of `train`, models as diffusers and transformers store
-/// them, single weight files, log.jsonl, the JSON of `winrate`, files of settings, pages and cards of `report`, lists, and images.
+/// them, single weight files, log.jsonl, the JSON of `winrate`, files of settings, pages and cards of `report`, images, and lists, whose
+/// images must be there.
 /// In another folder it looks at everything that it knows. All rows are read, and checksums are compared where a file has them;
 /// images inside tables are not decoded. Prints what `samtools quickcheck` and `samtools view -H` print of theirs.
 #[derive(Parser)]
 #[command(name = "check", version, max_term_width = 100, after_help = EXAMPLES)]
 #[command(mut_args(|arg| match arg.get_id().as_str() { "output" | "seed" | "threads" => arg.hide(true), _ => arg }))]
 struct Args {
-    /// Files and folders
+    /// Files and folders, or hub ids of models in the hub's cache
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Read only headers and footers: enough to find files that are cut off and parts that are missing
     #[arg(long)]
     quick: bool,
+    /// Folder in which relative paths of a list's images begin [default: that of the list]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
@@ -59,8 +65,9 @@ fn main() -> ExitCode {
 
 fn check(args: Args) -> Result<Answer> {
     let (mut findings, mut trouble) = (vec![], false);
+    let how = How { quick: args.quick, root: args.root.as_deref() };
     for file in &args.files {
-        match look::of(file, args.quick) {
+        match look::of(file, how) {
             Ok(finding) => {
                 if !args.common.json && !args.common.quiet {
                     print(finding.text())?;

@@ -5,12 +5,15 @@ use std::os::unix::fs::FileExt;
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Result;
+use arrow::array::Array;
 use arrow::datatypes::Schema;
 use pipe::schema::{images, labels, pairs, prompts};
 use pipe::table::{self, BATCH, Inputs};
 use pipe::text::count;
 
 use crate::finding::Finding;
+use crate::lists::{self, Named};
+use crate::look::How;
 
 /// A kind of table: its name, what a row is, the columns that it needs, and those that it does not have.
 struct Kind {
@@ -55,7 +58,7 @@ pub fn is_table(path: &Path) -> Result<bool> {
 }
 
 /// A file, or a folder of parts.
-pub fn look_at(path: &Path, quick: bool) -> Result<Finding> {
+pub fn look_at(path: &Path, how: How) -> Result<Finding> {
     let mut table = match Inputs::open_one(path) {
         Ok(table) => table,
         Err(error) => return Ok(Finding::not_whole("", &error)),
@@ -73,14 +76,15 @@ pub fn look_at(path: &Path, quick: bool) -> Result<Finding> {
         Some(_) if table.rows() == Some(0) => finding.problem("it has no rows"),
         Some(_) => {}
     }
-    if !quick {
-        read(&mut table, kind.map_or(&[], |kind| kind.needs), &mut finding);
+    if !how.quick {
+        let images = Named::new(path, how);
+        read(&mut table, kind.map_or(&[], |kind| kind.needs), lists::columns(&schema), images, &mut finding);
     }
     Ok(finding)
 }
 
-/// Reads every row, and counts the nulls in columns that need values.
-fn read(table: &mut Inputs, needs: &[&str], finding: &mut Finding) {
+/// Reads every row, counts the nulls in columns that need values, and looks for the images that the columns `naming` name.
+fn read(table: &mut Inputs, needs: &[&str], naming: Vec<&str>, mut images: Named, finding: &mut Finding) {
     let mut nulls: BTreeMap<&str, usize> = BTreeMap::new();
     let batches = table.read(None, 0..usize::MAX, BATCH);
     let all = batches.and_then(|mut batches| {
@@ -90,9 +94,14 @@ fn read(table: &mut Inputs, needs: &[&str], finding: &mut Finding) {
                 let missing = rows.batch.column_by_name(column).map_or(0, |column| column.null_count());
                 *nulls.entry(column).or_default() += missing;
             }
+            let named = naming.iter().map(|column| rows.text_or_null(column)).collect::<Result<Vec<_>>>()?;
+            let in_row =
+                |i: usize| named.iter().filter(move |column| column.is_valid(i)).map(move |column| column.value(i));
+            (0..rows.len()).flat_map(in_row).for_each(|image| images.look_for(image));
             Ok(())
         })
     });
+    images.tell(finding);
     if let Err(error) = all {
         finding.problems.extend(Finding::not_whole("", &error).problems);
     }

@@ -8,30 +8,34 @@ use pipe::winrates::Winrates;
 use serde_json::Value;
 
 use crate::finding::Finding;
+use crate::lists::Named;
+use crate::look::How;
 
 /// The longest text that is read, in bytes: a log of a million steps has half of it.
 const LONGEST: u64 = 1 << 30;
 
 /// `None` where the file is none of them.
-pub fn look_at(path: &Path) -> Result<Option<Finding>> {
+pub fn look_at(path: &Path, how: How) -> Result<Option<Finding>> {
     let mut begin = [0; 16];
     let file = fs::File::open(path)?;
     let read = std::os::unix::fs::FileExt::read_at(&file, &mut begin, 0).unwrap_or(0);
     let begin = begin[..read].to_ascii_lowercase();
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-    let look: fn(&str, &Path) -> Finding = match () {
+    let look: fn(&str, &Path, Named) -> Finding = match () {
         () if file.metadata()?.len() > LONGEST => return Ok(None),
         () if begin.starts_with(b"{") && ending == "jsonl" => {
-            |text, _| if is_log(text) { log(text) } else { lines(text) }
+            |text, _, images| if is_log(text) { log(text) } else { lines(text, images) }
         }
-        () if begin.starts_with(b"{") || (begin.starts_with(b"[") && ending == "json") => |text, _| json(text),
-        () if begin.starts_with(b"<!doctype html") || begin.starts_with(b"<html") => page,
-        () if ending == "md" && begin.starts_with(b"---") => |text, _| card(text),
-        () if ending == "toml" => |text, _| settings(text),
-        () if ending == "txt" && read > 0 => |text, _| prompts(text),
+        () if begin.starts_with(b"{") || (begin.starts_with(b"[") && ending == "json") => {
+            |text, _, images| json(text, images)
+        }
+        () if begin.starts_with(b"<!doctype html") || begin.starts_with(b"<html") => |text, path, _| page(text, path),
+        () if ending == "md" && begin.starts_with(b"---") => |text, _, _| card(text),
+        () if ending == "toml" => |text, _, _| settings(text),
+        () if ending == "txt" && read > 0 => |text, _, _| prompts(text),
         () => return Ok(None),
     };
-    Ok(Some(look(&String::from_utf8_lossy(&fs::read(path)?), path)))
+    Ok(Some(look(&String::from_utf8_lossy(&fs::read(path)?), path, Named::new(path, how))))
 }
 
 fn page(text: &str, path: &Path) -> Finding {
@@ -86,11 +90,11 @@ fn prompts(text: &str) -> Finding {
     finding
 }
 
-fn json(text: &str) -> Finding {
+fn json(text: &str, mut images: Named) -> Finding {
     let first = text.lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok());
     match first {
         Some(_) if is_log(text) => return log(text),
-        Some(Value::Object(_)) if text.trim_end().contains('\n') => return lines(text),
+        Some(Value::Object(_)) if text.trim_end().contains('\n') => return lines(text, images),
         _ => {}
     }
     match serde_json::from_str::<Winrates>(text) {
@@ -100,7 +104,12 @@ fn json(text: &str) -> Finding {
             Finding::new("win rates").holds(format!("{}, metrics {metrics}", count(rates, "comparison")))
         }
         Err(_) => match serde_json::from_str::<Value>(text) {
-            Ok(Value::Array(all)) => Finding::new("list in JSON").holds(count(all.len(), "entry")),
+            Ok(Value::Array(all)) => {
+                let mut finding = Finding::new("list in JSON").holds(count(all.len(), "entry"));
+                all.iter().filter_map(Value::as_object).for_each(|object| images.look_for_those_of(object));
+                images.tell(&mut finding);
+                finding
+            }
             Ok(_) => {
                 Finding::unknown("JSON", "it is not what `winrate --json` writes, nor another file that is read here")
             }
@@ -115,12 +124,16 @@ fn is_log(text: &str) -> bool {
 }
 
 /// Lines of JSON, such as lists for `pairs` and `prompts`.
-fn lines(text: &str) -> Finding {
+fn lines(text: &str, mut images: Named) -> Finding {
     let mut finding = Finding::new("lines of JSON");
     let full = || text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    for (i, _) in full().filter(|(_, line)| serde_json::from_str::<Value>(line).is_err()) {
-        finding.problem(format!("line {} is damaged", i + 1));
+    for (i, line) in full() {
+        match serde_json::from_str::<Value>(line) {
+            Ok(value) => value.as_object().into_iter().for_each(|object| images.look_for_those_of(object)),
+            Err(_) => finding.problem(format!("line {} is damaged", i + 1)),
+        }
     }
+    images.tell(&mut finding);
     finding.holds(count(full().count(), "line"))
 }
 

@@ -7,6 +7,7 @@ use nets::weights::{self, Weights};
 use pipe::text::count;
 
 use crate::finding::Finding;
+use crate::look::How;
 
 /// Whether a file is one of weights, by its content or, where that says nothing, by its name.
 pub fn is_weights(path: &Path) -> bool {
@@ -19,17 +20,17 @@ pub fn is_weights(path: &Path) -> bool {
 }
 
 /// One file, or the index of several.
-pub fn file(path: &Path, quick: bool) -> Result<Finding> {
+pub fn file(path: &Path, how: How) -> Result<Finding> {
     let weights = match Weights::open(path) {
         Ok(weights) => weights,
         Err(error) => return Ok(Finding::not_whole("weights", &error)),
     };
     let mut finding = about(&weights);
-    if !quick {
+    if !how.quick {
         numbers(&weights, &mut finding);
     }
     let ours = fs::File::open(path).is_ok() && weights::metadata(path).is_ok();
-    if ours && !quick {
+    if ours && !how.quick {
         match weights::check(path) {
             Ok(true) => finding = finding.holds("its checksum is right"),
             Ok(false) => {
@@ -42,14 +43,14 @@ pub fn file(path: &Path, quick: bool) -> Result<Finding> {
 }
 
 /// The weights in a folder of one network, under any of the usual names.
-pub fn folder(path: &Path, quick: bool) -> Finding {
+pub fn folder(path: &Path, how: How) -> Finding {
     match Weights::open(path) {
         Ok(weights) => {
             let mut finding = about(&weights);
-            if !quick {
+            if !how.quick {
                 numbers(&weights, &mut finding);
             }
-            for file in weights.files().iter().filter(|file| !quick && weights::metadata(file).is_ok()) {
+            for file in weights.files().iter().filter(|file| !how.quick && weights::metadata(file).is_ok()) {
                 if let Err(error) = weights::check(file) {
                     finding.problems.extend(Finding::not_whole("", &error).problems);
                 }

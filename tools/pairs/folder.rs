@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use crate::pair::{LOSERS, Reader, WINNERS};
+use pipe::fields::{LOSERS, WINNERS};
+
+use crate::pair::Reader;
 use crate::record::{Field, Record};
 use crate::source::Take;
 

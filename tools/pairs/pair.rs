@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::{fs, str::FromStr};
 
 use anyhow::{Context, Result, bail, ensure};
-use pipe::schema::{images, pairs, prompts};
+use pipe::fields::{self, LISTS, Role};
+use pipe::schema::pairs;
 use pipe::text::shown;
 use pipe::{id, place};
 
@@ -37,21 +38,6 @@ pub struct Renamed {
     field: String,
 }
 
-pipe::names! {
-    /// What a field is.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum Role {
-        Caption = "caption" | "prompt",
-        Zero = "jpg_0",
-        One = "jpg_1",
-        Label = "label_0",
-        Winner = "winner",
-        Loser = "loser",
-        /// The image of an images table
-        Image = "image",
-    }
-}
-
 impl FromStr for Renamed {
     type Err = String;
 
@@ -61,33 +47,7 @@ impl FromStr for Renamed {
     }
 }
 
-impl Role {
-    /// How it is called in published sets and in folders that people keep.
-    fn names(self) -> &'static [&'static str] {
-        match self {
-            Self::Caption => &[pairs::CAPTION, prompts::PROMPT, "text", "original_prompt", "txt"],
-            Self::Zero => &[pairs::JPG[0], "image_0", "image0", "img_0", "image_a", "image_left", "0"],
-            Self::One => &[pairs::JPG[1], "image_1", "image1", "img_1", "image_b", "image_right", "1"],
-            Self::Label => &[pairs::LABEL[0]],
-            Self::Winner => &WINNERS,
-            Self::Loser => &LOSERS,
-            Self::Image => &[images::IMAGE, "file_name", "image_path", "file", "path", "jpg", "png", "webp"],
-        }
-    }
-}
-
-/// Names of the preferred image and of the other one, at equal places. `path1` and `path2` are HPDv3's.
-pub const WINNERS: [&str; 11] = [
-    "winner", "chosen", "preferred", "win", "w", "path1", "image_w", "jpg_w", "win_image", "winner_image",
-    "chosen_image",
-];
-pub const LOSERS: [&str; 11] = [
-    "loser", "rejected", "dispreferred", "lose", "l", "path2", "image_l", "jpg_l", "lose_image", "loser_image",
-    "rejected_image",
-];
-
-/// Lists of images of one prompt, and what says which is better: HPDv1's, HPDv2's and ImageReward's.
-const LISTS: [&str; 4] = ["image_path", "file_path", "images", "generations"];
+/// What says which image of a list is better: HPDv1's, HPDv2's and ImageReward's.
 const PREFERENCE: &str = "human_preference";
 const RANKS: [&str; 2] = ["rank", "ranking"];
 
@@ -171,7 +131,8 @@ impl Reader {
             })
         };
         let both = |roles: [Role; 2]| Some([self.find(record, roles[0])?, self.find(record, roles[1])?]);
-        if let Some(images) = both([Role::Zero, Role::One]) {
+        let [by_number, by_rank] = fields::SIDES;
+        if let Some(images) = both(by_number) {
             let asked = record.get(pairs::HAS_LABEL).and_then(Field::number) != Some(0.0);
             let label = self.find(record, Role::Label).filter(|_| asked);
             let label = match label {
@@ -182,7 +143,7 @@ impl Reader {
             };
             return Ok(vec![pair(images, label.filter(|label| !label.is_nan()))?]);
         }
-        if let Some(images) = both([Role::Winner, Role::Loser]) {
+        if let Some(images) = both(by_rank) {
             return Ok(vec![pair(images, Some(1.0))?]);
         }
         let list = LISTS.iter().find_map(|name| match record.get(name) {

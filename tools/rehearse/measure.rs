@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use pipe::cli::complain;
 use serde::{Deserialize, Serialize};
 
 /// Run a command, and add to a log what it took
 ///
-/// The log has a line of JSON per run: time, processor time, largest memory, and the bytes of what its `-o` names.
+/// The log has a line of JSON per run: time, processor time, largest memory, the bytes of what its `-o` names, and the exit code of a
+/// command that failed.
 #[derive(clap::Args)]
 pub struct Args {
     /// The log
@@ -37,6 +39,13 @@ pub struct Line {
     /// The largest resident memory.
     pub peak_bytes: u64,
     pub written_bytes: u64,
+    /// Of a command that failed; 128 + N after signal N.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub exit_code: i32,
+}
+
+fn is_zero(code: &i32) -> bool {
+    *code == 0
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -47,9 +56,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Command::new(program).args(words).spawn().with_context(|| format!("cannot run {}", program.display()))?;
     let (status, usage) = wait(&child).with_context(|| format!("cannot wait for {}", program.display()))?;
     let seconds = began.elapsed().as_secs_f64();
-    if !status.success() {
-        return Ok(ExitCode::from(status.code().unwrap_or(128 + status.signal().unwrap_or(0)) as u8));
-    }
+    let exit_code = status.code().unwrap_or(128 + status.signal().unwrap_or(0));
     let output = words.iter().position(|word| word == "-o" || word == "--sheet").and_then(|at| words.get(at + 1));
     let output = output.map(PathBuf::from).unwrap_or_default();
     let folder = pipe::place::folder_of(&args.log);
@@ -63,13 +70,24 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         processor_seconds: time(usage.ru_utime) + time(usage.ru_stime),
         peak_bytes: usage.ru_maxrss as u64 * unit,
         written_bytes: bytes(&output),
+        exit_code,
     };
     // One call, so that the lines of several processes do not mix.
     let text = serde_json::to_string(&line)? + "\n";
     let log = OpenOptions::new().append(true).create(true).open(&args.log);
     let cannot = || format!("cannot write {}", args.log.display());
     log.with_context(cannot)?.write_all(text.as_bytes()).with_context(cannot)?;
-    Ok(ExitCode::SUCCESS)
+    if exit_code != 0 {
+        let words: Vec<_> = args.command.iter().map(|word| word.to_string_lossy()).collect();
+        let (command, log) = (words.join(" "), args.log.display());
+        complain(
+            "rehearse",
+            &anyhow!(
+                "`{command}` failed with exit code {exit_code}; what it printed is above, what it took is the last line of {log}"
+            ),
+        );
+    }
+    Ok(ExitCode::from(exit_code as u8))
 }
 
 /// Waits for the end of a child: how it ended, and what it took. (Of all children together, the system would also count those that this

@@ -73,13 +73,16 @@ pub fn print(args: &Args) -> Result<ExitCode> {
             .map(String::from)
             .to_vec(),
     ];
-    let mut over = vec![];
+    let (mut over, mut failed) = (vec![], vec![]);
     let mut sums = [0.0; 5];
     for line in &lines {
         let step = format!("{} {}", line.tool, line.output).trim_end().to_owned();
         let budget = args.budget.get(&line.tool);
         if budget.is_some_and(|budget| line.peak_bytes as f64 > budget * 1e9) {
             over.push(step.clone());
+        }
+        if line.exit_code != 0 {
+            failed.push(format!("{step} (exit code {})", line.exit_code));
         }
         let [time, size] = depends(&line.tool, &line.output).map(|names| factor(args, names));
         let full = [line.seconds * time?, line.written_bytes as f64 * size?];
@@ -91,11 +94,12 @@ pub fn print(args: &Args) -> Result<ExitCode> {
     rows.push(row("all".into(), sums, String::new(), String::new()));
     put(table(&rows, 1))?;
     put(NOTE)?;
-    if over.is_empty() {
-        return Ok(ExitCode::SUCCESS);
+    for (what, steps) in
+        [("more memory than its budget", &over), ("failed", &failed)].iter().filter(|(_, steps)| !steps.is_empty())
+    {
+        put(format!("\n{what}: {}\n", steps.join(", ")))?;
     }
-    put(format!("\nmore memory than its budget: {}\n", over.join(", ")))?;
-    Ok(ExitCode::from(1))
+    Ok(ExitCode::from(u8::from(!(over.is_empty() && failed.is_empty()))))
 }
 
 fn row(

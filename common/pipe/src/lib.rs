@@ -10,6 +10,7 @@ pub mod cli;
 pub mod column;
 pub mod delimited;
 pub mod device;
+pub mod fields;
 pub mod foreign;
 pub mod grid;
 pub mod id;
