@@ -214,6 +214,21 @@ fn sample_draws_with_adapters_under_every_name() {
     for lora in ["out", "out/lora", "out/lora/pytorch_lora_weights.safetensors", "out/lora/kohya.safetensors"] {
         assert!(drawn(&dir, &format!("{base} --lora {lora}")) == merged, "{lora}");
     }
+    // What is merged is not added again: by the same adapters, by those of another step of the same run, and where the merged
+    // weights were moved to one file. A negative scale takes them out again.
+    let again = "--steps 4 --lr 1e-2 --lora-rank 2 --lora-alpha 4 --merge --checkpointing_steps 2";
+    train(&dir, "out", again).ok();
+    let words = format!("--policy out --reference {} -o moved.safetensors", oracle("base").display());
+    dir.tool("refresh-ref").args(words.split_whitespace()).ok();
+    for (unet, lora) in
+        [("out", "out"), ("out/unet", "out/checkpoint-2/lora/kohya.safetensors"), ("moved.safetensors", "out")]
+    {
+        let words = format!("p.txt {base} --unet {unet} --lora {lora} -o x");
+        let error = dir.tool("sample").args(words.split_whitespace()).fails(2);
+        says(&error, &[&format!("--unet {unet} holds the adapters of --lora already")]);
+        assert!(!dir.path("x").exists());
+    }
+    drawn(&dir, &format!("{base} --unet out --lora out --lora-scale -1"));
     let plain = drawn(&dir, &base);
     assert!(plain != merged && drawn(&dir, &format!("{base} --lora out --lora-scale 0")) == plain);
     // diffusers' older names.

@@ -304,6 +304,15 @@ impl Model {
             ensure!(rows == total, "--latents holds {rows} rows, but {total} images are to be drawn");
         }
         let weights = Weights::open(&unet)?;
+        let adapters = lora.as_ref().and_then(|lora| lora.origin.as_ref()).filter(|_| args.lora_scale > 0.0);
+        if let Some((own, adapters)) = weights.origin().zip(adapters) {
+            let (flag, model) = args.unet.as_ref().map_or(("--base", &args.base), |unet| ("--unet", unet));
+            ensure!(
+                !holds(&own, adapters),
+                "{flag} {} holds the adapters of --lora already: the same run of `train --merge` made both; leave out one of them",
+                model.display()
+            );
+        }
         Ok(Self { base, unet, lora, weights, painter, given, latent })
     }
 
@@ -375,6 +384,18 @@ impl Model {
         let prompts: Vec<&str> = images.iter().map(|image| image.prompt.prompt.as_str()).collect();
         self.painter.draw(&prompts, &noise, self.latent)
     }
+}
+
+/// Whether weights of this origin are merged from adapters of that one: the same run of `train`, at any step, wrote both, perhaps
+/// with `refresh-ref` after it.
+fn holds(weights: &Origin, adapters: &Origin) -> bool {
+    let run = |origin: &Origin| {
+        let mut run = origin.clone();
+        run.args.shift_remove("step");
+        run
+    };
+    let moved = || weights.inputs.iter().filter_map(|input| input.origin.as_deref());
+    run(weights) == run(adapters) || (weights.tool == "refresh-ref" && moved().any(|before| holds(before, adapters)))
 }
 
 /// `runs/policy/unet` -> `policy`; a model of the hub has its own name. `arg`: what the user wrote for the folder `unet`.

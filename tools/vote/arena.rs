@@ -22,8 +22,11 @@ pub struct Arena {
     name: String,
     pub origins: Vec<InputOrigin>,
     models: Vec<String>,
-    /// By the pair's id: the models of image 0 and 1. A pair of which a model is not known is not here.
-    drawn_by: HashMap<String, [u32; 2]>,
+    /// By the pair's id: the models of image 0 and 1; `None` where one of them is not known.
+    drawn_by: HashMap<String, Option<[u32; 2]>>,
+    /// Scored pairs that are not in the table, and those of which it does not know both models. They weigh 1.
+    absent: usize,
+    nameless: usize,
     mu: Vec<f64>,
     /// Mean of the expected gaps, by which they are divided.
     mean: f64,
@@ -48,10 +51,12 @@ impl Arena {
             let rows = rows?;
             let ids = PairKeys::of(&rows, rows.text_or_null(pairs::CAPTION)?)?.ids;
             let [model_0, model_1] = [rows.text_or_null(pairs::MODEL[0])?, rows.text_or_null(pairs::MODEL[1])?];
-            for i in (0..rows.len()).filter(|&i| known(&model_0, i) && known(&model_1, i)) {
-                let models = [model_0.value(i), model_1.value(i)].map(|model| {
-                    let next = numbers.len() as u32;
-                    *numbers.entry(model.to_owned()).or_insert(next)
+            for i in 0..rows.len() {
+                let models = (known(&model_0, i) && known(&model_1, i)).then(|| {
+                    [model_0.value(i), model_1.value(i)].map(|model| {
+                        let next = numbers.len() as u32;
+                        *numbers.entry(model.to_owned()).or_insert(next)
+                    })
                 });
                 let before = drawn_by.insert(ids.value(i).to_owned(), models);
                 ensure!(
@@ -64,12 +69,28 @@ impl Arena {
         let mut models = vec![String::new(); numbers.len()];
         numbers.into_iter().for_each(|(model, number)| models[number as usize] = model);
         let (name, origins, n) = (inputs.name(), inputs.origins()?, models.len());
-        Ok(Self { name, origins, models, drawn_by, mu: vec![0.0; n], mean: 1.0, counts: BTreeMap::new() })
+        let (absent, nameless) = (0, 0);
+        Ok(Self {
+            name,
+            origins,
+            models,
+            drawn_by,
+            absent,
+            nameless,
+            mu: vec![0.0; n],
+            mean: 1.0,
+            counts: BTreeMap::new(),
+        })
     }
 
     /// Counts preferences, by the pair's id: 1 for image 0, -1 for image 1; others say nothing.
     pub fn count<'a>(&mut self, preferences: impl Iterator<Item = (&'a str, i8)>) {
         for (id, preference) in preferences {
+            match self.drawn_by.get(id) {
+                None => self.absent += 1,
+                Some(None) => self.nameless += 1,
+                Some(Some(_)) => {}
+            }
             if let Some((winner, loser)) = self.sides(id, preference) {
                 *self.counts.entry([winner, loser]).or_default() += 1;
             }
@@ -97,7 +118,7 @@ impl Arena {
     }
 
     fn sides(&self, id: &str, preference: i8) -> Option<(u32, u32)> {
-        let &[zero, one] = self.drawn_by.get(id)?;
+        let [zero, one] = (*self.drawn_by.get(id)?)?;
         match preference {
             1 => Some((zero, one)),
             -1 => Some((one, zero)),
@@ -123,7 +144,18 @@ impl Arena {
             let [won, all] = self.record(i);
             vec![self.models[i].clone(), format!("{:+.3}", self.mu[i]), won.to_string(), all.to_string()]
         }));
-        format!("\n{}", text::table(&rows, 1))
+        let mut all = format!("\n{}", text::table(&rows, 1));
+        for (n, why) in
+            [(self.absent, "not in"), (self.nameless, "without both models in")].into_iter().filter(|(n, _)| *n > 0)
+        {
+            all += &format!("{} {why} {}: weight 1\n", text::count(n, "scored pair"), self.name);
+        }
+        all
+    }
+
+    /// The pairs about which the table says nothing.
+    pub fn unknown(&self) -> Value {
+        json!({"absent": self.absent, "without_models": self.nameless})
     }
 
     pub fn json(&self) -> Value {

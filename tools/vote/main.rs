@@ -112,7 +112,11 @@ fn run(args: Args) -> Result<Answer> {
     }
     json.extend(summary.json());
     json.extend(fit.as_ref().map(|fit| ("fit".to_owned(), fit.json(&metrics))));
-    json.extend(same.arena.as_ref().map(|arena| ("arena".to_owned(), arena.json())));
+    json.extend(
+        same.arena
+            .iter()
+            .flat_map(|arena| [("arena".to_owned(), arena.json()), ("arena_unknown".to_owned(), arena.unknown())]),
+    );
     json.extend(args.pairs.map(|_| ("prompts".to_owned(), rounds.json())));
     let json = serde_json::to_string(&Value::Object(json))?;
     out.note("summary", &json);

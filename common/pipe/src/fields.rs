@@ -34,29 +34,11 @@ impl Role {
 
 /// Names of the preferred image and of the other one, at equal places. `path1` and `path2` are HPDv3's.
 pub const WINNERS: [&str; 11] = [
-    "winner",
-    "chosen",
-    "preferred",
-    "win",
-    "w",
-    "path1",
-    "image_w",
-    "jpg_w",
-    "win_image",
-    "winner_image",
+    "winner", "chosen", "preferred", "win", "w", "path1", "image_w", "jpg_w", "win_image", "winner_image",
     "chosen_image",
 ];
 pub const LOSERS: [&str; 11] = [
-    "loser",
-    "rejected",
-    "dispreferred",
-    "lose",
-    "l",
-    "path2",
-    "image_l",
-    "jpg_l",
-    "lose_image",
-    "loser_image",
+    "loser", "rejected", "dispreferred", "lose", "l", "path2", "image_l", "jpg_l", "lose_image", "loser_image",
     "rejected_image",
 ];
 

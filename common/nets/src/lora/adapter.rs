@@ -61,6 +61,14 @@ impl Adapter {
         Ok(Self { a: a?, b: b?, scale: config.scale() })
     }
 
+    /// Whether all numbers are the same.
+    pub fn equals(&self, other: &Self) -> Result<bool> {
+        let numbers = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+        Ok(self.scale == other.scale
+            && numbers(&self.a)? == numbers(&other.a)?
+            && numbers(&self.b)? == numbers(&other.b)?)
+    }
+
     /// (alpha / rank) B A, in the shape of the layer's weight.
     pub fn delta(&self) -> Result<Tensor> {
         let (a, b) = (&self.a, &self.b);

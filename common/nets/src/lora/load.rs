@@ -71,7 +71,13 @@ pub fn add(file: &Path, scale: f64, base: &Path, denoiser: &Path) -> Result<()> 
         );
         let over = if piece.by_root { (rank as f64).sqrt() } else { rank as f64 };
         let scale = scale * piece.alpha.unwrap_or(rank as f64) / over;
-        adapted.entry(*network).or_default().insert(format!("{module}.weight"), Arc::new(Adapter { a, b, scale }));
+        let adapter = Arc::new(Adapter { a, b, scale });
+        let other = adapted.entry(*network).or_default().insert(format!("{module}.weight"), adapter.clone());
+        // Some files hold SDXL's adapters under both of kohya's names.
+        ensure!(
+            other.map_or(Ok(true), |other| other.equals(&adapter))?,
+            "{name} holds two different adapters of '{module}', one as '{key}'"
+        );
     }
     ensure!(!adapted.is_empty(), "{name} holds no adapters (LoRA)");
     for (network, adapters) in adapted {
@@ -92,8 +98,18 @@ fn modules_by_key(networks: &[(&str, PathBuf)], naming: Option<Naming>) -> Resul
         };
         for name in Weights::open(folder)?.names() {
             let Some(module) = name.strip_suffix(".weight") else { continue };
-            let mut keys = vec![format!("{part}.{module}")];
-            keys.extend(prefixes.iter().map(|prefix| format!("{prefix}_{}", module.replace('.', "_"))));
+            // transformers 5 leaves `text_model.` out of a text encoder's names.
+            let mut names = vec![module.to_owned()];
+            if part.starts_with("text_encoder") {
+                names.push(
+                    module.strip_prefix("text_model.").map_or_else(|| format!("text_model.{module}"), str::to_owned),
+                );
+            }
+            let mut keys: Vec<_> = names.iter().map(|name| format!("{part}.{name}")).collect();
+            let flat = |prefix: &&str| {
+                names.iter().map(|name| format!("{prefix}_{}", name.replace('.', "_"))).collect::<Vec<_>>()
+            };
+            keys.extend(prefixes.iter().flat_map(flat));
             keys.extend(naming.filter(|_| *part == "unet").map(|naming| kohya::name(module, naming)));
             known.extend(keys.into_iter().map(|key| (key, (i, module.to_owned()))));
         }
