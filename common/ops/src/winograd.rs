@@ -5,6 +5,8 @@
 //!
 //! Inside a task the channels come last, so that every transform is a loop over channels, whatever the size of the image.
 
+use std::cell::RefCell;
+
 use multiversion::multiversion;
 use rayon::prelude::*;
 
@@ -76,7 +78,7 @@ fn transform_weights(u: &mut [f32], taps: &[f32], n: usize) {
     }
 }
 
-/// Scratch space of a task; every part is channels last.
+/// Scratch space of a thread, which its tasks overwrite; every part is channels last.
 #[derive(Default)]
 struct Scratch {
     /// Input rows with a border of zeros, (rows, 2 tw + 2, C).
@@ -91,6 +93,18 @@ struct Scratch {
     output: Vec<f32>,
 }
 
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// The first `n` numbers of `space`, which hold whatever was written last.
+fn room(space: &mut Vec<f32>, n: usize) -> &mut [f32] {
+    if space.len() < n {
+        space.resize(n, 0.0);
+    }
+    &mut space[..n]
+}
+
 /// `x` (B, C, H, W) -> (B, O, H, W); `bias` (O), empty for none.
 pub fn convolve(x: &[f32], weights: &Weights, bias: &[f32], h: usize, w: usize) -> Vec<f32> {
     let Weights { data: u, o, c } = weights;
@@ -102,11 +116,10 @@ pub fn convolve(x: &[f32], weights: &Weights, bias: &[f32], h: usize, w: usize) 
     // A task takes whole rows of tiles, from one image or several.
     let lines = (TILES / tw).max(1);
     let all = batch * th;
-    (0..all.div_ceil(lines)).into_par_iter().for_each_init(Scratch::default, |s, task| {
+    let task = |s: &mut Scratch, task: usize| {
         let range = task * lines..((task + 1) * lines).min(all);
         let tiles = range.len() * tw;
-        s.v.resize(16 * c * tiles, 0.0);
-        s.m.resize(16 * o * tiles, 0.0);
+        let (v, m) = (room(&mut s.v, 16 * c * tiles), room(&mut s.m, 16 * o * tiles));
         // The parts of the range that lie in one image: (image, first row of tiles, rows of tiles, first tile).
         let parts = || {
             (range.start / th..=(range.end - 1) / th).map(|image| {
@@ -117,34 +130,29 @@ pub fn convolve(x: &[f32], weights: &Weights, bias: &[f32], h: usize, w: usize) 
         for (image, ty, n, tile) in parts() {
             let image = &x[image * c * h * w..(image + 1) * c * h * w];
             let width = 2 * tw + 2;
-            s.input.resize((2 * n + 2) * width * c, 0.0);
-            s.rows.resize(4 * width * c, 0.0);
-            channels_last(&mut s.input, image, c, h, w, 2 * ty, width);
+            let input = room(&mut s.input, (2 * n + 2) * width * c);
+            let rows = room(&mut s.rows, 4 * width * c);
+            channels_last(input, image, c, h, w, 2 * ty, width);
             for line in 0..n {
-                let d = &s.input[2 * line * width * c..(2 * line + 4) * width * c];
-                combine_rows(&mut s.rows, d, width * c);
+                let d = &input[2 * line * width * c..(2 * line + 4) * width * c];
+                combine_rows(rows, d, width * c);
                 for t in 0..tw {
-                    transform_input(
-                        &mut s.v[(tile + line * tw + t) * c..],
-                        c * tiles,
-                        &s.rows[2 * t * c..],
-                        width * c,
-                        c,
-                    );
+                    let v = &mut v[(tile + line * tw + t) * c..];
+                    transform_input(v, c * tiles, &rows[2 * t * c..], width * c, c);
                 }
             }
         }
         for k in 0..16 {
-            let (v, u) = (Mat::new(&s.v[k * c * tiles..], c), Mat::new(&u[k * o * c..], o));
-            gemm(tiles, o, c, &mut s.m[k * o * tiles..(k + 1) * o * tiles], o, false, 1.0, v, u);
+            let (v, u) = (Mat::new(&v[k * c * tiles..], c), Mat::new(&u[k * o * c..], o));
+            gemm(tiles, o, c, &mut m[k * o * tiles..(k + 1) * o * tiles], o, false, 1.0, v, u);
         }
         for (image, ty, n, tile) in parts() {
-            s.output.resize(2 * n * 2 * tw * o, 0.0);
+            let output = room(&mut s.output, 2 * n * 2 * tw * o);
             for line in 0..n {
-                let (first, second) = s.output[4 * line * tw * o..4 * (line + 1) * tw * o].split_at_mut(2 * tw * o);
+                let (first, second) = output[4 * line * tw * o..4 * (line + 1) * tw * o].split_at_mut(2 * tw * o);
                 for t in 0..tw {
                     let at = 2 * t * o..2 * (t + 1) * o;
-                    let m = &s.m[(tile + line * tw + t) * o..];
+                    let m = &m[(tile + line * tw + t) * o..];
                     transform_output(&mut first[at.clone()], &mut second[at], m, o * tiles, o, bias);
                 }
             }
@@ -152,12 +160,14 @@ pub fn convolve(x: &[f32], weights: &Weights, bias: &[f32], h: usize, w: usize) 
             for o_i in 0..o {
                 // SAFETY: a task writes its own rows of tiles.
                 let y = unsafe { shared.slice((image * o + o_i) * h * w + 2 * ty * w, rows * w) };
-                for (y, out) in y.chunks_exact_mut(w).zip(s.output.chunks_exact(2 * tw * o)) {
+                for (y, out) in y.chunks_exact_mut(w).zip(output.chunks_exact(2 * tw * o)) {
                     y.iter_mut().zip(out[o_i..].iter().step_by(o)).for_each(|(y, v)| *y = *v);
                 }
             }
         }
-    });
+    };
+    // A task starts no others, so that its thread's scratch space is its own until it ends.
+    (0..all.div_ceil(lines)).into_par_iter().for_each(|i| SCRATCH.with_borrow_mut(|s| task(s, i)));
     y
 }
 
