@@ -66,7 +66,7 @@ static MEMORY: Memory<ops::Pool> = Memory(ops::Pool);
 
 fn main() -> ExitCode {
     MEMORY.0.keep_small_blocks();
-    run("encode", |args| device::on_workers(|| encode(args)))
+    run("encode", |args| device::on_workers(|| ops::unchanged(|| encode(args))))
 }
 
 /// Pairs per part: they are encoded together, and a killed run loses at most so many.

@@ -137,7 +137,7 @@ static MEMORY: Memory<ops::Pool> = Memory(ops::Pool);
 
 fn main() -> ExitCode {
     MEMORY.0.keep_small_blocks();
-    run("sample", |args| device::on_workers(|| sample(args)))
+    run("sample", |args| device::on_workers(|| ops::unchanged(|| sample(args))))
 }
 
 impl Args {

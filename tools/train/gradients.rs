@@ -66,11 +66,6 @@ impl Execution {
         Self { in_parallel, keeps_memory, activations, compute }
     }
 
-    /// Micro-batches in hand at a time.
-    fn concurrency(&self) -> usize {
-        if self.in_parallel { rayon::current_num_threads() } else { 1 }
-    }
-
     /// The most pairs that a micro-batch may have. Small networks are as fast with few as with many, and with few the sums are the
     /// same however the pairs of a step are divided into batches and among processes.
     pub fn most_pairs(&self) -> Option<usize> {
@@ -103,16 +98,29 @@ impl Gradients {
         }
         let scale = 1.0 / pairs_per_step as f64; // the loss is a mean over the pairs of the whole step
         let one = |batch: &Batch, grads: &mut Grads| accumulate(execution, state, batch, method, scale, grads);
-        let micro_batches = batches.per_step();
-        let mut sums = Pairwise::default();
-        for first in (0..micro_batches).step_by(execution.concurrency()) {
-            let these = batches.take(execution.concurrency().min(micro_batches - first))?;
-            if !execution.in_parallel {
-                for batch in &these {
-                    self.pairs.extend(one(batch, &mut self.grads)?);
+        if execution.in_parallel {
+            let sum = ops::unchanged(|| self.side_by_side(batches, one))?;
+            params::add(&mut self.grads, sum)?;
+        } else {
+            for _ in 0..batches.per_step() {
+                for batch in batches.take(1)? {
+                    self.pairs.extend(one(&batch, &mut self.grads)?);
                 }
-                continue;
             }
+        }
+        Ok(params::fill_missing(&state.policy.params, &mut self.grads)?)
+    }
+
+    /// Takes one micro-batch per thread at a time. Returns the sum of all gradients.
+    fn side_by_side(
+        &mut self,
+        batches: &mut Batches,
+        one: impl Fn(&Batch, &mut Grads) -> Result<Vec<Pair>> + Sync,
+    ) -> Result<Grads> {
+        let (mut left, mut sums) = (batches.per_step(), Pairwise::default());
+        while left > 0 {
+            let these = batches.take(left.min(rayon::current_num_threads()))?;
+            left -= these.len();
             let done = these.par_iter().map(|batch| {
                 let mut grads = Grads::new();
                 Ok((one(batch, &mut grads)?, grads))
@@ -122,8 +130,7 @@ impl Gradients {
                 sums.add(grads)?;
             }
         }
-        params::add(&mut self.grads, sums.total()?)?;
-        Ok(params::fill_missing(&state.policy.params, &mut self.grads)?)
+        sums.total()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor, TensorId, bail};
 use rayon::prelude::*;
 
 use super::kernel::{Gradient, Kernel, Operand, apply3};
@@ -12,6 +12,7 @@ use super::{
     arithmetic::{add_bias, bias_gradient},
     math,
     precomputed::with_backward,
+    unchanged::once,
     winograd,
 };
 #[cfg(feature = "cudnn")]
@@ -23,13 +24,15 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, padding
     if c != cw || k != kw || h + 2 * padding < k || w + 2 * padding < k || bias.dims() != [o] {
         bail!("conv2d: input {:?} does not fit the weight {:?}", x.shape(), weight.shape())
     }
-    apply3(Conv { stride, padding }, [x, weight, bias])
+    apply3(Conv { stride, padding, weight: weight.id() }, [x, weight, bias])
 }
 
 #[derive(Clone, Copy)]
 pub(crate) struct Conv {
     pub stride: usize,
     pub padding: usize,
+    /// The identity of the weight.
+    pub weight: TensorId,
 }
 
 impl Conv {
@@ -384,7 +387,8 @@ impl Kernel<3> for Conv {
         let g = Geometry::new(x.dims, w.dims, self);
         let (x, w, b) = (x.values, w.values, b.values);
         if g.is_winograd() {
-            return winograd::convolve(x, &winograd::Weights::new(w, g.o, g.c), b, g.h, g.w);
+            let weights = once(self.weight, false, w.len(), || winograd::Weights::new(w, g.o, g.c));
+            return winograd::convolve(x, &weights, b, g.h, g.w);
         }
         let mut y = vec![0f32; g.batch * g.o * g.pixels()];
         if g.is_narrow() {
@@ -403,7 +407,10 @@ impl Kernel<3> for Conv {
         let grouped = if regroup { g.grouped(gy) } else { vec![] };
         let grouped = if regroup { &grouped[..] } else { gy };
         gx.set(|| match g.is_winograd() {
-            true => winograd::convolve(gy, &winograd::Weights::transposed(w.values, g.o, g.c), &[], g.h, g.w),
+            true => {
+                let make = || winograd::Weights::transposed(w.values, g.o, g.c);
+                winograd::convolve(gy, &once(self.weight, true, w.values.len(), make), &[], g.h, g.w)
+            }
             false => g.grad_input(w.values, grouped),
         });
         gw.add(|gw| match g.is_winograd() {
@@ -491,11 +498,13 @@ mod tests {
         for (b, c, h, w, o, k, stride, padding) in cases {
             let (x, weight, bias) = (var(&[b, c, h, w], 1), var(&[o, c, k, k], 2), var(&[o], 3));
             let kernel = conv2d(&x, &weight, &bias, stride, padding).unwrap();
-            let ours = Conv { stride, padding }.composed([&x, &weight, &bias]).unwrap();
+            let ours = Conv { stride, padding, weight: weight.id() }.composed([&x, &weight, &bias]).unwrap();
             same(&[&x, &weight, &bias], &ours, &kernel);
             // Nobody asks for the gradient of what is frozen.
             let frozen = weight.as_detached_tensor();
-            let y = Conv { stride, padding }.composed([&x, &frozen, &bias.as_detached_tensor()]).unwrap();
+            let y = Conv { stride, padding, weight: frozen.id() }
+                .composed([&x, &frozen, &bias.as_detached_tensor()])
+                .unwrap();
             let grads = y.sum_all().unwrap().backward().unwrap();
             assert!(grads.get(&x).is_some() && grads.get(&frozen).is_none());
         }

@@ -44,6 +44,7 @@ mod seed;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod unchanged;
 mod values;
 mod way;
 mod winograd;
@@ -63,6 +64,7 @@ pub use pool::Pool;
 pub use rotary::rotate;
 pub use seed::backward_from;
 pub use shape::{from_tokens, pad_bottom_right, to_tokens, upsample_nearest};
+pub use unchanged::unchanged;
 pub use values::{with_values, write};
 
 /// How many GPUs this process sees: none without the feature `cuda`.
