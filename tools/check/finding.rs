@@ -1,11 +1,22 @@
 //! What is found out about one file or folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Error;
 use pipe::origin::Origin;
 use pipe::{shown, text::shown as short};
 use serde_json::{Value, json};
+
+/// How closely one looks.
+#[derive(Clone, Copy)]
+pub struct How<'a> {
+    /// Only at headers and footers.
+    pub quick: bool,
+    /// Where relative paths in lists begin.
+    pub root: Option<&'a Path>,
+}
+
+/// `path`: also a model's hub id, which means what the hub's cache holds of it.
 
 #[derive(Default)]
 pub struct Finding {

@@ -12,8 +12,7 @@ use pipe::table::{BATCH, Inputs, has_parts};
 use pipe::text::count;
 use serde_json::Value;
 
-use crate::finding::Finding;
-use crate::look::{self, How};
+use crate::finding::{Finding, How};
 use crate::{tables, texts, weights};
 
 /// `None`: the folder is none of these; it may hold the parts of a table.
@@ -41,11 +40,11 @@ pub fn look_into(path: &Path, how: How) -> Result<Option<Finding>> {
 /// Folders inside folders that are looked into.
 const DEEPEST: usize = 8;
 
-/// A folder of several things, each of which is looked at. Links to folders are not followed.
-pub fn several(path: &Path, how: How) -> Result<Finding> {
+/// A folder of several things. `look` looks at each of them. Links to folders are not followed.
+pub fn several(path: &Path, look: impl Fn(&Path) -> Result<Finding>) -> Result<Finding> {
     let (mut finding, mut whole, mut others) = (Finding::new("folder"), 0, 0);
     for (name, inner) in things_in(path, String::new(), 0)? {
-        let found = look::of(&inner, how).unwrap_or_else(|error| Finding::not_whole("", &error));
+        let found = look(&inner).unwrap_or_else(|error| Finding::not_whole("", &error));
         match found.unknown {
             _ if !found.problems.is_empty() => {
                 finding.problems.extend(found.problems.iter().map(|problem| format!("{name}: {problem}")));

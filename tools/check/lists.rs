@@ -8,8 +8,7 @@ use pipe::text::count;
 use pipe::{fields, place};
 use serde_json::{Map, Value};
 
-use crate::finding::Finding;
-use crate::look::How;
+use crate::finding::{Finding, How};
 
 /// Images that were looked for.
 pub struct Named {

@@ -6,19 +6,9 @@ use anyhow::{Context, Result, ensure};
 use nets::hub;
 use pipe::table;
 
-use crate::finding::Finding;
+use crate::finding::{Finding, How};
 use crate::{folders, pictures, tables, texts, weights};
 
-/// How closely one looks.
-#[derive(Clone, Copy)]
-pub struct How<'a> {
-    /// Only at headers and footers.
-    pub quick: bool,
-    /// Where relative paths in lists begin.
-    pub root: Option<&'a Path>,
-}
-
-/// `path`: also a model's hub id, which means what the hub's cache holds of it.
 pub fn of(path: &Path, how: How) -> Result<Finding> {
     let (asked, path) = (path, &*hub::resolve(path, false)?);
     let cannot = || format!("cannot read {}", path.display());
@@ -53,6 +43,6 @@ fn look_into(path: &Path, how: How) -> Result<Finding> {
     match folders::look_into(path, how)? {
         Some(finding) => Ok(finding),
         None if table::has_parts(path) => tables::look_at(path, how),
-        None => folders::several(path, how),
+        None => folders::several(path, |inner| of(inner, how)),
     }
 }

@@ -17,8 +17,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use finding::Finding;
-use look::How;
+use finding::{Finding, How};
 use pipe::cli::{Answer, Common, complain, run};
 use pipe::memory::Memory;
 use pipe::stdout::print;

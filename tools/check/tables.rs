@@ -11,9 +11,8 @@ use pipe::schema::{images, labels, pairs, prompts};
 use pipe::table::{self, BATCH, Inputs};
 use pipe::text::count;
 
-use crate::finding::Finding;
+use crate::finding::{Finding, How};
 use crate::lists::{self, Named};
-use crate::look::How;
 
 /// A kind of table: its name, what a row is, the columns that it needs, and those that it does not have.
 struct Kind {

@@ -7,9 +7,8 @@ use pipe::text::count;
 use pipe::winrates::Winrates;
 use serde_json::Value;
 
-use crate::finding::Finding;
+use crate::finding::{Finding, How};
 use crate::lists::Named;
-use crate::look::How;
 
 /// The longest text that is read, in bytes: a log of a million steps has half of it.
 const LONGEST: u64 = 1 << 30;

@@ -6,8 +6,7 @@ use anyhow::Result;
 use nets::weights::{self, Weights};
 use pipe::text::count;
 
-use crate::finding::Finding;
-use crate::look::How;
+use crate::finding::{Finding, How};
 
 /// Whether a file is one of weights, by its content or, where that says nothing, by its name.
 pub fn is_weights(path: &Path) -> bool {

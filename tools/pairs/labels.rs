@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use pipe::id;
 use pipe::schema::labels;
 use pipe::table::{self, Inputs};
@@ -24,7 +24,10 @@ impl Labels {
             let (ids, all) = (rows.text(labels::PAIR_ID)?, rows.f32(labels::TARGET)?);
             let weights = rows.f32(labels::WEIGHT)?;
             for i in (0..rows.len()).filter(|&i| weights.value(i) > 0.0) {
-                targets.insert(id::key(&[ids.value(i).as_bytes()]), all.value(i));
+                if let Some(before) = targets.insert(id::key(&[ids.value(i).as_bytes()]), all.value(i)) {
+                    let same = before == all.value(i);
+                    ensure!(same, "{}: pair {} has two different labels", rows.at(i), ids.value(i));
+                }
             }
         }
         Ok(Self(targets))

@@ -8,10 +8,8 @@ use arrow::array::{
     ArrayRef, BinaryArray, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray,
 };
 use mozjpeg::{ColorSpace, Compress};
-use pipe::{origin::Origin, seed, table::Output};
+use pipe::{atomic, origin::Origin, seed, table::Output};
 use serde_json::json;
-
-use crate::models::keep;
 
 /// Where the experiments look for it.
 const TABLE: &str = "pickapic_v2/data/train-00000-of-00001.parquet";
@@ -25,6 +23,11 @@ const PROMPTS: [&str; 6] = [
 fn prompt(i: usize) -> String {
     let text = PROMPTS[i % PROMPTS.len()];
     if i < PROMPTS.len() { text.into() } else { format!("{text}, number {i}") }
+}
+
+/// Writes a file unless it exists.
+pub fn keep(path: &Path, content: &[u8]) -> Result<()> {
+    if path.exists() { Ok(()) } else { atomic::write(path, content) }
 }
 
 /// Writes `count` pairs of JPEG pictures of `side` pixels, unless the table exists.

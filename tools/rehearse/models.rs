@@ -231,20 +231,15 @@ fn head_shapes(size: Size) -> Shapes {
 fn safe(args: &Args) -> Result<Option<File>> {
     let folder = args.folder.join("models/safe");
     json(&folder.join("config.json"), args.size.of(configs::safe()))?;
-    keep(&folder.join("vocab.txt"), wordpiece::UNCASED.as_bytes())?;
+    data::keep(&folder.join("vocab.txt"), wordpiece::UNCASED.as_bytes())?;
     let path = folder.join("pytorch_model.bin");
     File::missing(path, DType::F32, Format::Torch(None), || text_classifier::shapes(&folder))
 }
 
 fn vocabulary(folder: &Path) -> Result<()> {
-    tokenizer::clip_files().iter().try_for_each(|(name, text)| keep(&folder.join(name), text.as_bytes()))
+    tokenizer::clip_files().iter().try_for_each(|(name, text)| data::keep(&folder.join(name), text.as_bytes()))
 }
 
 fn json(path: &Path, content: Value) -> Result<()> {
-    keep(path, serde_json::to_string_pretty(&content)?.as_bytes())
-}
-
-/// Writes a file unless it exists.
-pub fn keep(path: &Path, content: &[u8]) -> Result<()> {
-    if path.exists() { Ok(()) } else { atomic::write(path, content) }
+    data::keep(path, serde_json::to_string_pretty(&content)?.as_bytes())
 }

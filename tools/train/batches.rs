@@ -1,11 +1,10 @@
 //! The batches of a run, prepared on other threads while the networks work on earlier ones.
 
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::thread::JoinHandle;
-
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use candle_core::Device;
 use nets::process::Process;
+use pipe::ahead::{Ahead, OnSignal};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::{data::Batch, training_data::TrainingData, world::Share};
 
@@ -19,38 +18,47 @@ pub struct LoaderFlags {
 
 /// The micro-batches of a run in order, from any step on.
 pub struct Batches {
-    maker: Maker,
-    workers: usize,
-    end: u64,
-    progress: Progress,
+    share: Share,
+    /// Micro-batches that are made before they are asked for.
+    ready: usize,
+    /// `None` if the data were lost with the thread that read them.
+    batches: Option<Ahead<Maker>>,
 }
 
-#[derive(Clone)]
+/// Makes one micro-batch after the other.
 struct Maker {
+    data: TrainingData,
     share: Share,
     process: Process,
     device: Device,
+    /// Threads of its own: those of the networks are busy, or wait for these.
+    threads: Option<ThreadPool>,
+    next: u64,
+    end: u64,
+    /// Earlier steps whose pairs are not used.
+    skipped: u64,
 }
 
-impl Maker {
-    /// Micro-batch `i` after `skipped` steps whose pairs are not used. Samples are counted, not batches.
-    fn make(&self, data: &mut TrainingData, i: u64, skipped: u64) -> Result<Batch> {
-        let i = i + skipped * self.share.micro_batches() as u64;
-        data.make_batch(i, self.share.samples(i), &self.process, &self.device)
+impl Iterator for Maker {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Result<Batch>> {
+        if self.next == self.end {
+            return None;
+        }
+        // Samples are counted, not batches.
+        let i = self.next + self.skipped * self.share.micro_batches() as u64;
+        self.next += 1;
+        let make = |data: &mut TrainingData| data.make_batch(i, self.share.samples(i), &self.process, &self.device);
+        Some(match &self.threads {
+            Some(threads) => threads.install(|| make(&mut self.data)),
+            None => make(&mut self.data),
+        })
     }
 }
 
-enum Progress {
-    /// Each micro-batch is made when it is asked for.
-    OnDemand { data: Box<TrainingData>, next: u64, skipped: u64 },
-    /// A thread makes them ahead.
-    Ahead { ready: Receiver<Result<Batch>>, worker: JoinHandle<TrainingData> },
-    /// The data were lost with the thread that read them.
-    Lost,
-}
-
-/// Micro-batches that wait at most. A few are enough to hide the work, and each may hold decoded images.
-const WAITING: usize = 2;
+/// Micro-batches that are made ahead. A few are enough to hide the work, and each may hold decoded images.
+const READY: usize = 3;
 
 impl Batches {
     /// The batches of a run of `steps` steps, of which this process takes its share.
@@ -61,76 +69,40 @@ impl Batches {
         process: &Process,
         device: &Device,
         flags: LoaderFlags,
-    ) -> Self {
+    ) -> Result<Self> {
+        let workers = flags.dataloader_num_workers;
+        let pool = || ThreadPoolBuilder::new().num_threads(workers).build();
+        let threads = (workers > 0).then(pool).transpose()?;
         let end = steps * share.micro_batches() as u64;
-        let maker = Maker { share, process: process.clone(), device: device.clone() };
-        let progress = Progress::OnDemand { data: Box::new(data), next: 0, skipped: 0 };
-        Self { maker, workers: flags.dataloader_num_workers, end, progress }
+        let (process, device) = (process.clone(), device.clone());
+        let maker = Maker { data, share: share.clone(), process, device, threads, next: 0, end, skipped: 0 };
+        let ready = if workers > 0 { READY } else { 0 };
+        Ok(Self { share, ready, batches: Some(Ahead::new(maker, 0)?) })
     }
 
     /// Continues with the first batch after `step` finished steps, of a run that has skipped the pairs of `skipped` steps.
     pub fn go_to(&mut self, step: u64, skipped: u64) -> Result<()> {
-        let mut data = match std::mem::replace(&mut self.progress, Progress::Lost) {
-            Progress::OnDemand { data, .. } => *data,
-            Progress::Ahead { ready, worker } => {
-                drop(ready); // the worker ends when nobody receives
-                worker.join().map_err(|_| anyhow!("the thread that reads the data has died"))?
-            }
-            Progress::Lost => return Err(lost()),
-        };
-        let mut next = step * self.per_step() as u64;
-        if self.workers == 0 {
-            self.progress = Progress::OnDemand { data: Box::new(data), next, skipped };
-            return Ok(());
-        }
-        // Threads of their own: those of the networks are busy, or wait for these.
-        let workers = rayon::ThreadPoolBuilder::new().num_threads(self.workers).build()?;
-        let (send, ready) = sync_channel(WAITING);
-        let (maker, end) = (self.maker.clone(), self.end);
-        let work = move || {
-            workers.install(|| {
-                while next < end {
-                    let batch = maker.make(&mut data, next, skipped);
-                    let failed = batch.is_err();
-                    if send.send(batch).is_err() || failed {
-                        break;
-                    }
-                    next += 1;
-                }
-            });
-            data
-        };
-        let worker = std::thread::Builder::new().name("data".into()).spawn(work).context("cannot start a thread")?;
-        self.progress = Progress::Ahead { ready, worker };
+        let mut maker = self.batches.take().context(LOST)?.into_inner()?;
+        (maker.next, maker.skipped) = (step * self.per_step() as u64, skipped);
+        // A signal does not end the waiting: the step at hand is finished and saved.
+        self.batches = Some(Ahead::new(maker, self.ready)?.on_signal(OnSignal::Wait));
         Ok(())
     }
 
     /// Micro-batches per step of this process.
     pub fn per_step(&self) -> usize {
-        self.maker.share.micro_batches()
+        self.share.micro_batches()
     }
 
     /// Pairs per micro-batch, at most.
     pub fn pairs_at_once(&self) -> usize {
-        self.maker.share.pairs_at_once()
+        self.share.pairs_at_once()
     }
 
     pub fn take(&mut self, n: usize) -> Result<Vec<Batch>> {
-        (0..n).map(|_| self.next()).collect()
-    }
-
-    fn next(&mut self) -> Result<Batch> {
-        match &mut self.progress {
-            Progress::OnDemand { data, next, skipped } => {
-                *next += 1;
-                self.maker.make(data, *next - 1, *skipped)
-            }
-            Progress::Ahead { ready, .. } => ready.recv().context("the thread that reads the data has ended")?,
-            Progress::Lost => Err(lost()),
-        }
+        let batches = self.batches.as_mut().context(LOST)?;
+        (0..n).map(|_| batches.next().context("the run has no further batch")?).collect()
     }
 }
 
-fn lost() -> anyhow::Error {
-    anyhow!("the training data were lost with the thread that read them")
-}
+const LOST: &str = "the training data were lost with the thread that read them";

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
-use nets::denoiser::Activations;
 use nets::params::{self, Grads};
+use nets::pass::Activations;
 use pipe::cli::named;
 use rayon::prelude::*;
 

@@ -11,10 +11,15 @@ use pipe::prompt_source::Prompt;
 use pipe::winrates::wilson;
 use serde_json::{Value, json};
 
-use crate::pictures::Picture;
-
 /// Captions and pictures that go through a model together.
 const BATCH: usize = 4;
+
+/// A picture and its file.
+pub struct Picture {
+    pub png: Vec<u8>,
+    pub width: usize,
+    pub height: usize,
+}
 
 pub struct Judges {
     scorers: Vec<(&'static str, Scorer)>,

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use pipe::{atomic, cli::named};
 use serde::{Deserialize, Serialize};
 
-use crate::{loss::Pair, pictures::Picture, tensorboard::Events};
+use crate::{judges::Picture, loss::Pair, tensorboard::Events};
 
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct LogFlags {

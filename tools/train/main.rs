@@ -184,7 +184,7 @@ fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Res
     let notes = notes(&setup, &data, &method, &state, args.dry_run)?;
     [space, world.note(&share), message].into_iter().flatten().chain(notes).for_each(|note| reporter.say(note));
 
-    let mut batches = Batches::new(data, share, steps, &method.process, &device, args.loader);
+    let mut batches = Batches::new(data, share, steps, &method.process, &device, args.loader)?;
     batches.go_to(done, state.counters.skipped)?;
     let side = args.visits.resolution;
     let pictures = match &lock {

@@ -19,7 +19,7 @@ use pipe::{atomic, cli::number, id, seed};
 use rayon::prelude::*;
 use serde_json::json;
 
-use crate::judges::Judges;
+use crate::judges::{Judges, Picture};
 use crate::models::ModelFlags;
 use crate::reference::{detached, whole};
 use crate::state::State;
@@ -94,13 +94,6 @@ pub struct Pictures {
     vae: PathBuf,
     device: Device,
     judges: Option<Judges>,
-}
-
-/// A picture and its file.
-pub struct Picture {
-    pub png: Vec<u8>,
-    pub width: usize,
-    pub height: usize,
 }
 
 /// What was drawn at a step, and by metric the policy's win rate over the base.

@@ -8,8 +8,9 @@ use pipe::progress::{self, ProgressBar};
 use pipe::{atomic, cli::Common, text::duration};
 use serde_json::json;
 
+use crate::judges::Picture;
 use crate::log::{Line, Log, LogFlags};
-use crate::pictures::{Drawn, Picture};
+use crate::pictures::Drawn;
 use crate::{loss::Pair, method::saturation_warning};
 
 /// Time between two lines about a run without a terminal: a day of them can still be read.

@@ -9,7 +9,7 @@ use crate::config::Rule::{Free, Only, Words};
 use crate::config::{EPSILON, Rules, WIDTH};
 use crate::layers::{LayerNorm, Linear};
 use crate::loader::Loader;
-use crate::single::names::Part;
+use crate::names::Part;
 use crate::transformer::{Encoder, HiddenAct, Shape};
 use crate::weights::Weights;
 

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
+use candle_core::{DType, Device, Tensor};
 use ops::accumulate_store;
 
 use crate::conditioning::{Conditioning, Widths};
 use crate::lora::{self, LoraConfig, kohya::Naming};
 use crate::mmdit::{self, MMDiT, MMDiTConfig};
+use crate::pass::{Activations, Network, Pass, backward_from};
 use crate::unet::{self, UNet, UNetConfig};
 use crate::weights::{Shapes, Weights};
 use crate::{config as configs, loader::Loader, params::Params};
@@ -120,35 +121,6 @@ impl Config {
     }
 }
 
-/// An architecture. [`Denoiser`] says what the methods do.
-pub(crate) trait Network: Send + Sync {
-    fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor>;
-
-    fn forward_in_pieces<'a>(&'a self, x: &'a Tensor, t: &'a [f32], conditioning: &'a Conditioning)
-    -> Result<Pass<'a>>;
-}
-
-impl Network for UNet {
-    fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
-        self.forward(x, t, conditioning)
-    }
-
-    fn forward_in_pieces<'a>(&'a self, x: &'a Tensor, t: &'a [f32], c: &'a Conditioning) -> Result<Pass<'a>> {
-        let (prediction, trace) = UNet::forward_in_pieces(self, x, t, c)?;
-        Ok(Pass::new(prediction, move |gy: &Tensor| self.backward_in_pieces(trace, gy)))
-    }
-}
-
-impl Network for MMDiT {
-    fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
-        self.forward(x, t, conditioning)
-    }
-
-    fn forward_in_pieces<'a>(&'a self, x: &'a Tensor, t: &'a [f32], c: &'a Conditioning) -> Result<Pass<'a>> {
-        MMDiT::forward_in_pieces(self, x, t, c)
-    }
-}
-
 pub struct Denoiser {
     pub config: Config,
     network: Box<dyn Network>,
@@ -167,50 +139,6 @@ pub struct Trainable {
     pub params: Params,
     /// What belongs to its weights and is never trained: the table of positions of Stable Diffusion 3.
     pub constants: BTreeMap<String, Tensor>,
-}
-
-/// What becomes of a forward pass's activations until the backward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activations {
-    Kept,
-    /// Only the input of each piece of the network is kept, and the backward pass computes the piece once more (gradient
-    /// checkpointing).
-    Recomputed,
-}
-
-/// From the gradient by the prediction back to the parameters.
-type Backward<'a> = Box<dyn FnOnce(&Tensor) -> Result<()> + 'a>;
-
-/// A forward pass that a backward pass can follow.
-pub struct Pass<'a> {
-    prediction: Tensor,
-    backward: Backward<'a>,
-}
-
-impl<'a> Pass<'a> {
-    pub(crate) fn new(prediction: Tensor, backward: impl FnOnce(&Tensor) -> Result<()> + 'a) -> Self {
-        Self { prediction, backward: Box::new(backward) }
-    }
-
-    /// The prediction (B, C, h, w), without history.
-    pub fn prediction(&self) -> Tensor {
-        self.prediction.detach()
-    }
-
-    /// Carries `gy` (B, C, h, w), the gradient by the prediction, back to the parameters: inside
-    /// [`crate::params::accumulate`], which knows the parameters and adds up their gradients.
-    pub fn backward(self, gy: &Tensor) -> Result<()> {
-        (self.backward)(gy)
-    }
-}
-
-/// The backward pass from `y`, whose gradient is `gy`.
-pub(crate) fn backward_from(y: &Tensor, gy: &Tensor) -> Result<GradStore> {
-    Ok(ops::backward_from(y, &gy.to_dtype(y.dtype())?)?)
-}
-
-pub(crate) fn gradient(store: &mut GradStore, var: &Var) -> Result<Tensor> {
-    Ok(store.remove(var).context("a piece of the network passes no gradient on")?.detach())
 }
 
 impl Denoiser {

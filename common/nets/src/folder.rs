@@ -180,7 +180,7 @@ pub fn model(path: &Path) -> Result<()> {
         "{} is not a model in one file: it lacks Stable Diffusion's UNet under the names of its first code ({}...); of weights as \
          diffusers saves them, name the folder that holds them with their config.json",
         path.display(),
-        crate::single::names::UNET
+        crate::names::UNET
     );
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Layers under the names of diffusers and transformers. Each loads itself by path and has one `forward`.
 
 use anyhow::Result;
-use candle_core::{Result as Candle, Tensor};
+use candle_core::{Device, Result as Candle, Tensor};
 
 use crate::{loader::Loader, lora::Adapter};
 
@@ -177,4 +177,34 @@ impl ResnetBlock {
             None => x + h,
         }
     }
+}
+
+/// Two linear layers with a SiLU between them: what embeds a number or the pooled text.
+pub struct Mlp(Linear, Linear);
+
+impl Mlp {
+    pub fn load(p: Loader, inner: usize, width: usize) -> Result<Self> {
+        Ok(Self(Linear::load(p.pp("linear_1"), inner, width)?, Linear::load(p.pp("linear_2"), width, width)?))
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Candle<Tensor> {
+        self.1.forward(&ops::silu(&self.0.forward(x)?)?)
+    }
+}
+
+/// The sinusoidal embedding of each of B values, (B, width), in f32 as in diffusers: sines and then cosines, with `flip`
+/// cosines first.
+pub(crate) fn sinusoidal(values: &[f32], width: usize, flip: bool, shift: f64, device: &Device) -> Candle<Tensor> {
+    let half = width / 2;
+    let frequency = |i: usize| (-(10000f64.ln() as f32) * i as f32 / (half as f64 - shift) as f32).exp();
+    let mut out = Vec::with_capacity(values.len() * width);
+    for &value in values {
+        let angles = (0..half).map(|i| value * frequency(i));
+        let (sin, cos): (Vec<f32>, Vec<f32>) = angles.map(|a| a.sin_cos()).unzip();
+        let (first, second) = if flip { (cos, sin) } else { (sin, cos) };
+        out.extend(first);
+        out.extend(second);
+        out.resize(out.len() + width % 2, 0.0);
+    }
+    Tensor::from_vec(out, (values.len(), width), device)
 }

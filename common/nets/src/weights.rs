@@ -16,8 +16,8 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use crate::foreign::{self, Content};
 use crate::lora::Adapter;
+use crate::names::Part;
 use crate::pickle::Place;
-use crate::single::names::Part;
 use crate::{file, folder, pickle, write};
 
 /// The second half of the rows before the first.

@@ -9,8 +9,19 @@ use anyhow::{Context, Result, anyhow};
 use crate::{panics::broken, stop};
 
 /// The items of `I`, in order. An error or a panic on the other thread arrives here as an error: it is never taken for the
-/// end of the items. A signal (see `stop`) also ends the waiting, as an error.
-pub struct Ahead<I: Iterator>(State<I>);
+/// end of the items.
+pub struct Ahead<I: Iterator> {
+    state: State<I>,
+    on_signal: OnSignal,
+}
+
+/// What a signal (see `stop`) does to whoever waits for the next item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnSignal {
+    /// It ends the waiting, as an error.
+    Stop,
+    Wait,
+}
 
 enum State<I: Iterator> {
     /// Without a thread: an item is made when it is asked for.
@@ -30,7 +41,7 @@ impl<T: Send + 'static, I: Iterator<Item = Result<T>> + Send + 'static> Ahead<I>
     /// Makes up to `ready` items before they are asked for; 0 starts no thread.
     pub fn new(mut items: I, ready: usize) -> Result<Self> {
         // The thread itself holds one of the items.
-        let Some(waiting) = ready.checked_sub(1) else { return Ok(Self(State::Inline(items))) };
+        let Some(waiting) = ready.checked_sub(1) else { return Ok(Self::of(State::Inline(items))) };
         let (send, receive) = sync_channel(waiting);
         let work = move || {
             for item in items.by_ref() {
@@ -41,12 +52,20 @@ impl<T: Send + 'static, I: Iterator<Item = Result<T>> + Send + 'static> Ahead<I>
             items
         };
         let thread = Builder::new().name("read-ahead".into()).spawn(work).context("cannot start a thread")?;
-        Ok(Self(State::Threaded { items: receive, thread }))
+        Ok(Self::of(State::Threaded { items: receive, thread }))
+    }
+
+    fn of(state: State<I>) -> Self {
+        Self { state, on_signal: OnSignal::Stop }
+    }
+
+    pub fn on_signal(self, on_signal: OnSignal) -> Self {
+        Self { on_signal, ..self }
     }
 
     /// Stops reading ahead and gives the iterator back. It may be up to `ready` items further than what was taken from here.
     pub fn into_inner(self) -> Result<I> {
-        match self.0 {
+        match self.state {
             State::Inline(items) | State::Ended(Some(items)) => Ok(items),
             State::Ended(None) => Err(anyhow!("the thread that reads ahead has broken down")),
             State::Threaded { items, thread } => {
@@ -62,24 +81,25 @@ impl<T: Send + 'static, I: Iterator<Item = Result<T>> + Send + 'static> Iterator
 
     fn next(&mut self) -> Option<Result<T>> {
         loop {
-            let items = match &mut self.0 {
+            let items = match &mut self.state {
                 State::Inline(items) => return items.next(),
                 State::Ended(_) => return None,
                 State::Threaded { items, .. } => items,
             };
             match items.recv_timeout(PATIENCE) {
                 Ok(item) => return Some(item),
+                Err(RecvTimeoutError::Timeout) if self.on_signal == OnSignal::Wait => {}
                 Err(RecvTimeoutError::Timeout) => {
                     if let Err(stopped) = stop::check() {
                         return Some(Err(stopped));
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    let State::Threaded { thread, .. } = mem::replace(&mut self.0, State::Ended(None)) else {
+                    let State::Threaded { thread, .. } = mem::replace(&mut self.state, State::Ended(None)) else {
                         continue;
                     };
                     match thread.join() {
-                        Ok(items) => self.0 = State::Ended(Some(items)),
+                        Ok(items) => self.state = State::Ended(Some(items)),
                         Err(panic) => return Some(Err(broken(panic))),
                     }
                 }

@@ -5,26 +5,15 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{D, Device, Result as Candle, Tensor};
 
 use super::config::{MMDiTConfig, PATCH, Places};
-use crate::unet::sinusoidal;
-use crate::{conditioning::Conditioning, layers::Linear, loader::Loader};
+use crate::conditioning::Conditioning;
+use crate::layers::{Linear, Mlp, sinusoidal};
+use crate::loader::Loader;
 
 /// Width of the sinusoids of a number, whatever the width of the model is.
 const SINUSOIDS: usize = 256;
 
 /// Epsilon of every norm.
 pub const EPS: f64 = 1e-6;
-
-struct Mlp(Linear, Linear);
-
-impl Mlp {
-    fn load(p: Loader, inner: usize, width: usize) -> Result<Self> {
-        Ok(Self(Linear::load(p.pp("linear_1"), inner, width)?, Linear::load(p.pp("linear_2"), width, width)?))
-    }
-
-    fn forward(&self, x: &Tensor) -> Candle<Tensor> {
-        self.1.forward(&ops::silu(&self.0.forward(x)?)?)
-    }
-}
 
 pub struct Embedding {
     time: Mlp,

@@ -1,7 +1,7 @@
 //! The names of these transformers' tensors in the code of those who trained them, as their published files have them.
 
 use super::MMDiTConfig;
-use crate::single::names::{Names, Part};
+use crate::names::{Names, Part};
 
 /// In Stable Diffusion 3.
 const SD3: [(&str, &str); 7] = [

@@ -7,7 +7,7 @@ use ops::accumulate_store;
 
 use super::{MMDiT, Shared, Tokens, squares};
 use crate::conditioning::Conditioning;
-use crate::denoiser::{Pass, backward_from, gradient};
+use crate::pass::{Network, Pass, backward_from, gradient};
 
 /// Gradients that are added up.
 #[derive(Default)]
@@ -56,9 +56,12 @@ fn backward_of(y: Tokens, g: &Tokens) -> Result<GradStore> {
     Ok(sum.backward()?)
 }
 
-impl MMDiT {
-    /// [`MMDiT::forward`] without history, and the backward pass.
-    pub fn forward_in_pieces<'a>(
+impl Network for MMDiT {
+    fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
+        self.forward(x, t, conditioning)
+    }
+
+    fn forward_in_pieces<'a>(
         &'a self,
         x: &'a Tensor,
         t: &'a [f32],

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::description::{Description, normalise};
 use crate::config::Rule::{self, Flag, Free, Number, Only, Read, Same, Words};
 use crate::config::{self, DEPTH, POSITIONS, Rules, VOCABULARY, WIDTH};
-use crate::single::names::{Names, Part};
+use crate::names::{Names, Part};
 use crate::vit::{SIDE, VisionConfig};
 use crate::weights::{Shapes, Weights};
 use crate::{text::TextConfig, transformer::HiddenAct};

@@ -3,7 +3,6 @@
 //! It is read through a folder like diffusers', which lasts as long as the program: the configurations lie there, and weights that
 //! are looked for there are those of the file under diffusers' names.
 
-pub mod names;
 mod published;
 mod write;
 
@@ -14,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
-use names::{Names, UNET};
 use pipe::{place, scratch};
 use published::Kind;
 pub use published::{Family, configs};
@@ -22,6 +20,7 @@ pub use write::write;
 
 use crate::folder::{DENOISER, TRANSFORMER};
 use crate::mmdit::MMDiTConfig;
+use crate::names::{self, Names, UNET};
 use crate::process::PredictionType;
 use crate::vae::VaeConfig;
 use crate::weights::{self, Shapes, Weights};

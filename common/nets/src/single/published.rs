@@ -201,7 +201,7 @@ mod tests {
     fn file(path: &Path, width: usize, spread: f32, more: &[&str], metadata: &[(&str, &str)]) {
         let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F16, &Device::Cpu).unwrap();
         let bias = Tensor::new(&[spread, -spread], &Device::Cpu).unwrap();
-        let name = |name: &str| format!("{}{name}", single::names::UNET);
+        let name = |name: &str| format!("{}{name}", crate::names::UNET);
         let mut all = BTreeMap::from([
             (name("input_blocks.0.0.weight"), zeros(&[320, 4, 3, 3])),
             (name("input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"), zeros(&[2, width])),

@@ -7,9 +7,9 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use pipe::origin::{self, Origin};
 
-use super::names::{self, UNET};
 use super::{Part, network};
 use crate::modelspec::ModelSpec;
+use crate::names::{self, UNET};
 use crate::text::{self, TextConfig};
 use crate::transformer::HiddenAct;
 use crate::weights::{self, Weights};

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::config::Rule::{Flag, Free, List, Number, OneOrEach, Only, Same, Whole, Words};
 use crate::config::{DEPTH, EPSILON, Rules, WIDTH};
-use crate::{conditioning::Widths, lora::kohya::Naming, single::names::Names};
+use crate::{conditioning::Widths, lora::kohya::Naming, names::Names};
 
 /// Levels of a UNet or VAE: each halves the size, and no image could be halved more often.
 pub(crate) const LEVELS: usize = 8;

@@ -13,8 +13,6 @@ use candle_core::Tensor;
 use config::KEYS;
 pub use config::UNetConfig;
 use embedding::Embedding;
-pub(crate) use embedding::sinusoidal;
-pub use pass::Trace;
 use piece::{Piece, PieceSpec, Shared};
 
 use crate::{conditioning::Conditioning, config as configs, loader::Loader};

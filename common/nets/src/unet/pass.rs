@@ -9,40 +9,48 @@ use ops::accumulate_store;
 use super::UNet;
 use super::piece::{self, Input, Push, Shared};
 use crate::conditioning::Conditioning;
-use crate::denoiser::{backward_from, gradient};
+use crate::pass::{Network, Pass, backward_from, gradient};
 
-/// The inputs of a UNet and of each of its pieces, without history.
-pub struct Trace<'a> {
-    inputs: Vec<Input>,
-    temb: Tensor,
-    x: &'a Tensor,
-    t: &'a [f32],
-    conditioning: &'a Conditioning,
-}
+impl Network for UNet {
+    fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
+        self.forward(x, t, conditioning)
+    }
 
-impl UNet {
-    /// [`UNet::forward`] without history, and what [`UNet::backward_in_pieces`] needs.
-    pub fn forward_in_pieces<'a>(
-        &self,
+    fn forward_in_pieces<'a>(
+        &'a self,
         x: &'a Tensor,
         t: &'a [f32],
         conditioning: &'a Conditioning,
-    ) -> Result<(Tensor, Trace<'a>)> {
+    ) -> Result<Pass<'a>> {
         let temb = self.embedding.forward(&self.config, x, t, conditioning)?.detach();
         let shared = Shared { temb: &temb, context: &conditioning.states };
         let mut inputs = Vec::with_capacity(self.pieces.len());
-        let y = piece::run(&self.specs, x, |i, input| {
+        let prediction = piece::run(&self.specs, x, |i, input| {
             inputs.push(input.clone());
             Ok(self.pieces[i].forward(input, &shared)?.detach())
         })?;
-        Ok((y, Trace { inputs, temb, x, t, conditioning }))
+        let backward = move |gy: &Tensor| {
+            let temb = Var::from_tensor(&temb)?;
+            let by_temb = self.backward_in_pieces(inputs, &temb, conditioning, gy)?;
+            let temb = self.embedding.forward(&self.config, x, t, conditioning)?;
+            match by_temb {
+                Some(g) if temb.track_op() => Ok(accumulate_store(backward_from(&temb, &g)?)?),
+                _ => Ok(()),
+            }
+        };
+        Ok(Pass::new(prediction, backward))
     }
+}
 
-    /// Carries `gy` (B, C, H, W), the gradient by the prediction, back to the parameters, inside
-    /// [`crate::params::accumulate`].
-    pub fn backward_in_pieces(&self, trace: Trace, gy: &Tensor) -> Result<()> {
-        let Trace { inputs, temb, x, t, conditioning } = trace;
-        let temb = Var::from_tensor(&temb)?;
+impl UNet {
+    /// Carries `gy` (B, C, H, W) back to the parameters of the pieces. Returns the gradient by the embedding.
+    fn backward_in_pieces(
+        &self,
+        inputs: Vec<Input>,
+        temb: &Var,
+        conditioning: &Conditioning,
+        gy: &Tensor,
+    ) -> Result<Option<Tensor>> {
         let shared = Shared { temb: temb.as_tensor(), context: &conditioning.states };
         let mut by_temb: Option<Tensor> = None;
         let mut stack: Vec<Tensor> = vec![]; // gradients by the tensors that waited for a later piece
@@ -71,15 +79,11 @@ impl UNet {
                 stack.push(gradient(&mut store, x)?);
             }
             if spec.is_timed() {
-                let more = gradient(&mut store, &temb)?;
+                let more = gradient(&mut store, temb)?;
                 by_temb = Some(by_temb.map_or(Ok(more.clone()), |sum| sum + more)?);
             }
             accumulate_store(store)?;
         }
-        let temb = self.embedding.forward(&self.config, x, t, conditioning)?;
-        match by_temb {
-            Some(g) if temb.track_op() => Ok(accumulate_store(backward_from(&temb, &g)?)?),
-            _ => Ok(()),
-        }
+        Ok(by_temb)
     }
 }
