@@ -57,19 +57,18 @@ impl Panel {
     /// more than a quarter of the machine's memory: for Stable Diffusion's published metrics, which take 13 GB, on machines of less
     /// than 52 GB. Opening a network costs a hundredth of the time in which it scores a part.
     pub fn open(metrics: &[&'static Metric], files: &[ModelFiles], options: &Options) -> Result<Self> {
-        let on_cpu = options.device.is_cpu();
-        let enough = memory::of_machine() / 4;
-        let mut panel = Self { members: vec![], presence: Presence::All, backwards: true };
+        let memory = Some(memory::of_machine()).filter(|&bytes| bytes > 0 && options.device.is_cpu());
+        let enough = memory.map_or(usize::MAX, |bytes| bytes / 4);
+        let (mut panel, mut largest) = (Self { members: vec![], presence: Presence::All, backwards: true }, 0);
         for (&metric, files) in metrics.iter().zip(files) {
-            let (files, options) = (files.clone(), options.clone());
-            if panel.presence == Presence::InTurns {
+            if memory::resident().saturating_add(largest) > enough {
+                panel.presence = Presence::InTurns;
                 panel.members.iter_mut().for_each(|member| member.scorer = None);
             }
+            let (before, files, options) = (memory::resident(), files.clone(), options.clone());
             let open = move || (metric.open)(&files, &options).with_context(|| described(metric));
             panel.members.push(Member::new(metric.name, open)?);
-            if on_cpu && memory::resident() > enough {
-                panel.presence = Presence::InTurns;
-            }
+            largest = largest.max(memory::resident().saturating_sub(before));
         }
         Ok(panel)
     }

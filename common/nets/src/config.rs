@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, path::Path, sync::Mutex};
 
 use anyhow::{Context, Result, bail, ensure};
+use pipe::names::Form;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -18,6 +19,8 @@ pub enum Rule {
     Number(f64, f64),
     Flag,
     Words(&'static [&'static str]),
+    /// The name of a value of an enum.
+    Named(&'static [Form]),
     /// A list of at most so many entries.
     List(usize, &'static Rule),
     /// One entry, or a list of entries.
@@ -32,7 +35,7 @@ pub enum Rule {
     Read,
 }
 
-use Rule::{Free, List, Number, OneOrEach, Only, Same, Whole, Words};
+use Rule::{Free, List, Named, Number, OneOrEach, Only, Same, Whole, Words};
 
 /// The keys of one kind of configuration: names separated by spaces, and what each of them may hold.
 pub type Rules = &'static [(&'static str, Rule)];
@@ -56,6 +59,7 @@ impl Rule {
             Number(from, to) => value.as_f64().is_some_and(|n| (from..=to).contains(&n)),
             Rule::Flag => value.is_boolean(),
             Words(words) => value.as_str().is_some_and(|word| words.contains(&word)),
+            Named(forms) => value.as_str().is_some_and(|word| forms.iter().any(|form| form.form == word)),
             List(most, rule) => value.as_array().is_some_and(|list| list.len() <= most && each(rule, list)),
             OneOrEach(rule) => rule.fits(value) || value.as_array().is_some_and(|list| each(rule, list)),
             Same(rule) => OneOrEach(rule).fits(value) && value.as_array().is_none_or(|l| l.iter().all(|v| *v == l[0])),
@@ -83,6 +87,7 @@ impl Rule {
             Number(from, to) => format!("a number from {from} to {to}"),
             Rule::Flag => "true or false".into(),
             Words(words) => words.join(" or "),
+            Named(forms) => forms.iter().map(|form| form.form).collect::<Vec<_>>().join(" or "),
             List(most, rule) => format!("a list of at most {most} entries, each {}", rule.expected()),
             OneOrEach(rule) => format!("{}, or a list of such", rule.expected()),
             Same(rule) => format!("{}, the same for all", rule.expected()),

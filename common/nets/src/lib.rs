@@ -33,6 +33,7 @@ pub mod sampler;
 pub mod scorer;
 pub mod single;
 pub mod t5;
+pub mod tensor_file;
 pub mod text;
 pub mod text_classifier;
 pub mod tokenizer;

@@ -5,12 +5,13 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use candle_core::{D, DType, Device, Result as Candle, Tensor};
 use ops::Mask;
+use pipe::names::Names;
 
-use crate::config::Rule::{Only, Whole, Words};
+use crate::config::Rule::{Named, Only, Whole, Words};
 use crate::config::{self, DEPTH, EPSILON, POSITIONS, Rules, TRANSFORMERS, VOCABULARY, WIDTH};
 use crate::layers::{LayerNorm, Linear};
 use crate::loader::Loader;
-use crate::transformer::{ACTIVATIONS, Encoder, HiddenAct, Shape};
+use crate::transformer::{Encoder, HiddenAct, Shape};
 use crate::weights::{Shapes, Weights};
 
 /// The keys of transformers' CLIPTextConfig that decide what it computes.
@@ -20,7 +21,7 @@ pub const KEYS: Rules = &[
     ("hidden_size intermediate_size num_attention_heads projection_dim", WIDTH),
     ("num_hidden_layers", DEPTH),
     ("max_position_embeddings", POSITIONS),
-    ("hidden_act", ACTIVATIONS),
+    ("hidden_act", Named(HiddenAct::FORMS)),
     ("layer_norm_eps", EPSILON),
     ("eos_token_id", Whole(0, u32::MAX as u64)),
     ("text_config", Only(&["null"])), // a CLIPModel's

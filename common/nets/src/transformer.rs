@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use candle_core::{Result as Candle, Tensor};
 use ops::Mask;
 
-use crate::{config::Rule, layers::LayerNorm, loader::Loader};
+use crate::{layers::LayerNorm, loader::Loader};
 
 /// A linear layer with frozen weights: the towers are never trained.
 struct Linear {
@@ -22,13 +22,10 @@ impl Linear {
     }
 }
 
-/// The names under which configurations know the activations.
-pub const ACTIVATIONS: Rule = Rule::Words(&["quick_gelu", "gelu"]);
-
 pipe::names! {
     /// `hidden_act` of the config.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
-    #[serde(rename_all = "snake_case")]
+    #[serde(try_from = "String")]
     pub enum HiddenAct {
         QuickGelu = "quick_gelu",
         Gelu = "gelu",

@@ -3,12 +3,13 @@
 use anyhow::{Result, ensure};
 use candle_core::{Result as Candle, Tensor};
 use ops::Mask;
+use pipe::names::Names;
 
-use crate::config::Rule::{self, Only, Whole};
+use crate::config::Rule::{self, Named, Only, Whole};
 use crate::config::{DEPTH, EPSILON, Rules, WIDTH};
 use crate::layers::{LayerNorm, Linear};
 use crate::loader::Loader;
-use crate::transformer::{ACTIVATIONS, Encoder, HiddenAct, Shape};
+use crate::transformer::{Encoder, HiddenAct, Shape};
 
 /// The keys of transformers' CLIPVisionConfig that decide what it computes.
 pub const KEYS: Rules = &[
@@ -16,7 +17,7 @@ pub const KEYS: Rules = &[
     ("num_hidden_layers", DEPTH),
     ("image_size patch_size", SIDE),
     ("num_channels", Only(&["3"])),
-    ("hidden_act", ACTIVATIONS),
+    ("hidden_act", Named(HiddenAct::FORMS)),
     ("layer_norm_eps", EPSILON),
 ];
 

@@ -425,10 +425,7 @@ mod tests {
         for (line, parts) in [
             ("x --dtype f17", ["invalid value 'f17' for '--dtype <DTYPE>'", "possible values: f32, bf16, f16"]),
             ("x --device gpu", ["invalid value 'gpu' for '--device <DEVICE>'", "possible values: cpu, cuda[:N]"]),
-            (
-                "x --device cuda:x",
-                ["invalid value 'cuda:x' for '--device <DEVICE>'", "not the number of a CUDA device"],
-            ),
+            ("x --device cuda:x", ["invalid value 'cuda:x' for '--device <DEVICE>'", "'x' does not fit `cuda[:N]`"]),
         ] {
             let error = parse(line).unwrap_err();
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");

@@ -13,6 +13,7 @@ pub mod device;
 pub mod fields;
 pub mod foreign;
 pub mod grid;
+pub mod hashes;
 pub mod id;
 pub mod image_column;
 pub mod image_keys;

@@ -77,7 +77,7 @@ pub trait Names: FromStr<Err = String> + Display {
 ///
 /// The first string is the name that is printed; further ones, after `|`, are read as well. A value's doc comment is its help
 /// line. A variant with a field is written `name:FIELD`; the field's type parses and prints it. A field with a default may be left
-/// out, and one with a condition (`where`) is refused if it does not hold.
+/// out, and one with a condition (`where`) is refused if it does not hold. `#[serde(try_from = "String")]` reads the enum from JSON.
 #[macro_export]
 macro_rules! names {
     ($(#[$meta:meta])* $vis:vis enum $enum:ident {
@@ -96,6 +96,13 @@ macro_rules! names {
 
             fn name(&self) -> &'static str {
                 match self { $($enum::$value { .. } => $crate::names::name_of($form)),+ }
+            }
+        }
+
+        impl TryFrom<String> for $enum {
+            type Error = String;
+            fn try_from(text: String) -> Result<Self, String> {
+                text.parse()
             }
         }
 

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Result, ensure};
+use pipe::names::Names;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::Rule::{Flag, Free, List, Number, Only, Read, Whole, Words};
+use crate::config::Rule::{Flag, Free, List, Named, Number, Only, Read, Whole, Words};
 use crate::config::{self, Rules};
 
 /// The arguments of those of diffusers' schedulers that noise by DDPM.
@@ -16,16 +17,16 @@ const KEYS: Rules = &[
     ("beta_start beta_end", Number(0.0, 1.0)),
     ("beta_schedule", Words(&["linear", "scaled_linear"])),
     ("trained_betas", List(100_000, &Number(0.0, 1.0))),
-    ("prediction_type", Words(&["epsilon", "v_prediction"])),
+    ("prediction_type", Named(PredictionType::FORMS)),
     (
         "rescale_betas_zero_snr set_alpha_to_one clip_sample skip_prk_steps lower_order_final euler_at_final \
          use_karras_sigmas",
         Flag,
     ),
-    ("timestep_spacing", Words(&["leading", "trailing", "linspace"])),
+    ("timestep_spacing", Named(Spacing::FORMS)),
     ("steps_offset", Whole(0, 100_000)),
     ("clip_sample_range", Number(1e-6, 1e6)),
-    ("final_sigmas_type", Words(&["zero", "sigma_min"])),
+    ("final_sigmas_type", Named(FinalSigma::FORMS)),
     // What some sampler refuses ([`SchedulerConfig::require`]); the others do not have it.
     (
         "algorithm_type interpolation_type lambda_min_clipped sigma_max sigma_min solver_order solver_type \
@@ -70,20 +71,22 @@ crate::json::defaults! {
     }
 }
 
-/// What the denoiser predicts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PredictionType {
-    /// The noise eps.
-    Epsilon,
-    /// v = alpha_t eps - sigma_t x_0.
-    VPrediction,
+pipe::names! {
+    /// What the denoiser predicts.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+    #[serde(try_from = "String")]
+    pub enum PredictionType {
+        /// The noise eps.
+        Epsilon = "epsilon",
+        /// v = alpha_t eps - sigma_t x_0.
+        VPrediction = "v_prediction",
+    }
 }
 
 pipe::names! {
     /// Which of the training timesteps a sampler visits (arXiv 2305.08891, Table 2).
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-    #[serde(rename_all = "snake_case")]
+    #[serde(try_from = "String")]
     pub enum Spacing {
         /// Multiples of one stride, counted from the first timestep
         Leading = "leading",
@@ -94,13 +97,15 @@ pipe::names! {
     }
 }
 
-/// The sigma at which DPM-Solver++ and Euler end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FinalSigma {
-    Zero,
-    /// The sigma of training timestep 0.
-    SigmaMin,
+pipe::names! {
+    /// The sigma at which DPM-Solver++ and Euler end.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+    #[serde(try_from = "String")]
+    pub enum FinalSigma {
+        Zero = "zero",
+        /// The sigma of training timestep 0.
+        SigmaMin = "sigma_min",
+    }
 }
 
 impl SchedulerConfig {

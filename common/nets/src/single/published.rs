@@ -121,7 +121,6 @@ impl Kind {
     }
 
     fn scheduler(self) -> Value {
-        let prediction = if self.prediction == PredictionType::VPrediction { "v_prediction" } else { "epsilon" };
         let (class, more) = match (self.family, self.prediction) {
             (Family::Xl, _) => ("EulerDiscreteScheduler", json!({ "timestep_spacing": "leading" })),
             (_, PredictionType::VPrediction) => ("DDIMScheduler", json!({})),
@@ -129,7 +128,7 @@ impl Kind {
         };
         let mut all = json!({
             "_class_name": class, "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
-            "clip_sample": false, "num_train_timesteps": 1000, "prediction_type": prediction, "set_alpha_to_one": false,
+            "clip_sample": false, "num_train_timesteps": 1000, "prediction_type": self.prediction.to_string(), "set_alpha_to_one": false,
             "steps_offset": 1,
         });
         if self.zero_snr {
