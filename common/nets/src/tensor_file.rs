@@ -134,7 +134,7 @@ pub(crate) fn header(path: &Path) -> Result<Header> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Tensor};
+    use candle_core::{DType, Device, Tensor};
 
     use super::*;
 
