@@ -31,6 +31,7 @@ pub mod process;
 pub mod prompt;
 pub mod sampler;
 pub mod scorer;
+pub mod siglip;
 pub mod single;
 pub mod t5;
 pub mod tensor_file;
