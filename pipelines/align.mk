@@ -69,7 +69,7 @@ labels  := $(sort $(foreach p,$(POLICIES),$D/labels/$($p.labels).parquet))
 # $(call quoted,TEXT): one word of the shell, whatever characters TEXT has.
 quoted = '$(subst ','\'',$(strip $1))'
 
-# $(call settings,STAGE,VARIABLES): a file that holds the values of these variables. It is written anew when a value has changed,
+# $(call settings,STAGE,VARIABLES): a file that holds the values of these variables. It is written again when a value has changed,
 # and so everything that depends on it is made again. The values are compared as variables and never parsed as make's own text, so
 # they may hold quotes, commas, parentheses, `#` and `$`. Make only reads the file while it plans: `make -n` changes nothing, which
 # is why the recipe does not use $(file >...), expanded under -n too. The file has no newline at its end, because make 4.3 is

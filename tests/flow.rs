@@ -42,7 +42,7 @@ fn encoder(name: &str) -> PromptEncoder {
 }
 
 #[test]
-#[ignore = "needs the parity kit"]
+#[ignore = "needs ../shared/parity/given"]
 fn prompts_are_read_as_by_the_pipelines() {
     let (about, want) = (about(), tensors(&kit("text.safetensors")));
     let prompts = strings(&about["text"]["prompts"]);
@@ -72,7 +72,7 @@ fn prompts_are_read_as_by_the_pipelines() {
 }
 
 #[test]
-#[ignore = "needs the parity kit"]
+#[ignore = "needs ../shared/parity/given"]
 fn transformers_predict_as_diffusers() {
     let prompts = strings(&about()["forward"]["prompts"]);
     for name in ["sd3", "sd35", "flux"] {
@@ -96,7 +96,7 @@ fn transformers_predict_as_diffusers() {
 }
 
 #[test]
-#[ignore = "needs the parity kit"]
+#[ignore = "needs ../shared/parity/given"]
 fn vaes_of_sixteen_channels() {
     for name in ["sd3", "flux"] {
         let want = tensors(&kit(&format!("vae_{name}.safetensors")));
@@ -110,7 +110,7 @@ fn vaes_of_sixteen_channels() {
 }
 
 #[test]
-#[ignore = "needs the parity kit"]
+#[ignore = "needs ../shared/parity/given"]
 fn samplers_end_where_the_pipelines_end() {
     let (about, dir) = (about(), Dir::new());
     let noise = tensors(&kit("sample_noise.safetensors"));
@@ -166,7 +166,7 @@ fn check_case(case: &Value, line: &Value) {
 }
 
 #[test]
-#[ignore = "needs the parity kit"]
+#[ignore = "needs ../shared/parity/given"]
 fn dpo_gives_the_gradients_of_the_peers() {
     let (about, dir) = (about(), Dir::new());
     for name in ["sd3", "sd35", "flux"] {

@@ -274,7 +274,7 @@ fn absurd_sizes_and_noise_that_is_none_are_refused() {
         let noise = Tensor::from_vec(values, noise.dims(), noise.device()).unwrap();
         write_tensors(&dir.path("noise"), &[("latents".into(), noise)].into());
         std::fs::remove_file(dir.path("out")).ok();
-        says(&sample(&dir, &base, "--latents noise").fails(2), &["noise", "latents", "number 3"]);
+        says(&sample(&dir, &base, "--latents noise").fails(2), &["noise", "latents", "value 3"]);
         assert!(!dir.path("out").exists());
     }
     dir.put("pairs", &pairs(2));

@@ -229,7 +229,7 @@ fn what_is_wrong_is_named_or_left_out_and_counted() {
         (
             "z.json",
             "[{\"prompt\": \"a\", \"winner\": \"https://x/y.png\", \"loser\": \"images/0.png\"}]",
-            &["fetch it first"],
+            &["download the image first"],
         ),
         (
             "v.json",
@@ -261,7 +261,7 @@ fn what_is_wrong_is_named_or_left_out_and_counted() {
             "[{\"prompt\": true, \"winner\": \"images/0.png\", \"loser\": \"images/1.png\"}]",
             &["element 0", "prompt"],
         ),
-        ("w.csv", "a,b\n1,2\n", &["no list of pairs", "prompt,winner,loser"]),
+        ("w.csv", "a,b\n1,2\n", &["not a list of pairs", "prompt,winner,loser"]),
         ("empty.json", "", &["is empty"]),
     ] {
         dir.write(file, content);

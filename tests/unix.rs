@@ -1,6 +1,7 @@
 //! Every tool as a Unix program: help, exit codes, pipes, signals, bad files, odd names, nothing left behind.
 //!
-//! `commands` is a short run of each of the ten tools. `cases` goes deeper into the tools that turn one table into another.
+//! `COMMANDS` has a short run of each tool that writes a file; `check` only prints. `cases` goes deeper into the tools that turn one
+//! table into another.
 
 #[path = "unix/flags.rs"]
 mod flags;
@@ -76,7 +77,7 @@ impl Case {
     }
 }
 
-/// A short run of each tool. Words that name a file of `world` are its inputs.
+/// A short run of each tool that writes a file. Words that name a file of `world` are its inputs.
 const COMMANDS: &[&str] = &[
     "prompts prompts.parquet -o out",
     #[cfg(feature = "nets")]
@@ -97,7 +98,18 @@ const COMMANDS: &[&str] = &[
     "report --scored a.parquet b.parquet -o out",
 ];
 
-/// The inputs of `COMMANDS`.
+/// `check` prints its answer and writes no file.
+const CHECK: &[&str] = &[
+    #[cfg(feature = "nets")]
+    "check scores.parquet a.parquet",
+];
+
+/// The tool and the arguments of each command.
+fn all() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
+    COMMANDS.iter().chain(CHECK).map(|command| split(command))
+}
+
+/// The inputs of `COMMANDS` and `CHECK`.
 fn world() -> Dir {
     let dir = Dir::new();
     let scores_of = |x: f32| vec![Some(x); 6];
@@ -118,7 +130,7 @@ fn world() -> Dir {
     dir
 }
 
-/// The tool and the arguments of one of `COMMANDS`.
+/// The tool and the arguments of a command.
 fn split(command: &str) -> (&str, Vec<&str>) {
     let mut words = command.split(' ');
     (words.next().unwrap(), words.collect())
@@ -127,6 +139,23 @@ fn split(command: &str) -> (&str, Vec<&str>) {
 /// The arguments with another word for `from`.
 fn replaced<'a>(args: &[&'a str], from: &str, to: &'a str) -> Vec<&'a str> {
     args.iter().map(|arg| if *arg == from { to } else { arg }).collect()
+}
+
+/// The exit code of a run without standard output and standard error.
+fn code_when_closed(dir: &Dir, tool: Tool) -> Option<i32> {
+    let mut shell = std::process::Command::new("sh");
+    let run = tool.command;
+    shell.args(["-c", r#"exec "$@" >&- 2>&-"#, "sh"]).arg(run.get_program()).args(run.get_args());
+    shell.current_dir(dir.path("")).stdin(Stdio::null()).status().unwrap().code()
+}
+
+/// A full disk behind standard output is an error that names it, never a short answer.
+fn refuses_a_full_disk(name: &str, mut tool: Tool) {
+    let full = std::fs::File::create("/dev/full").unwrap();
+    let run = tool.command.stdin(Stdio::null()).stdout(full).output().unwrap();
+    let error = String::from_utf8(run.stderr).unwrap();
+    assert_eq!(run.status.code(), Some(2), "{name}: {error}");
+    says(&error, &[&format!("{name}: cannot write"), "standard output: ", "No space left"]);
 }
 
 /// Names, sizes and times of all that lies in a folder.
@@ -174,13 +203,33 @@ fn names_of_any_bytes() {
 fn closed_standard_output_and_error() {
     for (tool, args) in COMMANDS.iter().map(|command| split(command)) {
         let dir = world();
-        let run = dir.tool(tool).args(&args).command;
-        let mut shell = std::process::Command::new("sh");
-        shell.args(["-c", r#"exec "$@" >&- 2>&-"#, "sh"]).arg(run.get_program()).args(run.get_args());
-        let status = shell.current_dir(dir.path("")).stdin(Stdio::null()).status().unwrap();
-        assert_eq!(status.code(), Some(0), "{tool}");
+        assert_eq!(code_when_closed(&dir, dir.tool(tool).args(&args)), Some(0), "{tool}");
         assert!(dir.path("out").exists(), "{tool}");
     }
+}
+
+/// The answer of `check` goes to standard output; with -q it is the exit status alone.
+#[test]
+fn check_prints_its_answer() {
+    let dir = world();
+    let before = listing(&dir.path(""));
+    for (tool, args) in CHECK.iter().map(|command| split(command)) {
+        let check = || dir.tool(tool).args(&args);
+        let run = check().ok();
+        says(run.text(), &args);
+        assert_eq!(run.err, "");
+        let quiet = check().arg("-q").ok();
+        assert_eq!((quiet.text(), quiet.err.as_str()), ("", ""));
+        assert_eq!(code_when_closed(&dir, check()), Some(0));
+        refuses_a_full_disk(tool, check());
+        says(&check().arg("absent").exits(2).err, &["absent"]);
+        dir.write("cut.parquet", &dir.bytes("a.parquet")[..100]);
+        let no = check().args(["-q", "cut.parquet"]).exits(1);
+        assert_eq!((no.text(), no.err.as_str()), ("", ""));
+        assert_eq!(code_when_closed(&dir, check().arg("cut.parquet")), Some(1));
+        std::fs::remove_file(dir.path("cut.parquet")).unwrap();
+    }
+    assert_eq!(listing(&dir.path("")).len(), before.len(), "something was written");
 }
 
 /// Long work ends with 143 after SIGTERM and 130 after SIGINT, and the same command finishes it.

@@ -145,7 +145,7 @@ fn noise_that_is_no_number_is_refused() {
         let noise = Tensor::from_vec(noise, (5, 4, 8, 8), &candle_core::Device::Cpu).unwrap();
         write_tensors(&dir.path("noise"), &[("latents".into(), noise)].into());
         let error = sample(&dir, "prompts.txt", "out", "--latents noise").fails(2);
-        says(&error, &["noise", "'latents'", &format!("number {place}")]);
+        says(&error, &["noise", "'latents'", &format!("value {place}")]);
     }
     assert_eq!(dir.list(), ["noise", "prompts.txt"]);
 }

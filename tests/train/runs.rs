@@ -78,7 +78,7 @@ fn a_dry_run_reports_and_writes_nothing() {
     let run = train(&dir, "out", "--dry-run --json --lora-rank 2 --use_adafactor").ok();
     let report = run.json();
     assert!(report["trained_parameters"].as_u64().unwrap() < numbers as u64 / 2);
-    assert!(report["peak_memory_mib"].as_f64().unwrap() > 1.0 && report["steps_an_hour"].as_f64().unwrap() > 0.0);
+    assert!(report["peak_memory_mib"].as_f64().unwrap() > 1.0 && report["steps_per_hour"].as_f64().unwrap() > 0.0);
 }
 
 #[test]

@@ -42,12 +42,7 @@ fn standard_output_where_it_makes_sense() {
         } else {
             let run = dir.tool(tool).args(&args).ok();
             assert!(!run.out.is_empty(), "{tool}");
-            // A full disk is an error, never a short table.
-            let mut full = dir.tool(tool).args(&args);
-            let full = full.command.stdin(Stdio::null()).stdout(std::fs::File::create("/dev/full").unwrap()).output();
-            let (code, error) = full.map(|run| (run.status.code(), String::from_utf8(run.stderr).unwrap())).unwrap();
-            assert_eq!(code, Some(2), "{tool}: {error}");
-            says(&error, &["No space left"]);
+            refuses_a_full_disk(tool, dir.tool(tool).args(&args));
         }
         assert_eq!(listing(&dir.path("")), before, "{tool} wrote elsewhere");
     }

@@ -34,7 +34,7 @@ pub fn mini() -> PathBuf {
 }
 
 /// The parity kit: models in the published layouts and the Python peers' answers. It lies beside the repository, because it is
-/// large. Tests that use it are ignored unless asked for; `make test` asks for them where the kit is.
+/// large. Tests that use it are ignored unless asked for; `make test` asks for them if the kit is there.
 pub fn parity(name: &str) -> PathBuf {
     let path = repository().join("../shared/parity/given").join(name);
     assert!(path.exists(), "{} is missing", path.display());

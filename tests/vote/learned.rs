@@ -120,7 +120,7 @@ fn pairs_weigh_what_their_models_let_one_expect() {
     let exchanged = self::table(exchanged.iter().map(|(name, c)| (name.as_str(), c.clone())).collect());
     dir.put("twice.parquet", &arrow::compute::concat_batches(&pairs.schema(), [&pairs, &exchanged]).unwrap());
     let error = dir.tool("vote").args(["s.parquet", "-o", "x.parquet", "--arena", "twice.parquet"]).fails(2);
-    says(&error, &["twice.parquet, row ", "stands twice"]);
+    says(&error, &["twice.parquet, row ", "appears twice"]);
     dir.put("nobody.parquet", &without(&pairs, "model_1"));
     let error = dir.tool("vote").args(["s.parquet", "-o", "x.parquet", "--arena", "nobody.parquet"]).fails(2);
     says(&error, &["nobody.parquet", "'model_1' is missing"]);

@@ -21,7 +21,7 @@ fn images_that_make_no_pairs_are_named() {
     says(&fails(&["again.parquet", "--pairs", "all"]), &["again.parquet, row 4", "'prompt 0' comes again"]);
     let twice = concat_batches(&table.schema(), &[table.slice(0, 2), table.slice(1, 1)]).unwrap();
     dir.put("twice.parquet", &twice);
-    says(&fails(&["twice.parquet", "--pairs", "all"]), &["twice.parquet, row 2", "policy-0-1 stands twice"]);
+    says(&fails(&["twice.parquet", "--pairs", "all"]), &["twice.parquet, row 2", "policy-0-1 appears twice"]);
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn a_prompt_of_very_many_images_is_refused() {
     assert_eq!(dir.list(), ["images.parquet"]);
 }
 
-/// A label is a share from 0 to 1. Others, such as the -1 with which some data sets mark a missing one, are no votes.
+/// A label is a share from 0 to 1. Others, such as the -1 with which some data sets mark a missing one, are not votes.
 #[test]
 fn a_label_out_of_range_is_named() {
     let dir = Dir::new();

@@ -1,4 +1,4 @@
-//! What is found out about one file or folder.
+//! The facts found about one file or folder.
 
 use std::path::{Path, PathBuf};
 
@@ -21,13 +21,13 @@ pub struct How<'a> {
 #[derive(Default)]
 pub struct Finding {
     pub path: PathBuf,
-    /// "labels", "checkpoint of `train`"; empty where nobody knows.
+    /// "labels", "checkpoint of `train`"; empty if unknown.
     pub kind: String,
-    /// What it holds: "48 rows", "metrics hps, clip".
+    /// Its content: "48 rows", "metrics hps, clip".
     pub holds: Vec<String>,
-    /// What is wrong, or missing, a sentence each.
+    /// The faults and what is missing, a sentence each.
     pub problems: Vec<String>,
-    /// Why nobody can say whether it is whole: it is nothing that is read or written here.
+    /// Why it is unknown whether it is whole: these tools do not use this kind of file.
     pub unknown: Option<String>,
     pub origin: Option<Origin>,
 }

@@ -60,7 +60,7 @@ pub fn several(path: &Path, look: impl Fn(&Path) -> Result<Finding>) -> Result<F
         finding.holds.push(format!("{} of kinds that are not read here", count(others, "file")));
     }
     if whole == 0 && finding.problems.is_empty() {
-        finding.unknown = Some("it holds nothing that is read or written here".into());
+        finding.unknown = Some("it holds no kind of file that these tools use".into());
     }
     Ok(finding)
 }

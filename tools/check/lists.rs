@@ -10,8 +10,9 @@ use serde_json::{Map, Value};
 
 use crate::finding::{Finding, How};
 
-/// Images that were looked for.
+/// Images that were looked for; none with --quick.
 pub struct Named {
+    quick: bool,
     /// Where relative paths begin, as in `pairs`.
     root: PathBuf,
     all: usize,
@@ -26,10 +27,13 @@ impl Named {
     /// `list`: the file that names them.
     pub fn new(list: &std::path::Path, how: How) -> Self {
         let root = how.root.unwrap_or_else(|| place::folder_of(list)).to_owned();
-        Self { root, all: 0, missing: 0, first: vec![] }
+        Self { quick: how.quick, root, all: 0, missing: 0, first: vec![] }
     }
 
     pub fn look_for(&mut self, image: &str) {
+        if self.quick {
+            return;
+        }
         self.all += 1;
         if fs::metadata(self.root.join(image)).is_ok_and(|file| file.is_file() && file.len() > 0) {
             return;

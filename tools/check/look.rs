@@ -35,7 +35,7 @@ fn look_at(path: &Path, how: How) -> Result<Finding> {
     match texts::look_at(path, how)? {
         Some(finding) => Ok(finding),
         None if tables::is_table(path)? => tables::look_at(path, how),
-        None => Ok(Finding::unknown("", "it is nothing that is read or written here")),
+        None => Ok(Finding::unknown("", "these tools do not use this kind of file")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! check: says of files and folders whether they are whole, what they are, what made them and what is missing.
+//! check: whether files and folders are complete, what they are, what made them and what is missing.
 //!
 //!   check labels.parquet policy/
 //!   check -q parts/ && vote parts/ -o labels.parquet
@@ -23,13 +23,14 @@ use pipe::memory::Memory;
 use pipe::stdout::print;
 use serde_json::json;
 
-/// Say of files and folders whether they are whole, what they are, what made them, and what is missing
+/// Check whether files and folders are complete; print what they are, what made them and what is missing
 ///
 /// Knows every table (also in parts), folders of `encode`, checkpoints of `train`, models as diffusers and transformers store
 /// them, single weight files, log.jsonl, the JSON of `winrate`, files of settings, pages and cards of `report`, images, and lists, whose
 /// images must be there.
 /// In another folder it looks at everything that it knows. All rows are read, and checksums are compared where a file has them;
-/// images inside tables are not decoded. Prints what `samtools quickcheck` and `samtools view -H` print of theirs.
+/// images inside tables are not decoded. It is to these files what `samtools quickcheck`
+/// and `samtools view -H` are to BAM files.
 #[derive(Parser)]
 #[command(name = "check", version, max_term_width = 100, after_help = EXAMPLES)]
 #[command(mut_args(|arg| match arg.get_id().as_str() { "output" | "seed" | "threads" => arg.hide(true), _ => arg }))]
@@ -53,7 +54,7 @@ Examples:
   check -q parts/ && vote parts/ -o labels.parquet
   check --quick --json *.parquet | jq '.files[] | select(.whole | not)'
 
-Exit status: 0 all are whole, 1 one is not or is nothing that is read here, 2 trouble.";
+Exit status: 0 all are whole, 1 one is not or is of an unknown kind, 2 trouble.";
 
 #[global_allocator]
 static MEMORY: Memory = Memory(System);

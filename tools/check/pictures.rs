@@ -7,12 +7,12 @@ use nets::image;
 
 use crate::finding::Finding;
 
-/// What the files begin with.
+/// The first bytes of the files.
 const BEGIN: [&[u8]; 3] = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF"];
 /// The last chunk of a PNG; a picture without it is read, and is not whole.
 const END: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
 
-/// `None` where the file is no image.
+/// `None` if the file is not an image.
 pub fn look_at(path: &Path) -> Result<Option<Finding>> {
     let mut begin = [0; 8];
     let read = std::os::unix::fs::FileExt::read_at(&fs::File::open(path)?, &mut begin, 0).unwrap_or(0);

@@ -65,7 +65,7 @@ pub fn look_at(path: &Path, how: How) -> Result<Finding> {
     let schema = table.schema().clone();
     let has = |column: &&str| schema.field_with_name(column).is_ok();
     let kind = KINDS.iter().find(|kind| kind.needs.iter().all(has) && !kind.lacks.iter().any(has));
-    let mut finding = Finding::new(kind.map_or("a table of none of the kinds that are read here", |kind| kind.name));
+    let mut finding = Finding::new(kind.map_or("an unknown kind of table", |kind| kind.name));
     finding.origin = table.own_origin();
     if let Some(rows) = table.rows() {
         finding = finding.holds(format!("{}, columns {}", count(rows, "row"), names(&schema)));
@@ -77,7 +77,10 @@ pub fn look_at(path: &Path, how: How) -> Result<Finding> {
     }
     if !how.quick {
         let images = Named::new(path, how);
-        read(&mut table, kind.map_or(&[], |kind| kind.needs), lists::columns(&schema), images, &mut finding);
+        let needs = kind.map_or(&[][..], |kind| kind.needs).iter().copied();
+        // A pair may be without a human label.
+        let needs: Vec<_> = needs.filter(|column| !pairs::LABEL.contains(column)).collect();
+        read(&mut table, &needs, lists::columns(&schema), images, &mut finding);
     }
     Ok(finding)
 }

@@ -23,14 +23,13 @@ const MAX_SIDE: usize = image::MAX_PIXELS.isqrt();
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct EncoderFlags {
     /// Side of the training images in pixels: the short side is resized to it, the middle is kept [default: the side that the
-    /// base's UNet was made for, and 512 where the base has no UNet]
+    /// base's UNet was made for, and 512 if the base has no UNet]
     #[arg(long, value_name = "N")]
     resolution: Option<usize>,
     /// Store mirrored images too, for the flips of `train --augment`
     #[arg(long, default_value_t = Augment::None, value_parser = named::<Augment>())]
     augment: Augment,
-    /// Images that go through the VAE together [default: at most 16, and as many as have 4 million pixels, or 1 million on a CPU, where
-    /// that takes about 3 GB]
+    /// Images per batch of the VAE [default: up to 16, limited to 4 million pixels in all (1 million on a CPU, about 3 GB)]
     #[arg(long, help_heading = "Encoding", value_name = "N")]
     batch: Option<usize>,
 }
@@ -99,7 +98,7 @@ impl Encoder {
         ]
     }
 
-    /// What decides the numbers: the settings and the networks.
+    /// The settings and the networks, which decide the numbers.
     pub fn origin(&self, base: &Path) -> Result<Origin> {
         let origin =
             Origin::new("encode").arg("resolution", self.resolution).arg("flips", self.flags.augment != Augment::None);

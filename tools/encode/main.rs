@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     run("encode", |args| device::on_workers(|| ops::unchanged(|| encode(args))))
 }
 
-/// Pairs per part: they are encoded together, and a killed run loses at most so many.
+/// Pairs per part; a killed run loses at most one part.
 const PART: usize = 64;
 
 fn encode(args: Args) -> Result<Answer> {

@@ -64,7 +64,7 @@ struct Args {
     /// Folder in which relative paths of images begin [default: that of the list]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// Leave out samples without caption, or whose images are missing or neither JPEG, PNG nor WebP, and print their number
+    /// Skip samples without a caption, or whose images are missing or not JPEG, PNG or WebP; print how many
     #[arg(long, help_heading = "Details")]
     skip_bad: bool,
     /// Stop after N rows
@@ -131,7 +131,7 @@ enum Source {
 }
 
 impl Source {
-    /// What the user named: several files, where it is a folder of them.
+    /// The source that the user named: several files, if it is a folder of them.
     fn all(path: &Path, images: bool) -> Result<Vec<Self>> {
         let files = source::files(path)?;
         match folder::sides(path)?.filter(|_| !images) {
@@ -400,7 +400,7 @@ fn image_columns(singles: &[Single]) -> Vec<ArrayRef> {
         none(),
         own(&|single| id::image_uid(&single.image)),
         Arc::new(UInt32Array::from_iter_values(singles.iter().map(|single| single.k))),
-        Arc::new(UInt64Array::from(vec![0; singles.len()])), // nobody knows their noise
+        Arc::new(UInt64Array::from(vec![0; singles.len()])), // their noise is unknown
         own(&|single| single.model.clone()),
         Arc::new(BinaryArray::from_iter_values(singles.iter().map(|single| &single.image))),
     ]

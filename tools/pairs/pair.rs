@@ -183,7 +183,12 @@ impl Reader {
                 Ok(bytes.clone())
             }
             Field::Text(path) => {
-                ensure!(!path.contains("://"), "{}: '{}' is elsewhere: fetch it first", record.place, shown(path));
+                ensure!(
+                    !path.contains("://"),
+                    "{}: '{}' is a URL: download the image first",
+                    record.place,
+                    shown(path)
+                );
                 self.read(&self.root.join(path)).with_context(|| record.place.clone())
             }
             Field::File(path) => self.read(path),

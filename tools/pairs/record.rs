@@ -1,4 +1,4 @@
-//! What sources have in common: records of named fields, each a text, a number, bytes, a file or a list.
+//! The common form of all sources: records of named fields, each a text, a number, bytes, a file or a list.
 
 use std::path::PathBuf;
 

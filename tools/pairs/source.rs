@@ -32,7 +32,7 @@ const LONGEST: u64 = 1 << 28;
 /// How files that hold samples end.
 const ENDINGS: [&str; 7] = ["parquet", "tar", "jsonl", "json", "csv", "tsv", "arrow"];
 
-/// The files that a source means: itself, or those in a folder, which must be of one kind; none where it holds no such files.
+/// The files that a source means: itself, or those in a folder, which must be of one kind; none if it holds no such files.
 pub fn files(source: &Path) -> Result<Vec<PathBuf>> {
     if !source.is_dir() {
         return Ok(vec![source.to_owned()]);
@@ -70,7 +70,7 @@ pub fn files(source: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// What a folder without lists lacks.
+/// The message for a folder without lists.
 pub fn nothing_in(folder: &Path) -> Error {
     anyhow!(
         "{} holds neither pairs of folders (w/ and l/, winner/ and loser/, chosen/ and rejected/) nor a list or a table ({}); a \
@@ -180,7 +180,7 @@ fn array(name: &str, text: impl Read, reader: &Reader, take: &mut Take) -> Resul
         name: &'a str,
         reader: &'a Reader,
         take: &'a mut Take<'b>,
-        /// What ended the reading: an error, or that no more is wanted.
+        /// The end of the reading: an error, or that no more is wanted.
         ended: &'a mut Option<Result<()>>,
     }
     impl<'de> Visitor<'de> for Elements<'_, '_> {
@@ -249,7 +249,7 @@ fn delimited(name: &str, source: impl Read, reader: &Reader, take: &mut Take) ->
         String::from_utf8(bytes).with_context(|| format!("{name} is neither a table, an archive nor text in UTF-8"))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let Some(table) = Delimited::with_column(text, |column| reader.knows(column)) else {
-        bail!("{name} is no list of pairs: expected JSON, or CSV with a header such as prompt,winner,loser")
+        bail!("{name} is not a list of pairs: expected JSON, or CSV with a header such as prompt,winner,loser")
     };
     let header = table.header.clone();
     for line in table {

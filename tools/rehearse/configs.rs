@@ -104,7 +104,7 @@ fn numbers(value: &mut Value, change: fn(u64) -> u64) {
     }
 }
 
-/// HF's CLIPModel. Of each tower: width, width of the MLP, heads, layers.
+/// HF's CLIPModel. For each tower: width, width of the MLP, heads, layers.
 fn clip(text: [u64; 4], vision: [u64; 4], projection: u64, act: &str) -> Value {
     let tower = |[width, mlp, heads, layers]: [u64; 4], kind: &str| {
         json!({

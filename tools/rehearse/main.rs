@@ -27,7 +27,7 @@ use pipe::cli::{complain, exit_code};
     name = "rehearse",
     version,
     max_term_width = 100,
-    after_help = "Exit status: 0 done, 1 a step failed or took more memory than its budget, 2 trouble; of `run`, what its command gives."
+    after_help = "Exit status: 0 done, 1 a step failed or took more memory than its budget, 2 trouble. `run` exits with its command's status."
 )]
 struct Args {
     #[command(subcommand)]

@@ -31,10 +31,10 @@ pub struct Args {
 pub struct Line {
     /// The program, without its folder.
     pub tool: String,
-    /// What it wrote, below the log's folder.
+    /// The path of its output, below the log's folder.
     pub output: String,
     pub seconds: f64,
-    /// Of all threads, in the program and in the system.
+    /// Processor time of all threads, in the program and in the system.
     pub processor_seconds: f64,
     /// The largest resident memory.
     pub peak_bytes: u64,
@@ -90,7 +90,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::from(exit_code as u8))
 }
 
-/// Waits for the end of a child: how it ended, and what it took. (Of all children together, the system would also count those that this
+/// Waits for the end of a child: how it ended, and what it took. (The system's sum over all children would include those that this
 /// process had before it became this program.)
 fn wait(child: &Child) -> io::Result<(ExitStatus, libc::rusage)> {
     let mut status = 0;

@@ -18,7 +18,7 @@ use crate::measure::Line;
 /// attention takes more than its share of pixels, so that `train` and `sample` may take longer.
 #[derive(clap::Args)]
 pub struct Args {
-    /// What `rehearse run` wrote
+    /// The output of `rehearse run`
     #[arg(value_name = "LOG")]
     log: PathBuf,
     /// The counts of the rehearsal: pairs, prompts, images (per prompt), steps, batch (pairs per step), checkpoints (on the
@@ -33,8 +33,8 @@ pub struct Args {
     budget: Numbers,
 }
 
-const NOTE: &str = "\nin full: times the rows, steps and pixels of the experiment over those here; loading, which is done once, is counted as \
-    often\n";
+const NOTE: &str = "\nin full: times the rows, steps and pixels of the experiment over those here; loading is scaled \
+    as well, although it happens once\n";
 
 type Numbers = BTreeMap<String, f64>;
 

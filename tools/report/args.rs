@@ -24,17 +24,17 @@ pub struct Args {
     /// Files that `winrate --json` wrote
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub winrates: Vec<PathBuf>,
-    /// Images tables of the same prompts, one per model, in the order of the columns; several of one model are called after
+    /// Images tables of the same prompts, one per model, in the order of the columns; several of one model are named after
     /// their files
     #[arg(long, num_args = 1.., value_name = "TABLE")]
     pub images: Vec<PathBuf>,
     /// Scored tables, one per model; with --images, one for each images table
     #[arg(long, num_args = 1.., value_name = "TABLE")]
     pub scored: Vec<PathBuf>,
-    /// log.jsonl of runs of `train`; a run is called after its folder, or after the model whose images table has the folder's name
+    /// log.jsonl of runs of `train`; a run is named after its folder, or after the model whose images table has the folder's name
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub logs: Vec<PathBuf>,
-    /// Labels tables; their votes tell who agrees with whom, and the label of each table is a voter too, called after the file
+    /// Labels tables; their votes tell who agrees with whom, and the label of each table is a voter too, named after the file
     #[arg(long, help_heading = "Page", num_args = 1.., value_name = "TABLE")]
     pub labels: Vec<PathBuf>,
     /// The model that the others are compared with [default: the baseline of the first comparison, else the first table's model]
@@ -69,8 +69,8 @@ pub struct Args {
     pub scale: u8,
     #[command(flatten)]
     pub card: CardFlags,
-    /// Serve the page of the run in DIR, or of the runs in its folders, on this machine's loopback address, and make it anew while
-    /// the run goes on; its address is printed
+    /// Serve the page of the run in DIR, or of the runs in its folders, on this machine's loopback address, and update it while
+    /// the run continues; its address is printed
     #[arg(long, help_heading = "Page", value_name = "DIR", conflicts_with_all = ["logs", "sheet", "images_in"])]
     pub watch: Option<PathBuf>,
     /// The port of that address [default: a free one]

@@ -8,7 +8,7 @@ use std::{fs, io};
 use anyhow::{Context, Result, ensure};
 use pipe::{atomic, id, place};
 
-/// Names of our files begin so, and go on with 32 hexadecimal digits. Other files in the folder are not touched.
+/// Names of our files begin with this, then have 32 hexadecimal digits. Other files in the folder are not touched.
 const PREFIX: &str = "shown-";
 
 /// The folder `NAME-images` of the page `NAME.html`, `NAME.htm-images` of `NAME.htm`.

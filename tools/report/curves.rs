@@ -34,7 +34,7 @@ struct Step {
     refreshed: bool,
 }
 
-/// A number of each step; `None` where it was not measured.
+/// A number of each step; `None` if it was not measured.
 type Value = fn(&Step) -> Option<f64>;
 type Points = Vec<(f64, f64)>;
 

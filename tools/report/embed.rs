@@ -1,4 +1,4 @@
-//! Images inside the page: unchanged where there is room, else as JPEG, smaller and smaller until the page fits. Or in files beside it.
+//! Images inside the page: unchanged if there is room, else as JPEG, smaller and smaller until the page fits. Or in files beside it.
 
 use std::borrow::Cow;
 
@@ -38,7 +38,7 @@ pub const LADDER: [Fit; 12] = [
 pub struct Embedded {
     /// The `src` of an `img`.
     pub src: String,
-    /// Of the image as it was drawn, in pixels.
+    /// The size of the image as it was drawn, in pixels.
     pub width: usize,
     pub height: usize,
 }

@@ -161,7 +161,7 @@ impl<'a> Gallery<'a> {
             "A row is a prompt, a column is a model. "
             @if shown.iter().all(|(prompt, ks)| same_noise(self.tables, &prompt.key, ks)) { "The images of a row began from the same noise. " }
             @if !self.scores.is_empty() {
-                "Below an image are its scores; a score is bold where no other model's image of this number has a higher one. "
+                "Below an image are its scores; a score is bold if no other model's image of this number has a higher one. "
                 @if let Some(base) = self.base { "The signed number is the change from " (base.model) "'s image. " }
             }
             @if several > 0 && several < shown.len() { "All seeds are here for " (several) " prompts, one seed for the others. " }

@@ -30,7 +30,7 @@ pub struct Image {
     pub row: usize,
     pub seed: Option<u64>,
     pub uid: Option<String>,
-    /// One per metric; `None` where the image could not be scored.
+    /// One per metric; `None` if the image could not be scored.
     scores: Vec<Option<f32>>,
 }
 

@@ -2,7 +2,7 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-/// What is above the sections.
+/// The part above the sections.
 pub struct Head {
     pub title: String,
     pub note: Option<String>,
@@ -19,7 +19,7 @@ pub struct Section {
     pub body: Markup,
 }
 
-/// What says that a page is one of ours.
+/// Marks a page as made by this program.
 const GENERATOR: &str = "balanced-dpo report";
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");

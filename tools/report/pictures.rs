@@ -14,7 +14,7 @@ const STEPS: usize = 7;
 /// Rows of a run.
 const PROMPTS: usize = 12;
 
-/// What a run has drawn so far.
+/// The pictures that a run has drawn so far.
 pub struct Pictures {
     run: String,
     prompts: Vec<String>,

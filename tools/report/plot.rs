@@ -1,4 +1,4 @@
-//! What all plots share: scale, axes, legend, the panel and the chart around panels. The plots are inline SVG; a colour is a class,
+//! The common parts of all plots: scale, axes, legend, the panel and the chart around panels. The plots are inline SVG; a colour is a class,
 //! which the style of the page sets for light and dark screens and for paper.
 
 use maud::{Markup, html};
@@ -21,7 +21,7 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// Of values that are all the same, the range becomes 1 wide around them.
+    /// If all values are equal, the range becomes 1 wide around them.
     pub fn new((low, high): (f64, f64), (from, to): (f64, f64)) -> Self {
         let (low, high) = if high > low { (low, high) } else { (low - 0.5, low + 0.5) };
         Self { low, high, from, to }
@@ -151,7 +151,7 @@ pub fn chart(legend: &Markup, panels: &[Markup], caption: &Markup, numbers: &Mar
     }
 }
 
-/// What a name in a legend stands for: the class of its colour, and a sample, `width` by 14 units, drawn in it.
+/// The mark beside a name in a legend: the class of its colour, and a sample, `width` by 14 units, drawn in it.
 pub struct Entry<'a> {
     pub name: &'a str,
     pub class: String,
@@ -180,7 +180,7 @@ pub fn minus(text: &str) -> String {
     text.replace('-', "\u{2212}")
 }
 
-/// The least and the greatest value; 0 and 1 where there is none.
+/// The least and the greatest value; 0 and 1 if there is none.
 pub fn extent(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let ends = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
     if ends.0 <= ends.1 { ends } else { (0.0, 1.0) }

@@ -15,7 +15,7 @@ type Value = fn(&Shown) -> Option<[f64; 3]>;
 const RATE: Value = |cell| Some(cell.rate.map(|x| 100.0 * x));
 const CHANGE: Value = |cell| cell.change;
 
-/// The chart; `None` where no model is compared with the baseline.
+/// The chart; `None` if no model is compared with the baseline.
 pub fn section(file: &Winrates, models: &Models) -> Option<Markup> {
     let baseline = models.baseline()?;
     let against: Vec<Row> = file.comparisons.iter().filter(|c| c.b == baseline).map(winrates::all).collect();
@@ -30,7 +30,7 @@ pub fn section(file: &Winrates, models: &Models) -> Option<Markup> {
     let caption = html! {
         "Each model against " strong { (baseline) } " over all prompts, with one axis per metric. Left: win rate, best of " (file.best_of)
         " images; the line is 50 %. Right: change of the mean score over all images, which a few lucky images cannot lift, in standard deviations of "
-        (baseline) "'s images; the line is no change. Both have 95 % intervals."
+        (baseline) "'s images; the line means no change. Both have 95 % intervals."
     };
     let row = |c: &Row| {
         let cells = file.metrics.iter().flat_map(|m| {

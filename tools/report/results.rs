@@ -18,7 +18,7 @@ pub fn section(files: &[Winrates]) -> Markup {
     }
 }
 
-/// One sentence per comparison: who wins on which metrics, and where nobody does.
+/// One sentence per comparison: who wins on which metrics, and which metrics have no winner.
 fn findings(file: &Winrates) -> Markup {
     let verdicts =
         [("ahead", "wins on ", Some(Side::A)), ("behind", "loses on ", Some(Side::B)), ("open", "no winner on ", None)];
@@ -32,7 +32,7 @@ fn findings(file: &Winrates) -> Markup {
     };
     html! {
         ul.findings { @for c in &file.comparisons { li { strong { (c.a) } " vs " (c.b) ": " (sentence(c)) "." } } }
-        p.note { "A winner is named where the sign test over the prompts, corrected for all rates of the table (Holm), stays below 0.05. Elsewhere the difference is within the noise." }
+        p.note { "A winner is named if the sign test over the prompts, corrected for all rates of the table (Holm), stays below 0.05. Otherwise the difference is within the noise." }
     }
 }
 

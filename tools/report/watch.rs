@@ -1,5 +1,5 @@
-//! `report --watch DIR`: the page of a run that goes on. It is made anew whenever the files of the run change, and served on the
-//! loopback address: nobody but this machine sees it.
+//! `report --watch DIR`: the page of a run that continues. It is updated whenever the files of the run change, and served on the
+//! loopback address: only this machine sees it.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{ErrorKind, Read, Write};
@@ -41,7 +41,7 @@ pub fn serve(args: &Args, folder: &Path) -> Result<()> {
     loop {
         stop::check()?;
         match listener.accept() {
-            // A browser that leaves early is no trouble of ours.
+            // A browser may leave early.
             Ok((stream, _)) => drop(answer(stream, &page)),
             Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(20)),
             Err(error) => return Err(error).context("cannot answer on the loopback address"),
@@ -55,13 +55,13 @@ pub fn serve(args: &Args, folder: &Path) -> Result<()> {
 
 #[derive(Default)]
 struct Page {
-    /// Of the files that it was made from.
+    /// A hash of the files that it was made from.
     version: Option<u64>,
     html: String,
 }
 
 impl Page {
-    /// Makes the page anew if a file has changed, and writes it where `-o` says.
+    /// Updates the page if a file has changed, and writes it where `-o` says.
     fn make(&mut self, args: &Args, folder: &Path) -> Result<()> {
         let found = Args {
             logs: logs(folder),
@@ -107,7 +107,7 @@ fn logs(folder: &Path) -> Vec<PathBuf> {
     own.chain(entries(folder).iter().filter_map(|path| log(path))).collect()
 }
 
-/// What `winrate --json` wrote into `folder`.
+/// The output of `winrate --json` in `folder`.
 fn winrates(folder: &Path) -> Vec<PathBuf> {
     let is = |name: &str| name.starts_with("winrate") && name.ends_with(".json");
     let named = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()).is_some_and(is);

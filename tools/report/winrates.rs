@@ -23,11 +23,11 @@ pub struct Row<'a> {
 pub struct Shown<'a> {
     /// The win rate, and the lower and upper end of its interval, from 0 to 1.
     pub rate: [f64; 3],
-    /// The change of the mean score, likewise, in standard deviations of the baseline's images; `None` where these are all the same.
+    /// The change of the mean score, likewise, in standard deviations of the baseline's images; `None` if these are all the same.
     pub change: Option<[f64; 3]>,
     /// Over several training seeds: the rate of each.
     pub rates: &'a [f64],
-    /// Of one table against one other.
+    /// The test of one table against one other.
     pub test: Option<&'a Cell>,
 }
 
@@ -93,7 +93,7 @@ impl Shown<'_> {
         self.test?.best.winner
     }
 
-    /// The class in the style: the candidate is ahead, the baseline is, or nobody.
+    /// The class in the style: the candidate is ahead, the baseline is, or neither.
     pub fn class(&self) -> &'static str {
         match self.winner() {
             Some(Side::A) => "ahead",

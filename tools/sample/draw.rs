@@ -83,7 +83,7 @@ impl Painter {
         self.settings.sampling.scheduler(&self.process)
     }
 
-    /// What the denoiser is called in the model folder and in the provenance.
+    /// The denoiser's name in the model folder and in the provenance.
     pub fn part(&self) -> &'static str {
         self.denoiser.config.part
     }

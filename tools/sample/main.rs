@@ -90,7 +90,7 @@ struct Args {
     /// an input instead [default: 7.5; 7 for Stable Diffusion 3, 3.5 for FLUX]
     #[arg(long, help_heading = "Sampling", value_name = "X", value_parser = number("a number", f64::is_finite))]
     guidance: Option<f64>,
-    /// What the images should not show, in place of the empty prompt
+    /// A description of what the images should not show, in place of the empty prompt
     #[arg(long, help_heading = "Sampling", value_name = "TEXT", allow_hyphen_values = true)]
     negative: Option<String>,
     /// SDXL's conditioning on sizes, in pixels: original height and width, top and left of the crop, target height and width
@@ -103,7 +103,7 @@ struct Args {
     /// Width in pixels [default: the denoiser's own size]
     #[arg(long, help_heading = "Sampling", value_name = "N")]
     width: Option<usize>,
-    /// Images that are drawn together; a killed run loses at most so many
+    /// Images per batch; a killed run loses at most one batch
     #[arg(long, help_heading = "Sampling", value_name = "N", default_value = "8")]
     batch: NonZeroUsize,
     /// Name of the model, for column `model` [default: the name of the checkpoint folder]
@@ -274,7 +274,7 @@ impl Lora {
     }
 }
 
-/// What draws, and the noise and size that it draws with.
+/// The model that draws, and the noise and size that it draws with.
 struct Model {
     base: PathBuf,
     unet: PathBuf,

@@ -24,7 +24,7 @@ pub struct Image<'a> {
 pub enum Noise {
     /// From the image's seed.
     Drawn,
-    /// From a file, a row of it for each image. With the numbers of the prompts whose text came before.
+    /// Noise from a file, one row per image. Also holds the numbers of the prompts whose text has appeared before.
     Given(HashSet<usize>),
 }
 

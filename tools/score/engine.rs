@@ -29,7 +29,7 @@ pub struct Engine {
     bad: Bad,
     /// Where the scores of each (image, caption) lie in `scores`, in units of rows.
     known: HashMap<Key, u32>,
-    /// (pairs, metrics); NaN where the image cannot be read.
+    /// (pairs, metrics); NaN if the image cannot be read.
     scores: Vec<f32>,
     images: Cache,
     captions: Cache,
@@ -99,7 +99,7 @@ impl Engine {
         })
     }
 
-    /// The scores of all image places in these rows: one list per metric, null where an image or its caption is missing.
+    /// The scores of all image places in these rows: one list per metric, null if an image or its caption is missing.
     pub fn score(&mut self, rows: &Rows) -> Result<Vec<Vec<Option<f32>>>> {
         let places = Places::of(self.kind, rows)?;
         let places: Vec<Place> = places.iter().collect();

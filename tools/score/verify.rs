@@ -9,7 +9,7 @@ use pipe::{column::Rows, place, seed, stop, table::Inputs, take::Taker};
 
 use crate::{engine::Engine, rows::Kind};
 
-/// Two scores that differ by more are different scores. Kinds of processors differ by a hundredth of it.
+/// Two scores that differ by more are different scores. Different processors differ by about 1 % of this.
 const TOLERANCE: f32 = 1e-5;
 
 /// How fresh scores compare with those in a table.

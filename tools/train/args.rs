@@ -149,7 +149,7 @@ impl Args {
         out.filter(|_| !self.dry_run).map(|out| lock::Folder::lock(&out, &out)).transpose()
     }
 
-    /// What a state of the run is made from. `labels`: SHA-256 of the labels, or of the replay file.
+    /// The sources of a state of the run. `labels`: SHA-256 of the labels, or of the replay file.
     pub fn setup(&self, labels: &str, device: &Device) -> Setup {
         Setup {
             models: self.models.clone(),

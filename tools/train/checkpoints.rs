@@ -24,7 +24,7 @@ pub struct CheckpointFlags {
     /// Write a checkpoint to OUT_DIR/checkpoint-STEP every N steps (0: only at the end)
     #[arg(long, value_name = "N", default_value_t = 500)]
     checkpointing_steps: u64,
-    /// Keep only the newest N of these checkpoints. One that a stopped run made at another step is kept beside them, until the next
+    /// Keep only the newest N of these checkpoints. A checkpoint from a stopped run is also kept, until the next regular one
     #[arg(long, value_name = "N")]
     checkpoints_total_limit: Option<NonZeroUsize>,
     /// Number format of the published unet/; state/ always keeps f32
@@ -139,7 +139,7 @@ impl Checkpoints {
     fn prune(&self) -> Result<()> {
         let Some(limit) = self.flags.checkpoints_total_limit else { return Ok(()) };
         let all = complete_checkpoints(&self.out);
-        // A stop writes a checkpoint at any step. It takes nobody's place, so that the run ends as if it had not been stopped.
+        // A stop writes a checkpoint at any step. It does not replace a regular checkpoint, so the run ends as if it had not been stopped.
         let (regular, of_stops): (Vec<_>, Vec<_>) = all.into_iter().partition(|(step, _)| self.due(*step));
         let newest = regular.last().map_or(0, |(step, _)| *step);
         let old = &regular[..regular.len().saturating_sub(limit.get())];

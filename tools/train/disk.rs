@@ -10,7 +10,7 @@ use pipe::{place, text};
 use crate::state::{REFRESHED, State};
 use crate::{checkpoints::Checkpoints, start::Setup};
 
-/// What the checkpoints of a run take.
+/// The disk space of a run's checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Disk {
     /// Bytes of one.
@@ -43,7 +43,7 @@ impl Disk {
         Self { checkpoint: bytes as u64, at_once: at_once(to_come, checkpoints.limit(), there) }
     }
 
-    /// Refuses a run whose first checkpoint does not fit on the disk of `out`. Returns a warning where they do not all fit.
+    /// Refuses a run whose first checkpoint does not fit on the disk of `out`. Returns a warning if they do not all fit.
     pub fn check(self, out: &Path) -> Result<Option<String>> {
         self.judge(out, place::free(out)?)
     }
@@ -66,8 +66,8 @@ impl Disk {
     }
 }
 
-/// How many checkpoints there are more than now: the regular ones to come, and the last one. Beyond the limit, each replaces one,
-/// which is still there while the new one is written.
+/// How many checkpoints are added: the regular ones to come, and the last one. Beyond the limit, each replaces one, which is still
+/// there while the new one is written.
 fn at_once(to_come: u64, limit: Option<usize>, there: usize) -> u64 {
     let most = limit.map_or(u64::MAX, |limit| (limit as u64).saturating_add(1).saturating_sub(there as u64));
     to_come.saturating_add(1).min(most).max(1)

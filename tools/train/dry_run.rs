@@ -89,15 +89,15 @@ fn known_memory(run: &Run) -> [(&'static str, f64); 4] {
 fn json(run: &Run, seconds: f64) -> serde_json::Value {
     json!({
         "trained_parameters": count(&run.state.policy.params),
-        "pairs_a_step": run.setup.pairs_per_step,
+        "pairs_per_step": run.setup.pairs_per_step,
         "learning_rate": run.learning_rate.highest(),
         "learning_rates_summed": run.learning_rate.sum(),
         "peak_memory_mib": peak_memory(),
         "memory_mib": BTreeMap::from(known_memory(run)),
         "checkpoint_bytes": run.disk.checkpoint,
         "checkpoints_at_once": run.disk.at_once,
-        "seconds_a_step": seconds,
-        "steps_an_hour": 3600.0 / seconds,
+        "seconds_per_step": seconds,
+        "steps_per_hour": 3600.0 / seconds,
         "hours": run.steps() as f64 * seconds / 3600.0,
     })
 }

@@ -25,7 +25,7 @@ pub struct FlowFlags {
     /// Scale of mode: above 0 more often in the middle, below 0 at the ends [default: 1.29]
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number("a number", f64::is_finite))]
     mode_scale: Option<f64>,
-    /// The guidance that FLUX.1 [dev] is told of while it is trained [default: 3.5]
+    /// Guidance that FLUX.1 [dev] gets as input in training [default: 3.5]
     #[arg(long, value_name = "X", value_parser = not_negative())]
     guidance_scale: Option<f64>,
 }
@@ -45,7 +45,7 @@ impl FlowFlags {
             Process::Flow(flow) => flow,
             ddpm => match given.iter().find(|(_, given)| *given) {
                 Some((flag, _)) => {
-                    bail!("{flag} is for models of flow matching, and the base's noise is DDPM's: leave it out")
+                    bail!("{flag} is for flow-matching models, and the base is a DDPM model: leave it out")
                 }
                 None => return Ok(ddpm),
             },
@@ -76,7 +76,7 @@ impl FlowFlags {
         Ok(Process::Flow(flow.with(training)))
     }
 
-    /// The guidance to tell a denoiser of while it is trained; `None` where that takes none.
+    /// The guidance that a denoiser gets as input in training; `None` if it takes none.
     pub fn guidance(&self, denoiser: Guided) -> Result<Option<f32>> {
         let takes = matches!(denoiser, Guided::AsInput(_));
         ensure!(
@@ -88,7 +88,7 @@ impl FlowFlags {
     }
 }
 
-/// What of a flow decides the weights.
+/// Adds the flow settings that affect the weights.
 pub fn describe(flow: &Flow, origin: Origin) -> Origin {
     let FlowTraining { scheme, logit_mean, logit_std, mode_scale, weight } = flow.training;
     let origin = origin.arg("flow_weight", weight.to_string()).arg("weighting_scheme", scheme.to_string());

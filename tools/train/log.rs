@@ -94,12 +94,12 @@ pub struct Log {
     step: u64,
     report_to: ReportTo,
     files: Option<(File, Option<Events>)>,
-    /// What happened to the log of an earlier run, for the user.
+    /// Messages to the user about the log of an earlier run.
     pub notes: Vec<String>,
 }
 
 impl Log {
-    /// `out/log.jsonl`. Of the run that is resumed, the lines up to `step` are kept. Nothing is written before the first line.
+    /// `out/log.jsonl`. When a run is resumed, lines up to `step` are kept. Nothing is written before the first line.
     pub fn new(out: &Path, step: u64, report_to: ReportTo) -> Self {
         Self { out: out.to_owned(), path: out.join("log.jsonl"), step, report_to, files: None, notes: vec![] }
     }
@@ -130,7 +130,7 @@ impl Log {
         pictures.iter().try_for_each(|(name, p)| events.add_picture(step, name, [p.height, p.width], &p.png))
     }
 
-    /// Writes the log anew where somebody has removed or replaced it, or its folder, during the run: the open file still has
+    /// Writes the log again if somebody has removed or replaced it, or its folder, during the run: the open file still has
     /// every line.
     pub fn keep(&mut self) -> Result<()> {
         let place = |about: fs::Metadata| (about.dev(), about.ino());

@@ -34,7 +34,7 @@ pub struct LossFlags {
 }
 
 impl LossFlags {
-    /// Refuses a number outside its loss's range, and a flag that means nothing to the loss.
+    /// Refuses a number outside its loss's range, and a flag that has no effect on the loss.
     pub fn objective(&self) -> Result<Objective> {
         let form = if self.sft { Form::Sft } else { self.loss };
         let (name, in_range, range) = match form {
@@ -78,7 +78,7 @@ pub struct PairLoss {
     pub gradient: [f64; 2],
 }
 
-/// What a step has found out about one pair.
+/// The errors and the label of one pair in a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pair {
     pub errors: Errors,
@@ -110,7 +110,7 @@ pipe::names! {
     }
 }
 
-/// What is minimised: a loss, its strength, and how far labels can be trusted.
+/// The objective: a loss, its strength, and how far labels can be trusted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Objective {
     pub form: Form,
@@ -118,7 +118,7 @@ pub struct Objective {
     pub beta: f64,
     /// Probability that a label is wrong, 0..0.5.
     pub smoothing: f64,
-    /// What the margin of a certain pair is multiplied by; `None`: margins do not depend on the label.
+    /// The factor of a certain pair's margin; `None`: margins do not depend on the label.
     pub scale_margin: Option<f64>,
 }
 

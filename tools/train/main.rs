@@ -123,7 +123,7 @@ fn kept(settings: &Settings) -> Option<String> {
     toml.map_err(|error| warn(format_args!("this run keeps no {SETTINGS}: {error:#}"))).ok()
 }
 
-/// What a person should know of the run before it begins.
+/// Notes for the user before the run begins.
 fn notes(setup: &Setup, data: &TrainingData, method: &Method, state: &State, dry_run: bool) -> Result<Vec<String>> {
     let beta = dry_run.then(|| data.latent_shape()).transpose()?.map(|shape| beta_note(method.objective.beta, shape));
     let farthest = setup.optimiser.learning_rate(setup.pairs_per_step).sum();

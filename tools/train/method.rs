@@ -75,7 +75,7 @@ pub struct Method {
     pub timestep_weights: bool,
     error: ErrorOf,
     timesteps: Timesteps,
-    /// The guidance that the denoiser is told of, if it takes one.
+    /// The guidance that the denoiser gets as input, if it takes one.
     guidance: Option<f32>,
 }
 
@@ -95,7 +95,7 @@ impl Method {
         };
         ensure!(
             timesteps != Timesteps::Turbo || matches!(process, Process::Ddpm(_)),
-            "--timesteps turbo is for DDPM, and the base follows a flow: --weighting-scheme says where that is trained"
+            "--timesteps turbo is for DDPM models, and the base is a flow-matching model: leave it out, or choose a --weighting-scheme"
         );
         let process = if timesteps == Timesteps::Turbo { process.distilled() } else { process };
         let process = flags.flow.apply(process, flags.error)?;
@@ -165,7 +165,7 @@ pub fn beta_note(beta: f64, latent: [usize; 3]) -> String {
     )
 }
 
-/// A warning where the weights will hardly move. `farthest`: the sum of the learning rates of all steps, which is as far as
+/// A warning if the weights will hardly move. `farthest`: the sum of the learning rates of all steps, which is as far as
 /// Adam can carry one weight; `size`: the root mean square of the weights.
 pub fn small_rate_warning(farthest: f64, size: f64) -> Option<String> {
     (farthest < 5e-3 * size).then(|| {

@@ -88,7 +88,7 @@ pub struct LoraFlags {
 }
 
 impl LoraFlags {
-    /// The adapters to train; `None` where the whole UNet is trained.
+    /// The adapters to train; `None` if the whole UNet is trained.
     pub fn config(&self) -> Option<LoraConfig> {
         let rank = self.lora_rank?.get();
         Some(LoraConfig { rank, alpha: self.lora_alpha.unwrap_or(rank as f64), targets: self.lora_targets.clone() })

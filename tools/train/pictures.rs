@@ -1,4 +1,4 @@
-//! Pictures of a few prompts while the run goes on, drawn by the base and by the policy from the same noise, and the share of the
+//! Pictures of a few prompts during training, drawn by the base and by the policy from the same noise, and the share of the
 //! prompts on which the policy's picture scores higher.
 //!
 //! They lie in OUT_DIR/pictures/: `prompts.txt`, `base/00.png`, `step-000100/00.png`, ..., and `winrates.jsonl`.
@@ -96,7 +96,7 @@ pub struct Pictures {
     judges: Option<Judges>,
 }
 
-/// What was drawn at a step, and by metric the policy's win rate over the base.
+/// The pictures of a step, and by metric the policy's win rate over the base.
 pub struct Drawn {
     pub pictures: Vec<Picture>,
     pub rates: Vec<(&'static str, f64)>,
@@ -147,7 +147,7 @@ impl Pictures {
         Ok(Some(pictures))
     }
 
-    /// Those of the base, for whoever asks first.
+    /// Takes the base's pictures; later calls get none.
     pub fn take_base(&mut self) -> Vec<Picture> {
         std::mem::take(&mut self.base)
     }

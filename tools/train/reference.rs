@@ -42,7 +42,7 @@ impl ReferenceFlags {
         }
     }
 
-    /// A warning where a run of `steps` steps ends before the reference has changed for one of them.
+    /// A warning if a run of `steps` steps ends before the reference has changed for one of them.
     pub fn never_note(&self, steps: u64) -> Option<String> {
         let Mode::Hard(k) = self.mode() else { return None };
         (k >= steps).then(|| {

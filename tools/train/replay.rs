@@ -16,7 +16,7 @@ pub struct Replay {
     /// Captions in the file: the pairs per step.
     pub pairs: NonZeroUsize,
     pub hash: String,
-    /// Of the captions.
+    /// The text states of the captions.
     pub conditioning: Conditioning,
     /// Pixels per latent, on each side.
     factor: usize,

@@ -28,7 +28,7 @@ pub struct SpikeFlags {
 }
 
 impl SpikeFlags {
-    /// What is wrong with a step that has this loss and this gradient norm, if anything is.
+    /// The fault of a step with this loss and this gradient norm, if it has one.
     pub fn trouble(&self, history: &LossHistory, loss: f64, grad_norm: f64) -> Option<String> {
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Some(format!("the loss is {loss} and the gradient's norm {grad_norm}"));

@@ -32,7 +32,7 @@ pub struct Start {
 }
 
 impl Start {
-    /// What several processes must have in common before they begin, by name and content.
+    /// The inputs that must be equal in all processes before they begin, by name and content.
     pub fn identity(&self) -> Result<[(&'static str, String); 5]> {
         let origin = &self.checkpoints.origin;
         let steps = "number of finished steps (is the output folder on a disk that all share?)";

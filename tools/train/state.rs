@@ -32,7 +32,7 @@ pub struct Counters {
     pub reference: String,
     /// SHA-256 of the reference that the command line named, if it named one.
     pub named: Option<String>,
-    /// The adapters that are trained; `None` where the whole UNet is trained.
+    /// The adapters that are trained; `None` if the whole UNet is trained.
     #[serde(default)]
     pub lora: Option<LoraConfig>,
     #[serde(default, rename = "usual")]

@@ -8,7 +8,7 @@ use crate::loss::Pair;
 
 const TENTHS: usize = 10;
 
-/// The running mean of |z| in each tenth of the schedule; `None` where no pair has been yet.
+/// The running mean of |z| in each tenth of the schedule; `None` before the first pair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Margins([Option<f64>; TENTHS]);
 

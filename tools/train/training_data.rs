@@ -79,7 +79,7 @@ impl TrainingData {
         ))
     }
 
-    /// A warning where the images have another size than the UNet was made for.
+    /// A warning if the images have another size than the UNet was made for.
     pub fn size_note(&self) -> Option<String> {
         match self {
             Self::Replay(_) => None,

@@ -61,7 +61,7 @@ impl Arena {
                 let before = drawn_by.insert(ids.value(i).to_owned(), models);
                 ensure!(
                     before.is_none_or(|before| before == models),
-                    "{}: this pair stands twice, by other models",
+                    "{}: this pair appears twice, with different models",
                     rows.at(i)
                 );
             }

@@ -39,7 +39,7 @@ pub struct Args {
     /// Let people vote too: label_0 is one more voter, called `human`
     #[arg(long, help_heading = "Voters")]
     pub human_voter: bool,
-    /// Who decides where the votes tie: four voters tie in 15 to 35 % of pairs, and the paper gives no rule
+    /// Who decides if the votes tie: four voters tie in 15 to 35 % of pairs, and the paper gives no rule
     #[arg(long, value_name = "POLICY", default_value_t = Ties::Abstain, value_parser = named::<Ties>())]
     pub ties: Ties,
     /// Difference of scores, in the metric's own units, that must be exceeded for a vote [default: 0]
@@ -131,7 +131,7 @@ impl Args {
         self.pairs == Some(Pairs::Pareto)
     }
 
-    /// The margin of every voter; 0 where none was given.
+    /// The margin of every voter; 0 if none was given.
     pub fn margins(&self, metrics: &[String]) -> Result<Vec<f64>> {
         let given = in_order("--margin", &self.margin, metrics)?;
         Ok(given.into_iter().map(Option::unwrap_or_default).collect())
@@ -159,7 +159,7 @@ impl Args {
         }
     }
 
-    /// What must be learned from the whole table before the first pair is decided, as the beginning of a sentence.
+    /// The numbers that need the whole table before the first pair is decided, as the beginning of a sentence.
     pub fn first_pass(&self) -> Option<String> {
         if self.arena.is_some() {
             return Some("--arena learns how good each model's images are".into());

@@ -14,7 +14,7 @@ pub struct Ballot {
     pub ids: StringArray,
     /// pair_id again, caption and both uids, as a labels table has them; empty in a first pass.
     pub keys: Vec<ArrayRef>,
-    /// `None` where nobody was asked, or where the table has NaN, as pandas writes a missing number.
+    /// `None` if there is no human label, or if the table has NaN, as pandas writes a missing number.
     pub label_0: Vec<Option<f32>>,
     /// One per voter.
     pub scores: Vec<Scores>,
@@ -28,9 +28,9 @@ pub struct Ballot {
 pub struct Scores {
     m_0: Float32Array,
     m_1: Float32Array,
-    /// Eq. 6; `None` where the metric did not score both images.
+    /// Eq. 6; `None` if the metric did not score both images.
     pub s: Vec<Option<i8>>,
-    /// m_0 - m_1; 0 where s is no vote.
+    /// m_0 - m_1; 0 if s is not a vote.
     pub d: Vec<f64>,
 }
 

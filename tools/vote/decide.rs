@@ -12,14 +12,14 @@ pub struct Judge {
     pub tally: Tally,
     pub ties: Ties,
     pub seed: u64,
-    /// What pairs weigh by the models that drew their images; `None`: all the same.
+    /// Weights of pairs by the models that drew their images; `None`: all the same.
     pub arena: Option<Arc<Arena>>,
 }
 
 #[derive(Clone, Copy)]
 pub struct Decided {
     pub decision: Decision,
-    /// Bit m is set if voter m is a pivot: S would be another, had this voter voted the other way. No bit is set where S = 0.
+    /// Bit m is set if voter m is a pivot: S would change if this voter voted the other way. No bit is set where S = 0.
     pub pivots: u64,
 }
 

@@ -1,7 +1,7 @@
 //! Weights without knowing the truth: estimates how often each voter is right from how often the voters agree (Dawid and Skene,
 //! 1979).
 //!
-//! The model: one image of each pair is the better one, either with probability 1/2, and nobody sees which. Voter m finds it with
+//! The model: one image of each pair is the better one, either with probability 1/2, and it is not known which. Voter m finds it with
 //! probability p_m, independently of the others. EM alternates q = P(image 0 is better | votes) = sigma(sum of w_m s_m) and
 //! p_m = mean of q over the votes of m, with w_m = logit p_m. Swapping the two images of a pair only changes signs.
 //!

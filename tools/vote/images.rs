@@ -60,7 +60,7 @@ impl ImagePairs {
         self.inputs.origins()
     }
 
-    /// Reads from the beginning. A ballot holds about `batch` pairs; those of a prompt with many images lie in several, but
+    /// Reads from the beginning. A ballot holds about `batch` pairs; those of a prompt with many images lie in several, except
     /// for Pareto fronts.
     pub fn read(&mut self, batch: usize) -> Result<impl Iterator<Item = Result<Ballot>> + Send + use<>> {
         let rows = scored::read(&mut self.inputs, &NEEDED, &[prompts::SET], &self.metrics, batch)?;
@@ -139,7 +139,7 @@ impl<I> Reader<I> {
                 let (set, id) = (prompt_key.0.as_deref().unwrap_or(""), &prompt_key.1);
                 ensure!(
                     self.seen.insert(key(&[set.as_bytes(), id.as_bytes()])),
-                    "{}: prompt '{}' comes again after another; the images of a prompt must stand together: sort the table by \
+                    "{}: prompt '{}' comes again after another; the images of a prompt must be adjacent: sort the table by \
                      prompt_id, and join tables of the same prompts first",
                     rows.at(i),
                     shown(text)
@@ -151,7 +151,7 @@ impl<I> Reader<I> {
             let Some(prompt) = &mut self.open else { continue };
             ensure!(
                 prompt.uids.iter().all(|u| u != uid),
-                "{}: image {uid} stands twice under prompt '{text}'; an image cannot be better than itself",
+                "{}: image {uid} appears twice under prompt '{text}'; an image cannot be better than itself",
                 rows.at(i)
             );
             let most = most_images(self.pairs, &prompt.text);

@@ -14,23 +14,23 @@ pub fn s(m_0: f32, m_1: f32, margin: f64) -> i8 {
     (d > margin) as i8 - (d < -margin) as i8
 }
 
-/// Eq. 7: S = sign(sum over m of s_m), 0 where as many metrics prefer one image as the other.
-/// `None` where no metric has scored the pair.
+/// Eq. 7: S = sign(sum over m of s_m), 0 if as many metrics prefer one image as the other.
+/// `None` if no metric has scored the pair.
 pub fn majority(s: &[Option<i8>]) -> Option<i8> {
     let sum: i32 = s.iter().flatten().map(|&s_m| i32::from(s_m)).sum();
     s.iter().any(Option::is_some).then_some(sum.signum() as i8)
 }
 
-/// What people preferred: `label_0` is the probability that image 0 is better.
+/// The human preference: `label_0` is the probability that image 0 is better.
 pub fn human(label_0: f32) -> i8 {
     s(label_0, 0.5, 0.0)
 }
 
 pipe::names! {
-    /// Who decides where S = 0.
+    /// Who decides if S = 0.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Ties {
-        /// Nobody: the weight is 0, and so exactly no gradient in Eq. 9
+        /// No winner: the weight is 0, and so there is exactly no gradient in Eq. 9
         Abstain = "abstain",
         /// Image 1 wins: the paper's formula taken literally
         Second = "second",
@@ -49,9 +49,9 @@ pipe::names! {
 #[derive(Clone, Copy)]
 pub struct Pair<'a> {
     pub id: &'a str,
-    /// s_m of every metric; `None` where it did not score both images.
+    /// s_m of every metric; `None` if it did not score both images.
     pub s: &'a [Option<i8>],
-    /// m_0 - m_1 of every metric; 0 where s_m is no vote.
+    /// m_0 - m_1 of every metric; 0 if s_m is not a vote.
     pub d: &'a [f64],
     pub label_0: Option<f32>,
 }
@@ -85,7 +85,7 @@ pub struct Tally {
     w: Vec<f64>,
 }
 
-/// What zsum and minmax divide a metric's differences by; `None` for a rule that needs no scale.
+/// The divisor of a metric's differences under zsum and minmax; `None` for a rule that needs no scale.
 pub fn scale(rule: &Rule) -> Option<fn(&Scale) -> f64> {
     match rule {
         Rule::Zsum => Some(|s| s.sd),
@@ -95,7 +95,7 @@ pub fn scale(rule: &Rule) -> Option<fn(&Scale) -> f64> {
 }
 
 impl Tally {
-    /// The rule over `metrics`, with one weight each (1 where none were given), and `scales` where the rule needs them.
+    /// The rule over `metrics`, with one weight each (1 if none were given), and `scales` if the rule needs them.
     pub fn new(rule: Rule, metrics: &[String], weights: Vec<f64>, scales: &Scales) -> Result<Self> {
         let w = match (&rule, scale(&rule)) {
             (Rule::Single(name), _) => {
@@ -120,7 +120,7 @@ impl Tally {
         Ok(Self { rule, w })
     }
 
-    /// S by this rule; `None` where the pair has nothing that the rule could use.
+    /// S by this rule; `None` if the pair has nothing that the rule could use.
     pub fn prefers(&self, seed: u64, pair: &Pair) -> Option<i8> {
         let (w, s, d) = (&self.w, pair.s, pair.d);
         let scored = s.iter().any(Option::is_some);
@@ -201,7 +201,7 @@ fn weighted<'a>(w: &'a [f64], s: &'a [Option<i8>]) -> impl Iterator<Item = f64> 
     w.iter().zip(s).map(|(w_m, s_m)| w_m * f64::from(s_m.unwrap_or(0)))
 }
 
-/// The sign of a sum; 0 also where only rounding keeps it from 0, as in 0.1 + 0.2 - 0.3.
+/// The sign of a sum; 0 also if only rounding keeps it from 0, as in 0.1 + 0.2 - 0.3.
 fn sign(terms: impl Iterator<Item = f64>) -> i8 {
     let (sum, size) = terms.fold((0.0, 0.0_f64), |(sum, size), x| (sum + x, size + x.abs()));
     if sum.abs() <= 1e-12 * size { 0 } else { sum.signum() as i8 }

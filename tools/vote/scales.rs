@@ -1,4 +1,4 @@
-//! What `zsum` and `minmax` divide by: how widely each metric's scores are spread, in this table or in another.
+//! The divisors of `zsum` and `minmax`: how widely each metric's scores are spread, in this table or in another.
 
 use std::path::{Path, PathBuf};
 use std::{collections::BTreeMap, str::FromStr};
@@ -34,7 +34,7 @@ impl FromStr for ScalesFrom {
 }
 
 impl Scale {
-    /// `None` where nothing was scored. The sd of a single score is 0.
+    /// `None` if nothing was scored. The sd of a single score is 0.
     pub fn of(scores: &Moments) -> Option<Self> {
         let (min, max) = scores.range()?;
         Some(Self { sd: scores.sd().unwrap_or(0.0), min, max })

@@ -51,7 +51,7 @@ impl PairSource {
         matches!(self, PairSource::Scores(ballots) if ballots.has_labels())
     }
 
-    /// Number of pairs, for the progress bar; `None` where it is not known.
+    /// Number of pairs, for the progress bar; `None` if it is not known.
     pub fn rows(&self) -> Option<usize> {
         match self {
             PairSource::Scores(ballots) => ballots.rows(),
@@ -66,7 +66,7 @@ impl PairSource {
         }
     }
 
-    /// The least difference that is a vote, one per metric; smaller ones and equal ones are no vote.
+    /// The least difference that is a vote, one per metric; smaller ones and equal ones are not votes.
     pub fn set_margins(&mut self, margins: Vec<f64>) {
         match self {
             PairSource::Scores(ballots) => ballots.set_margins(margins),
@@ -78,7 +78,7 @@ impl PairSource {
         match self {
             PairSource::Scores(ballots) => ballots.add_people(),
             PairSource::Images(images) => {
-                bail!("{}: nobody compared these images, so --human-voter has no votes", images.name())
+                bail!("{}: people did not compare these images, so --human-voter has no votes", images.name())
             }
         }
     }

@@ -32,7 +32,7 @@ pub struct Rounds {
     pub winners: usize,
     /// Best-worst pairs in which the worst is preferred to the best, which can happen in a cycle.
     pub reversed: usize,
-    /// Prompts of several images in a single Pareto front; `None` where fronts are not asked for.
+    /// Prompts of several images in a single Pareto front; `None` if fronts are not asked for.
     pub one_front: Option<usize>,
     /// S of the pairs so far of a prompt that has more.
     open: Vec<i8>,
@@ -85,8 +85,8 @@ impl Rounds {
         Some((best.min(worst), best.max(worst)))
     }
 
-    /// The pairs of an image of the first front and one of the last, of all prompts of a batch: their rows, and 1 where image 0 is of
-    /// the first front, -1 where image 1 is.
+    /// The pairs of an image of the first front and one of the last, of all prompts of a batch: their rows, and 1 if image 0 is of
+    /// the first front, -1 if image 1 is.
     pub fn pareto(&mut self, ballot: &Ballot) -> (Vec<u32>, Vec<i8>) {
         let (mut row, mut rows, mut preferred) = (0, vec![], vec![]);
         for &k in &ballot.prompts {
@@ -132,13 +132,13 @@ fn pairs(k: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..k).flat_map(move |i| (i + 1..k).map(move |j| (i, j)))
 }
 
-/// 1 where some metric prefers image 0 and none prefers image 1, -1 the other way round, otherwise 0.
+/// 1 if some metric prefers image 0 and none prefers image 1, -1 the other way round, otherwise 0.
 fn dominates(s: impl Iterator<Item = i8>) -> i8 {
     let (best, worst) = s.fold((0, 0), |(best, worst), s_m| (s_m.max(best), s_m.min(worst)));
     best + worst
 }
 
-/// The Pareto front of each image: 0 where no image dominates it, 1 where those that do are of front 0, and so on (non-dominated
+/// The Pareto front of each image: 0 if no image dominates it, 1 if those that do are of front 0, and so on (non-dominated
 /// sorting: Deb et al. 2002). `over[i][j]` = 1 if i dominates j. Images that dominate each other in a circle, as margins and missing
 /// scores allow, are of one front.
 fn fronts(over: &[Vec<i8>]) -> Vec<usize> {

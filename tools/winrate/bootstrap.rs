@@ -8,7 +8,7 @@ use statrs::distribution::{Binomial, DiscreteCDF};
 
 use crate::stats::quantile;
 
-/// What decides the draws. It is the same for every group of prompts.
+/// The settings that decide the draws. They are the same for every group of prompts.
 #[derive(Clone, Copy)]
 pub struct Bootstrap {
     pub seed: u64,
@@ -23,8 +23,8 @@ const BLOCK: usize = 1 << 12;
 /// Resamples the means of several columns, which have a value per prompt. Both models' images of a prompt are drawn together (a
 /// paired bootstrap), and so are all columns.
 ///
-/// A resample of up to [`BLOCK`] prompts draws as many of them as there are. Where more come, each prompt is drawn a number of times
-/// that is Poisson(1), and the mean is over what was drawn: the same but for how many that is, without keeping any prompt
+/// A resample of up to [`BLOCK`] prompts draws as many of them as there are. With more prompts, each is drawn a number of times that
+/// is Poisson(1), and the mean is over what was drawn: equal except for the number of draws; no prompt is kept in memory
 /// (Chamandy et al. 2012, "Estimating Uncertainty for Massive Data Streams").
 ///
 /// The draws of resample b in a block are a pure function of (seed, stream, b, block), so nothing else in the table changes an
@@ -36,7 +36,7 @@ pub struct Resampled {
     pub stream: String,
     /// The prompts of a block, column by column.
     block: Vec<Vec<f64>>,
-    /// Of each resample: the number of prompts drawn in the blocks before, and the sum of each column over them.
+    /// For each resample, the number of prompts drawn in earlier blocks, and the sum of each column over them.
     sums: Vec<f64>,
     /// The number of blocks before.
     before: u64,
@@ -181,7 +181,7 @@ mod tests {
             for ((held, (low, high)), truth) in held.iter_mut().zip(intervals).zip([0.6, 0.3, 1.0]) {
                 *held += (low <= truth && truth <= high) as u32;
             }
-            // Shares are drawn as they are computed, but for chance and the steps of a share.
+            // Shares are drawn as they are computed, except for chance and the steps of a share.
             let (low, high) = of_share(wins, n);
             assert!((low - drawn[0].0).abs() < 0.04 && (high - drawn[0].1).abs() < 0.04, "{:?} {low} {high}", drawn[0]);
         }

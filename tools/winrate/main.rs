@@ -43,8 +43,8 @@ use tables::Results;
 /// of the table, says so. Every table is compared with every later one, so name the candidate first and the baselines after
 /// it.
 ///
-/// Tables that have the same prompts in the same order, as `sample` and `score` write them, are read side by side, and memory does
-/// not grow with them, but for 8 bytes per prompt. Tables in different orders, and what comes from a pipe, are held in memory.
+/// Tables that have the same prompts in the same order, as `sample` and `score` write them, are read side by side, and memory
+/// grows by only 8 bytes per prompt. Tables in different orders, and what comes from a pipe, are held in memory.
 #[derive(Parser)]
 #[command(name = "winrate", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Args {
@@ -81,7 +81,7 @@ struct Args {
     ///
     /// Prints the mean over seeds and prompts, with an interval for other training seeds and other prompts: Student's interval
     /// over the seeds, widened by the variation between prompts that all seeds share. With three seeds it is wide, as it must
-    /// be; in simulations it holds the truth at least 93 times of 100. With one seed it only covers the prompts. The i-th table
+    /// be; in simulations it covers the true value at least 93 % of the time. With one seed it only covers the prompts. The i-th table
     /// of a model is compared with the i-th table of the other; a single table is compared with every seed of the other.
     #[arg(long, help_heading = "Views", group = "view", conflicts_with_all = ["by", "require"])]
     seeds: bool,
@@ -204,7 +204,7 @@ fn judges(args: &Args, inputs: &[Inputs], metrics: &[String]) -> Result<(Vec<Tab
     Ok((voted, held_out))
 }
 
-/// What is counted of all tables.
+/// The counts of all tables.
 struct Counted {
     models: Vec<Model>,
     pairs: Vec<Pair>,

@@ -48,7 +48,7 @@ impl By {
     }
 }
 
-/// What is read of every table.
+/// The part that is read of every table.
 #[derive(Clone, Copy)]
 pub struct Wanted<'a> {
     pub metrics: &'a [String],

@@ -62,13 +62,13 @@ impl Contents {
     }
 }
 
-/// What is counted of two models, seed by seed.
+/// The counts of two models, seed by seed.
 pub struct Pooling {
     a: String,
     b: String,
     seeds: Vec<Pair>,
     baselines: Vec<usize>,
-    /// Of each metric: wins, changes of the mean, and the scores of the baseline's images.
+    /// For each metric: wins, changes of the mean, and the scores of the baseline's images.
     metrics: Vec<(Seeds, Seeds, Values)>,
     domination: Seeds,
     collapse: Seeds,
@@ -257,7 +257,7 @@ mod tests {
         // Seeds that move against each other share nothing.
         let e = estimate(&of(&[vec![0.0, 1.0], vec![1.0, 0.0]]));
         assert_eq!((e.mean, e.low, e.high), (0.5, 0.5, 0.5));
-        // Wins without exception are no certainty.
+        // Winning on every prompt does not make the interval zero.
         let e = rate(&of(&[vec![1.0; 50], vec![1.0; 50]]));
         assert!(e.mean == 1.0 && e.high == 1.0 && (e.low - wilson(100, 100).0).abs() < 1e-12, "{}", e.low);
         let e = rate(&of(&[[vec![1.0; 30], vec![0.0; 20]].concat()]));

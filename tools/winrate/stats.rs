@@ -3,7 +3,7 @@
 pub use pipe::winrates::{Z, wilson};
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
-/// The score of a prompt: that of its best image. `None` where no image has a score.
+/// The score of a prompt: that of its best image. `None` if no image has a score.
 pub fn best_of(scores: impl Iterator<Item = f32>) -> Option<f32> {
     scores.reduce(f32::max)
 }

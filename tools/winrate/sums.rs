@@ -1,4 +1,4 @@
-//! What is counted of prompts that pass by once: of each table, and of each candidate with its baseline.
+//! Sums over prompts that pass by once: per table, and per candidate and baseline.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -69,7 +69,7 @@ impl Values {
 #[derive(Clone, Default)]
 pub struct Scores {
     pub images: Values,
-    /// Of each prompt's mean.
+    /// The mean of each prompt's images.
     pub prompts: Values,
     /// The squared distances of images from their prompt's mean, and the degrees of freedom of that.
     within: (f64, usize),
@@ -96,7 +96,7 @@ impl Scores {
         Distribution { mean: self.images.mean(), min, max, sd: self.images.sd(), sd_of_a_prompt }
     }
 
-    /// The standard deviation of the images, by which changes are measured; `None` where all score the same.
+    /// The standard deviation of the images, by which changes are measured; `None` if all score the same.
     pub fn scale(&self) -> Option<f64> {
         self.images.sd().filter(|&sd| sd > 0.0)
     }
@@ -275,7 +275,7 @@ impl Groups {
         Ok(())
     }
 
-    /// Each group with its name; none where all prompts are of one.
+    /// Each group with its name; none if all prompts are of one.
     pub fn named(&self) -> impl Iterator<Item = (&str, &Sums)> {
         self.names.iter().map(|name| name.as_deref().unwrap_or(NO_GROUP)).zip(&self.groups)
     }

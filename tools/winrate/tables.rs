@@ -1,4 +1,4 @@
-//! What is printed: the paper's Tables I and II (win rates), V (mean scores) and VI (distribution of the scores), every test, and
+//! The printed tables: the paper's Tables I and II (win rates), V (mean scores) and VI (distribution of the scores), every test, and
 //! several seeds taken together.
 
 use pipe::grid::{self, Grid};

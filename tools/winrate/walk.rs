@@ -12,8 +12,8 @@ use crate::scored::{Found, Reading};
 pub type Each<'a> = &'a mut dyn FnMut(&[&Prompt]) -> Result<()>;
 
 /// Goes side by side over tables that have the same prompts in the same order, each prompt's images together, as `sample` and
-/// `score` write them: a prompt is forgotten once it was counted, but for 8 bytes that tell whether it comes twice. Returns false
-/// where anything is not so; [`joined`] knows what.
+/// `score` write them. Of a counted prompt only 8 bytes are kept, which tell whether it comes twice. Returns false otherwise;
+/// [`joined`] then reports the reason.
 pub fn side_by_side(tables: &mut [Reading], each: Each) -> Result<bool> {
     let (mut first, mut seen) = (None, vec![]);
     loop {

@@ -1,4 +1,4 @@
-//! What a denoiser is conditioned on: the states of the prompt's tokens, in SDXL and the transformers pooled text, and numbers.
+//! The conditioning of a denoiser: the states of the prompt's tokens, in SDXL and the transformers pooled text, and numbers.
 
 use std::str::FromStr;
 

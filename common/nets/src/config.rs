@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::json;
 
-/// What a key may hold. `null` stands for a key that is not there, except under `Only`.
+/// The values that a key may hold. `null` stands for a key that is not there, except under `Only`.
 #[derive(Clone, Copy, Debug)]
 pub enum Rule {
     /// A whole number from .. to.
@@ -21,13 +21,13 @@ pub enum Rule {
     Words(&'static [&'static str]),
     /// The name of a value of an enum.
     Named(&'static [Form]),
-    /// A list of at most so many entries.
+    /// A list of at most this many entries.
     List(usize, &'static Rule),
     /// One entry, or a list of entries.
     OneOrEach(&'static Rule),
     /// One entry, or a list of equal ones, which is read as one.
     Same(&'static Rule),
-    /// What is built, as JSON; a list of it says the same.
+    /// The supported value, as JSON; a list of it means the same.
     Only(&'static [&'static str]),
     /// It changes nothing that is computed here.
     Free,
@@ -48,7 +48,7 @@ pub const DEPTH: Rule = Whole(1, 256);
 pub const VOCABULARY: Rule = Whole(1, 1 << 20);
 /// Tokens of a text: a begin and an end at least. The longest of a published text encoder is 8,192.
 pub const POSITIONS: Rule = Whole(2, 1 << 16);
-/// What a norm adds to the variance.
+/// The number that a norm adds to the variance.
 pub const EPSILON: Rule = Number(1e-20, 1.0);
 
 impl Rule {
@@ -97,7 +97,7 @@ impl Rule {
     }
 }
 
-/// A whole number, also where it is written as 64.0.
+/// A whole number, also if it is written as 64.0.
 fn whole(value: &Value) -> Option<u64> {
     let float = || value.as_f64().filter(|n| n.fract() == 0.0 && (0.0..9e15).contains(n)).map(|n| n as u64);
     value.as_u64().or_else(float)
@@ -138,7 +138,7 @@ pub fn checked<T: DeserializeOwned>(keys: Map<String, Value>, rules: &[Rules], f
     serde_json::from_value(Value::Object(read)).with_context(|| format!("{file} does not hold what is expected"))
 }
 
-/// What `key` may hold, if one of `rules` knows it.
+/// The values that `key` may hold, if one of `rules` knows it.
 pub fn rule(rules: &[Rules], key: &str) -> Option<Rule> {
     let mut all = rules.iter().copied().flatten();
     all.find(|(names, _)| names.split(' ').any(|name| name == key)).map(|(_, rule)| *rule)

@@ -15,7 +15,7 @@ use crate::unet::{self, UNet, UNetConfig};
 use crate::weights::{Shapes, Weights};
 use crate::{config as configs, loader::Loader, params::Params};
 
-/// What a denoiser's `config.json` says.
+/// The content of a denoiser's `config.json`.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Channels of the latents that it takes, and of its prediction.
@@ -137,7 +137,7 @@ pub fn shapes(folder: &Path) -> Result<Shapes> {
 pub struct Trainable {
     pub denoiser: Denoiser,
     pub params: Params,
-    /// What belongs to its weights and is never trained: the table of positions of Stable Diffusion 3.
+    /// The part of its weights that is never trained: the table of positions of Stable Diffusion 3.
     pub constants: BTreeMap<String, Tensor>,
 }
 

@@ -25,7 +25,7 @@ pub fn usual_weight(config: &Config) -> f64 {
     }
 }
 
-/// Guidance by a second prediction, for the negative prompt; `None` where the denoiser does without or the weight is 1 or less.
+/// Guidance by a second prediction, for the negative prompt; `None` if the denoiser does without or the weight is 1 or less.
 pub fn guidance(
     config: &Config,
     weight: f64,
@@ -47,7 +47,7 @@ pub fn with_weight(prompted: Conditioning, config: &Config, weight: f64) -> Resu
     })
 }
 
-/// Draws B images with latents of size `latent`: (C, h, w). Fails where the latents are not finite.
+/// Draws B images with latents of size `latent`: (C, h, w). Fails if the latents are not finite.
 pub fn draw(
     (denoiser, vae): (&Denoiser, &Vae),
     sampler: &mut dyn Sampler,
@@ -60,7 +60,7 @@ pub fn draw(
     let finite = latents.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?.is_finite();
     ensure!(
         finite,
-        "the denoiser's latents hold NaN or an infinity: the model is damaged, or the guidance is too much"
+        "the denoiser's latents hold NaN or an infinity: the model is damaged, or the guidance is too high"
     );
     let pixels = vae.decode(&latents)?; // (B, 3, H, W)
     let (_, _, height, width) = pixels.dims4()?;

@@ -136,7 +136,7 @@ pub const DENOISER: &str = "unet";
 /// The denoiser of Stable Diffusion 3 and FLUX.
 pub const TRANSFORMER: &str = "transformer";
 
-/// What the denoiser's own folder is called in a model folder.
+/// The name of the denoiser's own folder in a model folder.
 pub const DENOISERS: [&str; 2] = [DENOISER, TRANSFORMER];
 
 /// The class of a model folder's transformer, if it has one.
@@ -177,8 +177,8 @@ pub fn denoiser(path: &Path) -> Result<PathBuf> {
 pub fn model(path: &Path) -> Result<()> {
     ensure!(
         !path.is_file(),
-        "{} is not a model in one file: it lacks Stable Diffusion's UNet under the names of its first code ({}...); of weights as \
-         diffusers saves them, name the folder that holds them with their config.json",
+        "{} is not a model in one file: it lacks Stable Diffusion's UNet under its original tensor names ({}...); for weights \
+         saved by diffusers, name the folder with their config.json",
         path.display(),
         crate::names::UNET
     );

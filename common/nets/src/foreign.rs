@@ -28,14 +28,14 @@ const KINDS: [(&[u8], &str); 13] = [
     (b"-----BEGIN PGP", "encrypted with PGP: decrypt it first"),
 ];
 
-/// What a file of weights holds, by its content; names are no guide (`.bin`, `.pt` and `.ckpt` are all in use).
+/// The kind of a file of weights, by its content; names are not reliable (`.bin`, `.pt` and `.ckpt` are all in use).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
     Safetensors,
     Pickle,
 }
 
-/// What `path` holds. A file of another program is refused by what it is.
+/// The kind of the file `path`. The error for a file of another program says what it is.
 pub fn content(path: &Path) -> Result<Content> {
     let cannot = || format!("cannot read {}", path.display());
     let mut begin = vec![];

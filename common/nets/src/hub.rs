@@ -34,7 +34,7 @@ pub fn resolve(arg: &Path, allow_download: bool) -> Result<PathBuf> {
     }
 }
 
-/// What people call the model `arg`: `name` or `name@revision` of a hub id, the name in the hub's cache of a path into it, and
+/// The usual name of the model `arg`: `name` or `name@revision` of a hub id, the name in the hub's cache of a path into it, and
 /// `None` for other paths.
 pub fn name(arg: &Path) -> Option<String> {
     if let Some((name, revision)) = arg.to_str().filter(|_| !arg.exists()).and_then(split) {

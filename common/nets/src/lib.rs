@@ -1,8 +1,8 @@
 //! Networks on candle that can be trained: Stable Diffusion's UNet, the transformers of Stable Diffusion 3 and FLUX, VAE and text
 //! encoders, CLIP's two towers, noise schedules and samplers, optimisers, checkpoints, scorers.
 //!
-//! What opens a file fails where that is missing, damaged or does not fit the others, and says which and why. What takes tensors
-//! fails where shapes, types or devices do not fit.
+//! A function that opens a file fails if the file is missing, damaged or does not fit the others, and says which and why. A function
+//! that takes tensors fails if shapes, types or devices do not fit.
 
 pub mod blip;
 pub mod clean;

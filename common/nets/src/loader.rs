@@ -18,7 +18,7 @@ pub struct Loader<'a> {
     dtype: DType,
     trained: Trained,
     params: Rc<RefCell<Params>>,
-    /// What belongs to the network and is never trained, by name.
+    /// The network's tensors that are never trained, by name.
     constants: Rc<RefCell<BTreeMap<String, Tensor>>>,
     /// Frozen tensors that were handed out before, for networks that share them.
     shared: Option<Rc<RefCell<BTreeMap<String, Tensor>>>>,
@@ -157,7 +157,7 @@ impl<'a> Loader<'a> {
         let other = self.weights.names().into_iter().find(|name| !asked.contains(name));
         ensure!(
             other.is_none(),
-            "{} holds the tensor '{}', of which the configuration says nothing: it belongs to another kind of network",
+            "{} holds the tensor '{}', which the configuration does not mention: it belongs to another kind of network",
             self.weights.name,
             other.unwrap_or_default()
         );

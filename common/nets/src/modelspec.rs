@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{json, process::Process, vae::VaeConfig};
 
-/// What a model is.
+/// Architecture, prediction and image size of a model.
 #[derive(Clone, Debug)]
 pub struct ModelSpec {
     architecture: &'static str,
@@ -23,7 +23,7 @@ pub struct ModelSpec {
 const STABILITY: &str = "https://github.com/Stability-AI/generative-models";
 
 impl ModelSpec {
-    /// Of the denoiser in the folder `denoiser`, with the VAE and the scheduler of `base`.
+    /// Describes the denoiser in the folder `denoiser`, with the VAE and the scheduler of `base`.
     pub fn open(denoiser: &Path, base: &Path) -> Result<Self> {
         let config: Value = json::read(&denoiser.join("config.json"))?;
         let scheduler: Value = json::read(&base.join(Process::FILE))?;

@@ -1,7 +1,7 @@
-//! The names of tensors in Stable Diffusion's first code and in open_clip, and diffusers' and transformers' names of the same
+//! The original names of tensors in Stable Diffusion and open_clip, and diffusers' and transformers' names of the same
 //! tensors: one table, read in both directions.
 
-/// What the names of a UNet's tensors begin with.
+/// The prefix of a UNet's tensors.
 pub const UNET: &str = "model.diffusion_model.";
 
 /// How one of our tensors lies in theirs.
@@ -85,7 +85,7 @@ const OPEN_CLIP_VISION: [(&str, &str); 5] = [
 ];
 
 impl Names {
-    /// Of a UNet with this many resnets in each block on the way down. `attends`: which of these blocks attend to the text.
+    /// Names for a UNet with `layers` resnets in each block on the way down. `attends`: which of these blocks attend to the text.
     pub fn unet(layers: usize, attends: &[bool]) -> Self {
         let mut names = Self(vec![]);
         names.all(&OUTSIDE, "", "");
@@ -120,7 +120,7 @@ impl Names {
         names
     }
 
-    /// Of a VAE of this many levels.
+    /// Names for a VAE with `levels` levels.
     pub fn vae(levels: usize) -> Self {
         let mut names = Self(vec![]);
         for (ours, theirs, sampler) in [("down", "down", "downsample"), ("up", "up", "upsample")] {
@@ -150,7 +150,7 @@ impl Names {
         names
     }
 
-    /// Of OpenAI's text tower, which has transformers' names everywhere.
+    /// Names for OpenAI's text tower, which has transformers' names everywhere.
     pub fn clip() -> Self {
         let mut names = Self(vec![]);
         // Some leave `text_model.` out.
@@ -165,7 +165,7 @@ impl Names {
         names
     }
 
-    /// Of T5, which has transformers' names everywhere.
+    /// Names for T5, which has transformers' names everywhere.
     pub fn t5() -> Self {
         let mut names = Self(vec![]);
         names.one("shared.", "shared.");
@@ -173,7 +173,7 @@ impl Names {
         names
     }
 
-    /// Of open_clip's text tower, with its projection or without.
+    /// Names for open_clip's text tower, with or without its projection.
     pub fn open_clip_text(projection: bool) -> Self {
         let mut names = Self(vec![]);
         names.all(&OPEN_CLIP_TEXT, "", "");
@@ -184,7 +184,7 @@ impl Names {
         names
     }
 
-    /// Of both towers of open_clip.
+    /// Names for both towers of open_clip.
     pub fn open_clip() -> Self {
         let mut names = Self::open_clip_text(true);
         names.all(&OPEN_CLIP_VISION, "", "");

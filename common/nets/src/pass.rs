@@ -14,7 +14,7 @@ pub(crate) trait Network: Send + Sync {
     -> Result<Pass<'a>>;
 }
 
-/// What becomes of a forward pass's activations until the backward pass.
+/// What is kept of the activations for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activations {
     Kept,

@@ -83,7 +83,7 @@ impl PromptEncoder {
         folder::model(base)?;
         ensure!(
             !base.is_dir() || base.join("text_encoder").is_dir(),
-            "{} is no whole model, because it has no text_encoder/ (a checkpoint of `train` has the denoiser alone)",
+            "{} is not a complete model, because it has no text_encoder/ (a checkpoint of `train` has the denoiser alone)",
             base.display()
         );
         let reader = |suffix: &str| Reader::open(base, suffix, dtype, device);
@@ -140,7 +140,7 @@ impl PromptEncoder {
         Ok(Conditioning::of_text(states, pooled))
     }
 
-    /// What guidance leads away from, one row: a negative prompt, or without one the empty prompt (SDXL's
+    /// The prompt that guidance leads away from, one row: a negative prompt, or without one the empty prompt (SDXL's
     /// `model_index.json` may ask for zeros instead).
     pub fn negative(&self, prompt: Option<&str>) -> Result<Conditioning> {
         let encoded = self.encode(&[prompt.unwrap_or("")])?;

@@ -28,7 +28,7 @@ const KEYS: Rules = &[
     ("feed_forward_proj", Only(&["\"gated-gelu\""])),
     ("dense_act_fn", Only(&["\"gelu_new\""])),
     ("is_gated_act", Only(&["true"])),
-    // Of the decoder, or of training.
+    // Keys of the decoder, or of training.
     ("classifier_dropout", Free),
     ("dropout_rate", Free),
     ("is_encoder_decoder", Free),

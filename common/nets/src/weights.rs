@@ -205,7 +205,7 @@ impl Weights {
         Self { imagined: Some(imagined), ..Self::in_memory("imagined weights", BTreeMap::new()) }
     }
 
-    /// What imagined weights were asked for.
+    /// The requests to imagined weights.
     pub(crate) fn asked(self) -> Shapes {
         self.imagined.map(|all| all.asked.into_inner().unwrap_or_else(PoisonError::into_inner)).unwrap_or_default()
     }
@@ -288,7 +288,7 @@ impl Weights {
         stored.read(finite).with_context(|| format!("{}: cannot read tensor '{name}'", self.name))
     }
 
-    /// The same of any type, where floats are numbers: NaN and infinity are refused.
+    /// A tensor of any type; NaN and infinity are refused.
     pub fn numbers(&self, name: &str) -> Result<Tensor> {
         self.read(name, true)
     }

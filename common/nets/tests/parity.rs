@@ -1,7 +1,7 @@
 //! The networks against the Python peers' answers (diffusers, transformers) on tiny models in the published layouts.
 //!
 //! The models and answers are in the parity kit, which lies beside the repository because it is large. These tests are ignored unless
-//! asked for; `make test` asks for them where the kit is. `tests/nets.rs` checks the same claims on small files of the repository.
+//! asked for; `make test` asks for them if the kit is there. `tests/nets.rs` checks the same claims on small files of the repository.
 
 use std::{
     collections::BTreeMap,
@@ -42,7 +42,7 @@ fn rows(ids: &Tensor) -> Vec<Vec<u32>> {
 
 #[test]
 #[ignore = "needs ../shared/parity/given"]
-fn text_encoders() {
+fn text_encoders_of_the_parity_kit() {
     let kit = kit();
     // SD 2.1's two models have one text encoder.
     for (model, folder, answers) in [
@@ -61,7 +61,7 @@ fn text_encoders() {
 
 #[test]
 #[ignore = "needs ../shared/parity/given"]
-fn prompt_encoders() {
+fn prompt_encoders_of_the_parity_kit() {
     let kit = kit();
     let prompts = std::fs::read_to_string(kit.join("expected/text_encoder_prompts.json")).unwrap();
     let prompts: Vec<String> = serde_json::from_str(&prompts).unwrap();
@@ -79,7 +79,7 @@ fn prompt_encoders() {
 
 #[test]
 #[ignore = "needs ../shared/parity/given"]
-fn unets() {
+fn unets_of_the_parity_kit() {
     let kit = kit();
     for model in ["sd15", "sd21_base", "sd21", "sdxl"] {
         let want = read(&kit.join(format!("expected/unet_{model}.safetensors")));
@@ -99,7 +99,7 @@ fn unets() {
 
 #[test]
 #[ignore = "needs ../shared/parity/given"]
-fn vaes() {
+fn vaes_of_the_parity_kit() {
     let kit = kit();
     for model in ["sd15", "sdxl"] {
         let want = read(&kit.join(format!("expected/vae_{model}.safetensors")));
@@ -117,7 +117,7 @@ fn vaes() {
 
 #[test]
 #[ignore = "needs ../shared/parity/given"]
-fn schedules() {
+fn schedules_of_the_parity_kit() {
     let kit = kit();
     let process = Process::open(&kit.join("models/sd15")).unwrap();
     let want = read(&kit.join("expected/dpo_sd15.safetensors"));

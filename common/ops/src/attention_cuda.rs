@@ -12,7 +12,7 @@ use super::product::{Matrix, product};
 /// The scores that are in memory at a time: a gigabyte in f32.
 const SCORES: usize = 1 << 28;
 
-/// What the passes of one call share. Tensors with heads are (B, heads, N, d).
+/// The shared data of the passes of one call. Tensors with heads are (B, heads, N, d).
 struct Shape {
     heads: usize,
     mask: Mask,

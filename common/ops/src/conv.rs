@@ -48,7 +48,7 @@ impl Conv {
         spread.contiguous()?.conv2d(&turned, 0, 1, 1, 1)
     }
 
-    /// gy along one dimension, with stride - 1 zeros between its pixels, and with so many around them that a kernel of size `k` over
+    /// gy along one dimension, with stride - 1 zeros between its pixels, and with enough around them that a kernel of size `k` over
     /// it has `n` outputs, the first of which is pixel 0 of the input.
     fn spread(&self, gy: &Tensor, dim: usize, n: usize, k: usize) -> Result<Tensor> {
         let mut dims = gy.dims().to_vec();
@@ -500,7 +500,7 @@ mod tests {
             let kernel = conv2d(&x, &weight, &bias, stride, padding).unwrap();
             let ours = Conv { stride, padding, weight: weight.id() }.composed([&x, &weight, &bias]).unwrap();
             same(&[&x, &weight, &bias], &ours, &kernel);
-            // Nobody asks for the gradient of what is frozen.
+            // Frozen weights need no gradient.
             let frozen = weight.as_detached_tensor();
             let y = Conv { stride, padding, weight: frozen.id() }
                 .composed([&x, &frozen, &bias.as_detached_tensor()])

@@ -32,7 +32,7 @@ enum Algorithm {
     Filter(sys::cudnnConvolutionBwdFilterAlgo_t),
 }
 
-/// What is computed: y, the gradient of x, or that of w.
+/// The result to compute: y, the gradient of x, or the gradient of w.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Wanted {
     Y,

@@ -69,7 +69,7 @@ fn keep(block: *mut u8, size: usize) {
 
 /// A new block of zeros that begins at a large page.
 fn map(size: usize) -> *mut u8 {
-    // SAFETY: a private anonymous mapping that nobody else knows; what lies outside the aligned block is returned.
+    // SAFETY: a private anonymous mapping that nothing else uses; what lies outside the aligned block is returned.
     unsafe {
         let (read_write, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         let all = libc::mmap(ptr::null_mut(), size + PAGE, read_write, private, -1, 0);
@@ -92,7 +92,7 @@ fn map(size: usize) -> *mut u8 {
 }
 
 fn unmap(block: *mut u8, size: usize) {
-    // SAFETY: `block` came from `map` with this size, and nobody holds it any more.
+    // SAFETY: `block` came from `map` with this size, and nothing uses it any more.
     unsafe {
         libc::munmap(block.cast(), size);
     }

@@ -25,7 +25,7 @@ pub(crate) fn with_backward(
 /// A result.
 pub(crate) enum Computed {
     Tensor(Tensor),
-    /// What a tensor would hold, all of it: candle would copy it out of a tensor.
+    /// All of a tensor's content: candle would copy it out of a tensor.
     #[cfg(feature = "cuda")]
     Cuda(CudaStorage, Shape),
 }

@@ -39,7 +39,7 @@ impl<'a, T> Matrix<'a, T> {
     }
 }
 
-/// What cuBLAS calls a type.
+/// cuBLAS's name of a type.
 fn kind<T: Number>() -> sys::cudaDataType {
     if T::NAME == "f32" { sys::cudaDataType_t::CUDA_R_32F } else { sys::cudaDataType_t::CUDA_R_16BF }
 }

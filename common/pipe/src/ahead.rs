@@ -46,7 +46,7 @@ impl<T: Send + 'static, I: Iterator<Item = Result<T>> + Send + 'static> Ahead<I>
         let work = move || {
             for item in items.by_ref() {
                 if send.send(item).is_err() {
-                    break; // nobody wants the rest
+                    break; // the rest is not wanted
                 }
             }
             items

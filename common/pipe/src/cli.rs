@@ -26,7 +26,7 @@ use generate::Generate;
 /// The heading of the flags that all tools share.
 const COMMON: &str = "Common options";
 
-/// What a tool answers: exit code 0 or 1. An error is exit code 2.
+/// The answer of a tool: exit code 0 or 1. An error is exit code 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     Yes,
@@ -107,7 +107,7 @@ pub struct Networks {
     /// Where networks run
     #[arg(long, default_value_t = Device::Cpu, value_parser = named::<Device>())]
     pub device: Device,
-    /// What networks compute in; the CPU computes in f32 only
+    /// Number format in which networks compute; the CPU computes in f32 only
     #[arg(long, default_value_t = Dtype::F32, value_parser = named::<Dtype>())]
     pub dtype: Dtype,
 }
@@ -135,8 +135,8 @@ impl Hub {
 pub struct Diffusion {
     #[command(flatten)]
     hub: Hub,
-    /// Folder or hub id whose config.json files describe models in one file (.safetensors, .ckpt) [default: the base, where that
-    /// is a folder, else what the file's tensors tell: Stable Diffusion 1, 2 or XL; others need the folder]
+    /// Folder or hub id whose config.json files describe models in one file (.safetensors, .ckpt) [default: the base, if it
+    /// is a folder; otherwise detected from the tensors (Stable Diffusion 1, 2, XL); other models need the folder]
     #[arg(long, value_name = "DIR")]
     base_config: Option<PathBuf>,
 }

@@ -59,7 +59,7 @@ impl Rows {
         })
     }
 
-    /// A text column; nulls stay null. Numbers and booleans become their text, a whole number without a point even where pandas
+    /// A text column; nulls stay null. Numbers and booleans become their text, a whole number without a point even if pandas
     /// made a float of it; bytes are UTF-8, and 16 of them a UUID.
     pub fn text_or_null(&self, name: &str) -> Result<StringArray> {
         let column = self.column(name)?;
@@ -97,7 +97,7 @@ impl Rows {
         Ok(column)
     }
 
-    /// A text column; all nulls where the table does not have it.
+    /// A text column; all nulls if the table does not have it.
     pub fn text_if_there(&self, name: &str) -> Result<StringArray> {
         if self.has(name) { self.text_or_null(name) } else { Ok(StringArray::new_null(self.len())) }
     }
@@ -111,7 +111,7 @@ impl Rows {
         Ok(self.cast(name, &column, &DataType::Float32)?.as_primitive().clone())
     }
 
-    /// A column of scores: numbers; null where something could not be scored.
+    /// A column of scores: numbers; null if something could not be scored.
     pub fn scores(&self, name: &str) -> Result<Float32Array> {
         let scores = self.f32_or_null(name)?;
         // One pass over the values decides; what stands under a null does not count.
@@ -213,7 +213,7 @@ impl Rows {
         bail!("{}: column '{name}' is {}, expected image bytes{hint}", self.table, inner.data_type())
     }
 
-    /// Fails where an image has no bytes but a path: its pixels are in another file.
+    /// Fails if an image has no bytes but a path: its pixels are in another file.
     fn refuse_paths(&self, name: &str, image: &StructArray, bytes: &ArrayRef) -> Result<()> {
         let Some(paths) = image.column_by_name("path").filter(|_| bytes.null_count() > 0) else { return Ok(()) };
         let paths = self.cast(name, paths, &DataType::Utf8)?;

@@ -28,7 +28,7 @@ pub struct Delimited<'a> {
 
 impl<'a> Delimited<'a> {
     /// Reads `text` by the first delimiter under which its first line has several fields, one of them accepted by `known`;
-    /// `None` where there is none.
+    /// `None` if there is none.
     pub fn with_column(text: &'a str, known: impl Fn(&str) -> bool) -> Option<Self> {
         DELIMITERS.into_iter().find_map(|delimiter| {
             let mut records = Records::new(text, delimiter);
@@ -61,7 +61,7 @@ impl Iterator for Delimited<'_> {
     }
 }
 
-/// What the first line of `text` holds if it has the look of a table's header and all other lines have as many fields: the names of
+/// The fields of the first line of `text`, if it looks like a table's header and all other lines have as many fields: the names of
 /// its columns. Within prose a space follows a comma.
 pub fn header_of(text: &str) -> Option<Vec<String>> {
     let header = |delimiter| -> Option<Vec<String>> {
@@ -98,7 +98,7 @@ pub fn one_column(text: &str) -> Option<Vec<Record>> {
 /// All records but empty lines.
 struct Records<'a> {
     reader: Reader,
-    /// What is still to be read of the text, and a record that follows it: within an open quote it does not stand alone.
+    /// The rest of the text, and a record that follows it: within an open quote it does not stand alone.
     rest: [&'a [u8]; 2],
     line: usize,
     ended: bool,

@@ -41,7 +41,7 @@ const IMAGE: &str =
 const PICKLE: &str = "a pickle of Python: write a Parquet table instead";
 const WEB_PAGE: &str = "a web page, as a failed download leaves it: download the file again";
 
-/// What a file is that begins like this, as the end of a sentence; `None` where it is none of these.
+/// The kind of a file that begins like this, as the end of a sentence; `None` if it is none of these.
 pub fn named(begin: &[u8]) -> Option<&'static str> {
     named_text(begin).or_else(|| find(&BINARIES, begin))
 }

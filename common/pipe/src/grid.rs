@@ -35,7 +35,7 @@ pub enum Piece {
     Text(String),
     /// A number as it is in the data, and as it is shown.
     Number(f64, String),
-    /// What follows is less important, and stands below where a format has lines within a cell.
+    /// The rest is less important, and is below if a format has lines within a cell.
     Break,
 }
 

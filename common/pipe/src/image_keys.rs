@@ -1,4 +1,4 @@
-//! What names the images of prompts. A table made by other programs needs only prompts and images: the rest follows from them.
+//! The names of prompts' images. A table made by other programs needs only prompts and images: the rest follows from them.
 
 use std::{path::Path, sync::Arc};
 

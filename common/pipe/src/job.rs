@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 use crate::parts::{Parts, Tables};
 use crate::{ahead::Ahead, column::Rows, origin::Origin, place, progress, stop, table::Output};
 
-/// What a job does, apart from the work itself.
+/// The settings of a job, apart from the work itself.
 pub struct Spec {
     pub tool: &'static str,
     pub tables: Tables,
@@ -17,7 +17,7 @@ pub struct Spec {
     pub origin: Origin,
     pub cut: String,
     pub keep: Keep,
-    /// Rows of work; `None` where a pipe brings them.
+    /// Rows of work; `None` if they come from a pipe.
     pub rows: Option<usize>,
     pub quiet: bool,
 }
@@ -26,8 +26,8 @@ pub struct Spec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
     Parts,
-    /// Rows go out as they come: nobody can know whether a pipe brings the same rows again. This is also what is done
-    /// where the output is a pipe or a device.
+    /// Rows go out as they come: a pipe may not bring the same rows again. This is also done if the output is a pipe or
+    /// a device.
     Nothing,
 }
 

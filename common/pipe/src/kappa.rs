@@ -31,7 +31,7 @@ impl Agreement {
         self.both_0 + self.both_1
     }
 
-    /// Share of the pairs on which both said the same; `None` where they never both voted.
+    /// Share of the pairs on which both said the same; `None` if they never both voted.
     pub fn share(&self) -> Option<f64> {
         (self.pairs() > 0).then(|| self.agree() as f64 / self.pairs() as f64)
     }

@@ -1,7 +1,7 @@
-//! What the tools share: tables, provenance, the command line, seeds, and what pairs, metrics and scored tables are.
+//! The common part of the tools: tables, provenance, the command line, seeds, and what pairs, metrics and scored tables are.
 //! No network is needed here, so `vote`, `winrate` and `prompts` build in seconds.
 //!
-//! What reads or writes a file fails where that cannot be done, and names the file and what is wrong with it.
+//! A function that reads or writes a file fails if that cannot be done, and names the file and what is wrong with it.
 
 pub mod ahead;
 pub mod atomic;

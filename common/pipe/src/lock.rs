@@ -13,7 +13,7 @@ use crate::cli::warn;
 /// The file in a folder that its lock is on.
 pub(crate) const NAME: &str = ".lock";
 
-/// Opens the file `path`, which is made where it is missing, and locks it for this process until it is closed. `output` is what
+/// Opens the file `path`, which is made if it is missing, and locks it for this process until it is closed. `output` is what
 /// is written under this lock.
 pub(crate) fn file(path: &Path, output: &Path) -> Result<File> {
     let cannot = || format!("cannot write {}", output.display());
@@ -77,7 +77,7 @@ impl Folder {
         bail!("{}: {} is removed again and again", cannot(), folder.display())
     }
 
-    /// Whether the folder is still the one that was locked: nobody removed or replaced it meanwhile.
+    /// Whether the folder is still the one that was locked: it was not removed or replaced meanwhile.
     pub fn is_there(&self) -> bool {
         fs::metadata(&self.lock).is_ok_and(|there| is_same(&there, &self.file))
     }
@@ -102,7 +102,7 @@ mod tests {
         let error = file(&path, Path::new("out")).unwrap_err().to_string();
         assert!(error.contains("another run is writing out") && error.contains("file"), "{error}");
         fs::rename(&path, dir.path().join("done")).unwrap();
-        drop(file(&path, Path::new("out")).unwrap()); // it has its name: the next run begins anew
+        drop(file(&path, Path::new("out")).unwrap()); // it has its name: the next run begins again
         drop(held);
         let held = Folder::lock(&folder, &folder).unwrap();
         assert!(Folder::lock(&folder, &folder).is_err() && held.is_there());

@@ -10,7 +10,7 @@ use signal_hook::low_level::exit;
 
 use crate::scratch;
 
-/// What every tool sets as its `#[global_allocator]`: `A`, whose failures end the program.
+/// Every tool's `#[global_allocator]`: `A`, whose failures end the program.
 pub struct Memory<A = System>(pub A);
 
 /// Bytes that no tool needs in one piece. A caller that asks for as much read the size in a damaged file, and says so itself.

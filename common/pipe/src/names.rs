@@ -10,7 +10,7 @@ pub struct Form {
     pub form: &'static str,
     /// Other names that are read as this one; they are never printed.
     pub aliases: &'static [&'static str],
-    /// One sentence for `--help`; empty where the name says enough.
+    /// One sentence for `--help`; empty if the name says enough.
     pub help: &'static str,
 }
 

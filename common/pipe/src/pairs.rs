@@ -1,4 +1,4 @@
-//! What names a pair of images: caption, both uids, and `ranking_id` where a table has one; and what people said of it.
+//! The key of a pair of images: caption, both uids, and `ranking_id` if a table has one; and its human label.
 
 use anyhow::{Result, bail};
 use arrow::array::{Array, Float32Array, StringArray};
@@ -14,7 +14,7 @@ pub struct PairKeys {
 }
 
 impl PairKeys {
-    /// What `of` looks at in these tables: `pair_id` where they name pairs, the images where these have no uids. A table that
+    /// The columns that `of` reads in these tables: `pair_id` if they name pairs, the images if these have no uids. A table that
     /// holds the images may have any column `pair_id`.
     pub fn columns(inputs: &Inputs) -> Vec<&'static str> {
         let mut columns = vec![pairs::CAPTION, pairs::RANKING_ID, pairs::UID[0], pairs::UID[1]];
@@ -51,7 +51,7 @@ impl PairKeys {
     }
 }
 
-/// The human label of image 0, from 0 to 1; null where nobody was asked: the label is null or NaN, with which pandas marks a missing
+/// The human label of image 0, from 0 to 1; null if there is none: the label is null or NaN, with which pandas marks a missing
 /// number, or `has_label` is false.
 pub fn human_labels(rows: &Rows) -> Result<Float32Array> {
     if !rows.has(pairs::LABEL[0]) {

@@ -28,7 +28,7 @@ impl fmt::Display for Broken {
 
 impl std::error::Error for Broken {}
 
-/// From here on a panic prints nothing: whoever catches it says what happened.
+/// From here on a panic prints nothing: the caller that catches it says what happened.
 pub fn silence() {
     set_hook(Box::new(|info: &PanicHookInfo| {
         if let Ok(mut place) = PLACE.lock() {

@@ -21,7 +21,7 @@ use crate::{column::Rows, lock, origin::Origin, place, replaced::Replaced, shard
 
 /// The tables that a job writes. The first has one row per row of work.
 pub struct Tables {
-    /// What the folder of parts is named after.
+    /// The path that the folder of parts is named after.
     base: PathBuf,
     pub(crate) tables: Vec<Table>,
     /// A folder that they replace together.
@@ -29,7 +29,7 @@ pub struct Tables {
 }
 
 pub(crate) struct Table {
-    /// Tells the tables of a part apart; empty where there is only one.
+    /// Tells the tables of a part apart; empty if there is only one.
     name: &'static str,
     pub(crate) target: PathBuf,
     pub(crate) schema: Schema,
@@ -157,7 +157,7 @@ impl Parts {
         Ok(ParquetRecordBatchReaderBuilder::try_new(Bytes::from(bytes))?.with_batch_size(at_once).build()?)
     }
 
-    /// The rows of each table of a part, or `None` where that part is missing or not as it was written.
+    /// The rows of each table of a part, or `None` if that part is missing or not as it was written.
     pub(crate) fn read(&self, part: usize) -> Option<Vec<Rows>> {
         let read = |table: &Table| -> Result<Rows> {
             let reader = self.batches(part, table, BATCH)?;
@@ -336,7 +336,7 @@ mod tests {
         open(&out, 1).unwrap().write(0, &[rows(["a", "b"])]).unwrap();
         assert!(open(&out, 2).is_err());
         fs::remove_file(folder.join(PLAN)).unwrap();
-        assert!(open(&out, 2).is_err() && open(&out, 1).is_err(), "parts without a plan are nobody's");
+        assert!(open(&out, 2).is_err() && open(&out, 1).is_err(), "parts without a plan were taken");
         let names = names(&folder).unwrap().collect::<Vec<_>>();
         assert_eq!(names.len(), 2, "{names:?}");
     }

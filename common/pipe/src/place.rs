@@ -45,7 +45,7 @@ pub fn partial_path(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Refuses to write the table `path` where the file that it would be until it is whole is somebody's: what a run that was killed
+/// Refuses to write the table `path` if its unfinished file is already there and is not ours: what a run that was killed
 /// left of a table is empty, or begins as one.
 pub(crate) fn refuse_partial_of_others(path: &Path) -> Result<()> {
     let partial = partial_path(path);
@@ -56,7 +56,7 @@ pub(crate) fn refuse_partial_of_others(path: &Path) -> Result<()> {
     }
     ensure!(
         begin.is_empty() || begin == b"PAR1",
-        "cannot write {}: until it is whole it is called {}, and a file of that name exists, which is no table; rename that",
+        "cannot write {}: the unfinished table would be {}, which exists and is not a table; rename it",
         path.display(),
         partial.display()
     );
@@ -126,7 +126,7 @@ pub fn free(path: &Path) -> Result<u64> {
     Ok(if about.f_blocks == 0 { u64::MAX } else { about.f_bavail * about.f_frsize })
 }
 
-/// Where a path leads, also where nothing is there yet.
+/// Where a path leads, also if nothing is there yet.
 fn leads_to(path: &Path) -> PathBuf {
     let there = || Some(folder_of(path).canonicalize().ok()?.join(path.file_name()?));
     path.canonicalize().ok().or_else(there).unwrap_or_else(|| path.to_owned())
@@ -149,7 +149,7 @@ pub(crate) fn refuse_other_kind(table: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Refuses to replace the folder that the program runs in: whoever started it there would be left in a folder without a name.
+/// Refuses to replace the folder that the program runs in: its shell would be left in a folder without a name.
 pub(crate) fn refuse_current(folder: &Path) -> Result<()> {
     let current = env::current_dir().ok();
     let inside = folder.exists() && current.is_some_and(|current| current.starts_with(folder));
@@ -161,7 +161,7 @@ pub(crate) fn refuse_current(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Device and inode of the file that a path leads to. `None` where there is no file, and for devices such as a terminal, which
+/// Device and inode of the file that a path leads to. `None` if there is no file, and for devices such as a terminal, which
 /// can be read and written at once.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     let file = fs::metadata(path).ok()?;

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 pub use indicatif::ProgressBar;
 use indicatif::{ProgressDrawTarget, ProgressStyle};
 
-/// A bar over `total` steps of `what`; `None` where the total is unknown, as with a pipe. It is hidden under `--quiet` and where
+/// A bar over `total` steps of `what`; `None` if the total is unknown, as with a pipe. It is hidden under `--quiet` and where
 /// standard error is not a terminal.
 pub fn bar(what: &'static str, total: Option<u64>, quiet: bool) -> ProgressBar {
     if quiet || !std::io::stderr().is_terminal() {

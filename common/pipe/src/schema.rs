@@ -14,7 +14,7 @@ pub mod pairs {
     pub const JPG: [&str; 2] = ["jpg_0", "jpg_1"];
     /// Human preference for image 0 and image 1: 1, 0, or 0.5 for both where they tie.
     pub const LABEL: [&str; 2] = ["label_0", "label_1"];
-    /// Optional: where it is false, nobody compared the images, and label_0 has no meaning.
+    /// Optional: if it is false, people did not compare the images, and label_0 has no meaning.
     pub const HAS_LABEL: &str = "has_label";
     /// Optional: names of the models that drew the images.
     pub const MODEL: [&str; 2] = ["model_0", "model_1"];
@@ -74,7 +74,7 @@ pub fn pairs() -> Schema {
         field(pairs::UID[1], DataType::Utf8, false),
         field(pairs::JPG[0], DataType::Binary, false),
         field(pairs::JPG[1], DataType::Binary, false),
-        field(pairs::LABEL[0], DataType::Float32, true), // null where nobody compared the images
+        field(pairs::LABEL[0], DataType::Float32, true), // null if people did not compare the images
         field(pairs::LABEL[1], DataType::Float32, true),
         field(pairs::MODEL[0], DataType::Utf8, true),
         field(pairs::MODEL[1], DataType::Utf8, true),
@@ -114,7 +114,7 @@ fn image_columns() -> Vec<Field> {
     fields
 }
 
-/// scores: what `score` makes of pairs. `m_0` and `m_1` are the raw score of image 0 and 1 under metric m; null where an
+/// scores: what `score` makes of pairs. `m_0` and `m_1` are the raw score of image 0 and 1 under metric m; null if an
 /// image could not be read (`--skip-bad`).
 pub fn scores(metrics: &[String]) -> Schema {
     let mut fields = pair_keys();

@@ -22,7 +22,7 @@ pub struct ScoredRows {
     pub ks: UInt64Array,
     pub seeds: UInt64Array,
     pub models: StringArray,
-    /// One array per metric; null where the image could not be scored.
+    /// One array per metric; null if the image could not be scored.
     pub scores: Vec<Float32Array>,
 }
 
@@ -113,7 +113,7 @@ pub fn prompt_name(short: &str, set: Option<&str>) -> String {
     set.map_or_else(|| format!("'{short}'"), |set| format!("'{short}' (set {set})"))
 }
 
-/// The i-th text of a column; `None` where it is null.
+/// The i-th text of a column; `None` if it is null.
 pub fn owned(column: &StringArray, i: usize) -> Option<String> {
     column.is_valid(i).then(|| column.value(i).to_owned())
 }

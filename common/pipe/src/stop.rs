@@ -54,7 +54,7 @@ pub fn watch() -> Result<()> {
     Ok(())
 }
 
-/// As [`watch`], for work that keeps what it finishes: a signal that nobody has answered after [`PATIENCE`], because a picture
+/// As [`watch`], for work that keeps what it finishes: a signal that was not answered after [`PATIENCE`], because a picture
 /// takes minutes, ends the program.
 pub fn watch_and_leave(tool: &'static str) -> Result<()> {
     watch()?;
@@ -81,9 +81,9 @@ pub fn watch_and_leave(tool: &'static str) -> Result<()> {
 /// With what comes before and after, a signal is answered within two seconds.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// From here on a signal kills again, as before [`watch`]. For the end of the work, where nobody checks any more: a signal must
+/// From here on a signal kills again, as before [`watch`]. For the end of the work, when signals are not checked any more: a signal must
 /// not get lost there.
-/// Fails where one arrived while signals were watched.
+/// Fails if one arrived while signals were watched.
 pub fn unwatch() -> Result<()> {
     // In this order: a signal before the first line is noted, one after it kills.
     KILLS.store(true, Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! JSON in which no object has a field twice: of two values, nobody says which is meant.
+//! JSON in which no object has a field twice: it would be unknown which of two values is meant.
 
 use std::fmt;
 
@@ -59,7 +59,7 @@ impl<'de> Visitor<'de> for Any {
         let mut object = Map::new();
         while let Some(name) = fields.next_key::<String>()? {
             if object.contains_key(&name) {
-                return Err(Error::custom(format!("the field {name:?} stands twice in one object")));
+                return Err(Error::custom(format!("the field {name:?} appears twice in one object")));
             }
             object.insert(name, fields.next_value::<Strict>()?.0);
         }

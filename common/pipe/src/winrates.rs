@@ -1,4 +1,4 @@
-//! What `winrate --json` writes and `report --winrates` reads. `common/FORMATS.md` lists the fields. All intervals are 95 %.
+//! The JSON that `winrate --json` writes and `report --winrates` reads. `common/FORMATS.md` lists the fields. All intervals are 95 %.
 
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -36,7 +36,7 @@ pub struct Winrates {
     pub tables: Vec<Table>,
     #[serde(default)]
     pub comparisons: Vec<Comparison>,
-    /// What `winrate --seeds` writes in place of the comparisons.
+    /// The output of `winrate --seeds`, in place of the comparisons.
     #[serde(default)]
     pub seeds: Vec<Pooled>,
 }
@@ -158,7 +158,7 @@ pub enum Side {
     B,
 }
 
-/// The change of the mean score and its interval, in standard deviations of the baseline's images; `None` where all of these score
+/// The change of the mean score and its interval, in standard deviations of the baseline's images; `None` if all of these score
 /// the same.
 #[derive(Serialize, Deserialize)]
 pub struct Change {

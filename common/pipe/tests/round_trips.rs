@@ -157,7 +157,7 @@ fn read(inputs: &mut Inputs, rows: Range<usize>, batch: usize) -> RecordBatch {
     concat_batches(&schema, &batches).unwrap()
 }
 
-/// The same values and types; to the bit, also where a float is not a number.
+/// The same values and types; to the bit, also if a float is not a number.
 #[track_caller]
 fn same(got: &RecordBatch, want: &RecordBatch) {
     assert_eq!(got.num_rows(), want.num_rows());

@@ -101,7 +101,7 @@ pub struct Data {
 }
 
 struct Tables {
-    /// The table that lists the pairs; `None` where the labels do.
+    /// The table that lists the pairs; `None` if the labels do.
     listed: Option<Inputs>,
     images: Images,
     /// Rows of the images by uid, where they do not stand beside their pair.
@@ -194,7 +194,7 @@ impl Data {
         self.visits.augment.is_some()
     }
 
-    /// A warning where nobody asked for the cache's size of images and the UNet was made for another.
+    /// A warning if the user did not ask for the cache's size of images and the UNet was made for another.
     pub fn size_note(&self) -> Option<String> {
         let (stored, native) = (self.resolution, self.native);
         let unasked = self.visits.resolution.is_none() && stored != native;

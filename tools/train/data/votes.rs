@@ -41,7 +41,7 @@ impl Votes {
     }
 }
 
-/// What is remembered of a name or a text.
+/// The hash that is kept of a name or a text.
 pub fn name_key(text: &str) -> Key {
     key(&[text.as_bytes()])
 }

@@ -1,6 +1,6 @@
 //! The launcher that started this process, and the number of others: from what mpirun, srun and mpiexec put into the environment.
 
-/// What a launcher says of this process. The rank and size that are used come from MPI itself.
+/// A launcher's information about this process. The rank and size that are used come from MPI itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
     pub by: &'static str,

@@ -7,8 +7,7 @@ use anyhow::{Result, ensure};
 #[derive(clap::Args, Clone, Copy, Debug)]
 #[command(next_help_heading = "Optimisation")]
 pub struct BatchFlags {
-    /// Pairs that go through the networks together in one process. Models of less than 50 million weights take at most 4 together
-    /// on the CPU, whatever this says, which is as fast
+    /// Pairs per forward pass in one process. On the CPU, models with fewer than 50 million weights use at most 4; this is as fast
     #[arg(long, value_name = "N", default_value = "1")]
     pub train_batch_size: NonZeroUsize,
     /// Batches accumulated per optimiser step, over all processes; each process takes an equal share

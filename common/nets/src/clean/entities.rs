@@ -71,7 +71,7 @@ pub(super) fn unescape_strict(text: &str) -> Cow<'_, str> {
     STRICT.replace_all(text, |found: &Captures<'_>| strict(&found[0]))
 }
 
-/// What one reference stands for, or itself.
+/// The text that one reference stands for, or the reference itself.
 fn strict(reference: &str) -> String {
     if let Some(text) = entity(reference).or_else(|| CAPITALS.get(reference).map(String::as_str)) {
         return text.to_owned();

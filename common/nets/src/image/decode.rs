@@ -24,7 +24,7 @@ pub struct Stored {
     pub beyond: Beyond,
 }
 
-/// What Pillow's mode of an image has beyond its RGB pixels. All planes are (H, W).
+/// The data that Pillow's mode of an image has beyond its RGB pixels. All planes are (H, W).
 pub enum Beyond {
     /// Nothing: the mode is RGB, or grey of 8 bits.
     Nothing,
@@ -80,7 +80,7 @@ fn decode_as(bytes: &[u8], keep: Keep) -> Result<Stored> {
 /// Bytes that a picture's raw pixels may take: four for each of [`MAX_PIXELS`]. 16-bit colours reach it sooner.
 const MAX_BYTES: u64 = 4 * MAX_PIXELS as u64;
 
-/// What a PNG's chunks beside the pixels may take: a colour profile and texts, which nobody asks for. Profiles have some
+/// The memory that a PNG's chunks beside the pixels may take: a colour profile and texts, which are not used. Profiles have some
 /// kilobytes, or some megabytes where they hold tables for printers.
 fn png_limits() -> Limits {
     let mut limits = Limits::no_limits();
@@ -128,7 +128,7 @@ fn with_end_mark(bytes: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(whole)
 }
 
-/// What the header of a PNG says that the decoder does not: it expands palettes and single bits, and makes an alpha channel of
+/// Facts in the header of a PNG that the decoder does not report: it expands palettes and single bits, and makes an alpha channel of
 /// a transparent level (tRNS), which Pillow does not.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum PngKind {
@@ -255,7 +255,7 @@ fn scans(bytes: &[u8]) -> (usize, usize) {
             0xd9 => break,
             _ => {
                 let number = |i: usize| Some(usize::from(u16::from_be_bytes([*bytes.get(i)?, *bytes.get(i + 1)?])));
-                // SOF0 to SOF15 but for DHT, JPG and DAC: precision, height, width.
+                // SOF0 to SOF15 except DHT, JPG and DAC: precision, height, width.
                 if matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc) {
                     pixels = number(at + 4).unwrap_or(0) * number(at + 6).unwrap_or(0);
                 }

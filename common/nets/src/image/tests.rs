@@ -248,7 +248,7 @@ fn a_jpeg_of_many_scans_is_refused() {
     assert!(format!("{:#}", decode(&large).unwrap_err()).contains("scans"));
 }
 
-/// A colour profile, which nobody asks for, of 256 MB in some hundred kB.
+/// A colour profile, which is not used, of 256 MB in some hundred kB.
 #[test]
 fn a_profile_that_unpacks_to_much_takes_no_memory() {
     let bytes = std::fs::read(from_here("../../tests/fixtures/preprocess/grey.png")).unwrap();

@@ -29,7 +29,7 @@ impl LoraConfig {
     }
 }
 
-/// What is trained beside one layer: A (rank, in) and B (out, rank). Where the layer is stored as a 1x1 convolution, both
+/// The trained adapter of one layer: A (rank, in) and B (out, rank). Where the layer is stored as a 1x1 convolution, both
 /// have two more dimensions.
 pub struct Adapter {
     pub a: Tensor,

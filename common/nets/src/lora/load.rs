@@ -14,7 +14,7 @@ use super::kohya::{self, Naming};
 use crate::denoiser::Config;
 use crate::weights::{self, Weights};
 
-/// What a file holds of one module.
+/// The tensors of one module in a file.
 #[derive(Default)]
 struct Piece {
     /// (rank, in), or (rank, in, k, k) of a convolution.
@@ -117,7 +117,7 @@ fn modules_by_key(networks: &[(&str, PathBuf)], naming: Option<Naming>) -> Resul
     Ok(known)
 }
 
-/// What the file holds, by the names of the modules as they stand there.
+/// The file's content by module, under the file's own names.
 fn pieces(file: &Path) -> Result<BTreeMap<String, Piece>> {
     let weights = Weights::open(file)?;
     let settings = Settings::of(file)?;
@@ -156,7 +156,7 @@ fn pieces(file: &Path) -> Result<BTreeMap<String, Piece>> {
     Ok(pieces)
 }
 
-/// What diffusers' metadata says of each network.
+/// The settings of each network in diffusers' metadata.
 #[derive(Default)]
 struct Settings {
     alphas: HashMap<String, f64>,

@@ -9,7 +9,7 @@ use super::embedding::{EPS, parts};
 use crate::layers::{Linear, RmsNorm};
 use crate::loader::Loader;
 
-/// What all blocks share.
+/// The parts that all blocks share.
 pub struct Shared {
     /// The embedding of time, text and guidance after SiLU, (B, width).
     pub temb: Tensor,
@@ -88,7 +88,7 @@ impl FeedForward {
 
 /// The text's half of a joint block.
 enum Context {
-    /// It goes on.
+    /// The block continues.
     Whole { norm1: Linear, to_out: Linear, ff: FeedForward },
     /// It ends here and gives keys and values only: the last block of Stable Diffusion 3.
     Last { norm1: Linear },

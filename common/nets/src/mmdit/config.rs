@@ -86,7 +86,7 @@ crate::json::defaults! {
 pub enum Places {
     /// By a table of this side, which is added to the image's tokens, the middle of it for smaller images: Stable Diffusion 3.
     Table(usize),
-    /// By rotation of queries and keys; so many channels of a head turn with each of the three coordinates: FLUX.
+    /// By rotation of queries and keys; this many channels of a head turn with each of the three coordinates: FLUX.
     Rotary(Vec<usize>),
 }
 

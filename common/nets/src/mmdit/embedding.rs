@@ -1,4 +1,4 @@
-//! What stands before the blocks and after them: the embedding of time, pooled text and guidance; latents to tokens; tokens to
+//! The layers before and after the blocks: the embedding of time, pooled text and guidance; latents to tokens; tokens to
 //! latents.
 
 use anyhow::{Context, Result, ensure};

@@ -34,7 +34,7 @@ const KEYS: Rules = &[
          use_lu_lambdas",
         Read,
     ),
-    // Of samplers that are not here, or of what is refused above.
+    // Keys of samplers that are not here, or of settings that are refused above.
     (
         "disable_corrector dynamic_thresholding_ratio flow_shift original_inference_steps predict_x0 \
          sample_max_value solver_p tensor_format time_shift_type timestep_scaling",
@@ -65,14 +65,14 @@ crate::json::defaults! {
         pub lower_order_final: bool = true,
         pub euler_at_final: bool = false,
         pub use_karras_sigmas: Option<bool> = None,
-        /// Every other key. A sampler refuses those that change what it computes ([`SchedulerConfig::expect`]).
+        /// Every other key. A sampler refuses those that change what it computes ([`SchedulerConfig::require`]).
         #[serde(flatten)]
         other: BTreeMap<String, Value> = BTreeMap::new(),
     }
 }
 
 pipe::names! {
-    /// What the denoiser predicts.
+    /// The target of the denoiser's prediction.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
     #[serde(try_from = "String")]
     pub enum PredictionType {
@@ -117,7 +117,7 @@ impl SchedulerConfig {
         Ok(config)
     }
 
-    /// What diffusers' StableDiffusionPipeline makes of files from 2022: latents are not clipped, and timesteps begin at 1. It
+    /// The changes that diffusers' StableDiffusionPipeline makes to files from 2022: latents are not clipped, and timesteps begin at 1. It
     /// warns of the change too.
     pub fn repaired(self, file: &Path) -> Self {
         let own = ["DDIMScheduler", "DDPMScheduler"].map(Value::from);

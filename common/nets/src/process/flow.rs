@@ -78,10 +78,10 @@ pipe::names! {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FlowTraining {
     pub scheme: WeightingScheme,
-    /// Of the normal draw of [`WeightingScheme::LogitNormal`].
+    /// Mean and standard deviation of the normal draw of [`WeightingScheme::LogitNormal`].
     pub logit_mean: f64,
     pub logit_std: f64,
-    /// Of [`WeightingScheme::Mode`].
+    /// Scale of [`WeightingScheme::Mode`].
     pub mode_scale: f64,
     pub weight: FlowWeight,
 }
@@ -183,7 +183,7 @@ impl Flow {
             }
     }
 
-    /// The sigmas of sampling in `steps` steps, which 0 follows, for an image of so many tokens.
+    /// The sigmas of sampling in `steps` steps, without the final 0, for an image of `tokens` tokens.
     pub fn sigmas(&self, steps: usize, tokens: usize) -> Vec<f64> {
         let c = &self.config;
         let from_to = |to: f64| {

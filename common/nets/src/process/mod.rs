@@ -89,7 +89,7 @@ impl Process {
         }
     }
 
-    /// What the denoiser should predict from x_t, (B, C, h, w).
+    /// The target of the denoiser's prediction from x_t, (B, C, h, w).
     pub fn target(&self, x0: &Tensor, eps: &Tensor, t: &[f32]) -> Candle<Tensor> {
         match self {
             Process::Ddpm(ddpm) => ddpm.target(x0, eps, t),

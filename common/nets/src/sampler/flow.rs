@@ -41,7 +41,7 @@ impl Sampler for FlowSampler {
         &self.times
     }
 
-    /// x' = x + (sigma' - sigma) v; Heun then goes the same step with the mean of the velocities at its two ends.
+    /// x' = x + (sigma' - sigma) v; Heun repeats the step with the mean of the velocities at its two ends.
     fn step(&mut self, i: usize, x: &Tensor, velocity: &Tensor, _: &Noise) -> Candle<Tensor> {
         if let Some((first, start)) = self.before.take() {
             let step = self.sigmas[i] - self.sigmas[i - 1];

@@ -37,7 +37,7 @@ pipe::names! {
         EulerA = "euler-a" | "euler_a",
         /// Euler's method along the flow: Stable Diffusion 3's and FLUX's own
         Flow = "flow",
-        /// Heun's method along the flow: two predictions per step, but for the last
+        /// Heun's method along the flow: two predictions per step, except the last
         FlowHeun = "flow-heun" | "flow_heun",
     }
 }
@@ -68,7 +68,7 @@ pub trait Sampler {
         false
     }
 
-    /// What the denoiser is given for `x` (B, C, h, w) at step i.
+    /// The denoiser's input for `x` (B, C, h, w) at step i.
     fn input(&self, _i: usize, x: &Tensor) -> Candle<Tensor> {
         Ok(x.clone())
     }
@@ -104,7 +104,7 @@ impl Sampling {
             Process::Ddpm(ddpm) => ddpm,
             Process::Flow(flow) => {
                 let takes = matches!(name, Scheduler::Flow | Scheduler::FlowHeun);
-                ensure!(takes, "{name} is for models of DDPM, and this one follows a flow; choose flow or flow-heun");
+                ensure!(takes, "{name} is for DDPM models; this is a flow-matching model: choose flow or flow-heun");
                 let spaced = self.karras || self.spacing.is_some();
                 ensure!(!spaced, "{name} takes the sigmas of the model: it has no Karras sigmas and no spacing");
                 return Ok(Box::new(flow::FlowSampler::new(flow, steps, size, name == Scheduler::FlowHeun)));

@@ -18,9 +18,9 @@ pub struct Noise {
 /// Noise from a file, in place of the seeds'.
 #[derive(Clone)]
 pub struct GivenNoise {
-    /// What sampling starts from, standard normal, (N, C, h, w).
+    /// The start of sampling, standard normal, (N, C, h, w).
     pub latents: Tensor,
-    /// What ancestral samplers add, standard normal, (steps, N, C, h, w).
+    /// The noise that ancestral samplers add, standard normal, (steps, N, C, h, w).
     pub steps: Option<Tensor>,
 }
 
@@ -32,7 +32,7 @@ impl GivenNoise {
         let read = |tensor: &str| -> Result<Tensor> {
             let values = all.raw(tensor)?.to_dtype(DType::F32)?;
             if let Some((at, value)) = first_bad(&values)? {
-                bail!("{name}: '{tensor}' is not a number everywhere: number {at} is {value}");
+                bail!("{name}: value {at} of '{tensor}' is {value}; expected a finite number");
             }
             Ok(values)
         };
@@ -76,7 +76,7 @@ impl Noise {
         Self::new(self.seeds[rows.clone()].to_vec(), rows, self.given.as_ref())
     }
 
-    /// What sampling starts from, standard normal, (B, C, h, w), on the CPU.
+    /// The start of sampling, standard normal, (B, C, h, w), on the CPU.
     pub fn initial(&self, latent: [usize; 3]) -> Candle<Tensor> {
         match &self.given {
             Some(given) => Ok(given.latents.clone()),
@@ -84,7 +84,7 @@ impl Noise {
         }
     }
 
-    /// What step `i` adds to `x` (B, C, h, w): standard normal, of the same shape and on the same device.
+    /// The noise that step `i` adds to `x` (B, C, h, w): standard normal, of the same shape and on the same device.
     pub fn of_step(&self, i: usize, x: &Tensor) -> Candle<Tensor> {
         let (_, c, h, w) = x.dims4()?;
         match self.given.as_ref().and_then(|given| given.steps.as_ref()) {

@@ -46,7 +46,7 @@ const KEYS: Rules = &[
     ("text_config logit_scale_init_value", Free), // of the whole model
 ];
 
-/// What transformers' SiglipImageProcessor does otherwise than CLIP's: it squeezes an image to a square.
+/// The difference between transformers' SiglipImageProcessor and CLIP's: it squeezes an image to a square.
 const PREPROCESSOR: Rules = &[
     ("do_center_crop", Only(&["false", "null"])),
     ("image_processor_type", Words(&["SiglipImageProcessor", "SiglipImageProcessorFast", "SiglipImageProcessorPil"])),
@@ -118,7 +118,7 @@ fn config(folder: &Path) -> Result<VisionConfig> {
     Ok(config)
 }
 
-/// Mean and standard deviation of the folder's image processor for images of `side` pixels; SigLIP's own where it has none.
+/// Mean and standard deviation of the folder's image processor for images of `side` pixels; SigLIP's own if it has none.
 fn constants(folder: &Path, side: usize) -> Result<Normalise> {
     let rules = [PREPROCESSOR, hugging_face::PREPROCESSOR];
     let found = hugging_face::image_processor(folder, &rules).context("the images are not prepared as by SigLIP")?;

@@ -60,7 +60,7 @@ impl Layout {
 /// The names and shapes of the tensors of a CLIP, whose configuration lies in `folder`.
 pub fn shapes(folder: &Path, layout: Layout) -> Result<Shapes> {
     let about = layout.describe(folder, folder)?;
-    // Of the text tower, the prefix and the projection are there.
+    // The text tower's prefix and projection are there.
     let weights = Weights::imagined(|name| name.starts_with("text_"));
     let loader = Loader::frozen(&weights, DType::F32, &Device::Cpu);
     VisionModel::load(loader.clone(), about.vision)?;
@@ -163,7 +163,7 @@ impl Towers for ClipModel {
 
     /// A vector of unit length for each caption.
     ///
-    /// What follows the end token changes nothing before it, so a caption is only padded to a multiple of eight tokens, and
+    /// Tokens after the end token change nothing before it, so a caption is only padded to a multiple of eight tokens, and
     /// captions of one padded length go through the tower in batches.
     fn caption_features(&self, captions: &[&str]) -> Result<Vec<Vec<f32>>> {
         let Some((model, tokenizer)) = &self.text else { bail!("this model was opened without its text tower") };

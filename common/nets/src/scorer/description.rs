@@ -1,4 +1,4 @@
-//! What the files of a CLIP say of it, in transformers' terms.
+//! The description of a CLIP model by its files, in transformers' terms.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -17,7 +17,7 @@ pub struct Description {
     pub normalise: Normalise,
 }
 
-/// Mean and standard deviation as a configuration has them; CLIP's where it has none.
+/// Mean and standard deviation as a configuration has them; CLIP's if it has none.
 pub fn normalise(mean: &Value, std: &Value) -> Result<Normalise> {
     let three = |value: &Value, default: [f32; 3]| -> Result<[f32; 3]> {
         if value.is_null() {

@@ -34,7 +34,7 @@ impl Layer {
     }
 }
 
-/// What stands between the layers of a head.
+/// The function between the layers of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Between {
     /// Dropout alone: the head is one affine map.

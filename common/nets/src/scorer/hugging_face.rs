@@ -1,4 +1,4 @@
-//! What the configurations of transformers' files say.
+//! The configurations of transformers' files.
 
 use std::path::Path;
 
@@ -41,7 +41,7 @@ pub fn describe(folder: &Path) -> Result<Description> {
     struct Config {
         text_config: Map<String, Value>,
         vision_config: Map<String, Value>,
-        /// What transformers reads in place of the two above, key by key; their files say the same twice.
+        /// The keys that transformers reads in place of the two above, one by one; its files say the same twice.
         text_config_dict: Map<String, Value>,
         vision_config_dict: Map<String, Value>,
         projection_dim: usize,

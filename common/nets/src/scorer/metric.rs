@@ -1,4 +1,4 @@
-//! What a metric says of itself: its name and role, the files it reads, the choices it leaves to its user.
+//! The description of a metric: its name and role, the files it reads, the choices it leaves to its user.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -13,14 +13,14 @@ pub struct Metric {
     pub name: &'static str,
     pub role: Role,
     pub needs: Needs,
-    /// What its scores look like on images of Stable Diffusion.
+    /// The usual range of its scores on images of Stable Diffusion.
     pub band: Band,
-    /// What its user may choose. Metrics may share a choice.
+    /// The options of its user. Metrics may share an option.
     pub choices: &'static [&'static Choice],
     pub open: fn(&ModelFiles, &Options) -> Result<Scorer>,
 }
 
-/// What a metric is for.
+/// The purpose of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Its scores are votes.
@@ -29,7 +29,7 @@ pub enum Role {
     Judge,
 }
 
-/// What a metric reads besides images and captions.
+/// The files that a metric reads besides images and captions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
     Nothing,
@@ -60,7 +60,7 @@ pub struct Choice {
     /// One line for `--help`.
     pub help: &'static str,
     pub values: &'static [Form],
-    /// The value where the user chose none; `None` where the metric can do without.
+    /// The value if the user chose none; `None` if the metric can do without.
     pub default: Option<&'static str>,
 }
 
@@ -79,14 +79,14 @@ pub struct ModelFiles {
     pub head: Option<PathBuf>,
 }
 
-/// What the caller decides for all metrics.
+/// The caller's settings for all metrics.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub device: Device,
     pub dtype: DType,
     /// Captions that go through a tower at once.
     pub batch: usize,
-    /// What the user chose, by the name of the [`Choice`].
+    /// The user's choices, by the name of the [`Choice`].
     pub chosen: BTreeMap<String, String>,
 }
 

@@ -13,7 +13,7 @@ pub struct Scorer {
     /// What decides the numbers: a hash over weights and settings, the preprocessing, the tokenization. Equal ids give equal
     /// scores.
     pub id: String,
-    /// What is done to an image before the network sees it; `None` where the metric reads the decoded pixels.
+    /// What is done to an image before the network sees it; `None` if the metric reads the decoded pixels.
     pub preprocess: Option<Preprocess>,
     pub model: Model,
 }
@@ -29,7 +29,7 @@ pub trait Towers: Send + Sync {
     /// One vector per picture.
     fn image_features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>>;
 
-    /// One vector per caption; empty ones where the caption does not matter.
+    /// One vector per caption; empty ones if the caption does not matter.
     fn caption_features(&self, captions: &[&str]) -> Result<Vec<Vec<f32>>> {
         Ok(vec![vec![]; captions.len()])
     }
@@ -56,7 +56,7 @@ impl Scorer {
         }
     }
 
-    /// One vector per caption; empty ones where the metric does not make any.
+    /// One vector per caption; empty ones if the metric does not make any.
     pub fn caption_features(&self, captions: &[&str]) -> Result<Vec<Vec<f32>>> {
         match &self.model {
             Model::Towers(towers) => towers.caption_features(captions),

@@ -179,7 +179,7 @@ struct Mps {
     dtype: DType,
 }
 
-/// What the model reads of a caption.
+/// The part of a caption that the model reads.
 struct Caption {
     /// The tokens that have to do with the condition, (1, kept, width).
     tokens: Tensor,

@@ -1,4 +1,4 @@
-//! Stable Diffusion or FLUX in one file, under the names of its first code, as Civitai and kohya's scripts have it.
+//! Stable Diffusion or FLUX in one file, under its original tensor names, as Civitai and kohya's scripts have it.
 //!
 //! It is read through a folder like diffusers', which lasts as long as the program: the configurations lie there, and weights that
 //! are looked for there are those of the file under diffusers' names.
@@ -31,7 +31,7 @@ use crate::{config, unet};
 pub struct Network {
     file: PathBuf,
     part: Part,
-    /// What the names of its tensors begin with.
+    /// The prefix of its tensors' names.
     prefix: &'static str,
 }
 
@@ -59,7 +59,7 @@ impl Part {
     pub const ALL: [Self; 6] =
         [Self::Unet, Self::Vae, Self::Clip, Self::OpenClip, Self::ClipOfTwo, Self::OpenClipOfTwo];
 
-    /// What a file with a transformer may hold.
+    /// The possible parts of a file with a transformer.
     const OF_SD3: [Self; 5] = [Self::Transformer, Self::Vae, Self::ClipOfThree, Self::OpenClipOfThree, Self::T5OfThree];
     const OF_FLUX: [Self; 4] = [Self::Transformer, Self::Vae, Self::ClipOfThree, Self::T5OfTwo];
 
@@ -143,7 +143,7 @@ impl Network {
     }
 }
 
-/// What the names of a transformer's tensors begin with in a file, and the parts that such a file may hold.
+/// The prefix of a transformer's tensors in a file, and the parts that such a file may hold.
 fn transformer(shapes: &Shapes) -> Option<(&'static str, &'static [Part])> {
     let kinds = [("joint_blocks.0.", &Part::OF_SD3[..]), ("double_blocks.0.", &Part::OF_FLUX[..])];
     [UNET, ""].into_iter().find_map(|prefix| {
@@ -185,7 +185,7 @@ fn of_transformer(
 ) -> Result<PathBuf> {
     let name = path.display();
     let base = described_by.with_context(|| {
-        format!("{name} holds the transformer of Stable Diffusion 3 or FLUX, of which no file tells the configuration")
+        format!("{name} holds the transformer of Stable Diffusion 3 or FLUX, and no config.json describes it")
     })?;
     let bare = |name: &String| ["joint_blocks.", "double_blocks."].iter().any(|block| name.starts_with(block));
     ensure!(
@@ -204,7 +204,7 @@ fn of_transformer(
 }
 
 fn of_vae(path: &Path, described_by: Option<&Path>) -> Result<PathBuf> {
-    let none = || format!("{} is a VAE, of which no folder tells the configuration", path.display());
+    let none = || format!("{} is a VAE, and no config.json describes it", path.display());
     let base = described_by.with_context(none)?;
     let made = made_of(path)?;
     let denoiser = if base.join(TRANSFORMER).is_dir() { TRANSFORMER } else { DENOISER };

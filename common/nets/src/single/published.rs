@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::process::PredictionType;
 use crate::weights::{self, Weights};
 
-/// What a file's tensors and metadata tell.
+/// The model's family and prediction, from the file's tensors and metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
     pub family: Family,
@@ -56,8 +56,8 @@ impl Kind {
                 other.copied().unwrap_or_default()
             ),
         };
-        let told = weights::metadata(file).ok().and_then(|all| all.get("modelspec.prediction_type").cloned());
-        let v = match (told.as_deref(), family) {
+        let declared = weights::metadata(file).ok().and_then(|all| all.get("modelspec.prediction_type").cloned());
+        let v = match (declared.as_deref(), family) {
             (Some("v"), _) => true,
             (Some("epsilon"), _) | (_, Family::V1) => false,
             (_, Family::V2) => looks_like_v(file)?,

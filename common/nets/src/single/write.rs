@@ -125,7 +125,7 @@ fn add(all: &mut Tensors, part: Part, folder: &Path, tensors: Tensors) -> Result
             names::Part::Whole => tensor,
             names::Part::Transposed => tensor.t().with_context(place)?.contiguous()?,
             names::Part::Pixel => {
-                let [out, inner] = tensor.dims()[..2] else { bail!("{} is no matrix", place()) };
+                let [out, inner] = tensor.dims()[..2] else { bail!("{} is not a matrix", place()) };
                 tensor.reshape((out, inner, 1, 1)).with_context(place)?
             }
             names::Part::Exchanged => weights::exchanged(&tensor).with_context(place)?,

@@ -141,7 +141,7 @@ impl Tokenizer {
     }
 }
 
-/// What is read of a text, in which no model reads more than a thousandth of it. A long text is looked through several times, and
+/// The longest text that is read; no model reads more than a thousandth of it. A long text is looked through several times, and
 /// takes several times its memory.
 pub(crate) fn beginning(text: &str) -> &str {
     const READ: usize = 1 << 20;

@@ -147,7 +147,7 @@ impl UNetConfig {
         }
     }
 
-    /// The names of its tensors in Stable Diffusion's first code.
+    /// The original names of its tensors in Stable Diffusion's files.
     pub fn first_names(&self) -> Names {
         let attends: Vec<bool> = self.down_block_types.iter().map(|kind| kind.starts_with("CrossAttn")).collect();
         Names::unet(self.layers_per_block, &attends)

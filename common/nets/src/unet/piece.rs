@@ -17,7 +17,7 @@ pub struct PieceSpec {
     pub push: Push,
 }
 
-/// What a piece leaves on the stack.
+/// The output that a piece leaves on the stack.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Push {
     Nothing,
@@ -25,7 +25,7 @@ pub enum Push {
     Output,
 }
 
-/// What a piece computes, and its numbers of channels.
+/// The computation of a piece, and its numbers of channels.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Conv { inner: usize, out: usize, stride: usize, padding: usize },

@@ -30,7 +30,7 @@ pub(super) fn expanded(tool: &str, command: &Command, words: Vec<OsString>) -> R
     let cannot = || format!("--config: cannot read {}", path.display());
     let mut text = String::new();
     fs::File::open(path).with_context(cannot)?.take(LONGEST + 1).read_to_string(&mut text).with_context(cannot)?;
-    ensure!(text.len() as u64 <= LONGEST, "--config {}: more than {LONGEST} bytes are no settings", path.display());
+    ensure!(text.len() as u64 <= LONGEST, "--config {}: the file is larger than {LONGEST} bytes", path.display());
     let file = File { tool, command, path, text: &text };
     let mut settings = file.settings()?;
     let given = given(command, &typed).into_iter().chain(unset.iter().filter_map(|id| find(command, id.as_str())));
@@ -42,7 +42,7 @@ pub(super) fn expanded(tool: &str, command: &Command, words: Vec<OsString>) -> R
     Ok(settings.iter().flat_map(Setting::words).chain(flag).chain(words).collect())
 }
 
-/// What can be read of a command line that may lack needed flags. `None` where it asks for help or the version.
+/// The readable part of a command line that may lack needed flags. `None` if it asks for help or the version.
 pub(super) fn lenient(tool: &str, command: &Command, words: &[OsString]) -> Option<ArgMatches> {
     let words = [OsString::from(tool)].into_iter().chain(words.iter().cloned());
     command.clone().ignore_errors(true).try_get_matches_from(words).ok()
@@ -130,7 +130,7 @@ struct File<'a> {
 }
 
 impl<'a> File<'a> {
-    /// What the file sets of this program. The program's own table wins over the keys above all tables.
+    /// The settings of this program in the file. The program's own table wins over the keys above all tables.
     fn settings(&self) -> Result<Vec<Setting<'a>>> {
         let wrong = |error: toml::de::Error| {
             let place = self.place(error.span().unwrap_or_default());

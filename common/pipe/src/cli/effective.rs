@@ -114,7 +114,7 @@ impl Settings {
         })
     }
 
-    /// What clap finds wrong with a command line: the kind of error and the arguments that it names.
+    /// The error that clap finds in a command line: the kind of error and the arguments that it names.
     fn complaint(&self, words: &[String]) -> Option<(ErrorKind, Option<String>)> {
         let error = self.command.clone().try_get_matches_from(words).err()?;
         Some((error.kind(), error.get(ContextKind::InvalidArg).map(|arg| format!("{arg:?}"))))
@@ -160,7 +160,7 @@ fn literal(parser: &ValueParser, text: &str) -> String {
     quoted(text)
 }
 
-/// A basic string: JSON's escapes are TOML's, but for DEL.
+/// A basic string: JSON's escapes are TOML's, except DEL.
 pub(super) fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }

@@ -206,11 +206,11 @@ const ANY: Answers = &[
     ("verbose debug log-level", "messages are printed unless -q is given: leave it out"),
     ("silent no-progress", "-q leaves out progress and summaries"),
     ("num-workers workers jobs n-jobs", "--threads sets the number of threads"),
-    ("batch-size", "--batch sets it where it matters"),
+    ("batch-size", "--batch sets it if it matters"),
     ("enable-xformers-memory-efficient-attention xformers", "it is not needed: leave it out"),
 ];
 
-/// What known flags say about values of other programs.
+/// Answers of known flags to values of other programs.
 const VALUES: Answers = &[
     ("report-to", "it takes `none` or `tensorboard`; log.jsonl holds the same numbers for any other tracker"),
     ("lr-scheduler", "it takes constant, constant_with_warmup, linear and cosine"),
@@ -219,7 +219,7 @@ const VALUES: Answers = &[
     ("lr-warmup-steps", "it takes a number of steps, not a share of them"),
 ];
 
-/// What `tool` says about a flag that it does not have.
+/// The answer of `tool` to a flag that it does not have.
 pub(super) fn answer(tool: &str, flag: &str) -> Option<&'static str> {
     let ours = match tool {
         "train" => TRAIN,
@@ -233,7 +233,7 @@ pub(super) fn answer(tool: &str, flag: &str) -> Option<&'static str> {
     look_up(ours, flag).or_else(|| look_up(ANY, flag))
 }
 
-/// What a flag says about values of other programs.
+/// The answer of a flag to values of other programs.
 pub(super) fn other_value(flag: &str) -> Option<&'static str> {
     look_up(VALUES, flag)
 }
@@ -247,8 +247,8 @@ pub(super) fn name_of(word: &str) -> Option<String> {
     Some(word.strip_prefix("--")?.split('=').next()?.to_lowercase().replace('_', "-"))
 }
 
-/// What to say, a line each, about the flags of `words` that `tool` does not have, or about the value of a flag that is not among
-/// the possible ones. `None` where clap's own words are better.
+/// The answers, a line each, to the flags of `words` that `tool` does not have, or about the value of a flag that is not among
+/// the possible ones. `None` if clap's own words are better.
 pub fn sentences(tool: &str, command: &Command, error: &Error, words: &[String]) -> Option<Vec<String>> {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),

@@ -37,7 +37,7 @@ const SAMPLE: Equals = &[
     ("w", "width"),
 ];
 
-/// What a run needs, under one of these names, beside what clap asks for.
+/// Flags that a run needs, under one of these names, beside those that clap asks for.
 const NEEDED: [(&str, &[&[&str]]); 8] = [
     ("train", &[&["data", "replay"], &["labels", "replay"], &["output", "dry-run"]]),
     ("score", &[&["output"]]),
@@ -118,7 +118,7 @@ fn items<'a>(tool: &str, command: &'a Command, words: Vec<String>) -> Vec<Item<'
         let (typed, value) =
             word.split_once('=').map_or((&*word, None), |(flag, value)| (flag, Some(value.to_owned())));
         let any = arg.is_some_and(Arg::is_allow_hyphen_values_set);
-        // A flag that nobody knows takes all words up to the next flag, as Python's argparse may.
+        // An unknown flag takes all words up to the next flag, as Python's argparse may.
         let most = match (arg, &value) {
             (Some(arg), None) if is_switch(arg) || arg.is_require_equals_set() => 0,
             (Some(arg), None) => arg.get_num_args().map_or(1, |n| n.max_values()),
@@ -183,7 +183,7 @@ fn without_launcher(tool: &str, mut words: Vec<String>) -> (Vec<String>, Vec<Str
     let has_rank = |word: &String| foreign::name_of(word).is_some_and(|name| RANKS.contains(&&*name));
     if tool == "train" && adapts && !words.iter().any(has_rank) {
         words.push("--lora-rank=4".into());
-        remarks.push(format!("{name}: --lora-rank 4 is what this script takes where its line names no rank"));
+        remarks.push(format!("{name}: --lora-rank 4 is what this script takes if its line names no rank"));
     }
     (words, remarks)
 }
@@ -198,7 +198,7 @@ fn is_variable(word: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
 }
 
-/// The words for a flag here, and a remark where it is left out or becomes something else.
+/// The words for a flag here, and a remark if it is left out or becomes something else.
 fn translated(tool: &str, flag: &Flag, line: &[Item]) -> (Vec<String>, Vec<String>) {
     let flags = || line.iter().filter_map(|item| if let Item::Flag(flag) = item { Some(flag) } else { None });
     let value = flag.values.first().map(String::as_str);
@@ -283,7 +283,7 @@ fn is_readable(tool: &str, command: &Command, word: &str) -> bool {
     !read.is_err_and(|error| matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation))
 }
 
-/// The value as this flag has it; `None` where the flag has no such value.
+/// The value as this flag has it; `None` if the flag has no such value.
 fn fitting(arg: &Arg, value: &str) -> Option<String> {
     let flag = arg.get_long().unwrap_or_default();
     let names = arg.get_possible_values();

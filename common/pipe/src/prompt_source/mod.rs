@@ -136,7 +136,7 @@ fn entries(path: &Path, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>>
 /// Bytes of one file of text: some million prompts. A longer list belongs in a table.
 const LONGEST_TEXT: u64 = 1 << 28;
 
-/// The bytes of a source that is no table.
+/// The bytes of a source that is not a table.
 fn whole_text(name: &str, source: &mut dyn Read) -> Result<Vec<u8>> {
     let say = || format!("cannot read {name}");
     let mut bytes = vec![];
@@ -160,7 +160,7 @@ fn whole_text(name: &str, source: &mut dyn Read) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What the column of prompts is called, whether in capitals or not; the first that is there counts.
+/// Names of the column of prompts, in capitals or not; the first that is there counts.
 const NAMES: [&str; 3] = [col::PROMPT, "prompts", pairs::CAPTION];
 
 fn table_entries(mut inputs: Inputs, give: &mut dyn FnMut(Entry)) -> Result<Vec<InputOrigin>> {

@@ -163,7 +163,7 @@ struct Current {
     name: Arc<str>,
     row: usize,
     batches: BatchIter,
-    /// What did not fit into the last batch.
+    /// The rows that did not fit into the last batch.
     rest: Option<RecordBatch>,
 }
 

@@ -57,7 +57,7 @@ impl Object {
         ObjectReader { object: self.clone(), at: start }
     }
 
-    /// Exactly these bytes; no request is made where they have been read already.
+    /// Exactly these bytes; no request is made if they have been read already.
     pub(super) fn bytes(&self, start: u64, length: usize) -> io::Result<Bytes> {
         let end = start + length as u64;
         if let Ok(windows) = self.0.windows.lock() {
@@ -162,7 +162,7 @@ const GOOGLE: [&str; 6] = [
     "GOOGLE_SERVICE_ACCOUNT_KEY", "SERVICE_ACCOUNT", "GOOGLE_SKIP_SIGNATURE",
 ];
 
-/// Refuses to go on without credentials: object_store would ask the machine's metadata service, which nobody asked for and which
+/// Refuses to continue without credentials: object_store would ask the machine's metadata service, which is unexpected and which
 /// only waits on most machines.
 fn credentials(url: &str, known: &[&str], usual: &str, public: &str) -> Result<()> {
     let given = known.iter().any(|name| env::var_os(name).is_some_and(|value| !value.is_empty()));

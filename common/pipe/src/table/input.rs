@@ -96,12 +96,12 @@ impl Inputs {
         Ok(())
     }
 
-    /// Rows in all tables together; `None` where a pipe is among them.
+    /// Rows in all tables together; `None` if a pipe is among them.
     pub fn rows(&self) -> Option<usize> {
         self.tables.iter().map(|table| table.rows).sum()
     }
 
-    /// How many rows `range` holds; `None` where a pipe is among the tables.
+    /// How many rows `range` holds; `None` if a pipe is among the tables.
     pub fn rows_in(&self, range: &Range<usize>) -> Option<usize> {
         self.rows().map(|rows| range.end.min(rows).saturating_sub(range.start))
     }
@@ -153,7 +153,7 @@ impl Inputs {
         Ok(Batches::new(selections, batch))
     }
 
-    /// The rows of each table that lie in `range`. Nobody knows how many rows come out of a pipe: where one is among the
+    /// The rows of each table that lie in `range`. The number of rows in a pipe is unknown: if one is among the
     /// tables, all rows of every table are meant.
     fn split(&self, range: &Range<usize>) -> Vec<Range<usize>> {
         let mut start = 0;

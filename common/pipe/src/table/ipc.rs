@@ -11,7 +11,7 @@ pub(super) const FILE: &[u8] = b"ARROW1";
 /// How each message begins, and so a stream.
 pub(super) const CONTINUATION: &[u8] = &[0xff, 0xff, 0xff, 0xff];
 
-/// What the compressed buffers of one message may hold, in bytes, where the message is small. A batch of a million rows of scores holds
+/// The most bytes that the compressed buffers of one small message may hold. A batch of a million rows of scores holds
 /// a tenth of it. Large messages may hold four times their size: images hardly shrink.
 const UNPACKED: i64 = 1 << 29;
 
@@ -35,7 +35,7 @@ pub(super) fn append(bytes: &mut impl Read, length: u64, to: &mut Vec<u8>) -> Re
     Ok(())
 }
 
-/// What a head says, and the length of the body after it.
+/// The content of a head, and the length of the body after it.
 pub(super) fn message(head: &[u8]) -> Result<(Message<'_>, u64)> {
     let message = root_as_message(&head[8..]).map_err(|error| anyhow!("{error}"))?;
     Ok((message, u64::try_from(message.bodyLength()).context("a length is negative")?))

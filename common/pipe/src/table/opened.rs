@@ -15,7 +15,7 @@ use crate::place::is_url;
 pub(super) struct Opened {
     pub(super) name: Arc<str>,
     pub(super) schema: SchemaRef,
-    /// `None` where a stream brings the rows.
+    /// `None` if a stream brings the rows.
     pub(super) rows: Option<usize>,
     pub(super) body: Body,
 }
@@ -34,7 +34,7 @@ impl Opened {
         self.schema.metadata().get(origin::KEY).and_then(|text| Origin::from_json(text))
     }
 
-    /// What a table made from this one says about it.
+    /// The origin of this table, for tables that are made from it.
     pub(super) fn input_origin(&self) -> Result<InputOrigin> {
         let sha256 = match &self.body {
             Body::Parquet(source) | Body::ArrowFile(source) | Body::Text(source, _) => Some(content_hash(source)?),

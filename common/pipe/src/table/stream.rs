@@ -14,7 +14,7 @@ pub(super) struct Stream {
     bytes: BufReader<Box<dyn Read + Send>>,
     schema: SchemaRef,
     decoder: StreamDecoder,
-    /// What the decoder has not taken yet.
+    /// The bytes that the decoder has not taken yet.
     message: Buffer,
     ended: bool,
 }

@@ -9,7 +9,7 @@ use arrow::datatypes::{Field, Schema};
 use crate::delimited::Delimited;
 use crate::schema::{images, labels, pairs, prompts};
 
-/// Columns of text, even where a spreadsheet has nothing but digits in them. One of them must be there.
+/// Columns of text, even if a spreadsheet has only digits in them. One of them must be there.
 const TEXTS: [&str; 12] = [
     labels::PAIR_ID,
     pairs::CAPTION,
@@ -28,7 +28,7 @@ const TEXTS: [&str; 12] = [
 /// Bytes of one table: as text it is held whole. A longer one belongs in Parquet.
 const LONGEST: u64 = 1 << 28;
 
-/// The rows of a text that begins with `begin`; `None` where it is not a table of ours. An empty field is null.
+/// The rows of a text that begins with `begin`; `None` if it is not a table of ours. An empty field is null.
 pub(super) fn read(begin: &[u8], file: &mut File) -> Result<Option<RecordBatch>> {
     if begin.contains(&0) {
         return Ok(None);
