@@ -40,6 +40,11 @@ const AT_ONCE: usize = 64;
 /// Keeps the first `max` safe prompts, with their `nsfw_prob`.
 #[cfg(feature = "nets")]
 pub fn filter(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe, quiet: bool) -> Result<Filtered> {
+    nets::device::on_workers(|| keep_safe(prompts, max, folder, args, quiet))
+}
+
+#[cfg(feature = "nets")]
+fn keep_safe(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe, quiet: bool) -> Result<Filtered> {
     use anyhow::{Context, ensure};
     use nets::{device, hub, text_classifier::TextClassifier};
     use pipe::{progress, stop};
@@ -56,7 +61,7 @@ pub fn filter(prompts: &mut Vec<Prompt>, max: usize, folder: &Path, args: &Safe,
     let (mut kept, mut seen) = (vec![], 0);
     for some in prompts.chunks(AT_ONCE) {
         let texts: Vec<&str> = some.iter().map(|p| &p.prompt[..]).collect();
-        let probabilities = device::on_workers(|| model.probabilities(&texts, nsfw)).with_context(context)?;
+        let probabilities = model.probabilities(&texts, nsfw).with_context(context)?;
         for (prompt, p) in some.iter().zip(probabilities) {
             if kept.len() < max {
                 seen += 1;

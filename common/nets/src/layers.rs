@@ -53,6 +53,23 @@ impl Linear {
     }
 }
 
+/// y = x W^T + b of a network that is never trained.
+pub struct Frozen {
+    weight: Tensor, // (in, out)
+    bias: Tensor,   // (out)
+}
+
+impl Frozen {
+    pub fn load(p: Loader, inner: usize, out: usize) -> Result<Self> {
+        Ok(Self { weight: ops::freeze(&p.get("weight", &[out, inner])?)?, bias: p.get("bias", &[out])? })
+    }
+
+    /// x (.., in) -> (.., out)
+    pub fn forward(&self, x: &Tensor) -> Candle<Tensor> {
+        ops::linear_frozen(x, &self.weight, Some(&self.bias))
+    }
+}
+
 pub struct Conv2d {
     weight: Tensor, // (out, in, k, k)
     bias: Tensor,

@@ -14,7 +14,7 @@ use tokenizers::Tokenizer;
 
 use crate::config::Rule::{Free, Read, Words};
 use crate::config::{self, DEPTH, POSITIONS, Rules, TRANSFORMERS, VOCABULARY, WIDTH};
-use crate::layers::{LayerNorm, Linear};
+use crate::layers::{Frozen, LayerNorm};
 use crate::loader::Loader;
 use crate::tokenizer::{beginning, wordpiece};
 use crate::weights::{Shapes, Weights};
@@ -66,13 +66,13 @@ impl Config {
 }
 
 struct Layer {
-    q_lin: Linear,
-    k_lin: Linear,
-    v_lin: Linear,
-    out_lin: Linear,
+    q_lin: Frozen,
+    k_lin: Frozen,
+    v_lin: Frozen,
+    out_lin: Frozen,
     sa_layer_norm: LayerNorm,
-    lin1: Linear,
-    lin2: Linear,
+    lin1: Frozen,
+    lin2: Frozen,
     output_layer_norm: LayerNorm,
 }
 
@@ -91,8 +91,8 @@ struct Network {
     position_embeddings: Tensor, // (positions, dim)
     layer_norm: LayerNorm,
     layers: Vec<Layer>,
-    pre_classifier: Linear,
-    classifier: Linear,
+    pre_classifier: Frozen,
+    classifier: Frozen,
 }
 
 /// The epsilon of every layer norm; config.json does not contain it.
@@ -163,13 +163,13 @@ impl Network {
             let p = p.pp("transformer.layer").pp(i);
             let (a, f) = (p.pp("attention"), p.pp("ffn"));
             Ok(Layer {
-                q_lin: Linear::load(a.pp("q_lin"), d, d)?,
-                k_lin: Linear::load(a.pp("k_lin"), d, d)?,
-                v_lin: Linear::load(a.pp("v_lin"), d, d)?,
-                out_lin: Linear::load(a.pp("out_lin"), d, d)?,
+                q_lin: Frozen::load(a.pp("q_lin"), d, d)?,
+                k_lin: Frozen::load(a.pp("k_lin"), d, d)?,
+                v_lin: Frozen::load(a.pp("v_lin"), d, d)?,
+                out_lin: Frozen::load(a.pp("out_lin"), d, d)?,
                 sa_layer_norm: LayerNorm::load(p.pp("sa_layer_norm"), d, EPS)?,
-                lin1: Linear::load(f.pp("lin1"), d, config.hidden_dim)?,
-                lin2: Linear::load(f.pp("lin2"), config.hidden_dim, d)?,
+                lin1: Frozen::load(f.pp("lin1"), d, config.hidden_dim)?,
+                lin2: Frozen::load(f.pp("lin2"), config.hidden_dim, d)?,
                 output_layer_norm: LayerNorm::load(p.pp("output_layer_norm"), d, EPS)?,
             })
         };
@@ -179,8 +179,8 @@ impl Network {
             position_embeddings: embeddings.get("position_embeddings.weight", &[config.max_position_embeddings, d])?,
             layer_norm: LayerNorm::load(embeddings.pp("LayerNorm"), d, EPS)?,
             layers: (0..config.n_layers).map(layer).collect::<Result<_>>()?,
-            pre_classifier: Linear::load(root.pp("pre_classifier"), d, d)?,
-            classifier: Linear::load(root.pp("classifier"), d, config.id2label.len())?,
+            pre_classifier: Frozen::load(root.pp("pre_classifier"), d, d)?,
+            classifier: Frozen::load(root.pp("classifier"), d, config.id2label.len())?,
             config,
         })
     }

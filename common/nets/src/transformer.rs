@@ -4,23 +4,8 @@ use anyhow::{Result, ensure};
 use candle_core::{Result as Candle, Tensor};
 use ops::Mask;
 
-use crate::{layers::LayerNorm, loader::Loader};
-
-/// A linear layer with frozen weights: the towers are never trained.
-struct Linear {
-    weight: Tensor, // (in, out)
-    bias: Tensor,   // (out)
-}
-
-impl Linear {
-    fn load(p: Loader, inner: usize, out: usize) -> Result<Self> {
-        Ok(Self { weight: ops::freeze(&p.get("weight", &[out, inner])?)?, bias: p.get("bias", &[out])? })
-    }
-
-    fn forward(&self, x: &Tensor) -> Candle<Tensor> {
-        ops::linear_frozen(x, &self.weight, Some(&self.bias))
-    }
-}
+use crate::layers::{Frozen, LayerNorm};
+use crate::loader::Loader;
 
 pipe::names! {
     /// `hidden_act` of the config.
@@ -56,13 +41,13 @@ pub struct Shape {
 
 struct Layer {
     layer_norm1: LayerNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
+    q_proj: Frozen,
+    k_proj: Frozen,
+    v_proj: Frozen,
+    out_proj: Frozen,
     layer_norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
+    fc1: Frozen,
+    fc2: Frozen,
 }
 
 pub struct Encoder {
@@ -81,13 +66,13 @@ impl Encoder {
             let a = p.pp("self_attn");
             Ok(Layer {
                 layer_norm1: LayerNorm::load(p.pp("layer_norm1"), w, shape.eps)?,
-                q_proj: Linear::load(a.pp("q_proj"), w, w)?,
-                k_proj: Linear::load(a.pp("k_proj"), w, w)?,
-                v_proj: Linear::load(a.pp("v_proj"), w, w)?,
-                out_proj: Linear::load(a.pp("out_proj"), w, w)?,
+                q_proj: Frozen::load(a.pp("q_proj"), w, w)?,
+                k_proj: Frozen::load(a.pp("k_proj"), w, w)?,
+                v_proj: Frozen::load(a.pp("v_proj"), w, w)?,
+                out_proj: Frozen::load(a.pp("out_proj"), w, w)?,
                 layer_norm2: LayerNorm::load(p.pp("layer_norm2"), w, shape.eps)?,
-                fc1: Linear::load(p.pp("mlp.fc1"), w, shape.mlp)?,
-                fc2: Linear::load(p.pp("mlp.fc2"), shape.mlp, w)?,
+                fc1: Frozen::load(p.pp("mlp.fc1"), w, shape.mlp)?,
+                fc2: Frozen::load(p.pp("mlp.fc2"), shape.mlp, w)?,
             })
         });
         Ok(Self { layers: layers.collect::<Result<_>>()?, shape })
