@@ -31,7 +31,6 @@ pub mod process;
 pub mod prompt;
 pub mod sampler;
 pub mod scorer;
-pub mod siglip;
 pub mod single;
 pub mod t5;
 pub mod tensor_file;

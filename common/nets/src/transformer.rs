@@ -1,4 +1,4 @@
-//! The pre-norm transformer that the towers of CLIP and SigLIP share.
+//! The pre-norm transformer that CLIP's text and image towers share.
 
 use anyhow::{Result, ensure};
 use candle_core::{Result as Candle, Tensor};
@@ -14,16 +14,14 @@ pipe::names! {
     pub enum HiddenAct {
         QuickGelu = "quick_gelu",
         Gelu = "gelu",
-        GeluPytorchTanh = "gelu_pytorch_tanh",
     }
 }
 
 impl HiddenAct {
-    pub fn apply(self, x: &Tensor) -> Candle<Tensor> {
+    fn apply(self, x: &Tensor) -> Candle<Tensor> {
         match self {
             HiddenAct::QuickGelu => ops::quick_gelu(x),
             HiddenAct::Gelu => ops::gelu(x),
-            HiddenAct::GeluPytorchTanh => ops::gelu_tanh(x),
         }
     }
 }

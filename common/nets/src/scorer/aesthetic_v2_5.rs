@@ -1,11 +1,13 @@
 //! Aesthetic predictor v2.5 (discus0434): a head on SigLIP's pooled image vector of unit length. The caption does not matter.
 //!
-//! The published head is under the AGPL: its user brings the file, and nothing of it is here.
+//! The tower is candle-transformers'. The published head is under the AGPL: its user brings the file, and nothing of it is here.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
+use candle_nn::{Module, VarBuilder};
+use candle_transformers::models::siglip::{VisionConfig, VisionModel};
 use pipe::id;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
@@ -20,8 +22,7 @@ use super::{hugging_face, picture::Picture};
 use crate::config::Rule::{Free, Only, Words};
 use crate::config::{self, DEPTH, EPSILON, Rules, TRANSFORMERS, WIDTH};
 use crate::image::{Normalise, Preprocess};
-use crate::siglip::{VisionConfig, VisionModel};
-use crate::{folder, json, loader::Loader, vit::SIDE, weights::Weights};
+use crate::{folder, json, vit::SIDE, weights::Weights};
 
 pub const METRIC: Metric = Metric {
     name: "aesthetic-v2.5",
@@ -76,13 +77,12 @@ fn open(files: &ModelFiles, options: &Options) -> Result<Scorer> {
     let config = config(&folder)?;
     let preprocess = Preprocess::Squash { size: config.image_size, normalise: constants(&folder, config.image_size)? };
     let (weights, head) = (Weights::open(&tower)?, Weights::open(&head)?);
-    let settings = format!("heads {}, GeluPytorchTanh, eps {}", config.num_attention_heads, config.layer_norm_eps);
+    let settings =
+        format!("heads {}, {:?}, eps {}", config.num_attention_heads, config.hidden_act, config.layer_norm_eps);
     let parts = [weights.hash()?, head.hash()?, settings];
     let hash = id::hex(&id::sha256_of(&parts.each_ref().map(|part| part.as_bytes())));
-    let loader = Loader::frozen(&weights, options.dtype, &options.device);
     let model = AestheticV25 {
-        tower: VisionModel::load(loader.pp("vision_model"), &config)
-            .with_context(|| format!("cannot use {}", weights.name))?,
+        tower: vision(&weights, &config, options).with_context(|| format!("cannot use {}", weights.name))?,
         head: Head::read(&head, "scoring_head", config.hidden_size, &[FORM])?,
         preprocess,
         device: options.device.clone(),
@@ -130,6 +130,13 @@ fn constants(folder: &Path, side: usize) -> Result<Normalise> {
         (Value::Null, Value::Null) => Ok(HALF),
         (mean, std) => normalise(mean, std).with_context(|| format!("{file}: image_mean or image_std")),
     }
+}
+
+fn vision(weights: &Weights, config: &VisionConfig, options: &Options) -> Result<VisionModel> {
+    let names = weights.names().into_iter().filter(|name| name.starts_with("vision_model."));
+    let tensors = names.map(|name| Ok((name.clone(), weights.raw(&name)?))).collect::<Result<_>>()?;
+    let tensors = VarBuilder::from_tensors(tensors, options.dtype, &options.device);
+    Ok(VisionModel::new(config, true, tensors.pp("vision_model"))?)
 }
 
 impl Towers for AestheticV25 {

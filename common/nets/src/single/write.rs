@@ -71,7 +71,7 @@ fn others(base: &Path, transformer: Option<String>) -> Result<Tensors> {
     let encoders = match (base.join(Part::OpenClipOfTwo.folder()).is_dir(), config.hidden_act) {
         (true, _) => &[Part::ClipOfTwo, Part::OpenClipOfTwo][..],
         (false, HiddenAct::QuickGelu) => &[Part::Clip], // OpenAI's
-        (false, HiddenAct::Gelu | HiddenAct::GeluPytorchTanh) => &[Part::OpenClip],
+        (false, HiddenAct::Gelu) => &[Part::OpenClip],
     };
     for &part in [Part::Vae].iter().chain(encoders) {
         add_folder(&mut all, base, part)?;
