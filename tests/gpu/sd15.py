@@ -3,7 +3,17 @@ import json
 import os
 from pathlib import Path
 
+# What the fourth word of a case's name asks of train.
+FLAGS = {"kept": ["--gradient-checkpointing=off"], "moments": ["--moments", "bf16"]}
+
 CHANNELS, CONTEXT, TIME = [320, 640, 1280, 1280], 768, 1280
+
+
+def case_of(name):
+    """Pixels, pairs, type and flags of a case of budgets.json, as sd15-512x4-bf16-kept."""
+    _, sizes, dtype, *rest = name.split("-")
+    pixels, pairs = map(int, sizes.split("x"))
+    return pixels, pairs, dtype, [flag for word in rest for flag in FLAGS[word]]
 
 
 def unet():

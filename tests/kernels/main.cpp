@@ -17,7 +17,9 @@ using Results = std::vector<Numbers>;
 using shim::Order;
 
 static float as(float, double x) { return (float)x; }
+static double as(double, double x) { return x; }
 static double number(float x) { return x; }
+static double number(double x) { return x; }
 
 static double number(bf16 x) {
     uint32_t bits = (uint32_t)x.bits << 16;
@@ -203,13 +205,21 @@ template <class T> static void group_norms() {
                              [&] { OF(T, group_norm)(dx.at, dw.at, db.at, y.at, s.size(), s.pixels, s.groups, eps, s.silu); });
                 return {y.read()};
             });
-            check(what + ", gradient", within<T>(1e-5), s.backward(x, w, b, gy), [&](Order order) -> Results {
-                Memory<T> dx(x, 1), dy(gy, 1), gx(s.count());
-                Memory<float> dw(w, 1), db(b, 1), gw(s.batch * s.channels), gb(s.batch * s.channels);
+            // The gradients of w and b of an image lie in one row, one behind the other.
+            Numbers more = random_numbers<T>(s.count(), 5);
+            Results separate = s.backward(x, w, b, gy), expected = {separate[0], Numbers(2 * s.batch * s.channels)};
+            int plus = threads != 32;
+            for (size_t i = 0; i < s.count(); i++) expected[0][i] += plus * more[i];
+            for (int i = 0; i < s.batch * s.channels; i++)
+                for (int r : {0, 1}) expected[1][(i / s.channels * 2 + r) * s.channels + i % s.channels] = separate[1 + r][i];
+            check(what + ", gradient", within<T>(1e-5), expected, [&](Order order) -> Results {
+                Memory<T> dx(x, 1), dy(gy, 1), dm(more, 1), gx(s.count());
+                Memory<float> dw(w, 1), db(b, 1), sums(2 * s.batch * s.channels);
                 shim::launch(blocks, threads, order, [&] {
-                    OF(T, group_norm_grad)(dx.at, dw.at, db.at, dy.at, gx.at, gw.at, gb.at, s.size(), s.pixels, s.groups, eps, s.silu);
+                    OF(T, group_norm_grad)(dx.at, dw.at, db.at, dy.at, dm.at, gx.at, sums.at, sums.at + s.channels, s.size(), s.pixels, s.groups,
+                                           2 * s.channels, eps, s.silu, plus);
                 });
-                return {gx.read(), gw.read(), gb.read()};
+                return {gx.read(), sums.read()};
             });
         }
         if (s.count() > 1000 || sizeof(T) == 2) continue;
@@ -235,14 +245,20 @@ template <class T> static void layer_norms() {
         });
         // The gradients of w and b, over the rows of each block.
         int blocks = (rows + each - 1) / each;
-        Results by_row = s.backward(x, w, b, gy), expected = {by_row[0], Numbers(blocks * n), Numbers(blocks * n)};
-        for (int i = 0; i < rows * n; i++)
-            for (int r : {1, 2}) expected[r][i / n / each * n + i % n] += by_row[r][i];
+        Numbers more = random_numbers<T>(s.count(), 5);
+        Results by_row = s.backward(x, w, b, gy), expected = {by_row[0], Numbers(blocks * 2 * n)};
+        int plus = n != 7;
+        for (int i = 0; i < rows * n; i++) {
+            expected[0][i] += plus * more[i];
+            for (int r : {0, 1}) expected[1][(i / n / each * 2 + r) * n + i % n] += by_row[1 + r][i];
+        }
         check(what + ", gradient", within<T>(1e-5), expected, [&, n = n, eps = eps, rows = rows, each = each](Order order) -> Results {
-            Memory<T> dx(x, 1), dy(gy, 1), gx(s.count());
-            Memory<float> dw(w, 1), gw(blocks * n), gb(blocks * n);
-            shim::launch(blocks, 64, order, [&] { OF(T, layer_norm_grad)(dx.at, dw.at, dy.at, gx.at, gw.at, gb.at, rows, each, n, (float)eps); });
-            return {gx.read(), gw.read(), gb.read()};
+            Memory<T> dx(x, 1), dy(gy, 1), dm(more, 1), gx(s.count());
+            Memory<float> dw(w, 1), sums(blocks * 2 * n);
+            shim::launch(blocks, 64, order, [&] {
+                OF(T, layer_norm_grad)(dx.at, dw.at, dy.at, dm.at, gx.at, sums.at, sums.at + n, rows, each, n, 2 * n, (float)eps, plus);
+            });
+            return {gx.read(), sums.read()};
         });
     }
 }
@@ -360,6 +376,36 @@ template <class T> static void biases() {
     }
 }
 
+template <class T> static void finishes() {
+    for (auto [batch, channels, pixels, with] : {std::tuple{2, 3, 35, 1}, {2, 4, 33, 2}, {1, 5, 70, 3}, {5, 7, 1, 2}}) {
+        Numbers y = random_numbers<T>(batch * channels * pixels, 1), b = random_numbers(channels, 2), expected = y;
+        Numbers image = random_numbers<T>(batch * channels, 3), more = random_numbers<T>(y.size(), 4);
+        for (size_t i = 0; i < y.size(); i++) expected[i] += b[i / pixels % channels] + (with & 1) * image[i / pixels] + (with / 2) * more[i];
+        check(std::string("finish, ") + TYPE<T> + ", " + std::to_string(with), within<T>(1e-6), {expected},
+              [&, channels = channels, pixels = pixels, with = with](Order order) -> Results {
+                  Memory<T> dy(y, 1), di(image, 1), dm(more, 1);
+                  Memory<float> db(b, 1);
+                  shim::launch(2, 64, order, [&] { OF(T, finish)(dy.at, db.at, di.at, dm.at, (unsigned)y.size(), pixels, channels, with & 1, with / 2); });
+                  return {dy.read()};
+              });
+    }
+}
+
+template <class T> static void additions_of_columns() {
+    for (auto [rows, n, split] : {std::tuple{3, 7, 7}, {21, 40, 20}, {9, 64, 33}}) {
+        Numbers x = random_numbers<T>(rows * n, 1), a = random_numbers(split, 2), b = random_numbers(std::max(n - split, 1), 3);
+        Results expected = {a, b};
+        for (int i = 0; i < rows * n; i++) (i % n < split ? expected[0][i % n] : expected[1][i % n - split]) += x[i];
+        check(std::string("add_columns, ") + TYPE<T> + ", " + std::to_string(rows) + "x" + std::to_string(n), 3e-6, expected,
+              [&, rows = rows, n = n, split = split](Order order) -> Results {
+                  Memory<T> dx(x, 1);
+                  Memory<float> da(a, 1), db(b, 1);
+                  shim::launch((n + 31) / 32, 256, order, [&] { OF(T, add_columns)(dx.at, da.at, db.at, rows, n, split); });
+                  return {da.read(), db.read()};
+              });
+    }
+}
+
 template <class T> static void exchanges() {
     const size_t a = 2, b = 5, c = 3, d = 7;
     Numbers x = random_numbers<T>(a * b * c * d, 1), y(x.size());
@@ -372,6 +418,167 @@ template <class T> static void exchanges() {
         shim::launch(2, 64, order, [&] { OF(T, exchange)(dx.at, out.at, x.size(), b, c, d); });
         return {out.read()};
     });
+}
+
+// Matrices larger and smaller than the square of 32 x 32.
+template <class T> static void swaps() {
+    for (auto [matrices, rows, columns] : {std::tuple{2, 5, 7}, {1, 33, 70}, {3, 64, 32}}) {
+        Numbers x = random_numbers<T>(matrices * rows * columns, 1), y(x.size());
+        for (int m = 0; m < matrices; m++)
+            for (int i = 0; i < rows; i++)
+                for (int j = 0; j < columns; j++) y[(m * columns + j) * rows + i] = x[(m * rows + i) * columns + j];
+        unsigned blocks = matrices * ((rows + 31) / 32) * ((columns + 31) / 32);
+        check(std::string("swap, ") + TYPE<T> + ", " + std::to_string(rows) + "x" + std::to_string(columns), 0, {y},
+              [&, rows = rows, columns = columns](Order order) -> Results {
+                  Memory<T> dx(x, 1), out(y.size());
+                  shim::launch(blocks, 256, order, [&] { OF(T, swap)(dx.at, out.at, rows, columns); });
+                  return {out.read()};
+              });
+    }
+}
+
+// Twice as large, one less than that, and smaller.
+template <class T> static void upsamplings() {
+    const size_t planes = 3, h0 = 4, w0 = 5;
+    for (auto [h, w] : {std::pair<size_t, size_t>{8, 10}, {7, 9}, {8, 9}, {3, 5}}) {
+        Numbers x = random_numbers<T>(planes * h0 * w0, 1), y(planes * h * w), gy = random_numbers<T>(y.size(), 2), gx(x.size());
+        for (size_t p = 0; p < planes; p++)
+            for (size_t i = 0; i < h; i++)
+                for (size_t j = 0; j < w; j++) {
+                    size_t from = (p * h0 + i * h0 / h) * w0 + j * w0 / w, to = (p * h + i) * w + j;
+                    y[to] = x[from];
+                    gx[from] += gy[to];
+                }
+        std::string what = std::string("upsample, ") + TYPE<T> + ", " + std::to_string(h) + "x" + std::to_string(w);
+        check(what, 0, {y}, [&, h = h, w = w](Order order) -> Results {
+            Memory<T> dx(x, 1), out(y.size());
+            shim::launch(2, 64, order, [&] { OF(T, upsample)(dx.at, out.at, y.size(), h0, w0, h, w); });
+            return {out.read()};
+        });
+        check(what + ", gradient", within<T>(1e-6), {gx}, [&, h = h, w = w](Order order) -> Results {
+            Memory<T> dy(gy, 1), out(x.size());
+            shim::launch(2, 64, order, [&] { OF(T, upsample_grad)(dy.at, out.at, x.size(), h0, w0, h, w); });
+            return {out.read()};
+        });
+    }
+}
+
+static void mixes() {
+    const size_t images = 3, each = 70;
+    Numbers x = random_numbers(images * each, 1), y = random_numbers(images * each, 2), numbers = random_numbers(2 * images, 3), expected(x.size());
+    for (size_t i = 0; i < x.size(); i++) expected[i] = numbers[i / each * 2] * x[i] + numbers[i / each * 2 + 1] * y[i];
+    check("mix", 1e-6, {expected}, [&](Order order) -> Results {
+        Memory<float> dx(x, 1), dy(y, 1), of(numbers, 1), out(x.size());
+        shim::launch(2, 64, order, [&] { mix(dx.at, dy.at, of.at, out.at, x.size(), each); });
+        return {out.read()};
+    });
+}
+
+template <class T> static void parts() {
+    const size_t images = 3, channels = 5, pixels = 35, first = 2, some = 2;
+    Numbers x = random_numbers<T>(images * channels * pixels, 1), y;
+    for (size_t i = 0; i < x.size(); i++)
+        if (i / pixels % channels >= first && i / pixels % channels < first + some) y.push_back(x[i]);
+    check(std::string("part, ") + TYPE<T>, 0, {y}, [&](Order order) -> Results {
+        Memory<T> dx(x, 1), out(y.size());
+        shim::launch(2, 64, order, [&] { OF(T, part)(dx.at, out.at, y.size(), some * pixels, channels * pixels, first * pixels); });
+        return {out.read()};
+    });
+}
+
+template <class T> static void additions() {
+    Numbers sum = random_numbers(300, 1), g = random_numbers<T>(300, 2), expected = sum;
+    for (size_t i = 0; i < sum.size(); i++) expected[i] += g[i];
+    check(std::string("add_to, ") + TYPE<T>, 1e-7, {expected}, [&](Order order) -> Results {
+        Memory<float> to(sum, 1);
+        Memory<T> dg(g, 1);
+        shim::launch(2, 64, order, [&] { OF(T, add_to)(to.at, dg.at, sum.size()); });
+        return {to.read()};
+    });
+}
+
+// ---- Losses -------------------------------------------------------------------------------------------------------------------
+
+// The loss of a pair by its errors, as tools/train/loss.rs has it.
+struct Loss {
+    int form;
+    double a, mu, anchor;
+};
+
+static double certain(const Loss &loss, double z) { // of a pair whose winner is certain
+    double p = 1 / (1 + std::exp(-z)), q = 1 - loss.a;
+    if (loss.form == 0) return -std::log(p) + loss.a * (1 - p);
+    if (loss.form == 1) return (z - 0.5) * (z - 0.5);
+    return p * std::log(p / q) + (1 - p) * std::log((1 - p) / (1 - q));
+}
+
+template <class T> static void losses() {
+    const int pairs = 2;
+    const size_t each = 70, n = 2 * pairs * each;
+    const double scale = 0.25;
+    int tried = 0;
+    for (Loss loss : {Loss{0, 0, -1, 0}, Loss{0, 3, 0.2, 0}, Loss{1, 0, 0, 0.7}, Loss{2, 0.05, -1, 0}, Loss{3, 0.3, -1, 0}, Loss{3, 0.001, 0.5, 0}, Loss{4, 0, -1, 0.4}}) {
+        // The second pair's images are alike, so that the guard has something to do.
+        Numbers target = random_numbers(n, 1), policy = random_numbers<T>(n, 2), reference = random_numbers<T>(n, 3), base = random_numbers<T>(n, 4);
+        for (size_t i = 0; i < each; i++) {
+            policy[3 * each + i] = policy[each + i];
+            target[3 * each + i] = target[each + i] - 0.5 * (policy[each + i] - target[each + i]); // the loser's error is larger, and alike
+        }
+        Numbers numbers = {0.9, 1.5, 3, 0.7, 0.8, 0.8, 1, 2, 1.2, 0.9}, sums(pairs * 11), seed(n);
+        for (double &x : target) x = (float)x;
+        for (int k = 0; k < pairs; k++) {
+            double *s = &sums[k * 11];
+            const double *of = &numbers[k * 5];
+            for (size_t i = 0; i < each; i++) {
+                double apart[2];
+                for (int side = 0; side < 2; side++) {
+                    size_t at = (side * pairs + k) * each + i;
+                    apart[side] = policy[at] - target[at];
+                    s[side] += apart[side] * apart[side];
+                    s[2 + side] += (reference[at] - target[at]) * (reference[at] - target[at]);
+                    s[4 + side] += policy[at] * policy[at];
+                    s[6 + side] += reference[at] * reference[at];
+                    s[9 + side] += (policy[at] - base[at]) * (policy[at] - base[at]);
+                }
+                s[8] += apart[0] * apart[1];
+            }
+            double t = of[0], weight = of[1], beta = of[2];
+            auto margin = [&](double winner, double loser) {
+                return -0.5 * beta * ((winner - loser) - (of[3] * s[2] - of[4] * s[3]) / each);
+            };
+            auto value = [&](double winner, double loser) {
+                double z = margin(winner, loser);
+                if (loss.form == 4) return weight * (t * winner + (1 - t) * loser);
+                return weight * (t * certain(loss, z) + (1 - t) * certain(loss, -z));
+            };
+            double errors[2] = {of[3] * s[0] / each, of[4] * s[1] / each}, step = 1e-6, slopes[2];
+            slopes[0] = (value(errors[0] + step, errors[1]) - value(errors[0] - step, errors[1])) / (2 * step);
+            slopes[1] = (value(errors[0], errors[1] + step) - value(errors[0], errors[1] - step)) / (2 * step);
+            if (loss.form == 3) { // its weight is held constant in the derivative
+                auto w = [&](double z) { return std::min(std::max(0.5 - 0.4 * z, loss.a), 1 - loss.a); };
+                double z = margin(errors[0], errors[1]);
+                slopes[0] = weight * (t * w(z) - (1 - t) * w(-z)), slopes[1] = -slopes[0];
+            }
+            if (loss.mu >= 0 && slopes[0] > 0 && slopes[1] < 0 && s[8] > 0) tried++, slopes[1] *= std::min(1., (1 - loss.mu) * s[0] / s[8]);
+            for (int side = 0; side < 2; side++)
+                for (size_t i = 0; i < each; i++) {
+                    size_t at = (side * pairs + k) * each + i;
+                    double by_error = 2 * of[3 + side] / each;
+                    seed[at] = scale * by_error * (slopes[side] * (policy[at] - target[at]) + weight * loss.anchor * (policy[at] - base[at]));
+                }
+        }
+        check(std::string("pair_loss, ") + TYPE<T> + ", form " + std::to_string(loss.form) + ", " + std::to_string(loss.a), within<T>(1e-5), {seed, sums},
+              [&](Order order) -> Results {
+                  Memory<T> p(policy, 1), r(reference, 1), b(base, 1), out(n);
+                  Memory<float> t(target, 1);
+                  Memory<double> of(numbers), to(sums.size());
+                  shim::launch(pairs, 96, order, [&] {
+                      OF(T, pair_loss)(p.at, r.at, b.at, t.at, of.at, out.at, to.at, each, pairs, loss.form, loss.a, loss.mu, loss.anchor, scale);
+                  });
+                  return {out.read(), to.read()};
+              });
+    }
+    if (tried < 2) printf("pair_loss: the guard had nothing to do\n"), exit(1);
 }
 
 // bf16 has 8 binary digits: what lies between two of its numbers goes to the nearer, from the middle to the even one.
@@ -442,9 +649,9 @@ static void optimisers() {
     for (double &x : scaled) x *= (float)0.3;
     Results expected = {p, m, v, g};
     for (size_t i = 0; i < n; i++) {
-        double &m = expected[1][i], &v = expected[2][i], &p = expected[0][i];
-        m = beta1 * m + (1 - beta1) * g[i];
-        v = beta2 * v + (1 - beta2) * g[i] * g[i];
+        double &m = expected[1][i], &v = expected[2][i], &p = expected[0][i], half = 0.5 * g[i];
+        m = beta1 * m + (1 - beta1) * half;
+        v = beta2 * v + (1 - beta2) * half * half;
         p = decay * p - rate * m / (std::sqrt(v) / root2 + eps);
     }
     check("squares", 5e-6, {squared}, [&](Order order) -> Results {
@@ -453,18 +660,106 @@ static void optimisers() {
         shim::launch(all.blocks(), 256, order, [&] { squares(all.table.data(), all.places.data(), sums.at); });
         return {sums.read(), all.read(0)};
     });
+    const float by = 0.3f;
     check("scale", 1e-7, {scaled}, [&](Order order) -> Results {
         Tensors all(lengths, {g});
-        shim::launch(all.blocks(), 64, order, [&] { scale(all.table.data(), all.places.data(), 0.3f); });
+        shim::launch(all.blocks(), 64, order, [&] { scale(all.table.data(), all.places.data(), &by); });
         return {all.read(0)};
     });
-    check("adamw", 2e-6, expected, [&](Order order) -> Results {
-        Tensors all(lengths, {p, m, v, g});
-        shim::launch(all.blocks(), 64, order, [&] {
-            adamw(all.table.data(), all.places.data(), (float)beta1, (float)beta2, (float)decay, (float)rate, (float)root2, (float)eps);
-        });
-        return {all.read(0), all.read(1), all.read(2), all.read(3)};
+    check("narrow", 0, {[&] {
+              Numbers copies(n + 7, 1);
+              for (size_t i = 0; i < n; i++) copies[i < 3 ? i : i + 5] = number(as(bf16(), g[i])); // the second tensor begins at 8
+              return copies;
+          }()},
+          [&](Order order) -> Results {
+              Tensors all(lengths, {g});
+              std::vector<size_t> table = {all.table[0], all.table[1], 0, all.table[2], all.table[3], 8, all.table[4], all.table[5], lengths[1] + 8};
+              Memory<bf16> copies(Numbers(n + 7, 1));
+              shim::launch(all.blocks(), 64, order, [&] { narrow(table.data(), all.places.data(), copies.at); });
+              return {copies.read()};
+          });
+    check("clear", 0, {Numbers(n, 1)}, [&](Order order) -> Results {
+        Numbers wild = g;
+        wild[3] = NAN;
+        Tensors all(lengths, {wild});
+        shim::launch(all.blocks(), 64, order, [&] { clear(all.table.data(), all.places.data()); });
+        Numbers one_more = all.read(0);
+        for (double &x : one_more) x += 1;
+        return {one_more};
     });
+    auto moved = [&](float factor) {
+        return [&, factor](Order order) -> Results {
+            Tensors all(lengths, {p, m, v, g});
+            shim::launch(all.blocks(), 64, order, [&] {
+                adamw_f32(all.table.data(), all.places.data(), &factor, 7, (float)beta1, (float)beta2, (float)decay, (float)rate, (float)root2, (float)eps);
+            });
+            return {all.read(0), all.read(1), all.read(2), all.read(3)};
+        };
+    };
+    check("adamw", 2e-6, expected, moved(0.5f));
+    check("adamw where the gradients are not finite", 0, {p, m, v, g}, moved(NAN));
+
+    // Moments in bf16: each is one of the two numbers beside the exact one, and on the average they are exact.
+    Numbers in_bf16 = v;
+    for (double &x : in_bf16) x = number(as(bf16(), 1 + x)); // all digits between 1 and 3 are taken up
+    Numbers wide = in_bf16;
+    for (size_t i = 0; i < n; i++) wide[i] = beta2 * in_bf16[i] + (1 - beta2) * 0.25 * g[i] * g[i];
+    check("adamw, bf16", 2e-2, {{0, 0, 0, 0, 1, 1}}, [&](Order order) -> Results {
+        std::vector<size_t> table;
+        std::vector<std::unique_ptr<Memory<bf16>>> moments;
+        Tensors all(lengths, {p, g});
+        size_t from = 0;
+        for (size_t t = 0; t < lengths.size(); t++) {
+            for (int k = 0; k < 2; k++)
+                moments.push_back(std::make_unique<Memory<bf16>>(Numbers(in_bf16.begin() + from, in_bf16.begin() + from + lengths[t]), 1));
+            for (size_t address : {all.table[3 * t], all.table[3 * t + 1], (size_t)moments[2 * t]->at, (size_t)moments[2 * t + 1]->at, all.table[3 * t + 2]})
+                table.push_back(address);
+            from += lengths[t];
+        }
+        float half = 0.5f;
+        shim::launch(all.blocks(), 64, order, [&] {
+            adamw_bf16(table.data(), all.places.data(), &half, 7, (float)beta1, (float)beta2, (float)decay, (float)rate, (float)root2, (float)eps);
+        });
+        Numbers moved = all.read(0), m, v;
+        for (size_t t = 0; t < lengths.size(); t++)
+            for (int k = 0; k < 2; k++)
+                for (double x : moments[2 * t + k]->read()) (k ? v : m).push_back(x);
+        double bias = 0, product = 0, wrong = 0, far = 0, up[2] = {};
+        for (size_t i = 0; i < n; i++) {
+            double exact[2] = {beta1 * in_bf16[i] + (1 - beta1) * 0.5 * g[i], wide[i]}, got[2] = {m[i], v[i]}, digit[2];
+            for (int k = 0; k < 2; k++) {
+                int exponent;
+                std::frexp(exact[k], &exponent);
+                digit[k] = std::ldexp(1.0, exponent - 8);
+                far += std::fabs(got[k] - exact[k]) > digit[k] * 1.001;
+                bias += (got[k] - exact[k]) / digit[k] / (double)n;
+                up[k] = got[k] > exact[k];
+            }
+            product += (up[0] - 0.5) * (up[1] - 0.5) / (double)n; // the two are rounded independently
+            wrong += std::fabs(moved[i] - (decay * p[i] - rate * m[i] / (std::sqrt(v[i]) / root2 + eps))) > 1e-5;
+        }
+        double repeated = 0; // the second chunk and the third tensor are not rounded as the first ones are
+        for (size_t i = 0; i < 1000; i++) repeated += m[i] == m[8 + CHUNK_OF_TENSOR + i];
+        return {{std::fabs(bias) < 5e-3 ? 0 : bias, std::fabs(product) < 0.2 ? 0 : product, wrong, far, repeated < 900 ? 1. : 0, m != v ? 1. : 0}};
+    });
+
+    // 1,100 partial sums, more than the block has threads.
+    Numbers parts = random_numbers(1100, 5, 1);
+    double root = std::sqrt(sum(parts));
+    for (auto [most, first] : {std::pair{1., 0.}, {1e9, 0.}, {INFINITY, 0.}, {1., NAN}, {1., INFINITY}}) {
+        Numbers given = parts;
+        given[0] += first;
+        bool finite = first == 0;
+        Results expected = {{finite ? root : 0, finite ? std::min(1., most / (root + 1e-6)) : 0, finite ? 0. : 1.}};
+        check("norm, at most " + std::to_string(most) + ", " + std::to_string(first), 1e-6, expected, [&, most = most](Order order) -> Results {
+            Memory<float> sums(given, 1), factor(1);
+            Memory<double> norm_of(1);
+            shim::launch(1, 256, order, [&] { whole_norm(sums.at, norm_of.at, factor.at, (int)given.size(), most); });
+            double to = factor.read()[0];
+            if (std::isnan(to)) return {{0, 0, 1}};
+            return {{norm_of.read()[0], to, 0}};
+        });
+    }
 }
 
 template <class T> static void both() {
@@ -473,7 +768,14 @@ template <class T> static void both() {
     softmaxes<T>();
     geglus<T>();
     biases<T>();
+    finishes<T>();
+    additions_of_columns<T>();
     exchanges<T>();
+    swaps<T>();
+    upsamplings<T>();
+    parts<T>();
+    additions<T>();
+    losses<T>();
     sums_of_gradients<T>();
 }
 
@@ -481,5 +783,6 @@ int main() {
     both<float>();
     both<bf16>();
     rounding();
+    mixes();
     optimisers();
 }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use clap::Parser;
 use nets::folder;
 use pipe::cli::{Common, Networks};
@@ -31,7 +31,7 @@ Examples:
 The output is a checkpoint folder: unet/ or transformer/ (loads in diffusers), state/ (needed by --resume-from-checkpoint) and log.jsonl.
 
 Networks compute in f32, on a GPU also in bf16; --dtype f16 is refused, because small gradients would become 0. Weights, gradients \
-and losses are always f32, and on a GPU so are the moments.
+and losses are always f32; AdamW's moments are unless --moments says otherwise.
 
 Flags may be written with _ instead of -, so that launch lines of Diffusion-DPO and diffusers can be pasted.
 
@@ -97,9 +97,9 @@ impl Args {
             "--dtype f16: small gradients would become 0; bf16 has the range of f32"
         );
         ensure!(
-            self.lora.config().is_none() || self.reference.reference_weights != Place::File,
-            "--reference-weights file is for a reference that is a UNet of its own; with --lora-rank it shares the policy's: \
-             leave it out"
+            self.lora.config().is_none() || !matches!(self.reference.reference_weights, Place::File | Place::Narrow),
+            "--reference-weights {} is for a reference that is a UNet of its own; with --lora-rank it shares the policy's: leave it out",
+            self.reference.reference_weights
         );
         let replay = self.data.replay.is_some();
         ensure!(
@@ -150,7 +150,7 @@ impl Args {
     }
 
     /// The sources of a state of the run. `labels`: SHA-256 of the labels, or of the replay file.
-    pub fn setup(&self, labels: &str, device: &Device) -> Setup {
+    pub fn setup(&self, labels: &str, compute: DType, device: &Device) -> Setup {
         Setup {
             models: self.models.clone(),
             lora: self.lora.clone(),
@@ -159,6 +159,7 @@ impl Args {
             seed: self.common.seed,
             pairs_per_step: self.batch.pairs_per_step(),
             labels: labels.to_owned(),
+            compute,
             device: device.clone(),
         }
     }

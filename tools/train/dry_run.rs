@@ -67,8 +67,8 @@ fn time_step(run: &mut Run) -> Result<f64> {
     let mut seconds = 0.0;
     for step in [done + 1, done + 2] {
         let started = Instant::now();
-        let losses = run.compute_gradients()?;
-        run.apply(step, losses.grad_norm)?;
+        run.take_step(step)?;
+        run.follow(step)?;
         seconds = started.elapsed().as_secs_f64();
     }
     Ok(seconds)
@@ -80,7 +80,7 @@ fn known_memory(run: &Run) -> [(&'static str, f64); 4] {
     let trained = mib(4 * count(&run.state.policy.params));
     [
         ("parameters trained, f32", trained),
-        ("reference, f32", mib(4 * run.state.reference.in_memory())),
+        ("reference", mib(run.state.reference.in_memory())),
         ("gradients, f32", trained),
         ("moments", mib(run.state.optimizer.bytes())),
     ]

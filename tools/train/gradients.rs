@@ -1,12 +1,14 @@
 //! The gradient of one optimiser step: micro-batches go through reference and policy, each pair gives a loss, and the gradients
-//! are summed.
+//! are summed. A GPU computes the losses itself, so that nobody waits for it before the step has ended.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
+use nets::conditioning::Conditioning;
 use nets::params::{self, Grads};
 use nets::pass::Activations;
+use ops::{PairLosses, PairNumbers, PairSums};
 use pipe::cli::named;
 use rayon::prelude::*;
 
@@ -45,8 +47,10 @@ pub struct Execution {
     /// On the CPU, small networks take one micro-batch per thread: that keeps threads busier than sharing every operation, but
     /// each needs activations and gradients of its own.
     in_parallel: bool,
-    /// On the CPU, large gradients keep their memory from step to step.
+    /// Gradients keep their memory from step to step: large ones on the CPU, and all on a GPU.
     keeps_memory: bool,
+    /// A GPU computes the losses, and they are read when the step has ended.
+    pub queues: bool,
     activations: Activations,
     /// The type that the networks compute in; weights, gradients and losses are f32.
     compute: DType,
@@ -62,8 +66,9 @@ impl Execution {
             Checkpointing::Auto | Checkpointing::On => Activations::Recomputed,
             Checkpointing::Off => Activations::Kept,
         };
-        let (in_parallel, keeps_memory) = (small && device.is_cpu(), !small && device.is_cpu());
-        Self { in_parallel, keeps_memory, activations, compute }
+        let (in_parallel, queues) = (small && device.is_cpu(), ops::has_kernels(device));
+        let keeps_memory = queues || (!small && device.is_cpu());
+        Self { in_parallel, keeps_memory, queues, activations, compute }
     }
 
     /// The most pairs that a micro-batch may have. Small networks are as fast with few as with many, and with few the sums are the
@@ -77,6 +82,8 @@ impl Execution {
 pub struct Gradients {
     /// The losses, in the order of the micro-batches.
     pub pairs: Vec<Pair>,
+    /// Those that a GPU is still computing.
+    queued: Vec<Queued>,
     /// The gradient of the mean of these losses.
     pub grads: Grads,
 }
@@ -92,13 +99,20 @@ impl Gradients {
         pairs_per_step: usize,
     ) -> Result<()> {
         self.pairs.clear();
+        self.queued.clear();
         match execution.keeps_memory {
             true => params::zero(&self.grads)?,
             false => self.grads.clear(),
         }
         let scale = 1.0 / pairs_per_step as f64; // the loss is a mean over the pairs of the whole step
         let one = |batch: &Batch, grads: &mut Grads| accumulate(execution, state, batch, method, scale, grads);
-        if execution.in_parallel {
+        if execution.queues {
+            for _ in 0..batches.per_step() {
+                for batch in batches.take(1)? {
+                    self.queued.push(queue(execution, state, &batch, method, scale, &mut self.grads)?);
+                }
+            }
+        } else if execution.in_parallel {
             let sum = ops::unchanged(|| self.side_by_side(batches, one))?;
             params::add(&mut self.grads, sum)?;
         } else {
@@ -132,6 +146,19 @@ impl Gradients {
         }
         sums.total()
     }
+
+    /// Waits for a GPU, reads the losses of the step and returns the number in `norm` (1).
+    pub fn read(&mut self, norm: &Tensor, method: &Method) -> Result<f64> {
+        let sums: Vec<&Tensor> = self.queued.iter().map(|queued| &queued.sums).chain([norm]).collect();
+        let numbers = ops::read_all(&sums)?;
+        let mut rest = &numbers[..];
+        for queued in self.queued.drain(..) {
+            let (mine, others) = rest.split_at(queued.labels.len() * PairSums::LENGTH);
+            self.pairs.extend(queued.pairs(mine, method)?);
+            rest = others;
+        }
+        Ok(rest[0])
+    }
 }
 
 /// Sums of 1, 2, 4, 8 ... neighbours; two sums of the same size are added into one. Processes add up their gradients in the same
@@ -161,6 +188,95 @@ impl Pairwise {
     }
 }
 
+/// What the networks get of a micro-batch, and what they should predict of it.
+struct Inputs {
+    noisy: Tensor,  // (2B, C, h, w)
+    target: Tensor, // (2B, C, h, w), f32
+    conditioning: Conditioning,
+    weights: Vec<f64>, // of the errors, 2B
+    labels: Vec<Label>,
+}
+
+impl Inputs {
+    fn of(batch: &Batch, execution: Execution, state: &State, method: &Method) -> Result<Self> {
+        let (process, times) = (&method.process, &batch.times);
+        Ok(Self {
+            noisy: process.add_noise(&batch.latents, &batch.noise, times)?.to_dtype(execution.compute)?,
+            target: process.target(&batch.latents, &batch.noise, times)?,
+            conditioning: method.complete(batch.conditioning.to_dtype(execution.compute)?)?,
+            weights: method.weights(times),
+            labels: match method.timestep_weights {
+                true => state.counters.weighted(&batch.labels, times, process),
+                false => batch.labels.clone(),
+            },
+        })
+    }
+}
+
+/// The losses of a micro-batch of B pairs that a GPU has yet to compute.
+struct Queued {
+    sums: Tensor, // (B, PairSums::LENGTH), f64
+    weights: Vec<f64>,
+    labels: Vec<Label>,
+    times: Vec<f32>,
+    /// Numbers of an image.
+    n: usize,
+}
+
+/// As [`accumulate`], on a GPU, without waiting for it.
+fn queue(
+    execution: Execution,
+    state: &State,
+    batch: &Batch,
+    method: &Method,
+    scale: f64,
+    grads: &mut Grads,
+) -> Result<Queued> {
+    let Inputs { noisy, target, conditioning, weights, labels } = Inputs::of(batch, execution, state, method)?;
+    let times = &batch.times;
+    let reference = state.reference.predict(&noisy, times, &conditioning)?;
+    let base = method.anchor.as_ref().map(|anchor| anchor.base.predict(&noisy, times, &conditioning)).transpose()?;
+    let pass = state.policy.denoiser.forward_for(execution.activations, &noisy, times, &conditioning)?;
+    let numbers = |(i, label): (usize, &Label)| {
+        let (Label { target, weight }, beta) = method.objective.adjusted(*label);
+        PairNumbers { target, weight, beta, of_errors: [weights[i], weights[labels.len() + i]] }
+    };
+    let losses = PairLosses {
+        slope: method.objective.slope(),
+        guard: method.guard.share(),
+        anchor: method.anchor.as_ref().map_or(0.0, |anchor| 0.5 * anchor.weight * method.objective.beta),
+        scale,
+    };
+    let pairs: Vec<PairNumbers> = labels.iter().enumerate().map(numbers).collect();
+    let (seed, sums) = losses.gradient([&pass.prediction(), &reference], base.as_ref(), &target, &pairs)?;
+    drop((reference, base));
+    params::accumulate(&state.policy.params, grads, || pass.backward(&seed))?;
+    Ok(Queued { sums, weights, labels, times: times.clone(), n: target.elem_count() / times.len() })
+}
+
+impl Queued {
+    /// The losses, from the numbers in `sums`.
+    fn pairs(&self, sums: &[f64], method: &Method) -> Result<Vec<Pair>> {
+        let sums = sums.chunks_exact(PairSums::LENGTH).map(PairSums::read).collect::<candle_core::Result<Vec<_>>>()?;
+        // Of 2B images, the winners first.
+        let images = |of: fn(&PairSums) -> [f64; 2]| {
+            let side = |k: usize| sums.iter().map(move |s| of(s)[k]);
+            side(0).chain(side(1)).collect::<Vec<f64>>()
+        };
+        let errors =
+            |of| images(of).iter().zip(&self.weights).map(|(sum, w)| sum / self.n as f64 * w).collect::<Vec<_>>();
+        let sizes = images(|s| s.policy_size).into_iter().zip(images(|s| s.reference_size));
+        let ratios: Vec<f64> = sizes.map(|(policy, reference)| (policy / reference).sqrt()).collect();
+        let [policy, reference] = [errors(|s| s.policy), errors(|s| s.reference)];
+        let mut pairs = losses(&policy, &reference, &ratios, &self.labels, &self.times, method);
+        guard(method.guard, sums.iter().map(|s| (s.policy[0], s.product)), &mut pairs);
+        if let Some(anchor) = &method.anchor {
+            add_anchor(anchor.weight, method, &errors(|s| s.apart), &self.labels, &mut pairs);
+        }
+        Ok(pairs)
+    }
+}
+
 /// Adds `scale` times the gradient of the sum of a micro-batch's losses to `grads`, and returns the losses.
 fn accumulate(
     execution: Execution,
@@ -170,14 +286,11 @@ fn accumulate(
     scale: f64,
     grads: &mut Grads,
 ) -> Result<Vec<Pair>> {
-    let (process, times) = (&method.process, &batch.times);
-    let noisy = process.add_noise(&batch.latents, &batch.noise, times)?.to_dtype(execution.compute)?; // (2B, C, h, w)
-    let target = process.target(&batch.latents, &batch.noise, times)?; // (2B, C, h, w)
-    let conditioning = method.complete(batch.conditioning.to_dtype(execution.compute)?)?;
+    let Inputs { noisy, target, conditioning, weights, labels } = Inputs::of(batch, execution, state, method)?;
+    let times = &batch.times;
 
     // The same arithmetic for both, so that equal weights give equal errors to the last bit. The reference goes first, so that
     // its memory is free again when the policy's activations need it.
-    let weights = method.weights(times); // 2B
     let reference = state.reference.predict(&noisy, times, &conditioning)?.to_dtype(DType::F32)?;
     let (reference_size, reference) = (sums(&reference.sqr()?)?, errors(&(reference - &target)?, &weights)?);
     let pass = state.policy.denoiser.forward_for(execution.activations, &noisy, times, &conditioning)?;
@@ -186,17 +299,9 @@ fn accumulate(
     let ratios: Vec<f64> = sizes.map(|(policy, reference)| (policy / reference).sqrt()).collect();
     let residual = (&prediction - &target)?;
     let policy = errors(&residual, &weights)?;
-    let labels = match method.timestep_weights {
-        true => state.counters.weighted(&batch.labels, times, process),
-        false => batch.labels.clone(),
-    };
-    let mut pairs = losses(&policy, &reference, &labels, method);
-    for (i, pair) in pairs.iter_mut().enumerate() {
-        pair.norm_ratio = (ratios[i] + ratios[labels.len() + i]) / 2.0;
-        pair.tenth = tenth(times[i], process);
-    }
+    let mut pairs = losses(&policy, &reference, &ratios, &labels, times, method);
     if method.guard != Guard::None {
-        guard(method.guard, &residual, &mut pairs)?;
+        guard(method.guard, products(&residual)?, &mut pairs);
     }
 
     let side = |k: usize| pairs.iter().map(move |p| p.loss.gradient[k]);
@@ -212,8 +317,15 @@ fn accumulate(
     Ok(pairs)
 }
 
-/// The losses of B pairs, from the errors of 2B images, the winners first.
-fn losses(policy: &[f64], reference: &[f64], labels: &[Label], method: &Method) -> Vec<Pair> {
+/// The losses of B pairs, from the errors of 2B images, the winners first. `ratios`: |policy's prediction| / |reference's|.
+fn losses(
+    policy: &[f64],
+    reference: &[f64],
+    ratios: &[f64],
+    labels: &[Label],
+    times: &[f32],
+    method: &Method,
+) -> Vec<Pair> {
     let b = labels.len();
     let pair = |(i, label): (usize, &Label)| {
         let errors = Errors {
@@ -222,20 +334,24 @@ fn losses(policy: &[f64], reference: &[f64], labels: &[Label], method: &Method) 
             reference_winner: reference[i],
             reference_loser: reference[b + i],
         };
-        Pair { errors, loss: method.objective.pair(errors, *label), norm_ratio: 1.0, tenth: 0 }
+        let (norm_ratio, tenth) = ((ratios[i] + ratios[b + i]) / 2.0, tenth(times[i], &method.process));
+        Pair { errors, loss: method.objective.pair(errors, *label), norm_ratio, tenth }
     };
     labels.iter().enumerate().map(pair).collect()
 }
 
-/// Scales the losers' gradients down where the guard says so. `residual`: (2B, C, h, w), the winners first.
-fn guard(guard: Guard, residual: &Tensor, pairs: &mut [Pair]) -> Result<()> {
-    let b = pairs.len();
+/// The products of the winner's residual with itself and with the loser's. `residual`: (2B, C, h, w), the winners first.
+fn products(residual: &Tensor) -> Result<impl Iterator<Item = (f64, f64)> + use<>> {
+    let b = residual.dim(0)? / 2;
     let (winner, loser) = (residual.narrow(0, 0, b)?, residual.narrow(0, b, b)?);
-    let products = sums(&(&winner * &winner)?)?.into_iter().zip(sums(&(winner * loser)?)?);
+    Ok(sums(&(&winner * &winner)?)?.into_iter().zip(sums(&(winner * loser)?)?))
+}
+
+/// Scales the losers' gradients down where the guard says so, from these products of B pairs.
+fn guard(guard: Guard, products: impl Iterator<Item = (f64, f64)>, pairs: &mut [Pair]) {
     for (pair, (ww, wl)) in pairs.iter_mut().zip(products) {
         pair.loss.gradient = guard.apply(pair.loss.gradient, ww, wl);
     }
-    Ok(())
 }
 
 /// e of every image: the mean over C, h, w of (prediction - target)^2, times w(lambda_t).

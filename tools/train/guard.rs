@@ -12,6 +12,14 @@ pipe::names! {
 }
 
 impl Guard {
+    /// MU, if there is a guard.
+    pub fn share(self) -> Option<f64> {
+        match self {
+            Guard::None => None,
+            Guard::Sdpo(mu) => Some(mu),
+        }
+    }
+
     /// The factor on the loser's gradient that keeps the winner's error from rising, to first order.
     ///
     /// A step along -(g_w - lambda g_l) changes the winner's error by -(<g_w, g_w> - lambda <g_w, g_l>), which must not exceed

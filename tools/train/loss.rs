@@ -3,9 +3,10 @@
 //! e_m(k) is the mean over C, H, W of (prediction - target)^2 of model m on image k. The backward pass of the networks starts
 //! from the derivatives dL/de, which are exact at every z: no logarithm is differentiated automatically.
 //!
-//! A new loss is a variant of `Form`, a function and a match arm, all in this file.
+//! A new loss is a variant of `Form`, a function and two match arms, all in this file, and its slope in the kernels for GPUs.
 
 use anyhow::{Result, ensure};
+use ops::Slope;
 use pipe::cli::{named, number};
 use pipe::origin::Origin;
 
@@ -132,12 +133,30 @@ impl Objective {
         }
     }
 
-    pub fn pair(self, e: Errors, label: Label) -> PairLoss {
+    /// The label and the beta that the loss is made from.
+    pub fn adjusted(self, label: Label) -> (Label, f64) {
         let (label, beta) = match self.scale_margin {
             Some(scale) => scaled(label, self.beta, scale),
             None => (label, self.beta),
         };
-        let label = smoothed(label, self.smoothing);
+        (smoothed(label, self.smoothing), beta)
+    }
+
+    /// What a GPU computes the gradient from: see `pair_loss` in the kernels.
+    pub fn slope(self) -> Slope {
+        match self.form {
+            Form::Dpo => Slope::Poly(0.0),
+            Form::Poly(a) => Slope::Poly(a),
+            Form::Sce => Slope::Poly(SCE),
+            Form::Ipo => Slope::Ipo,
+            Form::Dmpo(alpha) => Slope::Dmpo(alpha),
+            Form::Linear(eta) => Slope::Linear(eta),
+            Form::Sft => Slope::Sft,
+        }
+    }
+
+    pub fn pair(self, e: Errors, label: Label) -> PairLoss {
+        let (label, beta) = self.adjusted(label);
         match self.form {
             Form::Dpo => dpo_loss(e, label, beta),
             Form::Ipo => ipo_loss(e, label, beta),

@@ -83,12 +83,12 @@ fn train(args: Args, settings: &Settings, world: &mut World) -> Result<Answer> {
     while let Some(step) = run.next_step() {
         let started = Instant::now();
 
-        // The gradient of the mean loss over the next pairs, from all micro-batches in all processes.
-        let losses = run.compute_gradients()?;
+        // One optimiser step along the gradient of the mean loss over the next pairs, from all micro-batches in all processes.
+        let losses = run.take_step(step)?;
         let stop = run.stop_requested(step);
         let saves = stop.is_some() || run.checkpoint_due(step);
 
-        // Trouble is a NaN or a spike: back to the last checkpoint, or the end. Otherwise one optimiser step.
+        // Trouble is a NaN or a spike: back to the last checkpoint, or the end. Otherwise the reference follows the policy.
         let drift = match run.update(step, &losses, saves)? {
             Update::Done(drift) => drift,
             Update::Trouble(trouble) => {
@@ -155,9 +155,9 @@ fn prepare<'a>(mut args: Args, settings: &Settings, world: &'a mut World) -> Res
     let lock = if world.first() { args.lock_outputs()? } else { None };
     let data = open_data(&args, &device)?;
     args.batch = data.batch(args.batch)?;
-    let method = Method::open(&args.method, &args.models.base, &device)?;
+    let method = Method::open(&args.method, &args.models.base, compute, &device)?;
 
-    let setup = args.setup(data.labels_hash(), &device);
+    let setup = args.setup(data.labels_hash(), compute, &device);
     if args.dry_run {
         dry_run::foresee(&setup)?;
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use nets::conditioning::Conditioning;
 use nets::denoiser::Config;
 use nets::folder;
@@ -86,7 +86,7 @@ pub struct Anchor {
 }
 
 impl Method {
-    pub fn open(flags: &MethodFlags, base: &Path, device: &Device) -> Result<Self> {
+    pub fn open(flags: &MethodFlags, base: &Path, compute: DType, device: &Device) -> Result<Self> {
         let process = Process::open(base)?;
         let timesteps = match flags.timesteps {
             Timesteps::Auto if process.looks_distilled() => Timesteps::Turbo,
@@ -102,7 +102,7 @@ impl Method {
         let folder = folder::denoiser(base)?;
         let guidance = flags.flow.guidance(Config::read(&folder)?.guidance)?;
         let anchor = match flags.anchor {
-            Some(weight) => Some(Anchor { weight, base: Reference::fixed(&folder, device)? }),
+            Some(weight) => Some(Anchor { weight, base: Reference::fixed(&folder, compute, device)? }),
             None => None,
         };
         let MethodFlags { guard, error, timestep_weights, .. } = *flags;

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use nets::denoiser::{Config, Trainable};
 use nets::lora::{Adapters, LoraConfig};
 use nets::weights::{self, Weights};
@@ -107,11 +107,11 @@ pub struct Models {
 
 impl Models {
     /// All weights of the policy are trained, and the reference is a second UNet.
-    pub fn whole(models: &ModelFlags, reference: &ReferenceFlags, device: &Device) -> Result<Self> {
+    pub fn whole(models: &ModelFlags, reference: &ReferenceFlags, compute: DType, device: &Device) -> Result<Self> {
         let unet_of = |path: &Option<PathBuf>| folder::denoiser(path.as_ref().unwrap_or(&models.base));
         let (unet, other) = (unet_of(&models.policy)?, unet_of(&models.reference)?);
         let policy = Trainable::open(&unet, device)?;
-        let reference = Reference::open(&other, &policy, reference, device)?;
+        let reference = Reference::open(&other, &policy, reference, compute, device)?;
         let hashes = [Weights::open(&unet)?.hash()?, Weights::open(&other)?.hash()?];
         Ok(Self { policy, reference, hashes, unet })
     }

@@ -33,7 +33,7 @@ pub struct OptimiserFlags {
     /// The same as --optimizer adafactor
     #[arg(long, conflicts_with = "optimizer")]
     pub use_adafactor: bool,
-    /// How AdamW's moments are stored; bf16 halves their memory and works on the CPU only
+    /// How AdamW's moments are stored; bf16 halves their memory
     #[arg(long, default_value_t = Moments::F32, value_parser = named::<Moments>())]
     moments: Moments,
     /// Decay of AdamW's mean gradient per step

@@ -3,9 +3,9 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 use std::{collections::BTreeMap, fs, path::Path};
 
-use anyhow::{Context, Result, ensure};
-use candle_core::{Device, Tensor};
-use nets::denoiser::{Streamed, Trainable};
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Device, Tensor};
+use nets::denoiser::{Denoiser, Streamed, Trainable};
 use nets::params::{self, Params};
 use nets::{conditioning::Conditioning, weights::Weights, write};
 use pipe::cli::named;
@@ -81,40 +81,62 @@ impl Mode {
 pipe::names! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Place {
-        /// `file` on the CPU for networks of 50 million weights or more, unless the reference is a moving average
+        /// `file` on the CPU for networks of 50 million weights or more, and on a GPU that computes in bf16 `narrow`, unless the
+        /// reference is a moving average; otherwise `memory`
         Auto = "auto",
         /// In memory
         Memory = "memory",
+        /// In memory in the type that the networks compute in, half of f32's for bf16
+        Narrow = "narrow",
         /// In their file, which is read again at every step
         File = "file",
     }
 }
 
-/// The network that the policy is measured against. Both kinds do the same arithmetic, to the last bit.
+/// The network that the policy is measured against. All kinds do the same arithmetic, to the last bit.
 pub enum Reference {
     Held(Trainable),
     /// In a file. A large reference would take a fifth of the memory of a run, and reading it takes a small part of a step.
     Streamed(Streamed),
+    /// In a file too, and in memory in the type that the networks compute in.
+    Narrow {
+        file: Streamed,
+        network: Box<Denoiser>,
+        compute: DType,
+    },
 }
 
 impl Reference {
     /// Opens the denoiser in `folder` as the reference of a policy with these parameters.
-    pub fn open(folder: &Path, policy: &Trainable, flags: &ReferenceFlags, device: &Device) -> Result<Self> {
+    pub fn open(
+        folder: &Path,
+        policy: &Trainable,
+        flags: &ReferenceFlags,
+        compute: DType,
+        device: &Device,
+    ) -> Result<Self> {
         const LARGE: usize = 50_000_000; // parameters: 200 MB
         let large = params::count(&policy.params) >= LARGE;
         let (place, moves) = (flags.reference_weights, matches!(flags.mode(), Mode::Ema(_)));
         ensure!(
-            place != Place::File || !moves,
-            "--reference-weights file cannot be used with a moving average, which changes every weight at every step"
+            matches!(place, Place::Auto | Place::Memory) || !moves,
+            "--reference-weights {place} cannot be used with a moving average, which changes every weight at every step"
         );
-        let streams = place == Place::File || (place == Place::Auto && large && device.is_cpu() && !moves);
-        let reference = match streams {
-            true => Reference::Streamed(Streamed::open(folder, device)?),
-            false => Reference::Held(Trainable::open_detached(folder, device)?),
+        let place = match place {
+            Place::Auto if moves => Place::Memory,
+            Place::Auto if device.is_cpu() && large => Place::File,
+            Place::Auto if compute != DType::F32 && ops::has_kernels(device) => Place::Narrow,
+            Place::Auto => Place::Memory,
+            named => named,
+        };
+        let reference = match place {
+            Place::File => Reference::Streamed(Streamed::open(folder, device)?),
+            Place::Narrow => Self::narrow(folder, compute, device)?,
+            _ => Reference::Held(Trainable::open_detached(folder, device)?),
         };
         let theirs: BTreeMap<String, Vec<usize>> = match &reference {
             Reference::Held(held) => held.params.iter().map(|(n, v)| (n.clone(), v.dims().to_vec())).collect(),
-            Reference::Streamed(streamed) => streamed.shapes().into_iter().collect(),
+            Reference::Streamed(file) | Reference::Narrow { file, .. } => file.shapes().into_iter().collect(),
         };
         // A convolution of 1x1 is the same as a matrix.
         let shape = |dims: &[usize]| (dims.iter().product::<usize>(), dims.iter().copied().take(2).collect::<Vec<_>>());
@@ -136,11 +158,29 @@ impl Reference {
     }
 
     /// The denoiser in `folder`, which never moves; on the CPU it stays in its file.
-    pub fn fixed(folder: &Path, device: &Device) -> Result<Self> {
-        Ok(match device.is_cpu() {
-            true => Reference::Streamed(Streamed::open(folder, device)?),
-            false => Reference::Held(Trainable::open_detached(folder, device)?),
-        })
+    pub fn fixed(folder: &Path, compute: DType, device: &Device) -> Result<Self> {
+        match device.is_cpu() {
+            true => Ok(Reference::Streamed(Streamed::open(folder, device)?)),
+            false => Self::narrow(folder, compute, device),
+        }
+    }
+
+    fn narrow(folder: &Path, compute: DType, device: &Device) -> Result<Self> {
+        let file = Streamed::open(folder, device)?;
+        Ok(Reference::Narrow { network: Box::new(file.narrowed(compute)?), file, compute })
+    }
+
+    /// Goes on with the weights of another file, where they are called `prefix.NAME`.
+    fn read_from(&mut self, weights: Weights, prefix: &'static str) -> Result<()> {
+        match self {
+            Reference::Held(_) => bail!("a reference in memory is no file"),
+            Reference::Streamed(file) => file.read_from(weights, prefix),
+            Reference::Narrow { file, network, compute } => {
+                file.read_from(weights, prefix);
+                **network = file.narrowed(*compute)?;
+            }
+        }
+        Ok(())
     }
 
     /// As [`nets::denoiser::Denoiser::predict`].
@@ -148,13 +188,18 @@ impl Reference {
         match self {
             Reference::Held(held) => held.denoiser.predict(x, t, conditioning),
             Reference::Streamed(streamed) => streamed.predict(x, t, conditioning),
+            Reference::Narrow { network, .. } => network.predict(x, t, conditioning),
         }
     }
 
+    /// Bytes of its weights in memory.
     pub fn in_memory(&self) -> usize {
         match self {
-            Reference::Held(held) => params::count(&held.params),
+            Reference::Held(held) => 4 * params::count(&held.params),
             Reference::Streamed(_) => 0,
+            Reference::Narrow { file, compute, .. } => {
+                file.shapes().iter().map(|(_, dims)| dims.iter().product::<usize>() * compute.size_in_bytes()).sum()
+            }
         }
     }
 
@@ -164,7 +209,7 @@ impl Reference {
                 let var = held.params.get(name).with_context(|| format!("the reference has no tensor '{name}'"))?;
                 Ok(var.as_detached_tensor())
             }
-            Reference::Streamed(streamed) => streamed.get(name, shape),
+            Reference::Streamed(file) | Reference::Narrow { file, .. } => file.get(name, shape),
         }
     }
 
@@ -183,14 +228,14 @@ impl Reference {
                     }
                 }
             }
-            Reference::Streamed(streamed) => {
+            Reference::Streamed(_) | Reference::Narrow { .. } => {
                 ensure!(rate == 1.0, "a reference in a file can only become the policy, not move by a share of {rate}");
                 // Several processes, on several hosts, may share the folder.
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
                 let file = scratch.join(format!("reference-{}-{now}.safetensors", std::process::id()));
                 let theta = whole(policy);
                 write::tensors(&file, &theta, Default::default())?;
-                streamed.read_from(Weights::open(&file)?, "");
+                self.read_from(Weights::open(&file)?, "")?;
                 // The file stays open. Without a name it is gone when the run ends, however it ends.
                 fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
             }
@@ -207,7 +252,7 @@ impl Reference {
                     var.set(&kept.get(&format!("reference.{name}"), var.dims())?.to_device(var.device())?)?;
                 }
             }
-            Reference::Streamed(streamed) => streamed.read_from(kept, "reference"),
+            Reference::Streamed(_) | Reference::Narrow { .. } => self.read_from(kept, "reference")?,
         }
         Ok(())
     }

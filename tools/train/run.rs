@@ -50,6 +50,8 @@ pub struct Losses {
     pub pairs: Vec<Pair>,
     pub mean: f64,
     pub grad_norm: f64,
+    /// What is wrong with the step, if anything is: the policy is then not to be used.
+    pub trouble: Option<String>,
 }
 
 pub enum Update {
@@ -70,17 +72,36 @@ impl Run<'_> {
         (done < self.steps()).then_some(done + 1)
     }
 
-    /// Computes the gradient of the mean loss over the next batch of pairs, summed over micro-batches and processes.
-    pub fn compute_gradients(&mut self) -> Result<Losses> {
-        let Self { gradients, state, batches, method, .. } = self;
+    /// Moves the policy along the gradient of the mean loss over the next batch of pairs, summed over micro-batches and processes.
+    /// Where something is wrong with that, the caller learns it before anybody uses the policy.
+    pub fn take_step(&mut self, step: u64) -> Result<Losses> {
+        let Self { gradients, state, batches, method, world, .. } = self;
         gradients.compute(self.execution, state, batches, method, self.setup.pairs_per_step)?;
-        let pairs = self.world.gather_pairs(mem::take(&mut gradients.pairs));
-        self.world.sum(&mut gradients.grads)?;
+        world.sum(&mut gradients.grads)?;
         if let Some(file) = self.dump.take() {
             write::tensors(&file, &gradients.grads, Default::default())?;
         }
-        let grad_norm = params::global_norm(&gradients.grads)?;
-        Ok(Losses { mean: mean(&pairs, |p| p.loss.loss), pairs, grad_norm })
+        let (most, lr) = (self.setup.optimiser.max_norm(), self.learning_rate.at(step));
+        let State { policy, optimizer, counters, .. } = state;
+        let judge = |pairs: Vec<Pair>, grad_norm: f64| {
+            let pairs = world.gather_pairs(pairs);
+            let mean = mean(&pairs, |p| p.loss.loss);
+            let trouble = self.spikes.trouble(&counters.losses, mean, grad_norm);
+            Losses { pairs, mean, grad_norm, trouble }
+        };
+        if self.execution.queues {
+            // All work of the step waits in the GPU's queue before this program waits for the GPU.
+            let clip = params::clip_on_gpu(&gradients.grads, most)?;
+            optimizer.step_to(&policy.params, &gradients.grads, Some(&clip), step, lr)?;
+            let grad_norm = gradients.read(&clip.norm, method)?;
+            return Ok(judge(mem::take(&mut gradients.pairs), grad_norm));
+        }
+        let losses = judge(mem::take(&mut gradients.pairs), params::global_norm(&gradients.grads)?);
+        if losses.trouble.is_none() {
+            params::clip(&mut gradients.grads, losses.grad_norm, most)?;
+            optimizer.step(&policy.params, &gradients.grads, step, lr)?;
+        }
+        Ok(losses)
     }
 
     /// The signal that asks the run to stop after this step. The last step is not stopped: the run ends anyway.
@@ -93,16 +114,16 @@ impl Run<'_> {
         step < self.steps() && self.checkpoints.due(step)
     }
 
-    /// Takes one optimiser step, unless the losses are troubled; then the reference follows the policy.
+    /// Ends a step: the reference follows the policy, unless something is wrong.
     pub fn update(&mut self, step: u64, losses: &Losses, saves: bool) -> Result<Update> {
-        if let Some(trouble) = self.spikes.trouble(&self.state.counters.losses, losses.mean, losses.grad_norm) {
-            return Ok(Update::Trouble(trouble));
+        if let Some(trouble) = &losses.trouble {
+            return Ok(Update::Trouble(trouble.clone()));
         }
         self.state.counters.losses.add(losses.mean);
         if self.method.timestep_weights {
             self.state.counters.margins.get_or_insert_default().add(&losses.pairs);
         }
-        self.apply(step, losses.grad_norm)?;
+        self.follow(step)?;
         if !saves && step < self.steps() && !self.reporter.drift_due(step) {
             return Ok(Update::Done(None));
         }
@@ -113,11 +134,9 @@ impl Run<'_> {
         })
     }
 
-    /// Moves the policy along the gradient, and the reference after it.
-    pub fn apply(&mut self, step: u64, grad_norm: f64) -> Result<()> {
-        let (state, grads) = (&mut self.state, &mut self.gradients.grads);
-        params::clip(grads, grad_norm, self.setup.optimiser.max_norm())?;
-        state.optimizer.step(&state.policy.params, grads, step, self.learning_rate.at(step))?;
+    /// Moves the reference after the policy, which has taken this step.
+    pub fn follow(&mut self, step: u64) -> Result<()> {
+        let state = &mut self.state;
         state.counters.step = step;
         // After a hard refresh reference and policy are equal: the next z is 0, the next loss ln 2.
         match self.setup.reference.mode().rate_after(step) {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use nets::{optim::Optimizer, weights::Weights};
 use pipe::origin::Origin;
 
@@ -22,6 +22,8 @@ pub struct Setup {
     pub pairs_per_step: usize,
     /// SHA-256 of the labels, or of the replay file.
     pub labels: String,
+    /// The type that the networks compute in.
+    pub compute: DType,
     pub device: Device,
 }
 
@@ -98,7 +100,7 @@ impl Setup {
     fn fresh(&self) -> Result<(State, [String; 2], PathBuf)> {
         let lora = self.lora.config();
         let Models { policy, reference, hashes, unet } = match &lora {
-            None => Models::whole(&self.models, &self.reference, &self.device)?,
+            None => Models::whole(&self.models, &self.reference, self.compute, &self.device)?,
             Some(config) => Models::adapted(&self.models, config, self.seed, &self.device)?,
         };
         let optimizer = Optimizer::new(&policy.params, self.optimiser.rule(), self.optimiser.moments())?;

@@ -172,6 +172,11 @@ impl Denoiser {
         t: &'a [f32],
         conditioning: &'a Conditioning,
     ) -> Result<Pass<'a>> {
+        if ops::has_kernels(x.device())
+            && let Some(pass) = self.forward_by_hand(activations, x, t, conditioning)
+        {
+            return pass;
+        }
         match activations {
             Activations::Recomputed => self.network.forward_in_pieces(x, t, conditioning),
             Activations::Kept => {
@@ -179,6 +184,19 @@ impl Denoiser {
                 Ok(Pass::new(y.clone(), move |gy: &Tensor| Ok(accumulate_store(backward_from(&y, gy)?)?)))
             }
         }
+    }
+}
+
+impl Denoiser {
+    /// As [`Denoiser::forward_for`], by passes that are written by hand, as on a GPU; `None` where this network has none.
+    pub fn forward_by_hand<'a>(
+        &'a self,
+        activations: Activations,
+        x: &'a Tensor,
+        t: &'a [f32],
+        conditioning: &'a Conditioning,
+    ) -> Option<Result<Pass<'a>>> {
+        self.network.forward_by_hand(activations, x, t, conditioning)
     }
 }
 
@@ -246,6 +264,12 @@ impl Streamed {
     /// One of its tensors, f32.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         self.loader().get(name, shape)
+    }
+
+    /// The whole denoiser in memory, with matrices and kernels in the type that it computes in.
+    pub fn narrowed(&self, dtype: DType) -> Result<Denoiser> {
+        let network = self.config.load(self.loader().narrowed(dtype))?;
+        Ok(Denoiser { config: self.config.clone(), network })
     }
 
     pub fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {

@@ -1,7 +1,11 @@
 //! Layers under the names of diffusers and transformers. Each loads itself by path and has one `forward`.
 
+use std::cell::RefCell;
+
 use anyhow::Result;
 use candle_core::{Device, Result as Candle, Tensor};
+
+use ops::hand::{self, Plus};
 
 use crate::{loader::Loader, lora::Adapter};
 
@@ -51,6 +55,23 @@ impl Linear {
             None => ops::linear(x, weight, bias),
         }
     }
+
+    pub fn is_adapted(&self) -> bool {
+        self.adapter.is_some()
+    }
+
+    /// The same without history, plus `plus`, of a layer without adapter.
+    pub fn plain(&self, x: &Tensor, plus: Option<&Tensor>) -> Candle<Tensor> {
+        hand::linear(x, &self.weight, self.bias.as_ref(), plus)
+    }
+
+    /// The gradient of `x` plus `more`, if it is wanted, from that of the result. Those of the weights are added to their sums.
+    pub fn grad(&self, x: &Tensor, gy: &Tensor, wanted: bool, more: Option<Tensor>) -> Candle<Option<Tensor>> {
+        if let Some(bias) = &self.bias {
+            hand::add_rows(gy, &[bias])?;
+        }
+        hand::linear_grad(x, &self.weight, gy, wanted, more)
+    }
 }
 
 /// y = x W^T + b of a network that is never trained.
@@ -88,6 +109,22 @@ impl Conv2d {
     pub fn forward(&self, x: &Tensor) -> Candle<Tensor> {
         ops::conv2d(x, &self.weight, &self.bias, self.stride, self.padding)
     }
+
+    /// The same without history, with what is added to it.
+    pub fn plain(&self, x: &Tensor, plus: Plus) -> Candle<Tensor> {
+        hand::conv2d(x, [&self.weight, &self.bias], self.stride, self.padding, plus)
+    }
+
+    /// The gradient of `x`, if it is wanted, from that of the result. That of the weight is added to its sum, that of the bias is not.
+    fn grad_without_bias(&self, x: &Tensor, gy: &Tensor, wanted: bool) -> Candle<Option<Tensor>> {
+        hand::conv2d_grad(x, &self.weight, self.stride, self.padding, gy, wanted)
+    }
+
+    /// The gradient of `x`, if it is wanted, from that of the result. Those of weight and bias are added to their sums.
+    pub fn grad(&self, x: &Tensor, gy: &Tensor, wanted: bool) -> Candle<Option<Tensor>> {
+        hand::add_rows(&hand::image_sums(gy)?, &[&self.bias])?;
+        self.grad_without_bias(x, gy, wanted)
+    }
 }
 
 /// Normalisation over groups of channels.
@@ -111,6 +148,16 @@ impl GroupNorm {
     pub fn forward(&self, x: &Tensor, then: ops::Activation) -> Candle<Tensor> {
         ops::group_norm(x, &self.weight, &self.bias, self.groups, self.eps, then)
     }
+
+    /// The same without history.
+    pub fn plain(&self, x: &Tensor, then: ops::Activation) -> Candle<Tensor> {
+        ops::group_norm(x, &self.weight.detach(), &self.bias.detach(), self.groups, self.eps, then)
+    }
+
+    /// The gradient of `x` plus `more`, from that of the result. Those of weight and bias are added to their sums.
+    pub fn grad(&self, x: &Tensor, then: ops::Activation, gy: &Tensor, more: Option<&Tensor>) -> Candle<Tensor> {
+        ops::group_norm_grad([x, &self.weight, &self.bias], self.groups, self.eps, then, gy, more)
+    }
 }
 
 /// Normalisation over the last dimension.
@@ -128,6 +175,16 @@ impl LayerNorm {
     /// x (.., width)
     pub fn forward(&self, x: &Tensor) -> Candle<Tensor> {
         ops::layer_norm(x, &self.weight, &self.bias, self.eps)
+    }
+
+    /// The same without history.
+    pub fn plain(&self, x: &Tensor) -> Candle<Tensor> {
+        ops::layer_norm(x, &self.weight.detach(), &self.bias.detach(), self.eps)
+    }
+
+    /// The gradient of `x` plus `more`, from that of the result. Those of weight and bias are added to their sums.
+    pub fn grad(&self, x: &Tensor, gy: &Tensor, more: Option<&Tensor>) -> Candle<Tensor> {
+        ops::layer_norm_grad([x, &self.weight, &self.bias], self.eps, gy, more)
     }
 }
 
@@ -194,6 +251,65 @@ impl ResnetBlock {
             None => x + h,
         }
     }
+
+    pub fn is_adapted(&self) -> bool {
+        self.time_emb_proj.as_ref().is_some_and(Linear::is_adapted)
+    }
+
+    /// The first half of the pass, without history: what the second norm gets, (B, out, H, W).
+    pub fn half(&self, x: &Tensor, temb: Option<&Tensor>) -> Candle<Tensor> {
+        let t = match (&self.time_emb_proj, temb) {
+            (Some(proj), Some(temb)) => Some(proj.plain(temb, None)?), // (B, out)
+            _ => None,
+        };
+        self.conv1.plain(&self.norm1.plain(x, SILU)?, Plus { image: t.as_ref(), all: None })
+    }
+
+    /// The second half, from what [`Self::half`] returns.
+    pub fn finish(&self, x: &Tensor, h: &Tensor) -> Candle<Tensor> {
+        let shortcut = self.conv_shortcut.as_ref().map(|conv| conv.plain(x, Plus::default())).transpose()?;
+        self.conv2.plain(&self.norm2.plain(h, SILU)?, Plus { image: None, all: Some(shortcut.as_ref().unwrap_or(x)) })
+    }
+
+    /// The gradients of `x` and, plus `by_temb`, of `temb`, from that of the result. Those of the weights are added to their sums.
+    pub fn grad(
+        &self,
+        x: &Tensor,
+        h: &Tensor,
+        temb: Option<&Tensor>,
+        gy: &Tensor,
+        by_temb: Option<Tensor>,
+    ) -> Candle<(Tensor, Option<Tensor>)> {
+        let sums = hand::image_sums(gy)?;
+        hand::add_rows(&sums, &[&self.conv2.bias])?;
+        let gn = wanted(self.conv2.grad_without_bias(&self.norm2.plain(h, SILU)?, gy, true)?)?;
+        let gh = self.norm2.grad(h, SILU, &gn, None)?;
+        drop(gn);
+
+        let by_image = hand::image_sums(&gh)?; // (B, out)
+        hand::add_rows(&by_image, &[&self.conv1.bias])?;
+        let by_temb = match (&self.time_emb_proj, temb) {
+            (Some(proj), Some(temb)) => proj.grad(temb, &by_image.to_dtype(temb.dtype())?, true, by_temb)?,
+            _ => by_temb,
+        };
+        let gn = wanted(self.conv1.grad_without_bias(&self.norm1.plain(x, SILU)?, &gh, true)?)?;
+        drop(gh);
+        let beside = match &self.conv_shortcut {
+            None => gy.clone(),
+            Some(conv) => {
+                hand::add_rows(&sums, &[&conv.bias])?;
+                wanted(conv.grad_without_bias(x, gy, true)?)?
+            }
+        };
+        Ok((self.norm1.grad(x, SILU, &gn, Some(&beside))?, by_temb))
+    }
+}
+
+const SILU: ops::Activation = ops::Activation::Silu;
+
+/// A gradient that was asked for.
+pub(crate) fn wanted(gradient: Option<Tensor>) -> Candle<Tensor> {
+    gradient.ok_or_else(|| candle_core::Error::Msg("a layer passes no gradient on".into()))
 }
 
 /// Two linear layers with a SiLU between them: what embeds a number or the pooled text.
@@ -210,8 +326,30 @@ impl Mlp {
 }
 
 /// The sinusoidal embedding of each of B values, (B, width), in f32 as in diffusers: sines and then cosines, with `flip`
-/// cosines first.
+/// cosines first. On a GPU those of the last values are kept: several passes of a step have the same.
 pub(crate) fn sinusoidal(values: &[f32], width: usize, flip: bool, shift: f64, device: &Device) -> Candle<Tensor> {
+    type Kept = (Vec<f32>, (usize, bool, f64), Tensor);
+    thread_local! {
+        static KEPT: RefCell<Vec<Kept>> = const { RefCell::new(vec![]) };
+    }
+    const MOST: usize = 2; // times, and SDXL's sizes
+    if device.is_cpu() {
+        return computed(values, width, flip, shift, device);
+    }
+    KEPT.with_borrow_mut(|kept| {
+        let how = (width, flip, shift);
+        let known = |(v, h, x): &Kept| (v == values && *h == how && x.device().same_device(device)).then(|| x.clone());
+        if let Some(known) = kept.iter().find_map(known) {
+            return Ok(known);
+        }
+        let new = computed(values, width, flip, shift, device)?;
+        kept.drain(..kept.len().saturating_sub(MOST - 1));
+        kept.push((values.to_vec(), how, new.clone()));
+        Ok(new)
+    })
+}
+
+fn computed(values: &[f32], width: usize, flip: bool, shift: f64, device: &Device) -> Candle<Tensor> {
     let half = width / 2;
     let frequency = |i: usize| (-(10000f64.ln() as f32) * i as f32 / (half as f64 - shift) as f32).exp();
     let mut out = Vec::with_capacity(values.len() * width);

@@ -16,12 +16,16 @@ pub struct Loader<'a> {
     prefix: String,
     device: Device,
     dtype: DType,
+    /// The type of matrices and kernels, if that is another.
+    narrow: Option<DType>,
     trained: Trained,
     params: Rc<RefCell<Params>>,
     /// The network's tensors that are never trained, by name.
     constants: Rc<RefCell<BTreeMap<String, Tensor>>>,
     /// Frozen tensors that were handed out before, for networks that share them.
     shared: Option<Rc<RefCell<BTreeMap<String, Tensor>>>>,
+    /// The matrices and kernels that were handed out, where somebody notes them.
+    noted: Option<Rc<RefCell<Vec<Tensor>>>>,
     /// The names that were asked for.
     asked: Rc<RefCell<BTreeSet<String>>>,
     /// The network sees the variables' memory but is not tracked: for a reference that can be refreshed in place.
@@ -44,13 +48,21 @@ impl<'a> Loader<'a> {
             prefix: String::new(),
             device: device.clone(),
             dtype,
+            narrow: None,
             trained: Trained::Nothing,
             params: Default::default(),
             constants: Default::default(),
             shared: None,
+            noted: None,
             asked: Default::default(),
             detached: false,
         }
+    }
+
+    /// The same loader, which hands out matrices and kernels in the type that the network computes in. Layers would convert them at
+    /// every use, to the same numbers; they add biases, and multiply what they have normalised, in f32.
+    pub fn narrowed(&self, dtype: DType) -> Self {
+        Self { narrow: Some(dtype), ..self.clone() }
     }
 
     /// Loads f32 variables, which `params()` collects. With `detached`, the network's view of them is not tracked.
@@ -96,11 +108,28 @@ impl<'a> Loader<'a> {
         (0..).take_while(|&i| names.iter().any(|n| n.starts_with(&part(i)))).count()
     }
 
+    /// The same loader, which notes the matrices and kernels that it hands out.
+    pub fn noting(&self) -> Self {
+        Self { noted: Some(Default::default()), ..self.clone() }
+    }
+
+    pub fn noted(&self) -> Vec<Tensor> {
+        self.noted.as_ref().map(|noted| noted.borrow().clone()).unwrap_or_default()
+    }
+
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensor = self.load(name, shape)?;
+        if let Some(noted) = self.noted.as_ref().filter(|_| shape.len() > 1) {
+            noted.borrow_mut().push(tensor.clone());
+        }
+        Ok(tensor)
+    }
+
+    fn load(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let path = self.path(name);
         self.asked.borrow_mut().insert(path.clone());
-        let load =
-            || Ok::<_, anyhow::Error>(self.weights.get(&path, shape)?.to_dtype(self.dtype)?.to_device(&self.device)?);
+        let dtype = self.narrow.filter(|_| shape.len() > 1).unwrap_or(self.dtype);
+        let load = || Ok::<_, anyhow::Error>(self.weights.get(&path, shape)?.to_dtype(dtype)?.to_device(&self.device)?);
         if let Trained::Everything = self.trained {
             return Ok(self.collect(path.clone(), Var::from_tensor(&load()?)?));
         }
@@ -115,7 +144,7 @@ impl<'a> Loader<'a> {
 
     /// A tensor that is never trained, such as a table of positions.
     pub fn constant(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let frozen = Self { trained: Trained::Nothing, ..self.clone() };
+        let frozen = Self { trained: Trained::Nothing, narrow: None, ..self.clone() };
         let tensor = frozen.get(name, shape)?;
         self.constants.borrow_mut().insert(self.path(name), tensor.clone());
         Ok(tensor)

@@ -45,14 +45,20 @@ pub fn add(sum: &mut Grads, more: Grads) -> Result<()> {
     Ok(())
 }
 
-/// Sets gradients on the CPU to zero in the memory that they have: fresh memory costs more than writing it again.
+/// Sets gradients to zero in the memory that they have: on a CPU, fresh memory costs more than writing it again.
 pub fn zero(grads: &Grads) -> Result<()> {
-    grads.values().try_for_each(|grad| ops::map_in_place(grad, |_| 0.0))
+    ops::clear(grads.values())
 }
 
 /// The Euclidean norm over all gradients, added up in f64 in the order of their names.
 pub fn global_norm(grads: &Grads) -> Result<f64> {
     Ok(ops::sums_of_squares(&grads.values().collect::<Vec<_>>())?.iter().sum::<f64>().sqrt())
+}
+
+/// The norm over all gradients on a GPU and the factor that makes it at most `max_norm`, for [`crate::optim::Optimizer::step_to`].
+/// Nobody waits for them.
+pub fn clip_on_gpu(grads: &Grads, max_norm: f64) -> Result<ops::Clip> {
+    ops::clip(&grads.values().collect::<Vec<_>>(), max_norm)
 }
 
 /// Scales gradients, the norm of which is `norm`, to a norm of at most `max_norm`; as torch's `clip_grad_norm_`.

@@ -9,6 +9,17 @@ use crate::conditioning::Conditioning;
 pub(crate) trait Network: Send + Sync {
     fn predict(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor>;
 
+    /// [`Network::predict`] by passes that are written by hand, without candle's history; `None` where there are none.
+    fn forward_by_hand<'a>(
+        &'a self,
+        _activations: Activations,
+        _x: &'a Tensor,
+        _t: &'a [f32],
+        _conditioning: &'a Conditioning,
+    ) -> Option<Result<Pass<'a>>> {
+        None
+    }
+
     /// [`Network::predict`] without history. The backward pass computes each piece once more.
     fn forward_in_pieces<'a>(&'a self, x: &'a Tensor, t: &'a [f32], conditioning: &'a Conditioning)
     -> Result<Pass<'a>>;

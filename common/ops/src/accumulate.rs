@@ -59,7 +59,7 @@ pub(crate) fn add_to_sum<F: FnOnce(&mut [f32])>(w: &Tensor, add: F) -> Result<Op
 }
 
 /// The sum of a wanted parameter; zeros where this is its first gradient.
-fn sum_of(var: &Tensor) -> Result<Option<Tensor>> {
+pub(crate) fn sum_of(var: &Tensor) -> Result<Option<Tensor>> {
     WANTED.with_borrow_mut(|wanted| {
         let Some((_, sum)) = wanted.as_mut().and_then(|all| all.get_mut(&var.id())) else { return Ok(None) };
         if sum.is_none() {
@@ -85,9 +85,14 @@ pub(crate) fn take_sums<const N: usize>(
     Ok(grads)
 }
 
-/// On a GPU the first gradient is the sum itself, which saves making zeros and adding to them. Returns the gradient of a tensor whose
-/// gradient nobody asked for.
+/// On a GPU in place too; on the composed way the first gradient is the sum itself. Returns the gradient of a tensor whose gradient
+/// nobody asked for.
 fn add_beside(var: &Tensor, g: Tensor) -> Result<Option<Tensor>> {
+    #[cfg(feature = "cuda")]
+    if super::cuda::fused(&g) {
+        let Some(sum) = sum_of(var)? else { return Ok(Some(g)) };
+        return super::arithmetic::add_on_gpu(&sum, &g).map(|()| None);
+    }
     WANTED.with_borrow_mut(|wanted| {
         let Some((_, sum)) = wanted.as_mut().and_then(|all| all.get_mut(&var.id())) else { return Ok(Some(g)) };
         *sum = Some(match sum.take() {

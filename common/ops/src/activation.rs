@@ -99,7 +99,7 @@ impl Kernel<1> for Pointwise {
     }
 }
 
-struct Geglu;
+pub(crate) struct Geglu;
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 fn geglu_row(y: &mut [f32], x: &[f32]) {

@@ -1,5 +1,7 @@
 //! One step of AdamW, in place, as torch's.
 
+#[cfg(feature = "cuda")]
+use candle_core::DType;
 use candle_core::{Result, Tensor, bail};
 use half::bf16;
 use multiversion::multiversion;
@@ -7,7 +9,7 @@ use rayon::prelude::*;
 
 use super::arithmetic::CHUNK;
 #[cfg(feature = "cuda")]
-use super::cuda::{Table, launch};
+use super::cuda::{Table, launch, with_views};
 use super::values::{Values, with_values, with_values_mut};
 
 /// Numbers of a step that are the same for all tensors.
@@ -24,6 +26,15 @@ pub struct AdamWStep {
     pub eps: f32,
 }
 
+/// The norm of gradients on a GPU, and the factor that makes it at most a given one: NaN where the norm is not finite. Both (1).
+#[derive(Clone, Debug)]
+pub struct Clip {
+    /// f64
+    pub norm: Tensor,
+    /// f32
+    pub factor: Tensor,
+}
+
 /// A parameter, its moments, its gradient, and the seed for the rounding of bf16 moments.
 pub struct Moved<'a> {
     pub p: &'a Tensor,
@@ -34,13 +45,17 @@ pub struct Moved<'a> {
 }
 
 impl AdamWStep {
-    /// [`AdamWStep::apply`] for many parameters on one device: a GPU moves all of them at once.
-    pub fn apply_all(&self, all: &[Moved]) -> Result<()> {
+    /// [`AdamWStep::apply`] for many parameters on one device: a GPU moves all of them at once, by their gradients times the factor of
+    /// `clip`; where that is NaN, it leaves them as they are.
+    pub fn apply_all(&self, all: &[Moved], clip: Option<&Clip>) -> Result<()> {
         #[cfg(feature = "cuda")]
         if let Some(first) = all.first()
             && first.p.device().is_cuda()
         {
-            return self.on_gpu(&all.iter().map(|t| [t.p, t.m, t.v, t.g]).collect::<Vec<_>>());
+            return self.on_gpu(&all.iter().map(|t| [t.p, t.m, t.v, t.g]).collect::<Vec<_>>(), first.seed, clip);
+        }
+        if clip.is_some() {
+            bail!("gradients on the CPU are clipped before AdamW gets them")
         }
         all.iter().try_for_each(|t| self.apply(t.p, t.m, t.v, t.g, t.seed))
     }
@@ -48,7 +63,7 @@ impl AdamWStep {
     /// Changes a parameter `p` and its moments by the gradient `g`, all of one shape:
     /// m += (1 - beta1) (g - m), v = beta2 v + (1 - beta2) g^2, p = decay p - rate m / (sqrt(v) / root2 + eps).
     ///
-    /// `p` and `g` are f32; the moments are f32, or bf16 on the CPU. bf16 has 8 binary digits, and a second moment changes by a
+    /// `p` and `g` are f32; the moments are f32 or bf16. bf16 has 8 binary digits, and a second moment changes by a
     /// thousandth per step: rounded to the nearest, it would never shrink. So it is rounded up or down at random, in
     /// proportion to the distance, as a function of `seed` and the place.
     ///
@@ -57,7 +72,7 @@ impl AdamWStep {
     pub fn apply(&self, p: &Tensor, m: &Tensor, v: &Tensor, g: &Tensor, seed: u32) -> Result<()> {
         #[cfg(feature = "cuda")]
         if p.device().is_cuda() {
-            return self.on_gpu(&[[p, m, v, g]]);
+            return self.on_gpu(&[[p, m, v, g]], seed, None);
         }
         let on_cpu = |g: &[f32], values: [Values; 3]| match values {
             [Values::F32(p), Values::F32(m), Values::F32(v)] => {
@@ -82,12 +97,25 @@ impl AdamWStep {
 
     /// `all`: p, m, v and g of each tensor.
     #[cfg(feature = "cuda")]
-    fn on_gpu(&self, all: &[[&Tensor; 4]]) -> Result<()> {
-        let Some([p, ..]) = all.first() else { return Ok(()) };
-        let device = p.device().as_cuda_device()?;
-        let table = Table::new(device, all)?;
-        let ((rows, places), Self { beta1, beta2, decay, rate, root2, eps }) = (table.views(), *self);
-        launch!(device, "adamw", table.grid(), rows, places, beta1, beta2, decay, rate, root2, eps)
+    fn on_gpu(&self, all: &[[&Tensor; 4]], seed: u32, clip: Option<&Clip>) -> Result<()> {
+        let Some([p, m, ..]) = all.first() else { return Ok(()) };
+        let name = match m.dtype() {
+            DType::F32 => "adamw_f32",
+            DType::BF16 => "adamw_bf16",
+            other => bail!("AdamW's moments are f32 or bf16, not {other:?}"),
+        };
+        let fits = |[p, of_m, v, g]: &[&Tensor; 4]| {
+            [p.dtype(), g.dtype()] == [DType::F32; 2] && [of_m.dtype(), v.dtype()] == [m.dtype(); 2]
+        };
+        if !all.iter().all(fits) {
+            bail!("AdamW takes f32 parameters and gradients, and moments of one type")
+        }
+        let factor = clip.map_or_else(|| Tensor::ones(1, DType::F32, p.device()), |clip| Ok(clip.factor.clone()))?;
+        with_views::<f32, 1, _>([&factor], |device, [factor]| {
+            let table = Table::of(device, all)?;
+            let ((rows, places), Self { beta1, beta2, decay, rate, root2, eps }) = (table.views(), *self);
+            launch!(device, name, table.grid(), rows, places, factor, seed, beta1, beta2, decay, rate, root2, eps)
+        })
     }
 }
 

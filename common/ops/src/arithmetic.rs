@@ -10,8 +10,14 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
-use super::cuda::{self, Number, Table, launch, of_type};
-use super::values::{with_values, write};
+use super::{
+    accumulate::sum_of,
+    cuda::{self, Number, Table, launch, of_type},
+};
+use super::{
+    adamw::Clip,
+    values::{with_values, write},
+};
 
 /// Numbers that one task works on: enough to pay for the task, few enough to stay in the cache. Pieces of fixed size, in
 /// order, give the same sums on any number of threads.
@@ -50,11 +56,42 @@ pub fn scale<'a>(tensors: impl Iterator<Item = &'a Tensor>, factor: f64) -> Resu
         && x.device().is_cuda()
     {
         let device = x.device().as_cuda_device()?;
-        let table = Table::new(device, &tensors)?;
-        let (rows, places) = table.views();
-        return launch!(device, "scale", table.grid(), rows, places, factor as f32);
+        let table = Table::of(device, &tensors)?;
+        let ((rows, places), factor) = (table.views(), device.clone_htod(&[factor as f32])?);
+        return launch!(device, "scale", table.grid(), rows, places, factor.as_view());
     }
     tensors.iter().try_for_each(|[x]| map_in_place(x, |x| x * factor as f32))
+}
+
+/// x = 0 for contiguous f32 tensors on one device, in place.
+pub fn clear<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<()> {
+    let tensors: Vec<[&Tensor; 1]> = tensors.map(|x| [x]).collect();
+    #[cfg(feature = "cuda")]
+    if let Some([x]) = tensors.first()
+        && x.device().is_cuda()
+    {
+        let device = x.device().as_cuda_device()?;
+        let table = Table::of(device, &tensors)?;
+        let (rows, places) = table.views();
+        return launch!(device, "clear", table.grid(), rows, places);
+    }
+    tensors.iter().try_for_each(|[x]| map_in_place(x, |_| 0.0))
+}
+
+/// a x + b y of each image; `x` and `y` (B, C, h, w), f32, `a` and `b` (B).
+pub fn mix(a: &[f32], x: &Tensor, b: &[f32], y: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if cuda::fused(x) && [x.dtype(), y.dtype()] == [DType::F32; 2] && x.shape() == y.shape() && x.dim(0)? == a.len() {
+        let numbers: Vec<f32> = a.iter().zip(b).flat_map(|(a, b)| [*a, *b]).collect();
+        return cuda::with_views::<f32, 2, _>([x, y], |device, [of_x, of_y]| {
+            let (numbers, n) = (device.clone_htod(&numbers)?, of_x.len());
+            let (mixed, each) = (cuda::room::<f32>(device, n)?, n / a.len().max(1));
+            launch!(device, "mix", cuda::grid(n), of_x, of_y, numbers.as_view(), mixed.as_view(), n, each)?;
+            Ok(cuda::tensor(mixed, device, x.shape()))
+        });
+    }
+    let column = |values: &[f32]| Tensor::from_slice(values, (values.len(), 1, 1, 1), x.device())?.to_dtype(x.dtype());
+    x.broadcast_mul(&column(a)?)? + y.broadcast_mul(&column(b)?)?
 }
 
 /// y + b, where each channel of `b` (C) stands for `pixels` consecutive numbers of `y`, which nobody else holds.
@@ -119,12 +156,100 @@ pub(crate) fn column_sums<T: Number>(
     x: CudaView<T>,
     [rows, n]: [usize; 2],
 ) -> Result<CudaSlice<f32>> {
-    const EACH: usize = 512; // rows of one partial sum: enough blocks for a GPU, few partial sums
+    let (sums, chunks) = partial_sums(device, x, [rows, n])?;
+    if chunks == 1 { Ok(sums) } else { column_sums::<f32>(device, sums.as_view(), [chunks, n]) }
+}
+
+/// Rows of one partial sum: enough blocks for a GPU, few partial sums.
+#[cfg(feature = "cuda")]
+const EACH: usize = 512;
+
+/// The sums of the columns over `EACH` rows each, (chunks, n), and the number of these.
+#[cfg(feature = "cuda")]
+fn partial_sums<T: Number>(
+    device: &CudaDevice,
+    x: CudaView<T>,
+    [rows, n]: [usize; 2],
+) -> Result<(CudaSlice<f32>, usize)> {
     let (chunks, tiles) = (rows.div_ceil(EACH), n.div_ceil(32));
     let sums = cuda::room::<f32>(device, chunks * n)?;
     let (rows, all, each) = (rows as i32, n as i32, EACH as i32);
     launch!(device, T::kernel("column_sums"), ((chunks * tiles) as u32, 256), x, sums.as_view(), rows, all, each)?;
-    if chunks == 1 { Ok(sums) } else { column_sums::<f32>(device, sums.as_view(), [chunks, n]) }
+    Ok((sums, chunks))
+}
+
+/// The norm of f32 tensors on one GPU, and the factor that makes it at most `most`. Nobody waits for them.
+#[cfg(feature = "cuda")]
+pub fn clip(tensors: &[&Tensor], most: f64) -> Result<Clip> {
+    let Some(first) = tensors.first() else { candle_core::bail!("there are no gradients") };
+    let device = first.device().as_cuda_device()?;
+    let table = Table::of(device, &tensors.iter().map(|x| [*x]).collect::<Vec<_>>())?;
+    let sums = squares_of(device, &table)?;
+    let (norm, factor, n) = (cuda::room::<f64>(device, 1)?, cuda::room::<f32>(device, 1)?, table.tensors.len() as i32);
+    launch!(device, "whole_norm", (1, 512), sums.as_view(), norm.as_view(), factor.as_view(), n, most)?;
+    Ok(Clip { norm: cuda::tensor(norm, device, 1), factor: cuda::tensor(factor, device, 1) })
+}
+
+#[cfg(not(feature = "cuda"))]
+pub fn clip(_: &[&Tensor], _: f64) -> Result<Clip> {
+    Err(candle_core::Error::NotCompiledWithCudaSupport)
+}
+
+/// x *= the factor of `clip`, for contiguous f32 tensors on one GPU, in place.
+pub fn scale_to<'a>(tensors: impl Iterator<Item = &'a Tensor>, clip: &Clip) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    {
+        let tensors: Vec<[&Tensor; 1]> = tensors.map(|x| [x]).collect();
+        cuda::with_views::<f32, 1, _>([&clip.factor], |device, [factor]| {
+            let table = Table::of(device, &tensors)?;
+            let (rows, places) = table.views();
+            launch!(device, "scale", table.grid(), rows, places, factor)
+        })
+    }
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = (tensors, clip);
+        Err(candle_core::Error::NotCompiledWithCudaSupport)
+    }
+}
+
+/// sum += g, for a contiguous f32 tensor on a GPU, in place.
+#[cfg(feature = "cuda")]
+pub(crate) fn add_on_gpu(sum: &Tensor, g: &Tensor) -> Result<()> {
+    fn of<T: Number>(sum: &Tensor, g: &Tensor) -> Result<()> {
+        cuda::with_views::<T, 1, _>([g], |device, [g]| {
+            cuda::with_views::<f32, 1, _>([sum], |_, [sum]| {
+                let n = g.len();
+                launch!(device, T::kernel("add_to"), cuda::grid(n), sum, g, n)
+            })
+        })
+    }
+    if sum.elem_count() != g.elem_count() {
+        candle_core::bail!("a gradient of shape {:?} does not fit a parameter of shape {:?}", g.shape(), sum.shape())
+    }
+    of_type!(g.dtype(), of(sum, g))
+}
+
+/// The sums of the columns of a matrix (rows, n), added to the sums of the gradients of one parameter (n) or of two, which share the
+/// columns. Nothing happens where no gradient of them is wanted.
+#[cfg(feature = "cuda")]
+pub(crate) fn add_columns<T: Number>(
+    device: &CudaDevice,
+    x: CudaView<T>,
+    [rows, n]: [usize; 2],
+    to: &[&Tensor],
+) -> Result<()> {
+    if rows > EACH {
+        let (some, fewer) = partial_sums::<T>(device, x, [rows, n])?;
+        return add_columns::<f32>(device, some.as_view(), [fewer, n], to);
+    }
+    let sums = to.iter().map(|parameter| sum_of(parameter)).collect::<Result<Vec<_>>>()?;
+    let (Some(Some(a)), Some(Some(b))) = (sums.first(), sums.last()) else { return Ok(()) };
+    let grid = (n.div_ceil(32) as u32, 256);
+    cuda::with_views::<f32, 2, _>([a, b], |device, [a, b]| {
+        let (rows, all, split) = (rows as i32, n as i32, a.len() as i32);
+        launch!(device, T::kernel("add_columns"), grid, x, a, b, rows, all, split)
+    })
 }
 
 /// The sum of squares of each f32 tensor, added up in f64. All tensors lie on one device; a GPU is waited for once.
@@ -150,15 +275,21 @@ fn squares_on_gpu(tensors: &[&Tensor]) -> Result<Vec<f64>> {
     let Some(first) = tensors.first() else { return Ok(vec![]) };
     let device = first.device().as_cuda_device()?;
     let held = tensors.iter().map(|x| x.contiguous()).collect::<Result<Vec<_>>>()?;
-    let table = Table::new(device, &held.iter().map(|x| [x]).collect::<Vec<_>>())?;
-    let sums = cuda::room::<f32>(device, table.tensors.len())?;
-    let (rows, places) = table.views();
-    launch!(device, "squares", table.grid(), rows, places, sums.as_view())?;
+    let table = Table::of(device, &held.iter().map(|x| [x]).collect::<Vec<_>>())?;
+    let sums = squares_of(device, &table)?;
     let mut squares = vec![0f64; tensors.len()];
     for (part, &tensor) in device.clone_dtoh(&sums)?.into_iter().zip(&table.tensors) {
         squares[tensor] += f64::from(part);
     }
     Ok(squares)
+}
+
+#[cfg(feature = "cuda")]
+fn squares_of(device: &CudaDevice, table: &Table) -> Result<CudaSlice<f32>> {
+    let sums = cuda::room::<f32>(device, table.tensors.len())?;
+    let (rows, places) = table.views();
+    launch!(device, "squares", table.grid(), rows, places, sums.as_view())?;
+    Ok(sums)
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx2+fma", "x86_64+avx2+fma"))]

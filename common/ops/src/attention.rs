@@ -130,9 +130,9 @@ pub(crate) fn scale(d: usize) -> f64 {
     1.0 / (d as f64).sqrt()
 }
 
-struct Attention {
-    heads: usize,
-    mask: Mask,
+pub(crate) struct Attention {
+    pub heads: usize,
+    pub mask: Mask,
 }
 
 /// Queries that a task handles at a time, about, and scores against all keys that stay in the cache with them: each product packs the

@@ -9,8 +9,8 @@ use super::cuda::{self, Number, launch, of_type};
 use super::precomputed::Computed;
 use super::product::{Matrix, product};
 
-/// The scores that are in memory at a time: a gigabyte in f32.
-const SCORES: usize = 1 << 28;
+/// The scores that are in memory at a time: a quarter of a gigabyte in f32.
+const SCORES: usize = 1 << 26;
 
 /// The shared data of the passes of one call. Tensors with heads are (B, heads, N, d).
 struct Shape {

@@ -11,6 +11,7 @@ use super::matrix::{Mat, Shared, gemm};
 use super::{
     arithmetic::{add_bias, bias_gradient},
     math,
+    narrow::narrow,
     precomputed::with_backward,
     unchanged::once,
     winograd,
@@ -428,10 +429,10 @@ impl Kernel<3> for Conv {
     /// so the backward pass here is made of convolutions.
     fn composed(&self, operands: [&Tensor; 3]) -> Result<Tensor> {
         let ([x, weight, bias], conv) = (operands, *self);
-        let w = weight.detach().to_dtype(x.dtype())?;
+        let w = narrow(weight, x.dtype())?;
         #[cfg(feature = "cudnn")]
         if cuda::fused(x) {
-            let y = conv_cudnn::forward(self, &x.detach(), &w, &bias.detach())?;
+            let y = conv_cudnn::forward(self, &x.detach(), &w, Some(&bias.detach()))?;
             return with_backward(y, operands, move |[x, weight, bias], gy, wanted| {
                 let gx = wanted[0].then(|| conv_cudnn::input_gradient(&conv, x, &w, gy)).transpose()?;
                 let gw = wanted[1]

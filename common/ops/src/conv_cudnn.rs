@@ -155,15 +155,17 @@ fn with_library(device: &CudaDevice, f: impl FnOnce(&mut Library) -> Result<()>)
 }
 
 /// `x` (B, C, H, W), `w` (O, C, k, k) of the same type, `b` (O) -> (B, O, H', W'), without history.
-pub(crate) fn forward(conv: &Conv, x: &Tensor, w: &Tensor, b: &Tensor) -> Result<Computed> {
-    fn of<T: Number>(conv: &Conv, x: &Tensor, w: &Tensor, b: &Tensor) -> Result<Computed> {
+pub(crate) fn forward(conv: &Conv, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Computed> {
+    fn of<T: Number>(conv: &Conv, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Computed> {
         let [(_, _, h, width), (o, _, k, _)] = [x.dims4()?, w.dims4()?];
         let out = |n: usize| (n + 2 * conv.padding - k) / conv.stride + 1;
         let y = [x.dim(0)?, o, out(h), out(width)];
         cuda::with_views::<T, 2, _>([x, w], |device, [of_x, of_w]| {
             let mut to = cuda::room::<T>(device, y.iter().product())?;
             run(device, conv, Wanted::Y, [x.dims(), w.dims(), &y], [&of_x, &of_w], &mut to)?;
-            add_bias_to(device, &to.as_view(), b, y[2] * y[3])?;
+            if let Some(b) = b {
+                add_bias_to(device, &to.as_view(), b, y[2] * y[3])?;
+            }
             Ok(Computed::Cuda(cuda::storage(to, device), (&y[..]).into()))
         })
     }

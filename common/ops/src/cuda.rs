@@ -4,7 +4,7 @@
 //! Every function here fails where an operand has another type, is not on the GPU or (in a forward pass) not contiguous, and where
 //! the driver refuses a launch.
 
-use std::sync::OnceLock;
+use std::{cell::RefCell, rc::Rc, sync::OnceLock};
 
 use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DevicePtr, DeviceRepr, DeviceSlice};
@@ -139,7 +139,7 @@ pub(crate) fn storage<T: CudaDType>(numbers: CudaSlice<T>, device: &CudaDevice) 
     CudaStorage::wrap_cuda_slice(numbers, device.clone())
 }
 
-/// Many tensors for kernels that work on all of them in one launch: see `kernels.cu`.
+/// Many tensors for kernels that work on all of them in one launch: see `kernels.cu`. It holds none of them.
 pub(crate) struct Table {
     /// For each tensor its length, and the addresses of its arrays.
     rows: CudaSlice<u64>,
@@ -152,10 +152,27 @@ pub(crate) struct Table {
 /// Numbers that a block of such a kernel works on.
 const CHUNK: usize = 65536;
 
+thread_local! {
+    /// The tables that were used last, by device and rows: most are needed again in the next step.
+    static TABLES: RefCell<Vec<(usize, Vec<u64>, Rc<Table>)>> = const { RefCell::new(vec![]) };
+}
+
+/// Tables that are kept: a step has a few, and one for each piece of the network.
+const TABLES_KEPT: usize = 256;
+
 impl Table {
-    /// `all` has for each tensor its arrays, which are f32, contiguous and equally long.
-    pub fn new<const N: usize>(device: &CudaDevice, all: &[[&Tensor; N]]) -> Result<Self> {
-        let (mut rows, mut places, mut tensors) = (vec![], vec![], vec![]);
+    /// `all` has for each tensor its arrays, which are f32 or, where the kernel takes that, bf16, contiguous and equally long.
+    pub fn of<const N: usize>(device: &CudaDevice, all: &[[&Tensor; N]]) -> Result<Rc<Self>> {
+        Self::with_numbers(device, all, &[])
+    }
+
+    /// The same, where `numbers` has one more number for each row, or is empty.
+    pub fn with_numbers<const N: usize>(
+        device: &CudaDevice,
+        all: &[[&Tensor; N]],
+        numbers: &[usize],
+    ) -> Result<Rc<Self>> {
+        let mut rows = vec![];
         for (i, arrays) in all.iter().enumerate() {
             let n = arrays[0].elem_count();
             rows.push(n as u64);
@@ -164,14 +181,37 @@ impl Table {
                 let (Storage::Cuda(cuda), true) = (&*storage, array.elem_count() == n) else {
                     bail!("tensors of one step of the optimiser lie on several devices, or differ in length")
                 };
-                rows.push(address(&view::<f32>((cuda, layout))?));
+                rows.push(match array.dtype() {
+                    DType::BF16 => address(&view::<bf16>((cuda, layout))?),
+                    _ => address(&view::<f32>((cuda, layout))?),
+                });
             }
+            rows.extend(numbers.get(i).map(|n| *n as u64));
+        }
+        let width = N + 1 + usize::from(!numbers.is_empty());
+        let ordinal = device.cuda_stream().context().ordinal();
+        TABLES.with_borrow_mut(|kept| {
+            if let Some(i) = kept.iter().position(|(device, known, _)| (*device, known) == (ordinal, &rows)) {
+                kept[i..].rotate_left(1); // the last used stands last
+            } else {
+                let table = Rc::new(Self::new(device, &rows, width)?);
+                kept.drain(..kept.len().saturating_sub(TABLES_KEPT - 1));
+                kept.push((ordinal, rows, table));
+            }
+            Ok(kept[kept.len() - 1].2.clone())
+        })
+    }
+
+    fn new(device: &CudaDevice, rows: &[u64], width: usize) -> Result<Self> {
+        let (mut places, mut tensors) = (vec![], vec![]);
+        for (i, row) in rows.chunks_exact(width).enumerate() {
+            let n = row[0] as usize;
             for chunk in 0..n.div_ceil(CHUNK) {
                 places.extend([i as u32, chunk as u32]);
                 tensors.push(i);
             }
         }
-        Ok(Self { rows: device.clone_htod(&rows)?, places: device.clone_htod(&places)?, tensors })
+        Ok(Self { rows: device.clone_htod(rows)?, places: device.clone_htod(&places)?, tensors })
     }
 
     /// The first two arguments of the kernels.

@@ -20,6 +20,9 @@ pub(crate) trait Kernel<const N: usize>: Send + Sync + 'static {
     /// Types of the first operand that the CUDA passes take. The passes below for the CPU take f32.
     const CUDA: &'static [DType] = &[];
 
+    /// Whether a GPU has confirmed the passes for f32. If not, `BDPO_GPU=composed` takes the composition.
+    const CONFIRMED: bool = true;
+
     /// The shape of the result, from those of the operands: that of the first, unless an operation says otherwise.
     fn shape(&self, operands: [&[usize]; N]) -> Vec<usize> {
         operands[0].to_vec()
@@ -98,7 +101,9 @@ pub(crate) fn apply3<K: Kernel<3>>(kernel: K, [a, b, c]: [&Tensor; 3]) -> Result
 pub(crate) fn has_passes<K: Kernel<N>, const N: usize>(x: &Tensor) -> bool {
     match x.device() {
         Device::Cpu => x.dtype() == DType::F32,
-        Device::Cuda(_) => K::CUDA.contains(&x.dtype()) && (x.dtype() == DType::F32 || !is_composed()),
+        Device::Cuda(_) => {
+            K::CUDA.contains(&x.dtype()) && ((K::CONFIRMED && x.dtype() == DType::F32) || !is_composed())
+        }
         Device::Metal(_) => false,
     }
 }

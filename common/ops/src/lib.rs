@@ -26,15 +26,18 @@ mod conv_cudnn;
 mod cuda;
 mod frozen;
 mod gate;
+pub mod hand;
 mod kernel;
 mod linear;
 #[cfg(feature = "cuda")]
 mod linear_cuda;
 mod math;
 mod matrix;
+mod narrow;
 #[cfg(feature = "nccl")]
 pub mod nccl;
 mod norm;
+mod pairs;
 mod pool;
 mod precomputed;
 #[cfg(feature = "cuda")]
@@ -51,21 +54,29 @@ mod winograd;
 
 pub use accumulate::{Sums, accumulate, accumulate_store};
 pub use activation::{geglu, gelu, gelu_tanh, quick_gelu, silu};
-pub use adamw::{AdamWStep, Moved, rounding_seed};
+pub use adamw::{AdamWStep, Clip, Moved, rounding_seed};
 pub use adapted::linear_adapted;
-pub use arithmetic::{add_to, map_in_place, scale, sum_of_squares, sums_of_squares};
+pub use arithmetic::{add_to, clear, clip, map_in_place, mix, scale, scale_to, sum_of_squares, sums_of_squares};
 pub use attention::{Mask, attention};
 pub use conv::conv2d;
 pub use frozen::{freeze, linear_frozen};
 pub use gate::add_gated;
 pub use linear::linear;
-pub use norm::{Activation, group_norm, layer_norm, modulated_layer_norm, rms_norm};
+pub use narrow::with_copies;
+pub use norm::{Activation, group_norm, group_norm_grad, layer_norm, layer_norm_grad, modulated_layer_norm, rms_norm};
+pub use pairs::{PairLosses, PairNumbers, PairSums, Slope, read_all};
 pub use pool::Pool;
 pub use rotary::rotate;
 pub use seed::backward_from;
 pub use shape::{from_tokens, pad_bottom_right, to_tokens, upsample_nearest};
 pub use unchanged::unchanged;
 pub use values::{with_values, write};
+
+/// Whether the operations on this device go through kernels for GPUs, which add gradients to their sums in place and are never waited
+/// for. They do unless the environment has `BDPO_GPU=composed`.
+pub fn has_kernels(device: &candle_core::Device) -> bool {
+    device.is_cuda() && !way::is_composed()
+}
 
 /// How many GPUs this process sees: none without the feature `cuda`.
 pub fn visible_gpus() -> usize {

@@ -6,13 +6,13 @@ use rayon::prelude::*;
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::kernel::{Gradient, Kernel, Operand, apply3};
-#[cfg(feature = "cuda")]
-use super::linear_cuda;
 use super::matrix::{Mat, Shared, even, gemm};
 use super::{
     arithmetic::{add_bias, bias_gradient},
     precomputed::with_backward,
 };
+#[cfg(feature = "cuda")]
+use super::{linear_cuda, narrow::narrow};
 
 /// Rows and output features of a task. Each task packs its part of the weight and of the rows for itself, which costs the less the
 /// larger both are; with few rows or few features, all threads have work.
@@ -85,7 +85,7 @@ pub(super) fn add_weight_gradient(gw: &mut [f32], scale: f32, gy: &[f32], x: &[f
     });
 }
 
-struct Linear;
+pub(crate) struct Linear;
 
 impl Kernel<3> for Linear {
     const NAME: &'static str = "linear";
@@ -122,10 +122,11 @@ impl Kernel<3> for Linear {
         let [x, weight, bias] = operands;
         #[cfg(feature = "cuda")]
         if cuda::fused(x) {
-            let w = matrix(&weight.detach(), x)?;
-            let y = linear_cuda::forward(&x.detach(), &w, &bias.detach())?;
+            let w = narrow(weight, x.dtype())?.reshape((weight.dim(0)?, ()))?;
+            let bias_of = bias.detach();
+            let y = linear_cuda::forward(&x.detach(), &w, Some(&bias_of).filter(|b| b.elem_count() > 0))?;
             return with_backward(y, operands, move |[x, weight, bias], gy, wanted| {
-                let gx = wanted[0].then(|| linear_cuda::input_gradient(x, &w, gy)).transpose()?;
+                let gx = wanted[0].then(|| linear_cuda::input_gradient(x, &w, gy, None)).transpose()?;
                 let gw =
                     wanted[1].then(|| linear_cuda::weight_gradient(x, &w, gy)?.reshape(weight.shape())).transpose()?;
                 let gb = wanted[2].then(|| bias_gradient(&rows(gy)?, 1, bias.dtype())).transpose()?;

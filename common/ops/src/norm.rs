@@ -1,16 +1,17 @@
 //! Group norm, with SiLU behind it or not, layer norm, with a scale and a shift for each image or for all, and RMS norm.
 
 #[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
+use candle_core::{CudaStorage, cuda_backend::cudarc::driver::CudaSlice};
 use candle_core::{D, DType, Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use super::hand::backward;
 use super::kernel::{Gradient, Kernel, Operand, apply3, has_passes};
 use super::math;
 #[cfg(feature = "cuda")]
 use super::{
-    arithmetic::column_sums,
+    arithmetic::{add_columns, column_sums},
     cuda::{self, Number, launch, of_type},
 };
 
@@ -250,31 +251,95 @@ impl Kernel<3> for GroupNorm {
 
     #[cfg(feature = "cuda")]
     fn backward_cuda(&self, [x, w, b]: [&Tensor; 3], gy: &Tensor) -> Result<[Option<Tensor>; 3]> {
-        fn of<T: Number>(norm: &GroupNorm, [x, w, b, gy]: [&Tensor; 4]) -> Result<[Option<Tensor>; 3]> {
+        let (gx, sums, sizes) = self.gradients_on_gpu([x, w, b], gy, None)?;
+        Ok(with_halves(gx, sums, sizes)?.map(Some))
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl GroupNorm {
+    /// The gradient of `x` plus `more`, and for each image the gradients of weight and bias side by side (B, 2C).
+    fn gradients_on_gpu(
+        &self,
+        [x, w, b]: [&Tensor; 3],
+        gy: &Tensor,
+        more: Option<&Tensor>,
+    ) -> Result<(Tensor, CudaSlice<f32>, [usize; 2])> {
+        fn of<T: Number>(
+            norm: &GroupNorm,
+            [x, w, b, gy, more]: [&Tensor; 5],
+            plus: i32,
+        ) -> Result<(Tensor, CudaSlice<f32>, [usize; 2])> {
             let (grid, size, pixels, silu) = norm.launch(x.dims());
             let (shape, batch, channels) = (x.shape(), x.dim(0)?, x.dim(1)?);
-            let (groups, eps, n) = (norm.groups as i32, norm.eps, batch * channels);
-            let all = cuda::with_views::<T, 2, _>([x, gy], |device, [x, gy]| {
-                let [gx, gw, gb] = cuda::with_views::<f32, 2, _>([w, b], |_, [w, b]| {
-                    let (gx, gw, gb) =
-                        (cuda::room::<T>(device, x.len())?, cuda::room(device, n)?, cuda::room(device, n)?);
-                    let (to_x, to_w, to_b) = (gx.as_view(), gw.as_view(), gb.as_view());
-                    let name = T::kernel("group_norm_grad");
-                    launch!(device, name, grid, x, w, b, gy, to_x, to_w, to_b, size, pixels, groups, eps, silu)?;
-                    // Over the images.
-                    let [gw, gb] = [gw, gb].map(|g| column_sums::<f32>(device, g.as_view(), [batch, channels]));
-                    Ok([
-                        cuda::tensor(gx, device, shape),
-                        cuda::tensor(gw?, device, channels),
-                        cuda::tensor(gb?, device, channels),
-                    ])
-                })?;
-                Ok([Some(gx), Some(gw), Some(gb)])
+            let (groups, eps) = (norm.groups as i32, norm.eps);
+            let all = cuda::with_views::<T, 3, _>([x, gy, more], |device, [x, gy, more]| {
+                cuda::with_views::<f32, 2, _>([w, b], |_, [w, b]| {
+                    let (gx, sums) =
+                        (cuda::room::<T>(device, x.len())?, cuda::room::<f32>(device, batch * 2 * channels)?);
+                    let (to_x, to_w, to_b) = (gx.as_view(), sums.slice(..), sums.slice(channels..));
+                    let (name, row) = (T::kernel("group_norm_grad"), 2 * channels as i32);
+                    launch!(
+                        device, name, grid, x, w, b, gy, more, to_x, to_w, to_b, size, pixels, groups, row, eps, silu,
+                        plus
+                    )?;
+                    Ok((cuda::tensor(gx, device, shape), sums, [batch, 2 * channels]))
+                })
             });
             all
         }
-        of_type!(x.dtype(), of(self, [x, w, b, gy]))
+        of_type!(x.dtype(), of(self, [x, w, b, gy, more.unwrap_or(gy)], more.is_some().into()))
     }
+}
+
+/// Three gradients, from that of x and from rows of those of weight and bias, side by side.
+#[cfg(feature = "cuda")]
+fn with_halves(gx: Tensor, sums: CudaSlice<f32>, sizes: [usize; 2]) -> Result<[Tensor; 3]> {
+    let device = gx.device().as_cuda_device()?;
+    let sums = cuda::tensor(column_sums::<f32>(device, sums.as_view(), sizes)?, device, sizes[1]);
+    let n = sizes[1] / 2;
+    Ok([gx, sums.narrow(0, 0, n)?, sums.narrow(0, n, n)?])
+}
+
+/// The gradient of `x` plus `more`. Those of weight and bias are added to their sums.
+#[cfg(feature = "cuda")]
+fn add_halves((gx, sums, sizes): (Tensor, CudaSlice<f32>, [usize; 2]), [w, b]: [&Tensor; 2]) -> Result<Tensor> {
+    let device = gx.device().as_cuda_device()?;
+    add_columns::<f32>(device, sums.as_view(), sizes, &[w, b])?;
+    Ok(gx)
+}
+
+/// The gradient of `x` of a group norm, plus `more`; those of weight and bias are added to their sums. See [`group_norm`].
+#[allow(clippy::too_many_arguments)]
+pub fn group_norm_grad(
+    [x, weight, bias]: [&Tensor; 3],
+    groups: usize,
+    eps: f64,
+    then: Activation,
+    gy: &Tensor,
+    more: Option<&Tensor>,
+) -> Result<Tensor> {
+    let norm = GroupNorm { groups, eps: eps as f32, then };
+    #[cfg(feature = "cuda")]
+    if cuda::fused(x) {
+        return add_halves(norm.gradients_on_gpu([x, weight, bias], gy, more)?, [weight, bias]);
+    }
+    backward(&norm, [x, weight, bias], gy, more)
+}
+
+/// The gradient of `x` of a layer norm, plus `more`; those of weight and bias are added to their sums. See [`layer_norm`].
+pub fn layer_norm_grad(
+    [x, weight, bias]: [&Tensor; 3],
+    eps: f64,
+    gy: &Tensor,
+    more: Option<&Tensor>,
+) -> Result<Tensor> {
+    let norm = LayerNorm { eps: eps as f32 };
+    #[cfg(feature = "cuda")]
+    if cuda::fused(x) {
+        return add_halves(norm.gradients_on_gpu([x, weight, bias], gy, more)?, [weight, bias]);
+    }
+    backward(&norm, [x, weight, bias], gy, more)
 }
 
 /// Its weight and bias are (C), or (B, C): those of each image.
@@ -392,25 +457,42 @@ impl Kernel<3> for LayerNorm {
 
     #[cfg(feature = "cuda")]
     fn backward_cuda(&self, [x, w, _]: [&Tensor; 3], gy: &Tensor) -> Result<[Option<Tensor>; 3]> {
-        fn of<T: Number>(norm: &LayerNorm, [x, w, gy]: [&Tensor; 3]) -> Result<[Option<Tensor>; 3]> {
+        let (gx, sums, sizes) = self.gradients_on_gpu([x, w, w], gy, None)?;
+        Ok(with_halves(gx, sums, sizes)?.map(Some))
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl LayerNorm {
+    /// The gradient of `x` plus `more`, and for some rows together the gradients of weight and bias side by side.
+    fn gradients_on_gpu(
+        &self,
+        [x, w, _]: [&Tensor; 3],
+        gy: &Tensor,
+        more: Option<&Tensor>,
+    ) -> Result<(Tensor, CudaSlice<f32>, [usize; 2])> {
+        fn of<T: Number>(
+            norm: &LayerNorm,
+            [x, w, gy, more]: [&Tensor; 4],
+            plus: i32,
+        ) -> Result<(Tensor, CudaSlice<f32>, [usize; 2])> {
             let (shape, n) = (x.shape(), w.elem_count());
             let rows = x.elem_count() / n;
             let blocks = rows.div_ceil(EACH);
-            let [gx, gw, gb] = cuda::with_views::<T, 2, _>([x, gy], |device, [x, gy]| {
+            cuda::with_views::<T, 3, _>([x, gy, more], |device, [x, gy, more]| {
                 cuda::with_views::<f32, 1, _>([w], |_, [w]| {
-                    let gx = cuda::room::<T>(device, x.len())?;
-                    let (gw, gb) = (cuda::room(device, blocks * n)?, cuda::room(device, blocks * n)?);
-                    let (to_x, to_w, to_b) = (gx.as_view(), gw.as_view(), gb.as_view());
+                    let (gx, sums) = (cuda::room::<T>(device, x.len())?, cuda::room::<f32>(device, blocks * 2 * n)?);
+                    let (to_x, to_w, to_b) = (gx.as_view(), sums.slice(..), sums.slice(n..));
                     let (name, grid) = (T::kernel("layer_norm_grad"), (blocks as u32, ROW_THREADS));
-                    let (all, each, n_) = (rows as i32, EACH as i32, n as i32);
-                    launch!(device, name, grid, x, w, gy, to_x, to_w, to_b, all, each, n_, norm.eps)?;
-                    let [gw, gb] = [gw, gb].map(|g| column_sums::<f32>(device, g.as_view(), [blocks, n]));
-                    Ok([cuda::tensor(gx, device, shape), cuda::tensor(gw?, device, n), cuda::tensor(gb?, device, n)])
+                    let (all, each, width, row) = (rows as i32, EACH as i32, n as i32, 2 * n as i32);
+                    launch!(
+                        device, name, grid, x, w, gy, more, to_x, to_w, to_b, all, each, width, row, norm.eps, plus
+                    )?;
+                    Ok((cuda::tensor(gx, device, shape), sums, [blocks, 2 * n]))
                 })
-            })?;
-            Ok([Some(gx), Some(gw), Some(gb)])
+            })
         }
-        of_type!(x.dtype(), of(self, [x, w, gy]))
+        of_type!(x.dtype(), of(self, [x, w, gy, more.unwrap_or(gy)], more.is_some().into()))
     }
 }
 

@@ -37,7 +37,7 @@ impl From<Tensor> for Computed {
 }
 
 impl Computed {
-    fn tensor(self) -> Tensor {
+    pub(crate) fn tensor(self) -> Tensor {
         match self {
             Computed::Tensor(y) => y,
             #[cfg(feature = "cuda")]

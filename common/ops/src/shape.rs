@@ -1,8 +1,15 @@
 //! Moving pixels: image to tokens and back, upsampling, one-sided padding.
 
-use candle_core::{Result, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::{
+    CudaDevice, CudaStorage,
+    cuda_backend::cudarc::driver::{CudaSlice, CudaView},
+};
+use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda::{self, Number, launch, of_type};
 use super::kernel::{Gradient, Kernel, Operand, apply1};
 
 /// `x` (B, C, H, W) -> (B, H * W, C): pixels become tokens.
@@ -63,6 +70,8 @@ struct Swap;
 
 impl Kernel<1> for Swap {
     const NAME: &'static str = "swap_last_two";
+    const CUDA: &'static [DType] = &[DType::F32, DType::BF16];
+    const CONFIRMED: bool = false;
 
     fn shape(&self, [x]: [&[usize]; 1]) -> Vec<usize> {
         vec![x[0], x[2], x[1]]
@@ -80,15 +89,47 @@ impl Kernel<1> for Swap {
     fn composed(&self, [x]: [&Tensor; 1]) -> Result<Tensor> {
         x.transpose(1, 2)?.contiguous()
     }
+
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, [x]: [cuda::Operand; 1]) -> Result<CudaStorage> {
+        fn of<T: Number>(x: cuda::Operand) -> Result<CudaStorage> {
+            let (device, dims) = (cuda::device(x), x.1.dims());
+            Ok(cuda::storage(swap_on_gpu(device, cuda::view::<T>(x)?, dims[1], dims[2])?, device))
+        }
+        of_type!(cuda::dtype(x), of(x))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(&self, [x]: [&Tensor; 1], gy: &Tensor) -> Result<[Option<Tensor>; 1]> {
+        fn of<T: Number>(x: &Tensor, gy: &Tensor) -> Result<Tensor> {
+            let (_, rows, cols) = x.dims3()?;
+            cuda::with_views::<T, 1, _>([gy], |device, [gy]| {
+                Ok(cuda::tensor(swap_on_gpu(device, gy, cols, rows)?, device, x.shape()))
+            })
+        }
+        Ok([Some(of_type!(x.dtype(), of(x, gy))?)])
+    }
 }
 
-struct Upsample {
-    h: usize,
-    w: usize,
+/// [`swap`] of a GPU's numbers.
+#[cfg(feature = "cuda")]
+fn swap_on_gpu<T: Number>(device: &CudaDevice, x: CudaView<T>, rows: usize, cols: usize) -> Result<CudaSlice<T>> {
+    const SIDE: usize = 32; // of the square on which a block of 256 threads works
+    let (y, matrices) = (cuda::room::<T>(device, x.len())?, x.len() / (rows * cols).max(1));
+    let blocks = matrices * rows.div_ceil(SIDE) * cols.div_ceil(SIDE);
+    launch!(device, T::kernel("swap"), (blocks as u32, 256), x, y.as_view(), rows as i32, cols as i32)?;
+    Ok(y)
+}
+
+pub(crate) struct Upsample {
+    pub h: usize,
+    pub w: usize,
 }
 
 impl Kernel<1> for Upsample {
     const NAME: &'static str = "upsample_nearest";
+    const CUDA: &'static [DType] = &[DType::F32, DType::BF16];
+    const CONFIRMED: bool = false;
 
     fn shape(&self, [x]: [&[usize]; 1]) -> Vec<usize> {
         vec![x[0], x[1], self.h, self.w]
@@ -132,6 +173,32 @@ impl Kernel<1> for Upsample {
         }
         let source = |n: usize, n0: usize| Tensor::from_iter((0..n).map(|i| (i * n0 / n) as u32), x.device());
         x.index_select(&source(h, h0)?, 2)?.index_select(&source(w, w0)?, 3)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, [x]: [cuda::Operand; 1]) -> Result<CudaStorage> {
+        fn of<T: Number>(op: &Upsample, x: cuda::Operand) -> Result<CudaStorage> {
+            let (device, dims) = (cuda::device(x), x.1.dims());
+            let (n, h0, w0, x) = (dims[0] * dims[1] * op.h * op.w, dims[2], dims[3], cuda::view::<T>(x)?);
+            let y = cuda::room::<T>(device, n)?;
+            launch!(device, T::kernel("upsample"), cuda::grid(n), x, y.as_view(), n, h0, w0, op.h, op.w)?;
+            Ok(cuda::storage(y, device))
+        }
+        of_type!(cuda::dtype(x), of(self, x))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(&self, [x]: [&Tensor; 1], gy: &Tensor) -> Result<[Option<Tensor>; 1]> {
+        fn of<T: Number>(op: &Upsample, x: &Tensor, gy: &Tensor) -> Result<Tensor> {
+            let (_, _, h0, w0) = x.dims4()?;
+            cuda::with_views::<T, 1, _>([gy], |device, [gy]| {
+                let n = x.elem_count();
+                let gx = cuda::room::<T>(device, n)?;
+                launch!(device, T::kernel("upsample_grad"), cuda::grid(n), gy, gx.as_view(), n, h0, w0, op.h, op.w)?;
+                Ok(cuda::tensor(gx, device, x.shape()))
+            })
+        }
+        Ok([Some(of_type!(x.dtype(), of(self, x, gy))?)])
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 pub use adafactor::AdafactorConfig;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Var};
-use ops::{AdamWStep, Moved, rounding_seed};
+use ops::{AdamWStep, Clip, Moved, rounding_seed};
 pub use schedule::LrSchedule;
 
 use crate::params::{Grads, Params};
@@ -51,7 +51,7 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// All moments are zero. `dtype` is f32, or bf16 for AdamW on the CPU.
+    /// All moments are zero. `dtype` is f32, or bf16 for AdamW.
     pub fn new(params: &Params, rule: UpdateRule, dtype: DType) -> Result<Self> {
         let mut moments = BTreeMap::new();
         for (name, p) in params {
@@ -60,8 +60,8 @@ impl Optimizer {
                 UpdateRule::Adafactor(_) => adafactor::shapes(p.dims()),
             };
             ensure!(
-                dtype == DType::F32 || (matches!(rule, UpdateRule::AdamW(_)) && p.device().is_cpu()),
-                "moments in bf16 are possible for AdamW on the CPU only"
+                dtype == DType::F32 || matches!(rule, UpdateRule::AdamW(_)),
+                "moments in bf16 are possible for AdamW only"
             );
             for (prefix, shape) in shapes {
                 moments.insert(format!("{prefix}.{name}"), Var::zeros(shape, dtype, p.device())?);
@@ -72,6 +72,11 @@ impl Optimizer {
 
     /// Changes `params` by their gradients, in place: step `t` (from 1) at learning rate `lr`.
     pub fn step(&mut self, params: &Params, grads: &Grads, t: u64, lr: f64) -> Result<()> {
+        self.step_to(params, grads, None, t, lr)
+    }
+
+    /// [`Optimizer::step`] by the gradients times the factor of `clip`, on a GPU. Where that is NaN, AdamW changes nothing.
+    pub fn step_to(&mut self, params: &Params, grads: &Grads, clip: Option<&Clip>, t: u64, lr: f64) -> Result<()> {
         let moment = |prefix: &str, name: &str| {
             let key = format!("{prefix}.{name}");
             self.moments.get(&key).with_context(|| format!("the optimiser has no moment '{key}'"))
@@ -85,7 +90,10 @@ impl Optimizer {
             let all = params.iter().zip(&grads).map(|((name, p), g)| {
                 Ok(Moved { p, m: moment("m", name)?, v: moment("v", name)?, g, seed: rounding_seed(name, t) })
             });
-            return Ok(c.at(t, lr).apply_all(&all.collect::<Result<Vec<_>>>()?)?);
+            return Ok(c.at(t, lr).apply_all(&all.collect::<Result<Vec<_>>>()?, clip)?);
+        }
+        if let Some(clip) = clip {
+            ops::scale_to(grads.values(), clip)?;
         }
         for (name, p) in params {
             let g = gradient(name)?;

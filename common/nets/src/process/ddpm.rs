@@ -77,8 +77,8 @@ impl Ddpm {
 
     /// x_t = alpha_t x_0 + sigma_t eps (Eq. 13)
     pub(super) fn add_noise(&self, x0: &Tensor, eps: &Tensor, t: &[f32]) -> Candle<Tensor> {
-        let (alpha, sigma) = self.alpha_sigma(t, x0)?;
-        x0.broadcast_mul(&alpha)? + eps.broadcast_mul(&sigma)?
+        let [alpha, sigma] = self.alpha_sigma(t);
+        ops::mix(&alpha, x0, &sigma, eps)
     }
 
     /// eps, or v = alpha_t eps - sigma_t x_0
@@ -86,8 +86,8 @@ impl Ddpm {
         match self.config.prediction_type {
             PredictionType::Epsilon => Ok(eps.clone()),
             PredictionType::VPrediction => {
-                let (alpha, sigma) = self.alpha_sigma(t, x0)?;
-                eps.broadcast_mul(&alpha)? - x0.broadcast_mul(&sigma)?
+                let [alpha, sigma] = self.alpha_sigma(t);
+                ops::mix(&alpha, eps, &sigma.iter().map(|s| -s).collect::<Vec<_>>(), x0)
             }
         }
     }
@@ -108,13 +108,10 @@ impl Ddpm {
         })
     }
 
-    /// alpha_t = sqrt(alpha-bar_t) and sigma_t = sqrt(1 - alpha-bar_t), each (B, 1, 1, 1).
-    fn alpha_sigma(&self, t: &[f32], like: &Tensor) -> Candle<(Tensor, Tensor)> {
-        let column = |f: fn(f32) -> f32| {
-            let values: Vec<f32> = t.iter().map(|&t| f(self.alphas_cumprod[t as usize])).collect();
-            Tensor::from_vec(values, (t.len(), 1, 1, 1), like.device())?.to_dtype(like.dtype())
-        };
-        Ok((column(f32::sqrt)?, column(|a| (1.0 - a).sqrt())?))
+    /// alpha_t = sqrt(alpha-bar_t) and sigma_t = sqrt(1 - alpha-bar_t) of each time.
+    fn alpha_sigma(&self, t: &[f32]) -> [Vec<f32>; 2] {
+        let each = |f: fn(f32) -> f32| t.iter().map(|&t| f(self.alphas_cumprod[t as usize])).collect();
+        [each(f32::sqrt), each(|a| (1.0 - a).sqrt())]
     }
 }
 

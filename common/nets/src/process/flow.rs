@@ -158,11 +158,8 @@ impl Flow {
     }
 
     pub(super) fn add_noise(&self, x0: &Tensor, eps: &Tensor, t: &[f32]) -> Candle<Tensor> {
-        let column = |f: fn(f64) -> f64| {
-            let values: Vec<f32> = t.iter().map(|&t| f(f64::from(t) / self.steps()) as f32).collect();
-            Tensor::from_vec(values, (t.len(), 1, 1, 1), x0.device())?.to_dtype(x0.dtype())
-        };
-        x0.broadcast_mul(&column(|sigma| 1.0 - sigma)?)? + eps.broadcast_mul(&column(|sigma| sigma)?)?
+        let each = |f: fn(f64) -> f64| t.iter().map(|&t| f(f64::from(t) / self.steps()) as f32).collect::<Vec<_>>();
+        ops::mix(&each(|sigma| 1.0 - sigma), x0, &each(|sigma| sigma), eps)
     }
 
     pub(super) fn target(&self, x0: &Tensor, eps: &Tensor) -> Candle<Tensor> {

@@ -8,12 +8,12 @@ use crate::layers::{LayerNorm, Linear};
 use crate::loader::Loader;
 
 /// Multi-head attention, the queries from the pixels.
-struct Attention {
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
-    to_out: Linear,
-    heads: usize,
+pub(super) struct Attention {
+    pub to_q: Linear,
+    pub to_k: Linear,
+    pub to_v: Linear,
+    pub to_out: Linear,
+    pub heads: usize,
 }
 
 impl Attention {
@@ -37,13 +37,13 @@ impl Attention {
 
 /// BasicTransformerBlock: self-attention, cross-attention and a GEGLU network, each added to its input.
 pub struct TransformerBlock {
-    norm1: LayerNorm,
-    attn1: Attention,
-    norm2: LayerNorm,
-    attn2: Attention,
-    norm3: LayerNorm,
-    ff_in: Linear,
-    ff_out: Linear,
+    pub(super) norm1: LayerNorm,
+    pub(super) attn1: Attention,
+    pub(super) norm2: LayerNorm,
+    pub(super) attn2: Attention,
+    pub(super) norm3: LayerNorm,
+    pub(super) ff_in: Linear,
+    pub(super) ff_out: Linear,
 }
 
 impl TransformerBlock {

@@ -1,6 +1,7 @@
 //! UNet2DConditionModel of the Stable Diffusion family, built from its config.json and differentiable throughout.
 
 mod block;
+mod by_hand;
 mod config;
 mod embedding;
 mod pass;
@@ -22,6 +23,8 @@ pub struct UNet {
     embedding: Embedding,
     specs: Vec<PieceSpec>,
     pieces: Vec<Piece>,
+    /// The matrices and kernels of each piece.
+    weights: Vec<Vec<Tensor>>,
 }
 
 /// Reads `unet/config.json`.
@@ -36,15 +39,27 @@ impl UNet {
     pub fn load(p: Loader, config: UNetConfig) -> Result<Self> {
         let specs = PieceSpec::all(&config)?;
         let embedding = Embedding::load(&p, &config)?;
-        let pieces = specs.iter().map(|spec| spec.load(&p, &config)).collect::<Result<_>>()?;
-        Ok(Self { config, embedding, specs, pieces })
+        let (mut pieces, mut weights) = (vec![], vec![]);
+        for spec in &specs {
+            let p = p.noting();
+            pieces.push(spec.load(&p, &config)?);
+            weights.push(p.noted());
+        }
+        Ok(Self { config, embedding, specs, pieces, weights })
     }
 
-    /// `x` noisy latents (B, C, H, W), `t` one timestep per image -> the prediction (B, C, H, W).
+    /// `x` noisy latents (B, C, H, W), `t` one timestep per image -> the prediction (B, C, H, W). On a GPU it has no history.
     pub fn forward(&self, x: &Tensor, t: &[f32], conditioning: &Conditioning) -> Result<Tensor> {
         let temb = self.embedding.forward(&self.config, x, t, conditioning)?;
         let shared = Shared { temb: &temb, context: &conditioning.states };
-        piece::run(&self.specs, x, |i, input| self.pieces[i].forward(input, &shared))
+        let by_hand = ops::has_kernels(x.device());
+        piece::run(&self.specs, x, |i, input| {
+            let piece = &self.pieces[i];
+            ops::with_copies(&self.weights[i], x.dtype(), || match by_hand && piece.is_plain() {
+                true => piece.finish(input, &piece.kept(input, &shared)?),
+                false => piece.forward(input, &shared),
+            })?
+        })
     }
 }
 

@@ -245,8 +245,7 @@ fn translated(tool: &str, flag: &Flag, line: &[Item]) -> (Vec<String>, Vec<Strin
             (words, remarks)
         }
         ("train", "optimizer-type" | "optimizer", Some(name)) if name.eq_ignore_ascii_case("adamw8bit") => {
-            let why =
-                "AdamW with moments in f32; --moments bf16 halves them on a CPU, --optimizer adafactor takes a quarter";
+            let why = "AdamW with moments in f32; --moments bf16 halves them, --optimizer adafactor takes a quarter";
             (vec!["--optimizer=adamw".into()], remark(why))
         }
         _ => {
