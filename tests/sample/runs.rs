@@ -133,3 +133,22 @@ fn a_signal_does_not_wait_for_a_picture() {
     assert_eq!(child.wait().unwrap().code(), Some(143));
     assert!(told.elapsed().as_secs() < 10, "{:?}", told.elapsed()); // two seconds, on a machine that is not busy
 }
+
+/// candle has threads of its own for sums, which spin while they wait.
+#[cfg(target_os = "linux")]
+#[test]
+fn nothing_computes_beside_the_workers() {
+    let dir = world();
+    // Each of the two threads adds tensors of 160,000 numbers, which candle would divide among its threads.
+    let rest = format!("-n 4 --batch 20 --threads 2 --steps 2 --base {}", mini().display());
+    let mut child = spawn(sample(&dir, "prompts.txt", "out.parquet", &rest));
+    let tasks = format!("/proc/{}/task", child.id());
+    let mut names = std::collections::BTreeSet::new();
+    wait_for("the images", || {
+        let tasks = std::fs::read_dir(&tasks).into_iter().flatten().flatten();
+        names.extend(tasks.flat_map(|task| std::fs::read_to_string(task.path().join("comm"))));
+        child.try_wait().unwrap().is_some()
+    });
+    assert!(dir.path("out.parquet").exists() && names.contains("sample\n"), "{names:?}");
+    assert!(!names.iter().any(|name| name.starts_with("candle")), "{names:?}");
+}
