@@ -30,6 +30,7 @@ impl Named {
         Self { quick: how.quick, root, all: 0, missing: 0, first: vec![] }
     }
 
+    /// Does nothing where one looks quickly.
     pub fn look_for(&mut self, image: &str) {
         if self.quick {
             return;
