@@ -341,7 +341,7 @@ fn transformers_in_one_file_have_their_first_names() {
         std::fs::remove_dir_all(dir.path("described")).unwrap();
     }
     let line = sample(&dir, "--base one.safetensors -o out2").fails(2);
-    says(&line, &["one.safetensors", "configuration", "--base-config"]);
+    says(&line, &["one.safetensors", "config.json", "--base-config"]);
 }
 
 #[test]

@@ -141,9 +141,12 @@ fn outputs_that_make_no_sense_are_refused() {
     says(&vote.fails(2), &["busy.parquet.partial"]);
     // A file of somebody's, whose name is that of the unfinished output.
     dir.write("out.parquet.partial", "my notes\n");
-    says(&colourfulness(&dir, "pairs.parquet", "out.parquet").fails(2), &["out.parquet.partial", "no table", "rename"]);
+    says(
+        &colourfulness(&dir, "pairs.parquet", "out.parquet").fails(2),
+        &["out.parquet.partial", "not a table", "rename"],
+    );
     let vote = dir.tool("vote").args(["scores.parquet", "--metrics", "colourfulness", "-o", "out.parquet"]);
-    says(&vote.fails(2), &["out.parquet.partial", "no table", "rename"]);
+    says(&vote.fails(2), &["out.parquet.partial", "not a table", "rename"]);
     assert_eq!(dir.bytes("out.parquet.partial"), b"my notes\n");
     std::fs::remove_file(dir.path("out.parquet.partial")).unwrap();
     assert_eq!(dir.list(), ["busy.parquet.partial", "kept.parquet", "pairs.parquet", "scores.parquet"]);
