@@ -48,7 +48,7 @@ impl ReferenceFlags {
         (k >= steps).then(|| {
             format!(
                 "warning: the reference becomes the policy after every {k} steps, but the run ends after {steps}: the reference \
-                 stays as it is. A smaller --refresh-every would change that"
+                 stays as it is. A smaller number would change that"
             )
         })
     }

@@ -102,7 +102,8 @@ impl Arena {
         let all: usize = self.counts.values().sum();
         ensure!(
             all > 0,
-            "{}: no pair that has a preference is here with both of its models; name the table that was scored",
+            "{}: no pair that has a preference is here with both of its models; name the table that was scored, whose columns model_0 and model_1 \
+             say which model drew each image",
             self.name
         );
         self.mu = quality(&self.counts, self.models.len());

@@ -71,7 +71,7 @@ impl Patterns {
         for m in 0..self.voters {
             ensure!(
                 patterns.iter().any(|(s, _)| s[m] != 0.0),
-                "--fit: {} never votes; leave it out with --metrics",
+                "--fit: {} never votes; leave it out (--metrics names the others, and without --human-voter people do not vote)",
                 names[m]
             );
         }

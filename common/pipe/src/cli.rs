@@ -424,7 +424,7 @@ mod tests {
         assert_eq!(parse("x --device cuda:1 --dtype f16").unwrap().networks.device, Device::Cuda(1));
         for (line, parts) in [
             ("x --dtype f17", ["invalid value 'f17' for '--dtype <DTYPE>'", "possible values: f32, bf16, f16"]),
-            ("x --device gpu", ["invalid value 'gpu' for '--device <DEVICE>'", "possible values: cpu, cuda[:N]"]),
+            ("x --device mps", ["invalid value 'mps' for '--device <DEVICE>'", "possible values: cpu, cuda[:N]"]),
             ("x --device cuda:x", ["invalid value 'cuda:x' for '--device <DEVICE>'", "'x' does not fit `cuda[:N]`"]),
         ] {
             let error = parse(line).unwrap_err();

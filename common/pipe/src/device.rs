@@ -5,7 +5,7 @@ crate::names! {
     pub enum Device {
         Cpu = "cpu",
         /// The CUDA device of this number; the first is 0
-        Cuda(usize = 0) = "cuda[:N]",
+        Cuda(usize = 0) = "cuda[:N]" | "gpu",
     }
 }
 
@@ -28,7 +28,8 @@ mod tests {
             assert_eq!(device.to_string().parse(), Ok(device));
         }
         assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
-        for wrong in ["gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1"] {
+        assert_eq!("gpu".parse(), Ok(Device::Cuda(0)));
+        for wrong in ["mps", "cpu:0", "cuda:", "cuda:x", "cuda:-1"] {
             assert!(wrong.parse::<Device>().is_err(), "{wrong}");
         }
     }

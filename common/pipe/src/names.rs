@@ -36,6 +36,18 @@ pub fn name_of(form: &str) -> &str {
     name(form).trim_end_matches('[')
 }
 
+/// What the parsers of numbers say, in other words; `why` itself if it is not theirs.
+#[doc(hidden)]
+pub fn plain(why: &str) -> &str {
+    match why {
+        "invalid digit found in string" => "it is not a whole number",
+        "invalid float literal" => "it is not a number",
+        "cannot parse integer from empty string" | "cannot parse float from empty string" => "a number is missing",
+        "number too large to fit in target type" => "the number is too large",
+        _ => why,
+    }
+}
+
 /// A type with a table of its forms. [`names!`](crate::names!) implements it for an enum; `pipe::cli::named` makes a flag of it.
 pub trait Names: FromStr<Err = String> + Display {
     const FORMS: &'static [Form];
@@ -147,7 +159,9 @@ macro_rules! names {
                 Err(format!("'{rest}' does not fit `{}`: {}", $form, $condition))
             })?
             Some((_, Ok(data))) => Ok($enum::$value(data)),
-            Some((rest, Err(why))) => Err(format!("'{rest}' does not fit `{}`: {why}", $form)),
+            Some((rest, Err(why))) => {
+                Err(format!("'{rest}' does not fit `{}`: {}", $form, $crate::names::plain(&why.to_string())))
+            }
             None => $crate::names!(@default $enum::$value, $form $(, $default)?),
         }
     };
@@ -187,6 +201,7 @@ mod tests {
         assert_eq!(error("counted"), "expected `counted:N`");
         assert!(error("counted:300").starts_with("'300' does not fit `counted:N`: "), "{}", error("counted:300"));
         assert_eq!(error("counted:9"), "'9' does not fit `counted:N`: N is below 9");
+        assert!(error("counted:x").ends_with("it is not a whole number") && error("spoken:").ends_with("is missing"));
         assert!(error("spoken[").contains("is not known") && error("spoken:").contains("does not fit"));
     }
 }
