@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nets::image::Preprocess;
 use nets::scorer::{Metric, Model, ModelFiles, Options, Scorer};
 use pipe::memory;
@@ -99,7 +99,10 @@ impl Panel {
         others.for_each(|(_, member)| member.scorer = None);
         for member in &mut self.members[turn.clone()] {
             if member.scorer.is_none() {
-                member.scorer = Some((member.open)()?);
+                let scorer = (member.open)()?;
+                let same = scorer.id == member.id;
+                ensure!(same, "the model of '{}' was replaced while it was in use; run the command again", member.name);
+                member.scorer = Some(scorer);
             }
         }
         Ok(())

@@ -359,6 +359,10 @@ fn complete(folder: &Path) -> Result<Saved> {
             let there = |file: &&str| folder.join(which.next()).join(file).exists();
             adopt(folder, &which, &which.files.into_iter().filter(there).collect::<Vec<_>>())?;
         }
+        // Adapters of a transformer have no file for kohya's scripts.
+        let needed = |file: &str| file != lora::KOHYA_FILE || saved.counters.part == folder::DENOISER;
+        let lacks = which.files.into_iter().find(|file| needed(file) && !folder.join(which.folder).join(file).exists());
+        ensure!(lacks.is_none(), "{} lacks {}", folder.join(which.folder).display(), lacks.unwrap_or_default());
     }
     Ok(saved)
 }

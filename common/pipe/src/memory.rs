@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{Write, stderr};
 use std::sync::OnceLock;
-use std::{fs, thread, time::Duration};
+use std::{fs, path::Path, thread, time::Duration};
 
 use signal_hook::low_level::exit;
 
@@ -29,10 +29,16 @@ pub(crate) fn of(tool: &'static str) {
     let _ = TOOL.set(tool);
 }
 
-/// Bytes of memory of this machine, or of the container if that may use less; 0 where the system does not say.
+/// Bytes of memory of this machine, or of the container or the job if that may use less; 0 where the system does not say.
 pub fn of_machine() -> usize {
-    let limit = fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|limit| limit.trim().parse().ok());
-    bytes_in("/proc/meminfo", "MemTotal:").min(limit.unwrap_or(usize::MAX))
+    let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = group.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    let limit = |group: &Path| {
+        let file = Path::new("/sys/fs/cgroup").join(group.strip_prefix("/").unwrap_or(group)).join("memory.max");
+        fs::read_to_string(file).ok()?.trim().parse().ok()
+    };
+    let limits = Path::new(group).ancestors().filter_map(limit);
+    limits.fold(bytes_in("/proc/meminfo", "MemTotal:"), usize::min)
 }
 
 /// Bytes of memory that this program holds; 0 where the system does not say.

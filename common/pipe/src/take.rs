@@ -8,6 +8,7 @@ use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowS
 use parquet::file::metadata::PageIndexPolicy;
 
 use crate::column::Rows;
+use crate::panics::caught;
 use crate::table::{Builder, Inputs, Source, columns_of};
 
 /// Parquet tables opened for access by row number. Rows are numbered through all tables.
@@ -61,7 +62,8 @@ impl Taker {
                 .build()
                 .with_context(damaged)?;
             let schema = arrow::array::RecordBatchReader::schema(&reader);
-            let batches = reader.collect::<Result<Vec<_>, _>>().with_context(damaged)?;
+            let batches =
+                caught(|| reader.collect::<Result<Vec<_>, _>>()).with_context(damaged)?.with_context(damaged)?;
             let batch = concat_batches(&schema, &batches)?;
             ensure!(
                 batch.num_rows() == wanted.len(),

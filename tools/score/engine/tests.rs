@@ -184,3 +184,18 @@ fn scorers_that_take_turns_are_never_in_memory_together_and_the_last_stays_for_t
         assert_eq!((engine.counts.images_embedded, engine.counts.undecodable), (6, 1));
     }
 }
+
+#[test]
+fn a_model_that_is_replaced_while_another_has_its_turn_is_refused() {
+    let opened = Mutex::new(0);
+    let replaced = Member::new("replaced", move || {
+        let mut opened = opened.lock().unwrap();
+        *opened += 1;
+        Ok(Scorer { id: format!("{opened}"), preprocess: None, model: Model::Towers(Box::new(First)) })
+    });
+    let members = vec![replaced.unwrap(), member("other", || Model::Towers(Box::new(First)))];
+    let panel = Panel::of(members, Presence::InTurns);
+    let mut engine = Engine::new(panel, Kind::Pairs, &std::env::temp_dir(), 2, Parallel::Batches, Bad::Refuse).unwrap();
+    let error = engine.score(&rows(&[(4, 6, "x")])).unwrap_err().to_string();
+    assert!(error.contains("'replaced' was replaced"), "{error}");
+}
