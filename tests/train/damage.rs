@@ -62,6 +62,13 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_it_is_offered() {
         fs::remove_file(dir.path("x/checkpoint-4").join(file)).unwrap();
         says(&train(&dir, "x", &latest).fails(2), &["x/checkpoint-4", "--resume-from-checkpoint x/checkpoint-2"]);
     }
+    again(&dir);
+    fs::remove_file(dir.path("x/checkpoint-4/unet/config.json")).unwrap();
+    says(&train(&dir, "x", &latest).fails(2), &["x/checkpoint-4", "--resume-from-checkpoint x/checkpoint-2"]);
+    says(
+        &train(&dir, "x", &format!("{RUN} --resume checkpoint-4")).fails(2),
+        &["x/checkpoint-4/unet lacks config.json"],
+    );
     // As it is advised, and by the name alone, as diffusers' scripts take it.
     for named in ["x/checkpoint-2", "checkpoint-2"] {
         again(&dir);
