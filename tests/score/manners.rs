@@ -1,5 +1,7 @@
 //! `score` as a program of Unix: deaths, signals, pipes, outputs and limits.
 
+use std::{io::Read, process::Stdio};
+
 use super::*;
 
 #[test]
